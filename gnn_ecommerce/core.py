@@ -19,6 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+from fastcore.basics import patch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 # %% ../nbs/00_core.ipynb #f5d0e9e0
@@ -361,9 +362,11 @@ def seed_everything(seed: int) -> np.random.Generator:
 
 # %% ../nbs/00_core.ipynb #2a03a438
 class progress:
-    "Iterate with a progress bar (terminal, notebook) or a line now and then (log file). `set(...)` shows figures beside it."
+    """A progress bar (terminal, notebook) or a line now and then (log file).
+
+    Iterate over it, or use it as a context and call `step`; `set(loss=.3)` shows figures beside it."""
     def __init__(self,
-        items: Iterable,          # what to iterate over
+        items: Iterable = (),     # what to iterate over
         desc: str = '',           # what is being done
         total: int|None = None,   # how many; `len(items)` by default
         mode: Literal['bar', 'log', 'none']|None = None, # None: by environment
@@ -372,35 +375,51 @@ class progress:
         self.items, self.desc, self.every = items, desc, every
         self.total = total if total is not None else len(items) if hasattr(items, '__len__') else None
         self.mode = mode or os.environ.get('GNN_ECOMMERCE_PROGRESS') or self._guess()
-        self.figures = {}
+        self.figures, self.done = {}, 0
     @staticmethod
     def _guess():
         notebook = 'IPython' in sys.modules and getattr(sys.modules['IPython'].get_ipython(), 'kernel', None) is not None
         return 'bar' if notebook or sys.stderr.isatty() else 'log'
 
-    def set(self, **figures):
-        "Show numbers beside the bar: `bar.set(loss=.3)`."
-        self.figures.update(figures)
-        if self.mode == 'bar': self._bar.set_postfix({k: f'{v:.4g}' if isinstance(v, float) else v for k, v in self.figures.items()})
-
-    def __iter__(self):
-        if self.mode == 'none': yield from self.items; return
+    def __enter__(self):
         if self.mode == 'bar':
             from tqdm.auto import tqdm
-            with tqdm(self.items, desc=self.desc, total=self.total) as self._bar: yield from self._bar
-            return
-        start = last = time.monotonic()
-        done = 0
-        for done, item in enumerate(self.items, 1):
-            yield item
-            if time.monotonic()-last >= self.every and done != self.total: last = time.monotonic(); self._line(done, last-start)
-        self._line(done, time.monotonic()-start)
+            self._bar = tqdm(desc=self.desc, total=self.total)
+        self._start = self._last = time.monotonic()
+        return self
 
-    def _line(self, done, seconds):
-        of = f'/{self.total}' if self.total is not None else ''
-        left = f', {seconds/done*(self.total-done):.0f} s left' if self.total and 0 < done < self.total else ''
-        figures = ''.join(f' {k} {v:.4g}' if isinstance(v, float) else f' {k} {v}' for k, v in self.figures.items())
-        print(f'{self.desc}: {done}{of} in {seconds:.1f} s{left}{figures}', flush=True)
+    def __exit__(self, *exc):
+        if self.mode == 'bar': self._bar.close()
+        if self.mode == 'log': self._line()
+
+    def __iter__(self):
+        with self:
+            for item in self.items: yield item; self.step()
+
+# %% ../nbs/00_core.ipynb #17306a6b
+@patch
+def step(self: progress, n: int = 1):
+    "`n` more are done."
+    self.done += n
+    if self.mode == 'bar': self._bar.update(n)
+    elif self.mode == 'log' and time.monotonic()-self._last >= self.every and self.done != self.total:
+        self._last = time.monotonic()
+        self._line()
+
+@patch
+def set(self: progress, **figures):
+    "Show numbers beside the bar."
+    self.figures.update(figures)
+    if self.mode == 'bar': self._bar.set_postfix(self._texts(), refresh=False)
+
+@patch
+def _texts(self: progress) -> dict: return {k: f'{v:.4g}' if isinstance(v, float) else str(v) for k, v in self.figures.items()}
+
+@patch
+def _line(self: progress):
+    seconds, of = time.monotonic()-self._start, f'/{self.total}' if self.total is not None else ''
+    left = f', {seconds/self.done*(self.total-self.done):.0f} s left' if self.total and 0 < self.done < self.total else ''
+    print(f'{self.desc}: {self.done}{of} in {seconds:.1f} s{left}'+''.join(f' {k} {v}' for k, v in self._texts().items()), flush=True)
 
 # %% ../nbs/00_core.ipynb #f3c77352
 #: what makes the built-in shop and its model small enough to run in a notebook in seconds
