@@ -1,0 +1,70 @@
+# gnn_ecommerce. `make` alone says what there is.
+#
+#   PYTHON=python3.12    another interpreter to build the environment with (3.11 or newer)
+#   VENV=path            another place for the environment
+#   ARGS='...'           passed on to the command of a target
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+BIN := $(abspath $(VENV))/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock
+
+export PATH := $(BIN):$(PATH)
+export PYTHONUNBUFFERED := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo repro test check lab docs new lock clean
+
+help:
+	@echo "make TARGET:"
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r name text; do printf '  %-8s %s\n' "$$name" "$$text"; done
+
+demo: $(VENV)/.base ## the pipeline on the built-in shop, then its results; EVENTS=path [PARAMS=overlay.yaml] takes your own files
+	@$(BIN)/python -m gnn_ecommerce.pipeline demo $(if $(EVENTS),--events '$(EVENTS)') $(if $(PARAMS),--params '$(PARAMS)') $(ARGS)
+
+repro: $(VENV)/.base ## run the stages that are out of date (dvc repro)
+	@$(BIN)/dvc repro $(ARGS)
+
+test: $(VENV)/.full ## every notebook and every test
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.full ## before a commit: export, clean, lint, fast tests
+	@$(BIN)/nbdev_export
+	@$(BIN)/python tools/notebooks.py readme
+	@$(BIN)/nbdev_clean
+	@$(BIN)/ruff check .
+	@$(BIN)/python -m pytest --quiet -m "not slow" --flags "" $(ARGS)
+
+lab: $(VENV)/.full ## JupyterLab on nbs/
+	@$(BIN)/jupyter lab nbs $(ARGS)
+
+docs: $(VENV)/.full ## the site, into _docs/index.html
+	@$(BIN)/python tools/notebooks.py site
+	@$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --builder html _proc _docs $(ARGS)
+	@echo "Site: _docs/index.html"
+
+new: $(VENV)/.full ## a new notebook from the template: make new N=08 NAME=model_server [STAGE=1]
+	@$(BIN)/python tools/notebooks.py new '$(N)' '$(NAME)' $(if $(STAGE),--stage)
+
+lock: $(VENV)/.full ## write requirements.lock from the environment as it is
+	@$(BIN)/python tools/notebooks.py lock
+
+clean: ## remove what the site and the tests left; data, models and the environment stay
+	@rm -rf _docs _proc build dist .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+$(VENV)/.base: requirements.lock settings.ini setup.py pyproject.toml
+	@command -v git >/dev/null || { echo "git: expected it on the PATH, found none. On Debian or Ubuntu: apt-get install git"; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON): expected Python 3.11 or newer on the PATH, found none. On Debian or Ubuntu: apt-get install python3 python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON): expected Python 3.11 or newer, found $$($(PYTHON) --version). Name another one: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON): expected its modules venv and ensurepip, found none. On Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
+	@echo "Building the environment in $(VENV) from requirements.lock: a few minutes, once."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.full: $(VENV)/.base
+	@echo "Adding the tools for tests, notebooks and docs to $(VENV)."
+	@$(PIP) --editable '.[dev,docs]'
+	@touch $@

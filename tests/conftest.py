@@ -1,0 +1,59 @@
+"""What the tests share: the project's folder, real data where there is some, and temporary clones."""
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+os.environ.setdefault("MPLBACKEND", "agg")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--flags", default="stage", help="nbdev flags whose cells run too when a notebook is tested; by default 'stage'")
+
+
+def pytest_report_header(config):
+    data = os.environ.get("GNN_ECOMMERCE_DATA")
+    return f"real data (GNN_ECOMMERCE_DATA): {'set' if data else 'unset, tests that use it are skipped'}"
+
+
+@pytest.fixture(scope="session")
+def root():
+    "The project's folder."
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    "The folder of real data sets. Skips where GNN_ECOMMERCE_DATA does not name one."
+    folder = os.environ.get("GNN_ECOMMERCE_DATA")
+    if not folder: pytest.skip("GNN_ECOMMERCE_DATA is unset: no real data here")
+    if not Path(folder).is_dir(): pytest.fail(f"GNN_ECOMMERCE_DATA: expected a folder, found {folder!r}")
+    return Path(folder)
+
+
+def git(folder, *args):
+    "Run git in a folder with an identity of its own; returns what it prints."
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false"]
+    return subprocess.run(["git", *identity, *args], cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="session")
+def clone():
+    "A function that puts a copy of the project, as it stands, into a folder and makes it a Git repository."
+    def make(folder):
+        folder = Path(folder)
+        files = git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard", "-z").split("\0")
+        for name in files:
+            if not name or not (ROOT / name).is_file(): continue
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+        git(folder, "init", "--quiet", "--initial-branch=main")
+        git(folder, "add", "--all")
+        git(folder, "commit", "--quiet", "--message=copy")
+        return folder
+    return make

@@ -1,0 +1,150 @@
+"""Notebooks as README, site pages and new notebooks: nbdev's directives are stripped here and nowhere else.
+
+    python tools/notebooks.py readme        README.md from nbs/index.ipynb
+    python tools/notebooks.py site          the site's sources in _proc/, from docs/ and nbs/
+    python tools/notebooks.py new 08 NAME   a new notebook from nbs/_template.ipynb
+    python tools/notebooks.py lock          requirements.lock from the environment
+"""
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[1]
+DIRECTIVE = re.compile(r"\s*#\s*\|")
+HIDDEN = {"hide", "default_exp"}
+
+
+def notebooks(root=ROOT):
+    "Every notebook of the project, numbered ones first, in the order in which they are read."
+    found = (f for f in (root / "nbs").rglob("*.ipynb") if not any(p.startswith(("_", ".")) for p in f.relative_to(root).parts))
+    return sorted(found, key=lambda f: (len(f.relative_to(root).parts), f.name == "index.ipynb", f.name))
+
+
+def directives(cell):
+    "nbdev's directives at the head of a code cell: `#| export` gives {'export'}, `#| eval: false` {'eval'}."
+    names = set()
+    for line in cell.source.splitlines() if cell.cell_type == "code" else ():
+        if line.strip() and not DIRECTIVE.match(line): break
+        names.update(re.findall(r"^[\w-]+", DIRECTIVE.sub("", line).strip()))
+    return names
+
+
+def strip(nb):
+    "The notebook as a reader should see it: no directives, no hidden cells, no empty ones."
+    cells = []
+    for cell in nb.cells:
+        flags = directives(cell)
+        if flags & HIDDEN: continue
+        if flags: cell.source = "\n".join(line for line in cell.source.splitlines() if not DIRECTIVE.match(line)).strip("\n")
+        if cell.source.strip(): cells.append(cell)
+    nb.cells = cells
+    nb.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
+    return nb
+
+
+def readme(root=ROOT):
+    "Text of README.md."
+    from nbconvert import MarkdownExporter
+
+    nb = strip(nbformat.read(root / "nbs" / "index.ipynb", 4))
+    text, _ = MarkdownExporter().from_notebook_node(nb)
+    text = re.sub(r"\n{3,}", "\n\n", text.strip())
+    head, _, rest = text.partition("\n")
+    return f"{head}\n\n<!-- Written by `make check` from nbs/index.ipynb. Edit the notebook, not this file. -->\n{rest}\n"
+
+
+def write_readme(root=ROOT):
+    (root / "README.md").write_text(readme(root), encoding="utf8")
+
+
+def site(root=ROOT, out=None):
+    "The site's sources: the pages of docs/, and each notebook stripped under the name that it has in nbs/."
+    out = Path(out or root / "_proc")
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(root / "docs", out)
+    for file in notebooks(root):
+        if file.name == "index.ipynb": continue
+        page = out / file.relative_to(root)
+        page.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(strip(nbformat.read(file, 4)), page)
+    return out
+
+
+def listed(root=ROOT):
+    "Notebook pages that the site's lists name, such as 'nbs/00_core'."
+    text = "\n".join(f.read_text(encoding="utf8") for f in (root / "docs").rglob("*.md"))
+    return re.findall(r"^(?:.*<)?(nbs/[\w/-]+)>?$", text, re.M)
+
+
+#: what only the notebook of a stage has, in the template
+STAGE_ONLY = ("run_NAME", "SETTINGS", "StageSettings", "## Settings", "## The stage", "params = ''")
+
+
+def new(number, name, stage=False, root=ROOT):
+    "Start nbs/<number>_<name>.ipynb and list it on the site. Says what to do next."
+    if not re.fullmatch(r"\d\d[a-z]?", number): sys.exit(f"N: expected two digits and perhaps a letter, such as 08 or 04a, found {number!r}")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name): sys.exit(f"NAME: expected a module name, such as model_server, found {name!r}")
+    path = root / "nbs" / f"{number}_{name}.ipynb"
+    taken = [f.name for f in notebooks(root) if f.name.startswith(f"{number}_") or f.stem.endswith(f"_{name}")]
+    if taken: sys.exit(f"{path.name}: expected a number and a name that are free, found {', '.join(taken)}")
+    nb = nbformat.read(root / "nbs" / "_template.ipynb", 4)
+    if not stage: nb.cells = [c for c in nb.cells if not any(word in c.source for word in STAGE_ONLY)]
+    title, camel = name.replace("_", " ").capitalize(), "".join(w.capitalize() for w in name.split("_"))
+    for cell in nb.cells: cell.source = cell.source.replace("TITLE", title).replace("SETTINGS", f"{camel}Settings").replace("NAME", name)
+    write_clean(nb, path)
+    list_page(root / "docs" / "notebooks.md", f"nbs/{path.stem}")
+    print(f"nbs/{path.name} is there, and docs/notebooks.md lists it. Write it in JupyterLab (make lab), then: make check")
+    if stage: print(f"A stage also needs: {name} in SECTIONS and STAGES (nbs/00_core.ipynb), a section in params.yaml, a stage in dvc.yaml")
+
+
+def write_clean(nb, path):
+    "Write a notebook as nbdev_clean leaves it."
+    from execnb.nbio import dict2nb, write_nb
+    from nbdev.clean import _nbdev_clean
+
+    nb = dict2nb(nb)
+    _nbdev_clean(nb)
+    write_nb(nb, path)
+
+
+def list_page(page, entry):
+    "Put a numbered notebook's entry in its place in a list of pages."
+    lines = page.read_text(encoding="utf8").splitlines()
+    numbered = [i for i, line in enumerate(lines) if re.match(r"nbs/\d", line)]
+    before = [i for i in numbered if lines[i] < entry]
+    lines.insert(before[-1] + 1 if before else numbered[0], entry)
+    page.write_text("\n".join(lines) + "\n", encoding="utf8")
+
+
+def lock(root=ROOT):
+    "Write requirements.lock from this environment: every version, no place that it came from."
+    frozen = subprocess.run([sys.executable, "-m", "pip", "freeze", "--exclude-editable"], capture_output=True, text=True, check=True).stdout
+    lines = []
+    for line in frozen.splitlines():
+        name, at, _ = line.partition(" @ ")
+        if at: sys.exit(f"{name}: expected a released version, found one from a file or an address")
+        lines.append(re.sub(r"\+[\w.]+$", "", line))
+    head = "# Every version that the project is tested with. `make lock` writes this file; pip reads it as constraints.\n"
+    (root / "requirements.lock").write_text(head + "\n".join(lines) + "\n", encoding="utf8")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("readme", "site", "lock"): commands.add_parser(name)
+    command = commands.add_parser("new")
+    command.add_argument("number")
+    command.add_argument("name")
+    command.add_argument("--stage", action="store_true", help="the notebook of a pipeline stage")
+    args = parser.parse_args(argv)
+    if args.command == "new": new(args.number, args.name, args.stage)
+    else: {"readme": write_readme, "site": site, "lock": lock}[args.command]()
+
+
+if __name__ == "__main__":
+    main()
