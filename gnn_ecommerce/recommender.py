@@ -6,7 +6,8 @@
 __all__ = ['HAS_NUMBA', 'TopK', 'topk', 'Recommender', 'Popular', 'Random', 'EmbeddingRecommender']
 
 # %% ../nbs/02a_recommender.ipynb #faa732c2
-from typing import Iterator, Literal
+from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import scipy.sparse as sp
@@ -23,7 +24,12 @@ except ImportError: njit, prange = None, range
 HAS_NUMBA = njit is not None
 _NO_ITEM = 2**31-1
 
-def _jit(**kw): return njit(nogil=True, cache=True, **kw) if HAS_NUMBA else lambda f: f
+def _jit(**kw):
+    "numba's njit, compiled once for all later processes where a folder can be written; nothing without numba."
+    def compiled(f):
+        try: return njit(nogil=True, cache=True, **kw)(f)
+        except RuntimeError: return njit(nogil=True, **kw)(f)
+    return compiled if HAS_NUMBA else lambda f: f
 
 @_jit()
 def _sift(scores, items, score, item):
@@ -81,8 +87,7 @@ class TopK:
     ):
         if backend not in ('auto', 'numba', 'torch'): raise GnnEcommerceError(f"backend: expected 'auto', 'numba' or 'torch', found {backend!r}")
         if backend == 'numba' and not HAS_NUMBA: raise GnnEcommerceError("backend: expected numba to be installed, found it missing: install it or take backend='torch'")
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1: raise GnnEcommerceError(f'k: expected a whole number >= 1, found {k!r}')
-        self.n, self.k = n, int(k)
+        self.n, self.k = n, _check_k(k)
         self.numba = backend == 'numba' or (backend == 'auto' and HAS_NUMBA and torch.device(device).type == 'cpu')
         if self.numba: self.scores, self.items = np.full((n, k), -np.inf, np.float32), np.full((n, k), _NO_ITEM, np.int32)
         else: self.keys = torch.full((n, k), torch.iinfo(torch.int64).min, device=device)
@@ -96,6 +101,10 @@ class TopK:
         ptr, masked = (mask.indptr.astype(np.int64, copy=False), mask.indices.astype(np.int32, copy=False)) if mask is not None else (np.zeros(self.n+1, np.int64), np.zeros(0, np.int32))
         if self.numba: self._update_numba(block, columns, ptr, masked)
         else: self._update_torch(block, columns, ptr, masked)
+
+def _check_k(k) -> int:
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1: raise GnnEcommerceError(f'k: expected a whole number >= 1, found {k!r}')
+    return int(k)
 
 def _refuse(count: int):
     raise GnnEcommerceError(f'scores: expected finite numbers, found {count} that are NaN or infinite: the model has diverged or divides by zero; '
@@ -213,8 +222,7 @@ def recommend(self: Recommender,
     items: np.ndarray|None = None, # int (m,) the only items that may come; None: all
 ) -> tuple[np.ndarray, np.ndarray]: # int32 (n, k) item indices, -1 pads; float32 (n, k) scores, NaN pads
     "The k best items of each user, exactly; ties by lower item index; memory does not grow with the number of users (but for the result)."
-    users, columns = self._check_users(users), self._check_items(items)
-    TopK(0, k, self.backend, self.device)
+    users, columns, k = self._check_users(users), self._check_items(items), _check_k(k)
     found = np.full((len(users), k), -1, np.int32), np.full((len(users), k), np.nan, np.float32)
     if not len(columns): return found
     step = self.chunk(len(columns))
