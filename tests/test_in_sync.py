@@ -96,6 +96,13 @@ def test_readme_equals_index_notebook():
     assert (ROOT / "README.md").read_text(encoding="utf8") == readme(), "README.md differs from nbs/index.ipynb: run `make check`"
 
 
+def test_links_of_readme_lead_to_files():
+    text = (ROOT / "README.md").read_text(encoding="utf8")
+    links = re.findall(r"\]\((?!\w+:|#)([^)#]+)", text)
+    lost = [link for link in links if not (ROOT / link).exists()]
+    assert links and not lost, f"README.md: expected files behind its links, found none at {', '.join(lost)}"
+
+
 def test_site_lists_every_notebook_once():
     expected = {f.relative_to(ROOT).with_suffix("").as_posix() for f in notebooks() if f.name != "index.ipynb"}
     found = listed()

@@ -54,6 +54,7 @@ def readme(root=ROOT):
     nb = strip(nbformat.read(root / "nbs" / "index.ipynb", 4))
     text, _ = MarkdownExporter().from_notebook_node(nb)
     text = re.sub(r"\n{3,}", "\n\n", text.strip())
+    text = re.sub(r"\]\((?!\w+:|#)(?:(\.\./)|)", lambda m: "](" if m[1] else "](nbs/", text)
     head, _, rest = text.partition("\n")
     return f"{head}\n\n<!-- Written by `make check` from nbs/index.ipynb. Edit the notebook, not this file. -->\n{rest}\n"
 
@@ -72,7 +73,27 @@ def site(root=ROOT, out=None):
         page = out / file.relative_to(root)
         page.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(strip(nbformat.read(file, 4)), page)
+    for name in ("CHANGELOG.md", "CONTRIBUTING.md"): shutil.copy(root / name, out / name.lower())
+    (out / "api").mkdir()
+    for i, file in enumerate(f for f in notebooks(root) if (root / "gnn_ecommerce" / f"{module(f)}.py").is_file()):
+        text = API_PAGE.format(name=module(file), notebook=file.stem)
+        (out / "api" / f"{i:02d}_{module(file)}.md").write_text(text, encoding="utf8")
     return out
+
+
+def module(file):
+    "Module that a numbered notebook exports: 01a_graph.ipynb gives graph."
+    return re.sub(r"^\d\d[a-z]?_", "", file.stem)
+
+
+API_PAGE = """# {name}
+
+Written in the notebook [{notebook}](/nbs/{notebook}.ipynb).
+
+```{{eval-rst}}
+.. automodule:: gnn_ecommerce.{name}
+```
+"""
 
 
 def listed(root=ROOT):

@@ -1,0 +1,115 @@
+"""The site: pages of docs/, the notebooks with the outputs that they are stored with, and the API from docstrings.
+
+Built from _proc/, which tools/notebooks.py writes. Nothing is executed and nothing is fetched.
+"""
+import inspect
+import re
+from configparser import ConfigParser
+from dataclasses import is_dataclass
+from pathlib import Path
+
+from fastcore.docments import docments, empty
+from pydantic import BaseModel
+
+ROOT = Path(__file__).resolve().parents[1]
+settings = ConfigParser(delimiters=["="])
+settings.read(ROOT / "settings.ini", encoding="utf8")
+settings = settings["DEFAULT"]
+
+project = settings["title"]
+author = settings["author"]
+copyright = settings["copyright"]
+version = release = settings["version"]
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx.ext.mathjax"]
+exclude_patterns = ["_static"]
+default_role = "code"
+
+nb_execution_mode = "off"
+nb_merge_streams = True
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist", "attrs_inline"]
+myst_heading_anchors = 3
+suppress_warnings = ["mystnb.unknown_mime_type"]
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+autodoc_default_options = {"members": True}
+toc_object_entries_show_parents = "hide"
+add_module_names = False
+
+html_theme = "pydata_sphinx_theme"
+html_title = project
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_favicon = "_static/mark.svg"
+html_show_sourcelink = False
+html_sidebars = {"index": [], "changelog": [], "contributing": []}
+html_theme_options = {
+    "logo": {"image_light": "_static/mark.svg", "image_dark": "_static/mark.svg", "text": project},
+    "navbar_align": "left",
+    "show_toc_level": 2,
+    "show_nav_level": 1,
+    "pygments_light_style": "tango",
+    "pygments_dark_style": "github-dark",
+    "secondary_sidebar_items": {"**": ["page-toc"], "index": []},
+    "footer_start": ["copyright"],
+    "footer_end": [],
+}
+
+
+def rst(text):
+    "Markdown of a docstring as reStructuredText: code in backticks stays code, what reStructuredText would read as markup is escaped."
+    parts = re.split(r"(`[^`]+`)", text)
+    return "".join(f"`{p}`" if i % 2 else re.sub(r"([\\*_|])", r"\\\1", p) for i, p in enumerate(parts))
+
+
+def type_name(anno):
+    "A type as it is written in the source."
+    if anno in (empty, inspect.Parameter.empty): return ""
+    text = anno if isinstance(anno, str) else inspect.formatannotation(anno)
+    for long, short in {"pathlib.": "", "numpy.": "np.", "pandas.core.frame.": "pd.", "typing.": "", "gnn_ecommerce.": ""}.items(): text = text.replace(long, short)
+    return re.sub(r"Literal\[([^]]*)\]", lambda m: m[1].replace(", ", " | "), text)
+
+
+def parameters(obj):
+    "A field list of what a function's docments say of its parameters and of what it returns."
+    lines = []
+    try: found = docments(obj, full=True)
+    except Exception: return lines
+    for name, doc in found.items():
+        text, kind = rst(str(doc.docment or "").replace("\n", " ")), type_name(doc.anno)
+        if name in ("self", "cls") or not (text or kind) or (name, text, kind) == ("return", "", "None"): continue
+        if name == "return":
+            lines += [f":returns: {text}"] * bool(text) + [f":rtype: {rst(kind)}"] * bool(kind)
+            continue
+        if doc.default not in (empty, inspect.Parameter.empty): text += f" (default ``{doc.default!r}``)" if len(repr(doc.default)) < 60 else ""
+        lines += [f":param {name}: {text}"] + [f":type {name}: {rst(kind)}"] * bool(kind)
+    return lines
+
+
+def fields(cls):
+    "A field list of a settings class: key, type, default, meaning."
+    lines = []
+    for name, field in cls.model_fields.items():
+        if name in getattr(cls.__base__, "model_fields", ()): continue
+        default = "" if field.is_required() else f" (default ``{field.default!r}``)"
+        lines += [f":param {name}: {rst(field.description or '')}{default}", f":type {name}: {rst(type_name(field.annotation))}"]
+    return lines
+
+
+def process_docstring(app, what, name, obj, options, lines):
+    body = [rst(line) for line in lines]
+    if what == "class" and issubclass(obj, BaseModel): body = [*body, "", *fields(obj)]
+    elif what == "class": body = [*body, "", *parameters(obj if is_dataclass(obj) else obj.__init__)]
+    elif what in ("function", "method"): body = [*body, "", *parameters(obj)]
+    lines[:] = [*body, ""]
+
+
+def process_signature(app, what, name, obj, options, signature, returns):
+    if what == "class" and issubclass(obj, BaseModel): return "", None
+    return None
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", process_docstring)
+    app.connect("autodoc-process-signature", process_signature)
