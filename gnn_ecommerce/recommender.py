@@ -16,7 +16,7 @@ from fastcore.basics import patch
 
 from .core import GnnEcommerceError, UnknownIdError, rng
 
-try: from numba import njit, prange
+try: from numba import get_num_threads, njit, prange
 except ImportError: njit, prange = None, range
 
 # %% ../nbs/02a_recommender.ipynb #2cf5a51c
@@ -98,9 +98,14 @@ class TopK:
         mask: sp.csr_matrix|None = None, # (n, n_items) what each user must not get
     ):
         "Take in a block of scores. Raises `GnnEcommerceError` where a score is NaN or infinite."
-        ptr, masked = (mask.indptr.astype(np.int64, copy=False), mask.indices.astype(np.int32, copy=False)) if mask is not None else (np.zeros(self.n+1, np.int64), np.zeros(0, np.int32))
+        ptr, masked = _mask_arrays(mask, self.n)
         if self.numba: self._update_numba(block, columns, ptr, masked)
         else: self._update_torch(block, columns, ptr, masked)
+
+def _mask_arrays(mask, n: int) -> tuple[np.ndarray, np.ndarray]: # int64 (n+1,), int32 (nnz,)
+    "Row pointer and columns of a mask; of an empty one for None."
+    if mask is None: return np.zeros(n+1, np.int64), np.zeros(0, np.int32)
+    return mask.indptr.astype(np.int64, copy=False), mask.indices.astype(np.int32, copy=False)
 
 def _check_k(k) -> int:
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1: raise GnnEcommerceError(f'k: expected a whole number >= 1, found {k!r}')
@@ -322,9 +327,65 @@ class Random(Recommender):
         return ((h ^ (h >> np.uint32(16))) >> np.uint32(8)).astype(np.float32)*np.float32(2**-24)
 
 # %% ../nbs/02a_recommender.ipynb #2f7e0881
+_PANEL = 64
+
+@_jit(fastmath={'contract'})
+def _product(x, r, panel, out):
+    "out (4, 64) += x[r:r+4] (4, d) @ panel (d, 64), d a multiple of 4, each sum in the order of the dimensions."
+    for t in range(0, x.shape[1], 4):
+        a0, a1, a2, a3 = x[r, t], x[r, t+1], x[r, t+2], x[r, t+3]
+        b0, b1, b2, b3 = x[r+1, t], x[r+1, t+1], x[r+1, t+2], x[r+1, t+3]
+        c0, c1, c2, c3 = x[r+2, t], x[r+2, t+1], x[r+2, t+2], x[r+2, t+3]
+        d0, d1, d2, d3 = x[r+3, t], x[r+3, t+1], x[r+3, t+2], x[r+3, t+3]
+        for j in range(64):
+            p0, p1, p2, p3 = panel[t, j], panel[t+1, j], panel[t+2, j], panel[t+3, j]
+            out[0, j] = (((out[0, j]+a0*p0)+a1*p1)+a2*p2)+a3*p3
+            out[1, j] = (((out[1, j]+b0*p0)+b1*p1)+b2*p2)+b3*p3
+            out[2, j] = (((out[2, j]+c0*p0)+c1*p1)+c2*p2)+c3*p3
+            out[3, j] = (((out[3, j]+d0*p0)+d1*p1)+d2*p2)+d3*p3
+
+def _pack(table: np.ndarray) -> np.ndarray: # float32 (ceil(n/64), d rounded up to a multiple of 4, 64), zeros where there is nothing
+    "A table (n, d) in panels of 64 rows, each transposed."
+    n, d = table.shape
+    out = np.zeros((-(-n//_PANEL), -(-d//4)*4, _PANEL), np.float32)
+    for p in range(len(out)): out[p, :d, :min(_PANEL, n-p*_PANEL)] = table[p*_PANEL:(p+1)*_PANEL].T
+    return out
+
+# %% ../nbs/02a_recommender.ipynb #d9addb44
+@_jit()
+def _task(x, first, last, panels, a, b, bias, columns, allowed, ptr, masked, scores, items):
+    "Users `first` to `last` against panels `a` to `b`: products, and what is better than the heap's worst entry enters the heap."
+    out = np.empty((4, 64), np.float32)
+    for p in range(a, b):
+        end = min(64, len(columns)-p*64)
+        for r in range(first, last, 4):
+            for q in range(4): out[q] = bias[p]
+            _product(x, r, panels[p], out)
+            for q in range(min(4, last-r)):
+                u, hits = r+q, 0
+                worst = scores[u, 0]
+                for j in range(64): hits += out[q, j] > worst
+                if hits: _offer_allowed(out[q], end, columns[p*64:p*64+end], allowed, masked[ptr[u]:ptr[u+1]], scores[u], items[u])
+
+@_jit()
+def _offer_allowed(row, n, columns, allowed, masked, scores, items):
+    "As `_offer`, for the `allowed` items only."
+    for j in range(n):
+        if row[j] > scores[0] and allowed[columns[j]] and not _holds(masked, columns[j]): _sift(scores, items, row[j], columns[j])
+
+@_jit(parallel=True)
+def _fused(x, n, panels, bias, columns, allowed, ptr, masked, scores, items):
+    "Heaps (segments, n, k) of n users over the items in `columns`; `x` holds the users' rows and at least 3 more."
+    segments, tasks = len(scores), (n+127)//128
+    for c in prange(tasks*segments):
+        s, first = c%segments, c//segments*128
+        a, b = s*len(panels)//segments, (s+1)*len(panels)//segments
+        _task(x, first, min(n, first+128), panels, a, b, bias, columns, allowed, ptr, masked, scores[s], items[s])
+
+# %% ../nbs/02a_recommender.ipynb #c815b2d1
 class EmbeddingRecommender(Recommender):
     "score(u, i) = <user_embedding[u], item_embedding[i]> (+ item_bias[i])."
-    block = 1 << 20 # scores of a block: users of a chunk x items
+    block = 1 << 20 # scores of a block on the torch path: users of a chunk x items
     def __init__(self,
         user_embedding: np.ndarray,         # (n_users, d), kept as float32
         item_embedding: np.ndarray,         # (n_items, d)
@@ -337,13 +398,14 @@ class EmbeddingRecommender(Recommender):
         if graph is not None: EmbeddingRecommender.fit(self, graph)
 
     def set_embedding(self, user_embedding, item_embedding, item_bias=None):
-        "Take other embeddings. Raises `GnnEcommerceError` where shapes disagree or a value is not finite."
-        self.user_embedding, self.item_embedding = _table(user_embedding, 'user_embedding'), _table(item_embedding, 'item_embedding')
+        "Take other embeddings. Raises `GnnEcommerceError` where shapes disagree or a score would not be finite."
+        user, item = self.user_embedding, self.item_embedding = _table(user_embedding, 'user_embedding'), _table(item_embedding, 'item_embedding')
         self.item_bias = None if item_bias is None else _table(np.asarray(item_bias)[:, None], 'item_bias')[:, 0]
-        if self.user_embedding.shape[1] != self.item_embedding.shape[1] or (item_bias is not None and len(self.item_bias) != len(self.item_embedding)):
-            raise GnnEcommerceError(f'embeddings: expected (n_users, d), (n_items, d) and (n_items,), found {self.user_embedding.shape}, {self.item_embedding.shape}'
+        if user.shape[1] != item.shape[1] or (item_bias is not None and len(self.item_bias) != len(item)):
+            raise GnnEcommerceError(f'embeddings: expected (n_users, d), (n_items, d) and (n_items,), found {user.shape}, {item.shape}'
                                     + (f' and {self.item_bias.shape}' if item_bias is not None else ''))
-        self._unit = {}
+        if float(np.abs(user).max(initial=0))*float(np.abs(item).max(initial=0))*user.shape[1] > 1e38: raise GnnEcommerceError('embeddings: expected scores that fit float32, found values whose products do not: the model has diverged')
+        self._unit, self._panels = {}, None
         return self.to(self.device)
 
     @property
@@ -359,7 +421,7 @@ def _table(values, what: str) -> np.ndarray:
     if not np.isfinite(table).all(): raise GnnEcommerceError(f'{what}: expected finite numbers, found {int((~np.isfinite(table)).sum())} that are NaN or infinite: the model has diverged')
     return table
 
-# %% ../nbs/02a_recommender.ipynb #b5c7dd56
+# %% ../nbs/02a_recommender.ipynb #53e8a4a1
 @patch
 def fit(self: EmbeddingRecommender, graph) -> EmbeddingRecommender:
     "Take the graph to which the embeddings belong. Raises `GnnEcommerceError` if it has other numbers of users or items."
@@ -381,9 +443,6 @@ def score(self: EmbeddingRecommender, users):
     return np.concatenate([b.cpu().numpy() for _, b in self.score_blocks(_check_indices(users, self.n_users, 'users'), np.arange(self.n_items, dtype=np.int32), self.n_items)], 1)
 
 @patch
-def chunk(self: EmbeddingRecommender, n_columns): return 1024
-
-@patch
 def score_blocks(self: EmbeddingRecommender, users, columns, width=None):
     "Blocks of scores in one buffer that the next block overwrites."
     width = width or max(256, self.block//max(1, len(users)))
@@ -396,6 +455,40 @@ def score_blocks(self: EmbeddingRecommender, users, columns, width=None):
         block = buffer[:len(users)*len(part)].view(len(users), len(part))
         torch.mm(chosen, part.T, out=block)
         yield a, block if bias is None else block.add_(bias[a:a+width])
+
+# %% ../nbs/02a_recommender.ipynb #2046659d
+@patch
+def chunk(self: EmbeddingRecommender, n_columns): return 8192 if self._uses_numba() else 1024
+
+@patch
+def _uses_numba(self: EmbeddingRecommender): return TopK(0, 1, self.backend, self.device).numba
+
+@patch
+def _packed(self: EmbeddingRecommender, n_users: int, columns):
+    "Panels, biases and the items they hold, for a list of allowed columns."
+    n, m = self.n_items, len(columns)
+    if self._panels is None: self._panels = self._pack_items(np.arange(n, dtype=np.int32))
+    return self._panels if n_users*(n-m) <= 8*m else self._pack_items(columns)
+
+@patch
+def _pack_items(self: EmbeddingRecommender, columns):
+    bias = np.zeros((-(-len(columns)//_PANEL), _PANEL), np.float32)
+    if self.item_bias is not None: bias.ravel()[:len(columns)] = self.item_bias[columns]
+    return _pack(self.item_embedding[columns]), bias, columns
+
+@patch
+def _best(self: EmbeddingRecommender, users, k, mask, columns):
+    if not self._uses_numba(): return Recommender._best(self, users, k, mask, columns)
+    n, d = len(users), self.item_embedding.shape[1]
+    panels, bias, packed = self._packed(n, columns)
+    x, allowed = np.zeros((n+3, panels.shape[1]), np.float32), np.zeros(self.n_items, bool)
+    x[:n, :d], allowed[columns] = self.user_embedding[users], True
+    segments = min(len(panels), -(-4*get_num_threads()//(-(-n//128))) if n < 512*get_num_threads() else 1)
+    scores, items = np.full((segments, n, k), -np.inf, np.float32), np.full((segments, n, k), _NO_ITEM, np.int32)
+    _fused(x, n, panels, bias, packed, allowed, *_mask_arrays(mask, n), scores, items)
+    best = TopK(n, k, 'numba')
+    best.scores, best.items = np.hstack(list(scores)), np.hstack(list(items))
+    return tuple(o[:, :k] for o in best.result())
 
 # %% ../nbs/02a_recommender.ipynb #71072891
 @patch
