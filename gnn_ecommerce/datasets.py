@@ -69,6 +69,7 @@ class Benchmark:
         valid = f'{self.valid.nnz:,} valid, ' if self.valid is not None else ''
         return f'Benchmark({self.name}: {self.graph.n_users:,} users, {self.graph.n_items:,} items, {self.graph.n_edges:,} train, {valid}{self.test.nnz:,} test)'
 
+# %% ../nbs/01b_datasets.ipynb #d4f2b584
 def load_benchmark(
     name: str,                     # 'gowalla', 'lastfm' or any folder name in the data folder
     folder: str|Path|None = None,  # folder with train.txt, test.txt and perhaps valid.txt; by default looked up

@@ -7,7 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Iterable, Literal
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -339,7 +340,7 @@ def draw_graph(
     sides = {k: sorted(n for n, d in view.nodes(data=True) if d['kind'] == k) for k in ('user', 'item')}
     if ax is None: ax = plt.subplots(figsize=(6, max(2, .55*max(map(len, sides.values())))))[1]
     pos = {n: (x, -(i+.5)/len(nodes)) for x, nodes in zip((0, 1), sides.values()) for i, n in enumerate(nodes)}
-    for (k, nodes), color in zip(sides.items(), ('tab:blue', 'tab:orange')): nx.draw_networkx_nodes(view, pos, nodes, node_color=color, node_size=130, ax=ax)
+    for nodes, color in zip(sides.values(), ('tab:blue', 'tab:orange')): nx.draw_networkx_nodes(view, pos, nodes, node_color=color, node_size=130, ax=ax)
     for flag, style in ((True, '-'), (False, '--')):
         es = [(a, b) for a, b, d in view.edges(data=True) if d['purchased'] == flag]
         nx.draw_networkx_edges(view, pos, es, width=[.8+2*view.edges[e]['weight'] for e in es], style=style, edge_color='gray', ax=ax)
