@@ -117,6 +117,24 @@ class Evaluation:
         return pd.Series([float(_metrics_at(self.hits, n, k)[metric].mean()) for k in ks], index=pd.Index(ks, name='k'), name=self.name)
 
 # %% ../nbs/02b_evaluation.ipynb #a88ebabb
+@patch(cls_method=True)
+def from_lists(cls: Evaluation,
+    name: str,             # of the method
+    ranked: np.ndarray,    # int (n, k) item indices, best first, -1 pads
+    targets: sp.csr_array, # bool (n, n_items), row r: targets of row r
+    ks: Iterable[int] = (10, 20), # list lengths, up to k
+    users: np.ndarray|None = None, # (n,) who the rows are; 0..n-1 by default
+) -> Evaluation: # users without targets are left out and counted
+    "Metrics of given lists. Raises `GnnEcommerceError` where shapes disagree or nobody has a target."
+    ks, targets, ranked = _check_ks(ks), _clean_targets(targets), np.asarray(ranked)
+    hits, have = hit_matrix(ranked, targets), np.diff(targets.indptr) > 0
+    if not have.any(): raise GnnEcommerceError(f'targets: expected at least one user with a target, found none among {len(have)}: nothing can be measured')
+    if ks[-1] > ranked.shape[1]: raise GnnEcommerceError(f'ks: expected list lengths up to {ranked.shape[1]}, the length of the ranking, found {ks[-1]}: recommend more items')
+    n_targets = np.diff(targets.indptr)[have]
+    who = pd.DataFrame(dict(user=(np.arange(len(have)) if users is None else np.asarray(users))[have], n_targets=n_targets))
+    return cls(name, pd.concat([who, _table(hits[have], n_targets, ks)], axis=1), ranked[have], hits[have], ks, targets.shape[1], int((~have).sum()))
+
+# %% ../nbs/02b_evaluation.ipynb #35e5e6c5
 def evaluate(
     recommender: Recommender,  # fitted
     targets: sp.csr_array,     # bool (n_users, n_items), the pairs to be found
@@ -132,11 +150,10 @@ def evaluate(
     chosen = asked[np.diff(targets.indptr)[asked] > 0]
     if not len(chosen): raise GnnEcommerceError(f'targets: expected at least one user with a target, found none among {len(asked)}: nothing can be measured')
     ranked, _ = recommender.recommend(chosen, ks[-1], exclude, also_exclude)
-    mine = targets[chosen]
-    hits, n_targets = hit_matrix(ranked, mine), np.diff(mine.indptr)
+    out = Evaluation.from_lists(recommender.name, ranked, mine := targets[chosen], ks, chosen)
     mask = recommender._mask(chosen, exclude, also_exclude)
-    per_user = pd.concat([pd.DataFrame(dict(user=chosen, n_targets=n_targets)), _table(hits, n_targets, ks)], axis=1)
-    return Evaluation(recommender.name, per_user, ranked, hits, ks, recommender.n_items, len(asked)-len(chosen), 0 if mask is None else int(mask.multiply(mine).nnz))
+    out.n_without_targets, out.n_masked = len(asked)-len(chosen), 0 if mask is None else int(mask.multiply(mine).nnz)
+    return out
 
 # %% ../nbs/02b_evaluation.ipynb #47c1ec59
 def bootstrap_ci(
