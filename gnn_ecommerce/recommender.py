@@ -309,6 +309,20 @@ class Popular(Recommender):
         best.update(np.tile(self.popularity[head], (len(users), 1)), head, mask)
         return best.result()
 
+    def recommend_new(self,
+        n: int,      # users whom the graph does not hold
+        k: int = 20, # how many items for each
+        exclude: sp.csr_array|None = None, # (n, n_items), what is known of them: true where a pair is left out
+    ) -> tuple[np.ndarray, np.ndarray]: # int32 (n, k) item indices, -1 pads; float32 (n, k) scores, NaN pads
+        "The list for users whom the model has never met."
+        if exclude is not None and exclude.shape != (n, self.n_items): raise GnnEcommerceError(f'exclude: expected shape {(n, self.n_items)}, found {exclude.shape}')
+        columns, step, k = self._check_items(None), self.chunk(self.n_items), _check_k(k)
+        found = np.full((n, k), -1, np.int32), np.full((n, k), np.nan, np.float32)
+        for a in range(0, n if self.n_items else 0, step):
+            mask = None if exclude is None else _clean_mask(exclude.tocsr()[a:a+step])
+            found[0][a:a+step], found[1][a:a+step] = self._best(range(a, min(n, a+step)), k, mask, columns)
+        return found
+
 # %% ../nbs/02a_recommender.ipynb #911bb900
 class Random(Recommender):
     "Items in an order of chance, the same for one (seed, user) on every call."
