@@ -24,8 +24,9 @@ from .graph import InteractionGraph, plot_degrees
 # %% auto #0
 __all__ = ['SCHEMES', 'EventWeights', 'GraphBuildSettings', 'register_scheme', 'event_count', 'event_sum', 'sum_scheme',
            'log_count_scheme', 'purchase_only_scheme', 'unweighted_scheme', 'recency_scheme', 'pair_table',
-           'find_scheme', 'check_events', 'check_pairs', 'index_pairs', 'k_core', 'filter_edges', 'product_rows',
-           'build_graph', 'graph_metrics', 'plot_weights', 'duckdb_events', 'split_point', 'run_graph_build']
+           'find_scheme', 'check_events', 'check_pairs', 'index_tables', 'index_pairs', 'k_core', 'filter_edges',
+           'product_rows', 'build_graph', 'graph_metrics', 'plot_weights', 'duckdb_events', 'split_point',
+           'run_graph_build']
 
 # %% ../nbs/02_graph_build.ipynb #85acf190
 class EventWeights(BaseModel):
@@ -122,7 +123,7 @@ def pair_table(
 ) -> ibis.Table: # user_id, product_id, n_view, n_cart, n_remove_from_cart, n_purchase, first_time, last_time, weight
     "Events aggregated per (user, item). Raises `SettingsError` if the scheme returns no numeric aggregate."
     second = int(end.timestamp())
-    events = events.mutate(age_days=(ibis.literal(second)-events.event_time.truncate('s').epoch_seconds())/86400.)
+    events = events.mutate(age_days=(ibis.literal(second)-events.event_time.truncate('s').epoch_seconds()).cast('float64')/86400.)
     weight = scheme(events, settings)
     if not isinstance(weight, ibis.expr.types.NumericScalar):
         raise SettingsError(f'graph_build.scheme: expected a scheme that returns a numeric Ibis aggregate, found {type(weight).__name__}: end it with .sum(), .max() or the like')
@@ -186,18 +187,26 @@ def check_pairs(
     if n: raise DataError(f'expected no {name} pair in the train events, found {n}: the graph would know the answers; run `dvc repro --force data_prep`')
 
 # %% ../nbs/02_graph_build.ipynb #3ee31f67
+def index_tables(
+    events: ibis.Table, # train events
+    pairs: ibis.Table,  # from `pair_table`
+) -> tuple[ibis.Table, ibis.Table, ibis.Table]: # edges (user, item int32, counts, times, weight), users (user, user_id), items (item, product_id), sorted
+    "Expressions that give each id its index, 0..n-1 in the order of the sorted ids, and put indices in the place of ids."
+    tables = []
+    for id, index in (('user_id', 'user'), ('product_id', 'item')):
+        distinct = events.select(id).distinct()
+        tables.append(distinct.mutate(**{index: ibis.row_number().over(order_by=distinct[id]).cast('int32')}))
+    users, items = tables
+    edges = pairs.join(users, 'user_id').join(items, 'product_id').drop('user_id', 'product_id')
+    return edges.order_by('user', 'item'), users.order_by('user'), items.order_by('item')
+
 def index_pairs(
     events: ibis.Table, # train events
     pairs: ibis.Table,  # from `pair_table`
-) -> tuple[pa.Table, pa.Table, pa.Table]: # edges (user, item int32, counts int32, times, weight), users (user_id), items (product_id)
+) -> tuple[pa.Table, pa.Table, pa.Table]: # edges with counts as int32, users, items, as `index_tables` has them
     "Run the aggregation and index the ids. Raises `DataError` where a count does not fit 32 bits."
-    ids, names = [], (('user_id', 'user'), ('product_id', 'item'))
-    for id, index in names:
-        distinct = events.select(id).distinct()
-        ids.append(distinct.mutate(**{index: ibis.row_number().over(order_by=distinct[id]).cast('int32')}))
-    indexed = pairs.join(ids[0], 'user_id').join(ids[1], 'product_id').drop('user_id', 'product_id')
-    edges = _narrow(indexed.order_by('user', 'item').to_pyarrow())
-    return edges, *(table.order_by(index).select(id).to_pyarrow() for table, (id, index) in zip(ids, names))
+    edges, users, items = index_tables(events, pairs)
+    return _narrow(edges.to_pyarrow()), users.to_pyarrow(), items.to_pyarrow()
 
 def _narrow(edges: pa.Table) -> pa.Table:
     "Counts as int32. Raises `DataError` where one does not fit."
