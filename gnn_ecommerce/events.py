@@ -7,9 +7,9 @@ __all__ = ['EVENTS', 'PRODUCTS', 'EVENT_TYPES', 'SYNONYMS', 'SUFFIXES', 'BLOCK',
            'NUL', 'UNTERMINATED', 'AFTER_QUOTE', 'TOO_FEW', 'TOO_MANY', 'TOO_LONG', 'CUT_OFF', 'MARK', 'UTC', 'MISSING',
            'UUID', 'Layout', 'match_columns', 'propose_columns', 'find_files', 'file_format', 'unpack', 'split_record',
            'Record', 'parse_record', 'is_regular', 'Source', 'read_header', 'scan_csv', 'open_file', 'open_files',
-           'connect', 'read_rows', 'parse_time', 'is_missing', 'is_canonical', 'id_kinds', 'check_events',
-           'check_products', 'one_row_a_product', 'count_events', 'rejects', 'odd_sessions', 'read_lines',
-           'write_rejects']
+           'connect', 'read_rows', 'parse_time', 'is_missing', 'is_canonical', 'guess_kinds', 'kinds_found',
+           'check_events', 'check_products', 'one_row_a_product', 'count_events', 'rejects', 'odd_sessions',
+           'read_lines', 'fill_raw', 'write_rejects']
 
 # %% ../nbs/00b_events.ipynb #eec05c67
 import csv, difflib, os, re, zlib
@@ -554,18 +554,26 @@ def is_missing(text): return text.isnull() | _stands_for_none(text)
 
 def is_canonical(text): return ibis.coalesce(text.try_cast('int64').cast('string') == text, False)
 
-def id_kinds(
+def _kind(some: float, good: float) -> str: return 'integer' if good >= .99*some else 'string'
+
+def guess_kinds(
     con: ibis.BaseBackend,
     rows: ibis.Table,         # of `read_rows`
-    columns: dict[str, str],  # column -> 'auto', 'integer' or 'string'
+    columns: dict[str, str],  # id column -> 'auto', 'integer' or 'string'
+    limit: int = 10_000,      # rows to look at
 ) -> dict[str, str]: # column -> 'integer' or 'string'
-    "Decide what is left to be decided about id columns, in one pass over the data."
+    "What is `auto` as the first rows have it. `kinds_found` says it for all, and costs nothing where rows are counted anyway."
+    t = rows.filter(rows.problem.isnull()).limit(limit)
+    some, good = (lambda c: (~is_missing(t[c])).cast('int64').sum()), (lambda c: is_canonical(t[c]).cast('int64').sum())
     asked = [c for c, kind in columns.items() if kind == 'auto']
     if not asked: return dict(columns)
-    usable = rows.filter(rows.problem.isnull())
-    found = con.execute(usable.aggregate(**{f'{c}_{k}': v for c in asked for k, v in (
-        ('some', (~is_missing(usable[c])).cast('int64').sum()), ('good', is_canonical(usable[c]).cast('int64').sum()))})).iloc[0]
-    return {**columns, **{c: 'integer' if found[f'{c}_good'] >= .99*(found[f'{c}_some'] or 0) else 'string' for c in asked}}
+    found = con.execute(t.aggregate(**{f'{c}_some': some(c) for c in asked}, **{f'{c}_good': good(c) for c in asked})).fillna(0).iloc[0]
+    return {**columns, **{c: _kind(found[f'{c}_some'], found[f'{c}_good']) for c in asked}}
+
+def kinds_found(counts: pd.DataFrame, columns: dict[str, str]) -> dict[str, str]: # column -> 'integer' or 'string'
+    "What is `auto` as all rows have it, from the result of `count_events`."
+    total = counts.sum(numeric_only=True)
+    return {c: _kind(total[f'{c}_some'], total[f'{c}_good']) if kind == 'auto' else kind for c, kind in columns.items()}
 
 # %% ../nbs/00b_events.ipynb #8b9f979b
 def _id_reasons(text, column: str, kind: str) -> list:
@@ -606,14 +614,15 @@ def check_events(
     timestamps: str = 'auto',
     decimal: str = '.',      # the decimal sign in prices
     now: datetime|None = None, # events of more than a day later are in the future
-) -> ibis.Table: # file, line, raw, reason (null: usable) and the columns of `EVENTS` in their types
+) -> ibis.Table: # file, line, raw, reason (null: usable), {user,product}_id_canonical (is the id an integer?) and the columns of `EVENTS` in their types
     "Every row with its values, and with the reason if it cannot be used."
     types = {**{t: t for t in EVENT_TYPES}, **(event_types or {})}
     t = rows.mutate(**{f'{k}_header': ibis.literal((names or {}).get(f'{k}_id', f'{k}_id')) for k in ('user', 'product')})
     loose = t.event_type.strip().lower().cases(*((k.strip().lower(), v) for k, v in types.items()))
     t = t.mutate(when=parse_time(t.event_time, timestamps), number=_to_price(t.price, decimal), known=t.event_type.cases(*types.items(), else_=loose))
     t = t.mutate(reason=_reason(t, t.number, t.when, kinds, t.known, now or datetime.now(timezone.utc)))
-    return t.select('file', 'line', 'raw', 'reason', event_time=t.when, event_type=t.known, product_id=_to_id(t.product_id, kinds['product_id']),
+    canonical = {f'{c}_canonical': ibis.cases((~is_missing(t[c]), is_canonical(t[c]))) for c in ('user_id', 'product_id')}
+    return t.select('file', 'line', 'raw', 'reason', **canonical, event_time=t.when, event_type=t.known, product_id=_to_id(t.product_id, kinds['product_id']),
                     **{c: _or_null(t[c]) for c in ('category_id', 'category_code', 'brand')}, price=t.number,
                     user_id=_to_id(t.user_id, kinds['user_id']), user_session=_or_null(t.user_session))
 
@@ -638,12 +647,13 @@ def one_row_a_product(products: ibis.Table) -> ibis.Table:
 # %% ../nbs/00b_events.ipynb #74dab4e6
 UUID = '________-____-____-____-____________' # the form of a UUID, for LIKE
 
-def count_events(checked: ibis.Table) -> ibis.Table: # file, reason, minute (since 1970); rows, no_price, no_session, uuid
+def count_events(checked: ibis.Table) -> ibis.Table: # file, reason, minute (since 1970); rows, no_price, no_session, uuid, {user,product}_id_{some,good}
     "Count the rows of `check_events` by file, reason and minute."
     t = checked.mutate(minute=ibis.cases((checked.reason.isnull(), (checked.event_time.epoch_seconds()/60).floor().cast('int64'))))
     number = lambda condition: condition.cast('int64').sum()
     return t.group_by('file', 'reason', 'minute').aggregate(
-        rows=t.count(), no_price=number(t.price.isnull()), no_session=number(t.user_session.isnull()), uuid=number(ibis.coalesce(t.user_session.like(UUID), False)))
+        rows=t.count(), no_price=number(t.price.isnull()), no_session=number(t.user_session.isnull()), uuid=number(ibis.coalesce(t.user_session.like(UUID), False)),
+        **{f'{c}_some': t[f'{c}_canonical'].count() for c in ('user_id', 'product_id')}, **{f'{c}_good': number(ibis.coalesce(t[f'{c}_canonical'], False)) for c in ('user_id', 'product_id')})
 
 def rejects(checked: ibis.Table) -> ibis.Table: # file, line, reason, raw
     "The rows that cannot be used, in the order of files and lines. `raw` is empty for regular lines of a CSV file: see `write_rejects`."
@@ -672,6 +682,12 @@ def read_lines(
             first += n
     return out
 
+def fill_raw(df: pd.DataFrame, sources: list[Source]) -> pd.DataFrame: # the same
+    "Read the text of rejected rows, where it is missing, from their files. The rows are in the order of files and lines."
+    paths = {s.name: s.path for s in sources}
+    for name, lines in df[df.raw.isna()].groupby('file').line: df.loc[lines.index, 'raw'] = read_lines(paths[name], lines.to_numpy(np.int64))
+    return df
+
 def write_rejects(
     con: ibis.BaseBackend,
     tables: list[ibis.Table], # of `rejects`
@@ -682,10 +698,8 @@ def write_rejects(
 ):
     "Write rejected rows with their text."
     schema = pa.schema([('file', pa.string()), ('line', pa.int64()), ('reason', pa.string()), ('raw', pa.string())], metadata=metadata)
-    paths = {s.name: s.path for s in sources}
     with pq.ParquetWriter(path, schema, compression='zstd') as out:
         for table in tables:
             for part in con.con.sql(ibis.to_sql(table, dialect='duckdb')).to_arrow_reader(batch):
-                df = part.to_pandas()
-                for name, lines in df[df.raw.isna()].groupby('file').line: df.loc[lines.index, 'raw'] = read_lines(paths[name], lines.to_numpy(np.int64))
+                df = fill_raw(part.to_pandas(), sources)
                 out.write_table(pa.Table.from_pandas(df, schema, preserve_index=False))
