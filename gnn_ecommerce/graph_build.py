@@ -48,7 +48,7 @@ class GraphBuildSettings(StageSettings):
     min_user_events: int = Field(1, ge=1, description='users with fewer training events are left out')
     min_item_events: int = Field(1, ge=1, description='items with fewer training events are left out')
     k_core: int = Field(1, ge=1, description='keep the largest part in which every user and item has at least so many edges; 1: all')
-    memory_limit: str = Field('4GB', pattern=r'^\d+(\.\d+)?\s*[MG]B$', description='what DuckDB may use before it spills to disk, as in 4GB or 800MB')
+    memory_limit: str = Field('4GB', pattern=r'^[0-9.]+ ?[KMGT]i?B$', description='what DuckDB may use before it spills to disk, as in 4GB or 800MB')
     threads: int|None = Field(None, ge=1, description='threads of DuckDB; null: all cores')
 
 # %% ../nbs/02_graph_build.ipynb #3a86c268
@@ -74,8 +74,8 @@ def event_count(
     return (events.event_type == kind).sum().cast('int64')
 
 def event_sum(events: ibis.Table, settings: GraphBuildSettings) -> ibis.expr.types.FloatingScalar:
-    "S = sum over types of (weight x number of events), to 9 decimals so that nine carts and ten views are 1 and not 1.0000000000000002."
-    parts = [event_count(events, kind)*weight for kind, weight in settings.weights]
+    "S = sum over types of (weight x number of events), to 9 decimals: 8 views, 11 carts and 2 removals are 1, not 1.0000000000000002."
+    parts = [event_count(events, kind).cast('float64')*weight for kind, weight in settings.weights]
     return (parts[0]+parts[1]+parts[2]+parts[3]).round(9)
 
 # %% ../nbs/02_graph_build.ipynb #99a95188

@@ -27,7 +27,8 @@ def random_events(seed=0, n=4000, users=60, items=30, text=False):
     user, item = (r.random(n)**2*users).astype(int), (r.random(n)**2*items).astype(int)
     kind = r.choice(EVENT_TYPES, n, p=[.45, .3, .2, .05])
     fixed = [(900, "cart", 10), (901, "cart", 9), (901, "view", 10), (902, "cart", 11), (903, "remove_from_cart", 7), (904, "view", 100), (905, "view", 101), (906, "purchase", 1),
-             (907, "purchase", 3), (908, "purchase", 1), (908, "remove_from_cart", 2), (909, "purchase", 1), (909, "remove_from_cart", 30), (910, "view", 3)]
+             (907, "purchase", 3), (908, "purchase", 1), (908, "remove_from_cart", 2), (909, "purchase", 1), (909, "remove_from_cart", 30), (910, "view", 3),
+             (911, "view", 8), (911, "cart", 11), (911, "remove_from_cart", 2)]
     user = np.concatenate([user, *[[u]*k for u, _, k in fixed]])
     item = np.concatenate([item, np.zeros(len(user)-n, int)])
     kind = np.concatenate([kind, *[[t]*k for _, t, k in fixed]])
@@ -101,7 +102,7 @@ def test_schemes_agree_with_slow_ones(scheme, weights, text):
 
 def test_sum_reaches_every_branch():
     w = {u//1000: x for (u, i), x in weight_of(build(random_events())).items() if u >= 900_000}
-    assert w == pytest.approx({900: 1., 901: 1., 902: .5, 903: .01, 904: 1., 905: .5, 906: 1., 907: 1., 908: .82, 909: .01, 910: .03})
+    assert w == pytest.approx({900: 1., 901: 1., 902: .5, 903: .01, 904: 1., 905: .5, 906: 1., 907: 1., 908: .82, 909: .01, 910: .03, 911: 1.})
 
 
 def test_counts_and_times():
@@ -218,6 +219,14 @@ def test_tables_of_another_graph_are_refused(saved, tmp_path):
         with pytest.raises(ArtifactError, match="graph_build"): InteractionGraph.load(folder)
 
 
+def test_a_graph_whose_hash_was_written_by_hand_is_refused(saved, tmp_path):
+    shutil.copytree(saved, tmp_path/"graph")
+    facts = json.loads((saved/"graph.json").read_text())
+    for key, value in (("hash", "0"*64), ("n_edges", 1), ("n_users", 1), ("n_items", 1)):
+        write_json({**facts, key: value}, tmp_path/"graph"/"graph.json")
+        with pytest.raises(ArtifactError, match="dvc repro --force graph_build"): InteractionGraph.load(tmp_path/"graph")
+
+
 @pytest.mark.parametrize("name", ["train_events.parquet", "products.parquet", "split.json"])
 @pytest.mark.parametrize("how", [h for h in DAMAGE if h != "one bit"])
 def test_damaged_input_leaves_the_old_graph(tmp_path, name, how):
@@ -237,6 +246,14 @@ def test_damage_inside_the_events_is_refused(tmp_path):
     data[200:len(data)//2] = bytes(len(data)//2-200)
     path.write_bytes(data)
     with pytest.raises(ArtifactError, match="dvc repro --force data_prep"): run_graph_build(params)
+
+
+@pytest.mark.parametrize("column, value", [("event_type", "wish"), ("user_id", None), ("event_time", None)])
+def test_unusable_train_events_are_refused(tmp_path, column, value):
+    events = random_events(seed=9, n=900, text=True)
+    events.loc[[3, 5], column] = value
+    with pytest.raises(ArtifactError, match="found 2 rows without: run `dvc repro --force data_prep`"):
+        run_graph_build(project(tmp_path, events, products=catalogue(random_events(seed=9, n=900, text=True))))
 
 
 def test_no_event_of_the_future(tmp_path):
