@@ -4,9 +4,9 @@
 
 # %% ../nbs/02c_propagation.ipynb #476008ff
 from __future__ import annotations
-import functools, itertools, os, warnings
+import contextlib, functools, itertools, os, threading, warnings
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, Literal
+from typing import Callable, Iterator, Literal
 
 import numpy as np
 import scipy.sparse as sp
@@ -24,7 +24,7 @@ try:
 except ImportError: numba = None
 
 # %% auto #0
-__all__ = ['Backend', 'Adjacency', 'has_numba', 'jit', 'run_blocks', 'Propagation']
+__all__ = ['Backend', 'Adjacency', 'has_numba', 'jit', 'run_blocks', 'own_threads', 'Propagation']
 
 # %% ../nbs/02c_propagation.ipynb #254a731d
 class Adjacency:
@@ -145,13 +145,36 @@ def run_blocks(
     *args,
 ):
     "Call a kernel on each range, on as many threads as torch has; a thread takes the next range when it is done with one."
-    count = itertools.count()
-    def work():
+    count, single = itertools.count(), _own_threads.depth > 0
+    def work(helper=False):
+        if helper and single: torch.set_num_threads(1)
         while (i := next(count)) < len(bounds)-1: kernel(*args, bounds[i], bounds[i+1])
-    helpers = min(torch.get_num_threads(), len(bounds)-1)-1
-    futures = [_pool(helpers, os.getpid()).submit(work) for _ in range(helpers)] if helpers > 0 else []
+    helpers = min(_own_threads.count(), len(bounds)-1)-1
+    futures = [_pool(helpers, os.getpid()).submit(work, True) for _ in range(helpers)] if helpers > 0 else []
     work()
     for f in futures: f.result()
+
+# %% ../nbs/02c_propagation.ipynb #cee0f01f
+class _OwnThreads:
+    "The state behind `own_threads`: how deep it is nested, and how many threads torch had outside."
+    depth, outside, lock = 0, 1, threading.Lock()
+    def count(self): return self.outside if self.depth else torch.get_num_threads()
+
+_own_threads = _OwnThreads()
+
+@contextlib.contextmanager
+def own_threads() -> Iterator[int]: # number of threads that `run_blocks` takes
+    "Within it torch's own operations take one thread each, and `run_blocks` as many as torch had. Can be nested."
+    own = _own_threads
+    with own.lock:
+        if own.depth == 0: own.outside = torch.get_num_threads()
+        own.depth += 1
+    torch.set_num_threads(1)
+    try: yield own.outside
+    finally:
+        with own.lock:
+            own.depth -= 1
+            if own.depth == 0: torch.set_num_threads(own.outside)
 
 # %% ../nbs/02c_propagation.ipynb #52021336
 if has_numba():
