@@ -14,7 +14,7 @@ import nbformat
 import pytest
 import yaml
 from conftest import ROOT
-from notebooks import directives, listed, notebooks, readme
+from notebooks import OLDEST, directives, listed, notebooks, readme, runs_on_oldest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -213,6 +213,13 @@ def test_lock_pins_everything_that_an_installation_needs():
     foreign = {"setuptools", "pip", "wheel", "triton"}
     missing = [name for name in missing if name not in foreign and not name.startswith(("nvidia-", "cuda-"))]
     assert not missing, f"requirements.lock: expected {', '.join(sorted(missing))} too: run `make lock`"
+
+
+def test_lock_installs_on_the_oldest_python():
+    "pip on Debian 12 would search for hours where one pin wants a newer Python."
+    pins = locked()
+    strict = [d.name for d in metadata.distributions() if pins.get(canonicalize_name(d.name)) == d.version and not runs_on_oldest(d)]
+    assert not strict, f"requirements.lock: {', '.join(strict)} does not run on Python {OLDEST}: pin an older version"
 
 
 def test_modules_import_only_what_is_installed_with_them():

@@ -10,9 +10,11 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import nbformat
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parents[1]
 DIRECTIVE = re.compile(r"\s*#\s*\|")
@@ -142,8 +144,19 @@ def list_page(page, entry):
     page.write_text("\n".join(lines) + "\n", encoding="utf8")
 
 
+#: Debian 12's Python, the oldest that the lock must install on
+OLDEST = "3.11.2"
+
+
+def runs_on_oldest(dist):
+    "Does an installed distribution say that it runs on the oldest Python?"
+    return SpecifierSet(dist.metadata["Requires-Python"] or "").contains(OLDEST)
+
+
 def lock(root=ROOT):
-    "Write requirements.lock from this environment: every version, no place that it came from."
+    "Write requirements.lock from this environment: every version, no place that it came from, none too new for the oldest Python."
+    strict = [f"{d.name} {d.version} (Python {d.metadata['Requires-Python']})" for d in metadata.distributions() if not runs_on_oldest(d)]
+    if strict: sys.exit(f"expected versions that run on Python {OLDEST}, found {', '.join(strict)}: install older ones, then make lock")
     frozen = subprocess.run([sys.executable, "-m", "pip", "freeze", "--exclude-editable"], capture_output=True, text=True, check=True).stdout
     lines = []
     for line in frozen.splitlines():
