@@ -25,7 +25,7 @@ from .core import (ArtifactError, DataError, GnnEcommerceError, ProjectPaths, St
                                 read_table, resolve_params, rng, seed_everything, write_json)
 from .evaluation import evaluate
 from .graph import InteractionGraph
-from .graph_filter import GraphFilter, HybridRecommender, choose_b, choose_filter
+from .graph_filter import GraphFilter, HybridRecommender, choose_b, choose_filter, choose_kind
 from .lightgcn import LightGCNRecommender, init_embedding
 from .losses import LOSSES, Loss, Softmax, make_loss
 from .propagation import Adjacency, Propagation
@@ -56,7 +56,8 @@ class TrainingSettings(StageSettings):
     patience: int = Field(4, ge=1, description='evaluations without improvement before the run stops')
     eval_every: int = Field(1, ge=1, description='epochs between evaluations')
     eval_users: int = Field(20_000, ge=1, description='most users in an epoch\'s evaluation (drawn once); the final one takes all')
-    filter: Literal['paths', 'chebyshev', 'none'] = Field('paths', description='graph filter in the score, see 03a_graph_filter')
+    filter: Literal['auto', 'paths', 'chebyshev', 'none'] = Field('auto', description='graph filter in the score, see 03a_graph_filter; auto: chebyshev where it fits filter_budget, else paths')
+    filter_budget: float = Field(60., gt=0, description='seconds that computing the filter may take by estimate, for auto')
     filter_n: int = Field(200, ge=1, le=65_535, description='entries kept in a row of the filter\'s item table')
     filter_search: bool = Field(True, description='choose the filter\'s exponents on validation; false: its defaults')
     b: list[float] = Field([0., 1., 2., 3., 5., 10., 15., 20., 30., 50.], min_length=1, description='weights of the filter to choose from on validation')
@@ -114,9 +115,10 @@ def make_filter(
 ) -> tuple[GraphFilter|None, pd.DataFrame|None]: # the filter and what each candidate scored
     "The graph filter that the settings name, its exponents chosen on validation where there is one."
     if s.filter == 'none': return None, None
+    kind = choose_kind(graph, s.filter_budget, n=s.filter_n) if s.filter == 'auto' else s.filter
     if s.filter_search and targets is not None:
-        return choose_filter(graph, targets, kind=s.filter, n=s.filter_n, metric=s.monitor, exclude=s.exclude)
-    return GraphFilter(kind=s.filter, n=s.filter_n).fit(graph), None
+        return choose_filter(graph, targets, kind, n=s.filter_n, metric=s.monitor, exclude=s.exclude)
+    return GraphFilter(kind, n=s.filter_n).fit(graph), None
 
 # %% ../nbs/04_training.ipynb #fe0e5750
 @patch
