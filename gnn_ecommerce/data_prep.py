@@ -227,7 +227,7 @@ def part_sizes(con: ibis.BaseBackend, events: ibis.Table, targets: dict[str, ibi
         cold = con.execute(t.aggregate(targets=t.count(), target_users=t.user_id.nunique(), cold_users=t.user_id.nunique(where=~t.known_user), target_items=t.product_id.nunique(),
                                        cold_items=t.product_id.nunique(where=~t.known_item), warm_targets=(t.known_user & t.known_item).cast('int64').sum()))
         for column in cold: sizes.loc[part, column] = cold[column].fillna(0).iloc[0]
-    return sizes.rename_axis('part').convert_dtypes(convert_string=False)
+    return sizes.rename_axis('part').astype('Int64')
 
 def activity(con: ibis.BaseBackend, events: ibis.Table) -> pd.DataFrame: # of ('user' or 'item'), events, count
     "How many users and items have so many events."

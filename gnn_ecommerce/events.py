@@ -117,12 +117,12 @@ def file_format(path: Path) -> str:
     return 'gz' if head[:2] == b'\x1f\x8b' else 'zst' if head == b'\x28\xb5\x2f\xfd' else 'parquet' if head == b'PAR1' else 'csv'
 
 def _gz_blocks(path: Path) -> Iterator[bytes]:
-    "Unpack gzip, several members too; raises `EOFError` or `zlib.error` where the data end too early or are damaged."
+    "Unpack gzip, several members too; raises `EOFError` or `zlib.error` where the data end too early or are damaged (small bites: what precedes damage in a bite is lost)."
     with open(path, 'rb') as f:
-        unpack, data = zlib.decompressobj(31), f.read(BLOCK)
+        unpack, data = zlib.decompressobj(31), f.read(1 << 12)
         while data:
             yield unpack.decompress(data)
-            data = unpack.unused_data or f.read(BLOCK)
+            data = unpack.unused_data or f.read(1 << 12)
             if unpack.eof: data = data.lstrip(b'\0'); unpack = zlib.decompressobj(31) if data else unpack
         if not unpack.eof: raise EOFError('gzip ends too early')
 
@@ -266,6 +266,7 @@ class Source:
     rows: int = 0                 # rows in the file, blank lines not counted
     blank: int = 0                # blank lines
     side: Path|None = None        # rows that the fast reader does not see: rejected lines and repaired records
+    marked: bool = False          # does a mark stand where lines were taken out?
     notes: list = field(default_factory=list) # what a person should know about it
 
 def read_header(line: bytes, layout: Layout, names: dict|None = None, delimiter: str = 'auto', encoding: str = 'utf-8') -> tuple[list[str], str]: # names of the columns, delimiter
@@ -397,6 +398,7 @@ def scan_csv(
             carry = data[used:]
             if not chunk: break
     if rest is not None: scan.side.add(scan.line, _readable(rest), CUT_OFF); source.rows += 1
+    source.marked = scan.copy.out is not None
     source.side, source.path = scan.side.close(), scan.copy.close()
     return source
 
@@ -453,7 +455,7 @@ def open_files(
         lost = [c for c in layout.columns if c not in s.at and c not in layout.required]
         extra = [h for i, h in enumerate(s.header) if i not in s.at.values()]
         if s.rows and lost and not s.problem: s.notes.append(f'no column {", ".join(lost)}: left empty')
-        if s.rows and extra: s.notes.append(f'column {", ".join(extra)[:200]} not used')
+        if s.rows and extra and not s.problem: s.notes.append(f'column {", ".join(extra)[:200]} not used')
     return sources
 
 def _why_none(sources: list[Source], layout: Layout, names: dict|None) -> str:
@@ -489,7 +491,7 @@ def _csv_fields(s: Source) -> str:
             f"delim={_sql(s.delimiter)}, quote='\"', escape='\"', strict_mode=true)")
     ours = ', '.join(f'{fields[s.at[c]]} AS {c}' if c in s.at else f'NULL::VARCHAR AS {c}' for c in s.layout.columns)
     return (f'SELECT {_sql(s.name)} AS file, line, NULL::VARCHAR AS problem, NULL::VARCHAR AS raw, {ours} '
-            f"FROM ({read}){f' WHERE f0 IS DISTINCT FROM {_sql(MARK)}' if s.side else ''}")
+            f"FROM ({read}){f' WHERE f0 IS DISTINCT FROM {_sql(MARK)}' if s.marked else ''}")
 
 # %% ../nbs/00b_events.ipynb #e6d58c34
 def _parquet_text(s: Source, column: str) -> str:
