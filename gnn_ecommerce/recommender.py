@@ -396,6 +396,24 @@ def _fused(x, n, panels, bias, columns, allowed, ptr, masked, scores, items):
         a, b = s*len(panels)//segments, (s+1)*len(panels)//segments
         _task(x, first, min(n, first+128), panels, a, b, bias, columns, allowed, ptr, masked, scores[s], items[s])
 
+# %% ../nbs/02a_recommender.ipynb #7dd38cac
+@_jit()
+def _dense_task(x, first, last, panels, bias, out):
+    "Scores of users `first` to `last` into out (n, m), m at most 64 a panel."
+    part = np.empty((4, 64), np.float32)
+    for p in range(len(panels)):
+        end = min(64, out.shape[1]-p*64)
+        for r in range(first, last, 4):
+            for q in range(4): part[q] = bias[p]
+            _product(x, r, panels[p], part)
+            for q in range(min(4, last-r)):
+                for j in range(end): out[r+q, p*64+j] = part[q, j]
+
+@_jit(parallel=True)
+def _dense(x, n, panels, bias, out):
+    "Scores (n, m) of n users; `x` holds the users' rows and at least 3 more."
+    for c in prange((n+63)//64): _dense_task(x, c*64, min(n, c*64+64), panels, bias, out)
+
 # %% ../nbs/02a_recommender.ipynb #c815b2d1
 class EmbeddingRecommender(Recommender):
     "score(u, i) = <user_embedding[u], item_embedding[i]> (+ item_bias[i])."
@@ -454,12 +472,17 @@ def to(self: EmbeddingRecommender, device: str|torch.device) -> EmbeddingRecomme
 
 @patch
 def score(self: EmbeddingRecommender, users):
-    return np.concatenate([b.cpu().numpy() for _, b in self.score_blocks(_check_indices(users, self.n_users, 'users'), np.arange(self.n_items, dtype=np.int32), self.n_items)], 1)
+    (_, scores), = self.score_blocks(_check_indices(users, self.n_users, 'users'), np.arange(self.n_items, dtype=np.int32), max(_PANEL, self.n_items))
+    return scores if isinstance(scores, np.ndarray) else scores.cpu().numpy()
 
 @patch
 def score_blocks(self: EmbeddingRecommender, users, columns, width=None):
     "Blocks of scores in one buffer that the next block overwrites."
     width = width or max(256, self.block//max(1, len(users)))
+    return (self._blocks_numba if self._uses_numba() else self._blocks_torch)(users, columns, -(-width//_PANEL)*_PANEL)
+
+@patch
+def _blocks_torch(self: EmbeddingRecommender, users, columns, width):
     chosen = self._user[torch.as_tensor(users, device=self.device)]
     at = None if len(columns) == self.n_items else torch.as_tensor(columns, dtype=torch.int64, device=self.device)
     table, bias = (t if at is None or t is None else t[at] for t in (self._item, self._bias))
@@ -470,6 +493,16 @@ def score_blocks(self: EmbeddingRecommender, users, columns, width=None):
         torch.mm(chosen, part.T, out=block)
         yield a, block if bias is None else block.add_(bias[a:a+width])
 
+@patch
+def _blocks_numba(self: EmbeddingRecommender, users, columns, width):
+    panels, bias, _ = self._packed(len(users), columns, whole=len(columns) == self.n_items)
+    x, buffer = self._rows(users), np.empty((len(users), min(width, len(columns))), np.float32)
+    for a in range(0, len(columns), width):
+        p = slice(a//_PANEL, (a+width)//_PANEL)
+        block = buffer if len(columns)-a >= buffer.shape[1] else np.empty((len(users), len(columns)-a), np.float32)
+        _dense(x, len(users), panels[p], bias[p], block)
+        yield a, block
+
 # %% ../nbs/02a_recommender.ipynb #2046659d
 @patch
 def chunk(self: EmbeddingRecommender, n_columns): return 8192 if self._uses_numba() else 1024
@@ -478,11 +511,18 @@ def chunk(self: EmbeddingRecommender, n_columns): return 8192 if self._uses_numb
 def _uses_numba(self: EmbeddingRecommender): return TopK(0, 1, self.backend, self.device).numba
 
 @patch
-def _packed(self: EmbeddingRecommender, n_users: int, columns):
-    "Panels, biases and the items they hold, for a list of allowed columns."
+def _packed(self: EmbeddingRecommender, n_users: int, columns, whole: bool|None = None):
+    "Panels, biases and the items they hold: all items (`whole`), or the given columns."
     n, m = self.n_items, len(columns)
     if self._panels is None: self._panels = self._pack_items(np.arange(n, dtype=np.int32))
-    return self._panels if n_users*(n-m) <= 8*m else self._pack_items(columns)
+    return self._panels if (n_users*(n-m) <= 8*m if whole is None else whole) else self._pack_items(columns)
+
+@patch
+def _rows(self: EmbeddingRecommender, users):
+    "The users' rows as the kernel wants them: padded to its width, three more at the end."
+    x, d = np.zeros((len(users)+3, -(-self.user_embedding.shape[1]//4)*4), np.float32), self.user_embedding.shape[1]
+    x[:len(users), :d] = self.user_embedding[users]
+    return x
 
 @patch
 def _pack_items(self: EmbeddingRecommender, columns):
@@ -493,13 +533,12 @@ def _pack_items(self: EmbeddingRecommender, columns):
 @patch
 def _best(self: EmbeddingRecommender, users, k, mask, columns):
     if not self._uses_numba(): return Recommender._best(self, users, k, mask, columns)
-    n, d = len(users), self.item_embedding.shape[1]
+    n, allowed = len(users), np.zeros(self.n_items, bool)
     panels, bias, packed = self._packed(n, columns)
-    x, allowed = np.zeros((n+3, panels.shape[1]), np.float32), np.zeros(self.n_items, bool)
-    x[:n, :d], allowed[columns] = self.user_embedding[users], True
+    allowed[columns] = True
     segments = min(len(panels), -(-4*get_num_threads()//(-(-n//128))) if n < 512*get_num_threads() else 1)
     scores, items = np.full((segments, n, k), -np.inf, np.float32), np.full((segments, n, k), _NO_ITEM, np.int32)
-    _fused(x, n, panels, bias, packed, allowed, *_mask_arrays(mask, n), scores, items)
+    _fused(self._rows(users), n, panels, bias, packed, allowed, *_mask_arrays(mask, n), scores, items)
     best = TopK(n, k, 'numba')
     best.scores, best.items = np.hstack(list(scores)), np.hstack(list(items))
     return tuple(o[:, :k] for o in best.result())
