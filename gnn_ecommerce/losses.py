@@ -59,6 +59,12 @@ class Loss:
         "The batches of one epoch."
         raise NotImplementedError(f'{type(self).__name__}: a subclass must implement batches')
 
+    def rows(self,
+        batch, # one of `batches`
+    ) -> torch.Tensor: # int64, distinct
+        "The rows of `z` that `step` reads: all that propagation has to provide."
+        raise NotImplementedError(f'{type(self).__name__}: a subclass must implement rows')
+
     def step(self,
         z: torch.Tensor,      # final embeddings, (n_users+n_items, d)
         e0: torch.Tensor,     # layer-0 embeddings, (n_users+n_items, d); only read if l2 > 0
@@ -131,6 +137,8 @@ class BPR(Loss, name='bpr'):
             user = self.graph.user[e].astype(np.int64)
             yield tuple(map(torch.from_numpy, (user, self.graph.item[e].astype(np.int64), sample_negatives(self.graph, user, rng))))
 
+    def rows(self, batch): return torch.cat([batch[0], batch[1]+self.graph.n_users, batch[2]+self.graph.n_users]).unique()
+
     def step(self, z, e0, batch, grad_z, grad_e0=None):
         user, positive, negative = batch
         rows = torch.stack([user, positive+self.graph.n_users, negative+self.graph.n_users]).to(z.device)
@@ -139,9 +147,10 @@ class BPR(Loss, name='bpr'):
 
 def _l2(e0, rows, weight, grad_e0) -> float:
     "weight/2 * sum over rows of |e0[row]|^2, repeats included; its gradient is added."
-    times = torch.bincount(rows, minlength=len(e0)).to(e0.dtype)*weight
-    grad_e0.addcmul_(e0, times[:, None])
-    return float(.5*(times*e0.square().sum(1)).sum())
+    rows, times = rows.unique(return_counts=True)
+    e, times = e0.detach().index_select(0, rows), times.to(e0.dtype)[:, None]*weight
+    grad_e0.index_add_(0, rows, e*times)
+    return float(.5*(times*e.square()).sum())
 
 # %% ../nbs/03d_losses.ipynb #706268af
 def _bpr_torch(z, rows, grad_z) -> float:
@@ -212,32 +221,33 @@ class SampledSoftmax(Loss, name='sampled_softmax'):
             drawn = np.minimum(np.searchsorted(self.cumulative, rng.random(self.negatives)), self.graph.n_items-1)
             yield tuple(torch.from_numpy(o.astype(np.int64)) for o in (self.graph.user[e], self.graph.item[e], drawn))
 
+    def rows(self, batch): return torch.cat([batch[0], batch[1]+self.graph.n_users, batch[2]+self.graph.n_users]).unique()
+
 # %% ../nbs/03d_losses.ipynb #6b1c5abf
 @patch
-def _weights(self: SampledSoftmax, unit, user, item, drawn):
-    "softmax probabilities of each pair's own item (B,) and of the candidates (B, B+c), and the loss."
-    candidates = torch.cat([item, drawn])
+def _known(self: SampledSoftmax, user, candidates) -> tuple[torch.Tensor, torch.Tensor]:
+    "Where a candidate is something that the pair's user has: (pair, candidate)."
     known = self.seen[user.numpy()][:, candidates.numpy()].tocoo()
-    n, scale = self.graph.n_users, 1/self.temperature
-    own = (unit[user]*unit[n+item]).sum(1).sub_(1).mul_(scale).exp_()
-    p = (unit[user] @ unit[n+candidates].T).sub_(1).mul_(scale).sub_(self.log_expected[candidates].to(unit)).exp_()
-    p[torch.from_numpy(known.row.astype(np.int64)).to(unit.device), torch.from_numpy(known.col.astype(np.int64)).to(unit.device)] = 0
-    total = own+p.sum(1)
-    return own/total, p.div_(total[:, None]), candidates, float((total.log()-own.log()).mean())
+    return tuple(torch.from_numpy(o.astype(np.int64)) for o in (known.row, known.col))
 
 @patch
 def step(self: SampledSoftmax, z, e0, batch, grad_z, grad_e0=None):
     user, item, drawn = batch
-    unit, inverse = unit_rows(z)
-    own, p, candidates, loss = self._weights(unit, user, item, drawn)
-    n, weight, grad = self.graph.n_users, 1/(len(user)*self.temperature), torch.zeros_like(z)
-    user, item, candidates = (t.to(z.device) for t in (user, item+n, candidates+n))
-    own = (own-1)[:, None]
-    grad.index_add_(0, user, own*unit[item]+p @ unit[candidates], alpha=weight)
-    grad.index_add_(0, item, own*unit[user], alpha=weight)
-    grad.index_add_(0, candidates, p.T @ unit[user], alpha=weight)
-    grad_z += unit_rows_grad(grad, unit, inverse)
-    return loss if not self.l2 else loss+_l2(e0, torch.cat([user, item]), self.l2/len(user), grad_e0)
+    candidates, n, scale = torch.cat([item, drawn]), self.graph.n_users, 1/self.temperature
+    rows, at = torch.cat([user, candidates+n]).unique(return_inverse=True)
+    rows, u, i, c = (t.to(z.device) for t in (rows, at[:len(user)], at[len(user):2*len(user)], at[len(user):]))
+    unit, inverse = unit_rows(z.detach().index_select(0, rows))
+    own = (unit[u]*unit[i]).sum(1).sub_(1).mul_(scale).exp_()
+    p = (unit[u] @ unit[c].T).sub_(1).mul_(scale).sub_(self.log_expected[candidates].to(unit)).exp_()
+    p.index_put_(tuple(o.to(z.device) for o in self._known(user, candidates)), p.new_zeros(()))
+    total = own+p.sum(1)
+    loss = float((total.log()-own.log()).mean())
+    p, pull, grad = p.div_(total[:, None]), (own/total-1)[:, None], torch.zeros_like(unit)
+    grad.index_add_(0, u, pull*unit[i]+p @ unit[c])
+    grad.index_add_(0, i, pull*unit[u])
+    grad.index_add_(0, c, p.T @ unit[u])
+    grad_z.index_add_(0, rows, unit_rows_grad(grad, unit, inverse), alpha=scale/len(user))
+    return loss if not self.l2 else loss+_l2(e0, torch.cat([user, item+n]).to(z.device), self.l2/len(user), grad_e0)
 
 # %% ../nbs/03d_losses.ipynb #ad756681
 def _gflops(dtype, device, dim) -> float:
@@ -372,6 +382,8 @@ class Softmax(Loss, name='softmax'):
         order = rng.permutation(self.users)
         for a in range(0, len(order), self.batch): yield torch.from_numpy(order[a:a+self.batch])
 
+    def rows(self, batch): return torch.cat([batch, torch.arange(self.graph.n_users, self.graph.n_users+self.graph.n_items)])
+
     def _dtype(self, z) -> torch.dtype:
         "Of the matrix products."
         if z.dtype == torch.float64: return z.dtype
@@ -414,6 +426,10 @@ def _sweep_forward(self: Softmax, t, y, x, a, b):
     exp_block(block, t.total[k].zero_(), self.temperature)
     t.gx[k] = torch.mm(small.T, block)
 
+def _in_turn(job, bounds):
+    "Blocks one after the other: a GPU is busy with each."
+    for a, b in zip(bounds, bounds[1:]): job(a, b)
+
 def _sweep_backward(t, scaled, grad, a, b):
     "Second sweep: the items' gradient, added to `grad`."
     t.gy[a:b] += torch.mm(t.block(a, b), scaled)
@@ -427,12 +443,13 @@ def step(self: Softmax, z, e0, batch, grad_z, grad_e0=None):
     with own_threads():
         t = self._start(z, len(batch), dtype)
         x, inverse = unit_rows(z[users])
-        run_blocks(functools.partial(self._sweep_forward, t, z[n:], x.to(dtype)), t.bounds)
+        run = run_blocks if z.device.type == 'cpu' else _in_turn
+        run(functools.partial(self._sweep_forward, t, z[n:], x.to(dtype)), t.bounds)
         total, w = t.total.sum(0), self.user_weight[batch].to(z)/len(batch)
         c = w/self.temperature
         gx = t.gx.sum(0).T.mul((c/total)[:, None]).contiguous()
         term = self._pull(t, x, batch, c, gx)
-        run_blocks(functools.partial(_sweep_backward, t, (x*(c/total)[:, None]).to(dtype), grad_z[n:]), t.bounds)
+        run(functools.partial(_sweep_backward, t, (x*(c/total)[:, None]).to(dtype), grad_z[n:]), t.bounds)
         grad_z.index_add_(0, users, unit_rows_grad(gx, x, inverse))
     loss = float((w*(total.log()+1/self.temperature-term)).sum())
     return loss if not self.l2 else loss+_l2(e0, torch.cat([users, torch.arange(n, len(z), device=z.device)]), self.l2/len(users), grad_e0)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import contextlib, functools, itertools, os, threading, warnings
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Callable, Iterator, Literal
 
 import numpy as np
@@ -228,24 +229,28 @@ if has_numba():
             if fused: result = _fma(b, _splat(b, p.beta, n), b.load(_vector(b, p.add, b.add(at, _I64(c)), n), align=4), result)
             b.store(result, _vector(b, p.out, b.add(at, _I64(c)), n)).align = 4
 
+# %% ../nbs/02c_propagation.ipynb #2b1eb8d6
+if has_numba():
     @intrinsic(prefer_literal=True)
     def _spmm_row(typing, indices, values, start, end, x, add, out, row, scale, beta, width, fused):
         "out[row] = scale * sum of values[j] * x[indices[j]] over j in start..end-1 (+ beta * add[row] if fused)."
         def codegen(context, b, signature, args):
             data = lambda i: cgutils.create_struct_proxy(signature.args[i])(context, b, args[i])
-            class p: indices, values, x, add, out, nnz, scale, beta = data(0).data, data(1).data, data(4).data, data(5).data, data(6).data, data(0).nitems, args[8], args[9]
+            p = SimpleNamespace(nnz=data(0).nitems, scale=args[8], beta=args[9], **{k: data(i).data for k, i in dict(indices=0, values=1, x=4, add=5, out=6).items()})
             for group in _columns(width.literal_value): _emit_row(b, p, args[2], args[3], args[7], width.literal_value, group, fused.literal_value)
             return context.get_dummy_value()
         return numba.void(indices, values, start, end, x, add, out, row, scale, beta, width, fused), codegen
 
     @functools.lru_cache(None)
     def spmm_kernel(
-        width: int, # columns of x
-        fused: int, # 1: add beta * add, 0: do not read `add`
-    ) -> Callable: # kernel(indptr, indices, values, x, add, out, scale, beta, first, last)
-        "The compiled kernel for one width: rows first..last-1 of `out = scale * A x + beta * add`."
-        def kernel(indptr, indices, values, x, add, out, scale, beta, first, last):
-            for r in range(first, last):
+        width: int,  # columns of x
+        fused: int,  # 1: add beta * add; 0: do not read `add`
+        listed: int, # 1: only the rows in `rows`; 0: all
+    ) -> Callable: # kernel(indptr, indices, values, x, add, rows, out, scale, beta, first, last)
+        "The compiled kernel for one width: out = scale * A x + beta * add, for rows first..last-1 of all or of those listed."
+        def kernel(indptr, indices, values, x, add, rows, out, scale, beta, first, last):
+            for i in range(first, last):
+                r = rows[i] if listed else i
                 _spmm_row(indices, values, indptr[r], indptr[r+1], x, add, out, r, scale, beta, width, fused)
         return jit(kernel)
 
@@ -260,6 +265,7 @@ def matmul(self: Adjacency,
     scale: float = 1.,              # s
     add: torch.Tensor|None = None,  # y, (n, d); may be `out`
     beta: float = 1.,
+    rows: torch.Tensor|None = None, # int64 (m,), the rows wanted; what is in the others of the result is undefined
 ) -> torch.Tensor: # (n, d)
     "s * A x + beta * y. Not seen by autograd: see `Propagation`."
     x, n = x.detach().contiguous(), self.num_nodes
@@ -274,27 +280,33 @@ def matmul(self: Adjacency,
     if backend == 'numba' and not compiled: raise GnnEcommerceError(f"backend 'numba': expected numba, the CPU and float32, found {'no numba' if not has_numba() else f'{x.device}, {x.dtype}'}: take backend='auto'")
     ways = dict(numba=self._matmul_numba, torch=self._matmul_torch, plain=self._matmul_plain, auto=self._matmul_numba if compiled else self._matmul_torch)
     if backend not in ways: raise GnnEcommerceError(f"backend: expected one of 'auto', 'numba', 'torch', 'plain', found {backend!r}")
-    if x.numel(): ways[backend](x, out, float(scale), add, float(beta))
+    if x.numel(): ways[backend](x, out, float(scale), add, float(beta), rows)
     return out
 
 # %% ../nbs/02c_propagation.ipynb #fef4e2f8
+def _cut(work: np.ndarray, pieces: int = 32) -> list[int]:
+    "Ranges of about equal work, given how much work is before each row (n+1,); fewer where there is little."
+    pieces = max(1, min(pieces, int(work[-1])//8192))
+    cuts = np.searchsorted(work, np.linspace(0, work[-1], pieces+1)[1:-1])
+    return sorted({0, *cuts.tolist(), len(work)-1})
+
 @patch
-def _bounds(self: Adjacency, pieces: int = 32) -> list[int]:
-    "Rows 0..n cut into ranges of about equal work (entries + rows), fewer for a small matrix."
-    if 'bounds' not in self._memo:
-        work = self.indptr.cpu().numpy()+np.arange(self.num_nodes+1)
-        pieces = max(1, min(pieces, int(work[-1])//8192))
-        cuts = np.searchsorted(work, np.linspace(0, work[-1], pieces+1)[1:-1])
-        self._memo['bounds'] = sorted({0, *cuts.tolist(), self.num_nodes})
+def _bounds(self: Adjacency, rows=None) -> list[int]:
+    "Ranges of all rows, or of positions in `rows`; the work of a row is its entries and one more."
+    if rows is not None: return _cut(np.concatenate([[0], np.cumsum(self.indptr.diff().numpy()[rows]+1)]))
+    if 'bounds' not in self._memo: self._memo['bounds'] = _cut(self.indptr.numpy()+np.arange(self.num_nodes+1))
     return self._memo['bounds']
 
 @patch
-def _matmul_numba(self: Adjacency, x, out, scale, add, beta):
-    arrays = [t.numpy() for t in (self.indptr, self.indices, self.values, x, x if add is None else add, out)]
-    run_blocks(spmm_kernel(x.shape[1], int(add is not None)), self._bounds(), *arrays, np.float32(scale), np.float32(beta))
+def _matmul_numba(self: Adjacency, x, out, scale, add, beta, rows=None):
+    listed = rows is not None
+    rows = rows.numpy() if listed else np.zeros(0, np.int64)
+    kernel = spmm_kernel(x.shape[1], int(add is not None), int(listed))
+    arrays = [t.numpy() for t in (self.indptr, self.indices, self.values, x, x if add is None else add)]
+    run_blocks(kernel, self._bounds(rows if listed else None), *arrays, rows, out.numpy(), np.float32(scale), np.float32(beta))
 
 @patch
-def _matmul_torch(self: Adjacency, x, out, scale, add, beta):
+def _matmul_torch(self: Adjacency, x, out, scale, add, beta, rows=None):
     if x.dtype not in self._memo:
         index = torch.int32 if self.nnz < 2**31 else torch.int64
         with warnings.catch_warnings():
@@ -305,13 +317,13 @@ def _matmul_torch(self: Adjacency, x, out, scale, add, beta):
         else: out.copy_(torch.addmm(add, self._memo[x.dtype], x, beta=beta, alpha=scale))
 
 @patch
-def _matmul_plain(self: Adjacency, x, out, scale, add, beta, most=1 << 22):
+def _matmul_plain(self: Adjacency, x, out, scale, add, beta, rows=None, most=1 << 22):
     out.zero_() if add is None else out.copy_(add).mul_(beta)
-    rows = torch.repeat_interleave(torch.arange(self.num_nodes, device=x.device), self.indptr.diff())
+    target = torch.repeat_interleave(torch.arange(self.num_nodes, device=x.device), self.indptr.diff())
     step = max(1, most//x.shape[1])
     for a in range(0, self.nnz, step):
         part = x.index_select(0, self.indices[a:a+step])*self.values[a:a+step, None].to(x.dtype)
-        out.index_add_(0, rows[a:a+step], part, alpha=scale)
+        out.index_add_(0, target[a:a+step], part, alpha=scale)
 
 # %% ../nbs/02c_propagation.ipynb #cfa6e325
 class Propagation:
@@ -336,6 +348,7 @@ class Propagation:
     def forward(self,
         e0: torch.Tensor,              # layer-0 embeddings, (n, d)
         out: torch.Tensor|None = None, # (n, d), where to put the result; not `e0` itself
+        rows: torch.Tensor|None = None, # int64 (m,), the rows wanted; the others of the result are undefined. None: all
     ) -> torch.Tensor: # final embeddings, (n, d)
         "The final embeddings, outside of autograd."
         e0 = e0.detach().contiguous()
@@ -346,7 +359,7 @@ class Propagation:
         other = self._borrow(e0) if layers > 1 else None
         h, scale = e0, self.alpha[-1]
         for left in reversed(range(layers)):
-            h = self.adjacency.matmul(h, self.backend, out if left % 2 == 0 else other, scale, e0, self.alpha[left])
+            h = self.adjacency.matmul(h, self.backend, out if left % 2 == 0 else other, scale, e0, self.alpha[left], None if left else rows)
             scale = 1.
         if other is not None: self._spare.append(other)
         return out
