@@ -56,7 +56,7 @@ class TrainingSettings(StageSettings):
     patience: int = Field(4, ge=1, description='evaluations without improvement before the run stops')
     eval_every: int = Field(1, ge=1, description='epochs between evaluations')
     eval_users: int = Field(20_000, ge=1, description='most users in an epoch\'s evaluation (drawn once); the final one takes all')
-    filter: Literal['auto', 'paths', 'chebyshev', 'none'] = Field('auto', description='graph filter in the score, see 03a_graph_filter; auto: chebyshev where it fits filter_budget, else paths')
+    filter: Literal['auto', 'paths', 'chebyshev', 'none'] = Field('auto', description='graph filter in the score, see 03a_graph_filter; auto: the better one on validation, chebyshev only where it fits filter_budget')
     filter_budget: float = Field(60., gt=0, description='seconds that computing the filter may take by estimate, for auto')
     filter_n: int = Field(200, ge=1, le=65_535, description='entries kept in a row of the filter\'s item table')
     filter_search: bool = Field(True, description='choose the filter\'s exponents on validation; false: its defaults')
@@ -111,14 +111,15 @@ def training_loss(graph: InteractionGraph, s: TrainingSettings) -> Loss:
 
 def make_filter(
     graph: InteractionGraph, s: TrainingSettings,
-    targets: sp.csr_matrix|None, # validation targets, to choose the exponents on
+    targets: sp.csr_matrix|None, # validation targets, to choose kind and exponents on
 ) -> tuple[GraphFilter|None, pd.DataFrame|None]: # the filter and what each candidate scored
-    "The graph filter that the settings name, its exponents chosen on validation where there is one."
+    "The graph filter that the settings name; its kind (where `auto`) and exponents are chosen on validation where there is one."
     if s.filter == 'none': return None, None
-    kind = choose_kind(graph, s.filter_budget, n=s.filter_n) if s.filter == 'auto' else s.filter
-    if s.filter_search and targets is not None:
-        return choose_filter(graph, targets, kind, n=s.filter_n, metric=s.monitor, exclude=s.exclude)
-    return GraphFilter(kind, n=s.filter_n).fit(graph), None
+    if targets is None or not s.filter_search: return GraphFilter('paths' if s.filter == 'auto' else s.filter, n=s.filter_n).fit(graph), None
+    kinds = [s.filter] if s.filter != 'auto' else ['paths'] if choose_kind(graph, s.filter_budget, n=s.filter_n) == 'paths' else ['paths', 'chebyshev']
+    found = [choose_filter(graph, targets, kind, n=s.filter_n, metric=s.monitor, exclude=s.exclude) for kind in kinds]
+    best = max(range(len(kinds)), key=lambda i: found[i][1][s.monitor].max())
+    return found[best][0], pd.concat([table.assign(kind=kind) for kind, (_, table) in zip(kinds, found)], ignore_index=True)
 
 # %% ../nbs/04_training.ipynb #fe0e5750
 @patch
