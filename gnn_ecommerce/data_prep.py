@@ -26,7 +26,7 @@ from pydantic import Field
 
 from .core import (MARK_KEY, ArtifactError, DataError, ProjectPaths, SettingsError, StageSettings, atomic_path, load_settings,
                                 resolve_params, table_mark, write_json)
-from .events import (EVENT_TYPES, EVENTS, PRODUCTS, UTC, Source, check_events, check_products, connect, count_events, fill_raw, find_files, guess_kinds, kinds_found,
+from .events import (EVENT_TYPES, EVENTS, PRODUCTS, TIMESTAMP, Source, check_events, check_products, connect, count_events, fill_raw, find_files, guess_kinds, kinds_found,
                                   odd_sessions, one_row_a_product, open_files, read_rows, rejects, write_rejects)
 
 # %% ../nbs/01_data_prep.ipynb #76af21d7
@@ -101,7 +101,7 @@ def part_of(
 ) -> ibis.expr.types.StringValue: # 'train', 'val' or 'test'
     "The part of the split that an event belongs to."
     if settings.split == 'temporal':
-        val, test = (ibis.literal(f'{p:%Y-%m-%d %H:%M:%S}').cast(UTC) for p in points)
+        val, test = (ibis.literal(f'{p:%Y-%m-%d %H:%M:%S}').cast(TIMESTAMP) for p in points)
         return ibis.cases((events.event_time < val, 'train'), (events.event_time < test, 'val'), else_='test')
     pair = ibis.literal(f'{settings.seed}|')+events.user_id.cast('string')+'|'+events.product_id.cast('string')
     draw = pair.hexdigest('md5').substr(0, 8)
@@ -156,7 +156,7 @@ def product_table(
 ) -> ibis.Table: # the columns of `PRODUCTS`, n_events (in train)
     "What is known about each product before the split point."
     t = ids.select('product_id').union(catalogue.select('product_id'), distinct=True)
-    parts = [catalogue, seen.group_by('product_id').aggregate(n_events=seen.n_events.sum())]
+    parts = [catalogue, seen.group_by('product_id').aggregate(n_events=seen.n_events.sum().cast('float64'))] # DuckDB sums to 128 bits, which Ibis takes for 64 and would not cast
     for part in (*parts, *(_last(seen, c) for c in ('category_id', 'category_code', 'brand', 'price'))):
         part = part.rename(other='product_id')
         t = t.left_join(part, t.product_id == part.other).drop('other')
@@ -177,7 +177,7 @@ def leaks(
     found = {'pairs of val in train': val.semi_join(kept.select(pair), pair), 'pairs of test in train': test.semi_join(kept.select(pair), pair),
              'pairs in both val and test': test.semi_join(val.select(pair), pair)}
     if settings.split == 'random_pairs': return found
-    begin, end = (ibis.literal(f'{p:%Y-%m-%d %H:%M:%S}').cast(UTC) for p in points)
+    begin, end = (ibis.literal(f'{p:%Y-%m-%d %H:%M:%S}').cast(TIMESTAMP) for p in points)
     return {**found, 'train events at or after the split point': train.filter(train.event_time >= begin),
             'val purchases outside of its window': val.filter((val.first_time < begin) | (val.first_time >= end)),
             'test purchases before its window': test.filter(test.first_time < end)}

@@ -4,20 +4,20 @@
 
 # %% auto #0
 __all__ = ['EVENTS', 'PRODUCTS', 'EVENT_TYPES', 'SYNONYMS', 'SUFFIXES', 'BLOCK', 'MAX_SPAN', 'MAX_LINE', 'MAX_RAW', 'NOT_UTF8',
-           'NUL', 'UNTERMINATED', 'AFTER_QUOTE', 'TOO_FEW', 'TOO_MANY', 'TOO_LONG', 'CUT_OFF', 'MARK', 'UTC', 'MISSING',
-           'UUID', 'Layout', 'match_columns', 'propose_columns', 'find_files', 'file_format', 'unpack', 'split_record',
-           'Record', 'parse_record', 'is_regular', 'Source', 'read_header', 'scan_csv', 'open_file', 'open_files',
-           'connect', 'read_rows', 'parse_time', 'is_missing', 'is_canonical', 'guess_kinds', 'kinds_found',
-           'check_events', 'check_products', 'one_row_a_product', 'count_events', 'rejects', 'odd_sessions',
-           'read_lines', 'fill_raw', 'write_rejects']
+           'NUL', 'UNTERMINATED', 'AFTER_QUOTE', 'TOO_FEW', 'TOO_MANY', 'TOO_LONG', 'CUT_OFF', 'MARK', 'TIMESTAMP',
+           'MISSING', 'UUID', 'Layout', 'match_columns', 'propose_columns', 'find_files', 'file_format', 'unpack',
+           'split_record', 'Record', 'parse_record', 'is_regular', 'Source', 'read_header', 'scan_csv', 'open_file',
+           'open_files', 'connect', 'read_rows', 'parse_time', 'is_missing', 'is_canonical', 'guess_kinds',
+           'kinds_found', 'check_events', 'check_products', 'one_row_a_product', 'count_events', 'rejects',
+           'odd_sessions', 'read_lines', 'fill_raw', 'write_rejects']
 
 # %% ../nbs/00b_events.ipynb #eec05c67
 import csv, difflib, os, re, zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Iterator
 
 import ibis
 import numpy as np
@@ -524,12 +524,12 @@ def read_rows(
     return con.table(name)
 
 # %% ../nbs/00b_events.ipynb #4856036b
-UTC = "timestamp('UTC')"
+TIMESTAMP = "timestamp('UTC')" # a time in UTC, as Ibis writes the type
 
 def _since_1970(number, factor: int):
     "A count since 1970 as a time; the bounds only keep the arithmetic from overflowing."
     micro = (number*factor).clip(-9e15, 9e15).round().try_cast('int64')
-    return (ibis.timestamp('1970-01-01 00:00:00') + micro.as_interval('us')).cast(UTC)
+    return (ibis.timestamp('1970-01-01 00:00:00') + micro.as_interval('us')).cast(TIMESTAMP)
 
 def parse_time(
     text: ibis.expr.types.StringValue,
@@ -541,8 +541,8 @@ def parse_time(
     if kind == 'milliseconds': return _since_1970(number, 10**3)
     tidy = text.strip().replace('/', '-').replace(' +', '+').replace(' -', '-')
     counted = ibis.cases((number.abs() < 1e11, _since_1970(number, 10**6)), (number.abs() < 1e14, _since_1970(number, 10**3)))
-    return ibis.cases((text.like('____-__-__ __:__:__ UTC'), text.try_cast(UTC)), (tidy.like('____-__-__%'), tidy.try_cast(UTC)),
-                      else_=counted if kind == 'auto' else ibis.null(UTC))
+    return ibis.cases((text.like('____-__-__ __:__:__ UTC'), text.try_cast(TIMESTAMP)), (tidy.like('____-__-__%'), tidy.try_cast(TIMESTAMP)),
+                      else_=counted if kind == 'auto' else ibis.null(TIMESTAMP))
 
 # %% ../nbs/00b_events.ipynb #1d4ea689
 MISSING = ('', 'NULL', 'null', 'None', '\\N', 'NaN', 'nan') # texts that stand for no value
@@ -587,13 +587,13 @@ def _id_reasons(text, column: str, kind: str) -> list:
 
 def _reason(t: ibis.Table, price, when, kinds: dict[str, str], known, now: datetime):
     "The first reason why a row cannot be used, null if it can."
-    late = ibis.literal((now+timedelta(days=1)).strftime('%Y-%m-%d %H:%M:%S')).cast(UTC)
+    late = ibis.literal((now+timedelta(days=1)).strftime('%Y-%m-%d %H:%M:%S')).cast(TIMESTAMP)
     return ibis.cases(
         (t.problem.notnull(), t.problem),
         (known.isnull() & (t.user_id == t.user_header) & (t.product_id == t.product_header), 'repeated header'),
         *_id_reasons(t.user_id, 'user_id', kinds['user_id']), *_id_reasons(t.product_id, 'product_id', kinds['product_id']),
         (is_missing(t.event_time), 'event_time is missing'), (when.isnull(), 'event_time is not a time'),
-        (when < ibis.literal('1990-01-01 00:00:00').cast(UTC), 'event_time is before 1990'), (when > late, 'event_time is in the future'),
+        (when < ibis.literal('1990-01-01 00:00:00').cast(TIMESTAMP), 'event_time is before 1990'), (when > late, 'event_time is in the future'),
         (known.isnull(), 'unknown event type'),
         (price.isnull() & ~is_missing(t.price), 'price is not a number'), (price < 0, 'price is negative'),
         (~(price <= 1e300), 'price is not finite'), else_=ibis.null('string'))
@@ -622,7 +622,7 @@ def check_events(
     t = rows.mutate(**{f'{k}_header': ibis.literal((names or {}).get(f'{k}_id', f'{k}_id')) for k in ('user', 'product')})
     loose = t.event_type.strip().lower().cases(*((k.strip().lower(), v) for k, v in types.items()))
     t = t.mutate(when=parse_time(t.event_time, timestamps), number=_to_price(t.price, decimal), known=t.event_type.cases(*types.items(), else_=loose))
-    t = t.mutate(reason=_reason(t, t.number, t.when, kinds, t.known, now or datetime.now(timezone.utc)))
+    t = t.mutate(reason=_reason(t, t.number, t.when, kinds, t.known, now or datetime.now(UTC)))
     canonical = {f'{c}_canonical': ibis.cases((~is_missing(t[c]), is_canonical(t[c]))) for c in ('user_id', 'product_id')}
     return t.select('file', 'line', 'raw', 'reason', **canonical, event_time=t.when, event_type=t.known, product_id=_to_id(t.product_id, kinds['product_id']),
                     **{c: _or_null(t[c]) for c in ('category_id', 'category_code', 'brand')}, price=t.number,

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from gnn_ecommerce.events import (AFTER_QUOTE, CUT_OFF, EVENTS, MARK, NOT_UTF8, 
                                   read_rows)
 
 HEADER = "event_time,event_type,product_id,category_id,category_code,brand,price,user_id,user_session\n"
-NOW = datetime(2021, 1, 1, tzinfo=timezone.utc)
+NOW = datetime(2021, 1, 1, tzinfo=UTC)
 TYPES = ("view", "view", "cart", "purchase", "remove_from_cart")
 
 
@@ -393,7 +393,7 @@ def test_timestamps_in_other_forms(project, form):
     first = project.run(HEADER+GOOD) and project.outputs()
 
     def write(t):
-        t = t.replace(tzinfo=timezone.utc)
+        t = t.replace(tzinfo=UTC)
         return {"seconds": f"{t.timestamp():.0f}", "milliseconds": f"{t.timestamp()*1000:.0f}", "fractions": f"{t.timestamp():.3f}", "zone": f"{t.astimezone(timezone(timedelta(hours=-5))):%Y-%m-%d %H:%M:%S%z}",
                 "iso": f"{t:%Y-%m-%dT%H:%M:%SZ}", "no zone": f"{t:%Y-%m-%d %H:%M:%S}"}[form]
     project.run(HEADER+"".join(row(i, event_time=write(datetime(2020, 1, 1)+timedelta(hours=7*i))) for i in range(100)))
@@ -467,7 +467,7 @@ def test_full_disk_as_duckdb_says_it(before, monkeypatch, name):
     copy = stage.copy_table
 
     def full(con, table, path, kind):
-        if path.name == name: con.raw_sql(f"COPY (SELECT repeat('x', 1000) FROM range(1000)) TO '/dev/full' (FORMAT csv)")
+        if path.name == name: con.raw_sql("COPY (SELECT repeat('x', 1000) FROM range(1000)) TO '/dev/full' (FORMAT csv)")
         return copy(con, table, path, kind)
     monkeypatch.setattr(stage, "copy_table", full)
     with pytest.raises(ArtifactError, match="found the disk full: free some space and run again"): before.run()
@@ -492,6 +492,7 @@ def test_full_disk_for_real(project):
     finally: subprocess.run(["umount", "-l", data], check=True)
 
 
+@pytest.mark.slow
 def test_kill_leaves_the_results_and_the_next_run_cleans_up(project):
     project.run(HEADER+GOOD)
     first = project.outputs()
