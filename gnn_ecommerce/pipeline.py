@@ -136,6 +136,7 @@ def _yaml() -> YAML:
     yaml = YAML()
     yaml.preserve_quotes, yaml.width = True, 200
     yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar('tag:yaml.org,2002:null', 'null'))
     return yaml
 
 def _put(base, key: str, value):
@@ -189,7 +190,7 @@ def own_events(
     pattern = '/'.join(parts[first:]) if first is not None else None
     if pattern and not any(found.glob(pattern)): raise DataError(f'EVENTS: expected files that match {pattern} in {found}, found none')
     shown = str(found.relative_to(Path(root).resolve())) if found.is_relative_to(Path(root).resolve()) else str(found)
-    return {'data_prep': {'events': shown, **({'pattern': pattern} if pattern else {})}}
+    return {'data_prep': {'events': shown, 'pattern': pattern or '*', 'products': 'auto'}}
 
 # %% ../nbs/05a_pipeline.ipynb #02a9a840
 def comparison(root: str|Path) -> pd.DataFrame: # a row for each recommender
@@ -200,22 +201,18 @@ def comparison(root: str|Path) -> pd.DataFrame: # a row for each recommender
 
 # %% ../nbs/05a_pipeline.ipynb #5c2ba9db
 def comparison_table(
-    frame: pd.DataFrame, # as `comparison` gives it
-    metrics: tuple = ('recall@20', 'ndcg@20', 'map@20', 'hit_rate@20', 'mark@20', 'coverage@20'), # columns to show, where they are there
+    frame: pd.DataFrame, # as `comparison` gives it: method, metric, mean, low, high
+    metrics: tuple = ('recall@20', 'ndcg@20', 'mark@20', 'coverage@20'), # columns to show, where they are there
 ) -> Table: # for a rich console
-    "The comparison as a table: best value of each column in bold, a 95 % interval where there is one."
-    shown = [m for m in metrics if m in frame]
-    table = Table(box=box.SIMPLE_HEAD, title='Test split: full ranking over all products', title_justify='left', title_style='bold')
-    table.add_column('recommender')
-    for m in shown: table.add_column(m, justify='right')
-    for row in frame.to_dict('records'):
-        texts = []
-        for m in shown:
-            text = f'{row[m]:.4f}'
-            low, high = row.get(f'{m}_low'), row.get(f'{m}_high')
-            if m == shown[0] and low == low and low is not None: text += f' ({low:.4f}-{high:.4f})'
-            texts.append(Text(text, style='bold' if row[m] == frame[m].max() else ''))
-        table.add_row(str(row[frame.columns[0]]), *texts)
+    "The comparison as a table, best first: the best value of each metric in bold, the first one's interval."
+    shown = [m for m in metrics if m in set(frame.metric)]
+    mean, low, high = (frame.pivot(index='method', columns='metric', values=v) for v in ('mean', 'low', 'high'))
+    table = Table(box=box.SIMPLE_HEAD, title='Test split, full ranking over all products, the first 20', title_justify='left', title_style='bold', pad_edge=False)
+    for name in ('method', shown[0], 'interval', *shown[1:]): table.add_column(name.removesuffix('@20'), justify='left' if name == 'method' else 'right', no_wrap=True)
+    for method in mean.sort_values(shown[0], ascending=False).index:
+        texts = [Text(f'{mean.loc[method, m]:.4f}', style='bold' if mean.loc[method, m] == mean[m].max() else '') for m in shown]
+        bounds = (low.loc[method, shown[0]], high.loc[method, shown[0]])
+        table.add_row(method, texts[0], '{:.3f}-{:.3f}'.format(*bounds) if pd.notna(bounds[0]) else '', *texts[1:])
     return table
 
 # %% ../nbs/05a_pipeline.ipynb #5ef856c7
@@ -362,15 +359,15 @@ def demo(
     console.print(Text.from_markup(NEXT))
 
 NEXT = '''[bold]Where things are[/]
-  reports/notebooks/        every stage's notebook as executed, with its plots
-  reports/inference/        the comparison, by customers' activity and products' popularity
-  model-recommendations/    recommendations for every customer
+  reports/notebooks/       each stage's notebook as executed, with its plots
+  reports/inference/       the comparison, whole and in groups
+  model-recommendations/   recommendations for every customer
 [bold]What to type next[/]
-  make demo                                   again: it says what is up to date
-  make lab                                    JupyterLab on the notebooks
-  source .venv/bin/activate
-  dvc exp run -S training.dim=32 && dvc exp show   an experiment beside this run
-  make demo EVENTS=path/to/your/events        your own shop: see nbs/guides/own_shop.ipynb'''
+  make demo                             again: it says what is up to date
+  make lab                              JupyterLab on the notebooks
+  make demo EVENTS=path/to/your/events  your shop: nbs/guides/own_shop.ipynb
+  source .venv/bin/activate             then, an experiment beside this run:
+  dvc exp run -S training.dim=32 && dvc exp show'''
 
 # %% ../nbs/05a_pipeline.ipynb #ffcfaa04
 def _parser() -> argparse.ArgumentParser:

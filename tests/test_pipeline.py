@@ -1,0 +1,181 @@
+"""The whole pipeline in a temporary clone, on a shop of a few seconds: DVC, experiments, remotes, failures, own files."""
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+from conftest import git
+from gnn_ecommerce.core import STAGES, TINY, merge_params, read_params
+
+pytestmark = pytest.mark.slow
+
+
+def run(folder, *args, ok=True, **env):
+    "Run a command of this environment in a folder; returns the finished process, stdout and stderr in one text."
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    env = {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **env}
+    for name in ("GNN_ECOMMERCE_ROOT", "GNN_ECOMMERCE_PROGRESS"): env.pop(name, None)
+    done = subprocess.run(args, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400)
+    if ok: assert done.returncode == 0, f"{' '.join(args)} ended with {done.returncode}\n{done.stdout[-5000:]}"
+    return done
+
+
+def ran(text):
+    "Stages that `dvc repro` says it ran, in order."
+    return re.findall(r"Running stage '(\w+)'", text)
+
+
+def change(folder, values):
+    "Set keys of a project's params.yaml."
+    file = folder / "params.yaml"
+    file.write_text(yaml.safe_dump(merge_params(read_params(file), values), sort_keys=False), encoding="utf8")
+
+
+def commit(folder, message="next"):
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--allow-empty", f"--message={message}")
+
+
+def written(folder):
+    "Path and modification time of everything that stages wrote."
+    tops = ("data", "model-checkpoints", "model-recommendations", "reports")
+    return {str(f.relative_to(folder)): f.stat().st_mtime_ns for top in tops for f in (folder / top).rglob("*") if f.is_file()}
+
+
+def own_identity(folder):
+    "DVC commits experiments under the name that Git knows."
+    for key, value in {"user.name": "test", "user.email": "test@example.org"}.items(): git(folder, "config", key, value)
+
+
+@pytest.fixture(scope="module")
+def first_run(clone, tmp_path_factory):
+    "A clone with a tiny shop, its pipeline run once and committed; and what the run printed."
+    folder = clone(tmp_path_factory.mktemp("clone"))
+    own_identity(folder)
+    change(folder, TINY)
+    commit(folder, "a tiny shop")
+    printed = run(folder, "dvc", "repro").stdout
+    commit(folder, "results")
+    return folder, printed
+
+
+@pytest.fixture
+def project(first_run):
+    "The clone, as its last commit has it."
+    folder, _ = first_run
+    git(folder, "checkout", "--quiet", "--force", "main")
+    git(folder, "reset", "--quiet", "--hard")
+    return folder
+
+
+def test_repro_runs_every_stage_and_keeps_executed_notebooks(first_run):
+    folder, printed = first_run
+    assert tuple(ran(printed)) == STAGES
+    for stage in yaml.safe_load((folder / "dvc.yaml").read_text(encoding="utf8"))["stages"].values():
+        nb = nbformat.read(folder / re.search(r"reports/notebooks/\S+", stage["cmd"])[0], 4)
+        injected = [c for c in nb.cells if "injected-parameters" in c.metadata.get("tags", ())]
+        assert len(injected) == 1 and "params.yaml" in injected[0].source
+        staged = [c for c in nb.cells if c.cell_type == "code" and c.source.startswith("#| stage")]
+        assert all(c.execution_count for c in staged) and any(c.outputs for c in staged), stage["cmd"]
+    for stage in STAGES: assert json.loads((folder / "reports" / stage / "metrics.json").read_text(encoding="utf8"))
+    assert "epoch" in printed, "training's progress should reach the terminal"
+    left = [line for line in git(folder, "status", "--porcelain", "--ignored=no").splitlines()]
+    assert not left, f"a run leaves files that Git neither tracks nor ignores: {left}"
+
+
+def test_second_repro_does_nothing(project):
+    before = written(project)
+    printed = run(project, "dvc", "repro").stdout
+    assert ran(printed) == [] and "up to date" in printed
+    assert written(project) == before
+
+
+def test_another_scheme_reruns_the_graph_and_what_follows(project):
+    change(project, {"graph_build": {"scheme": "log_count"}})
+    assert ran(run(project, "dvc", "repro").stdout) == ["graph_build", "training", "inference"]
+    assert json.loads((project / "data/processed/graph/graph.json").read_text(encoding="utf8"))["scheme"] == "log_count"
+    diff = json.loads(run(project, "dvc", "metrics", "diff", "--json").stdout)
+    assert any(path.startswith("reports/inference") for path in diff["diff"] if True) if "diff" in diff else diff
+    git(project, "checkout", "--quiet", "dvc.lock", "params.yaml")
+    run(project, "dvc", "checkout")
+
+
+def test_a_failing_stage_ends_with_its_reason_and_leaves_what_was_there(project):
+    before = pd.read_parquet(project / "data/interim/events.parquet")
+    change(project, {"data_prep": {"columns": {"user_id": "nobody"}}})
+    args = ("papermill", "nbs/01_data_prep.ipynb", "reports/notebooks/failed.ipynb", "-p", "params", "params.yaml")
+    done = run(project, sys.executable, "-m", "gnn_ecommerce.pipeline", *args, ok=False)
+    *_, place, reason = done.stdout.strip().splitlines()
+    assert done.returncode == 1
+    assert place == "Executed up to the cell that failed: reports/notebooks/failed.ipynb"
+    assert re.match(r"\w+Error: .*nobody", reason), done.stdout[-2000:]
+    assert "nobody" in (project / "reports/notebooks/failed.ipynb").read_text(encoding="utf8")
+    done = run(project, "dvc", "repro", ok=False)
+    assert done.returncode != 0 and reason in done.stdout
+    pd.testing.assert_frame_equal(pd.read_parquet(project / "data/interim/events.parquet"), before)
+
+
+def test_a_wrong_key_stops_the_demo_before_anything_runs(project):
+    change(project, {"inference": {"kk": 5}})
+    before = written(project)
+    done = run(project, sys.executable, "-m", "gnn_ecommerce.pipeline", "demo", ok=False)
+    assert done.returncode == 1 and "inference.kk: expected no such key" in done.stdout.strip().splitlines()[-1]
+    assert written(project) == before
+
+
+def test_experiment_with_one_setting_changed(project):
+    printed = run(project, "dvc", "exp", "run", "-S", "training.dim=8", "--name", "narrow").stdout
+    assert ran(printed) == ["training", "inference"]
+    assert json.loads((project / "model-checkpoints/lightgcn/metadata.json").read_text(encoding="utf8"))["settings"]["dim"] == 8
+    shown = run(project, "dvc", "exp", "show", "--csv").stdout
+    table = pd.read_csv(__import__("io").StringIO(shown[shown.index("Experiment"):]))
+    row = table[table.Experiment == "narrow"].iloc[0]
+    assert row["params.yaml:training.dim" if "params.yaml:training.dim" in table else "training.dim"] == 8
+    git(project, "checkout", "--quiet", "--force", ".")
+    run(project, "dvc", "checkout")
+
+
+def test_a_fresh_clone_pulls_instead_of_training(project, tmp_path):
+    run(project, "dvc", "remote", "add", "--default", "store", str(tmp_path / "store"))
+    commit(project, "a remote")
+    run(project, "dvc", "push")
+    git(tmp_path, "clone", "--quiet", str(project), "fresh")
+    fresh = tmp_path / "fresh"
+    assert not (fresh / "model-checkpoints/lightgcn/model.safetensors").exists()
+    run(fresh, "dvc", "pull")
+    for name in ("model-checkpoints/lightgcn/model.safetensors", "model-recommendations/recommendations.parquet", "data/interim/events.parquet"):
+        assert (fresh / name).read_bytes() == (project / name).read_bytes()
+    assert ran(run(fresh, "dvc", "repro").stdout) == []
+    shown = run(fresh, sys.executable, "-m", "gnn_ecommerce.pipeline", "show").stdout
+    assert "what is recommended" in shown
+
+
+def test_demo_on_own_files_with_other_names(project, tmp_path):
+    source = pd.concat([pd.read_csv(f, dtype=str) for f in sorted((project / "data/raw/sample").glob("events-*.csv"))])
+    own = source.rename(columns={"event_time": "when", "event_type": "what", "product_id": "article", "user_id": "customer"})
+    own["what"] = own.what.replace({"view": "seen", "purchase": "bought"})
+    (tmp_path / "mine").mkdir()
+    own[["when", "what", "article", "customer"]].to_csv(tmp_path / "mine" / "log-1.csv", index=False)
+    overlay = {"data_prep": {"columns": {"event_time": "when", "event_type": "what", "product_id": "article", "user_id": "customer"},
+                             "event_types": {"seen": "view", "bought": "purchase"}}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(overlay), encoding="utf8")
+    printed = run(project, sys.executable, "-m", "gnn_ecommerce.pipeline", "demo", "--events", f"{tmp_path}/mine/log-*.csv", "--params", str(tmp_path / "mine.yaml")).stdout
+    assert ran(printed) == ["data_prep", "graph_build", "training", "inference"], "the built-in shop is not needed"
+    assert "git checkout params.yaml" in printed and "what is recommended" in printed
+    assert read_params(project / "params.yaml")["data_prep"]["pattern"] == "log-*.csv"
+    again = run(project, sys.executable, "-m", "gnn_ecommerce.pipeline", "demo").stdout
+    assert ran(again) == [] and "up to date" in again
+
+
+def test_works_without_git(project, tmp_path):
+    folder = tmp_path / "unpacked"
+    shutil.copytree(project, folder, ignore=shutil.ignore_patterns(".git", "config.local"))
+    printed = run(folder, sys.executable, "-m", "gnn_ecommerce.pipeline", "demo", GIT_CEILING_DIRECTORIES=str(tmp_path)).stdout
+    assert ran(printed) == [] and "what is recommended" in printed
