@@ -422,7 +422,8 @@ def _axes(ax, size):
     return ax or plt.subplots(figsize=size, dpi=80, layout='constrained')[1]
 
 def plot_events(result: DataPrep, ax=None):
-    "Events over time by type, a bar a day (a week or a month where there are many), and where val and test begin."
+    "Events over time by type, a bar a day (a week or a month where there are many), and where val and test lie."
+    from matplotlib.dates import ConciseDateFormatter
     ax, df = _axes(ax, (9, 3)), result.by_day.assign(day=pd.to_datetime(result.by_day.day))
     days = (df.day.max()-df.day.min()).days+1
     freq, width = ('D', 1) if days <= 200 else ('W', 7) if days <= 1400 else ('MS', 30)
@@ -431,10 +432,14 @@ def plot_events(result: DataPrep, ax=None):
     for name in (t for t in EVENT_TYPES if t in wide):
         ax.bar(wide.index, wide[name], width*.9, bottom, align='edge', color=COLOURS[name], label=name)
         bottom += wide[name].to_numpy()
-    for part in ('val', 'test'):
-        if start := result.split.get(f'{part}_start'): ax.axvline(pd.Timestamp(start).tz_localize(None), color='k', lw=1, ls='--' if part == 'val' else '-', label=f'{part} begins')
+    ax.set_xlim(wide.index[0], wide.index[-1]+pd.Timedelta(days=width))
+    ax.xaxis.set_major_formatter(ConciseDateFormatter(ax.xaxis.get_major_locator()))
+    for part, colour in (('val', '#fff2cc'), ('test', '#fbd5c4')):
+        if result.split.get('val_start'):
+            start, end = (pd.Timestamp(result.split[k]).tz_localize(None) for k in (f'{part}_start', 'test_start' if part == 'val' else 'end'))
+            ax.axvspan(start, end, color=colour, zorder=-1, label=part)
     ax.set(ylabel=f'events a {dict(D="day", W="week", MS="month")[freq]}', title=f'{result.metrics["rows_kept"]:,} events, {result.metrics["users"]:,} users, {result.metrics["items"]:,} items')
-    ax.legend(fontsize=8, ncols=2)
+    ax.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
     return ax
 
 def plot_rejects(result: DataPrep, ax=None):
@@ -443,6 +448,7 @@ def plot_rejects(result: DataPrep, ax=None):
     ax = _axes(ax, (7, 1.2+.3*len(df)))
     ax.barh(df.reason, df.rows, color='#d95f0e')
     for i, n in enumerate(df.rows): ax.text(n, i, f' {n:,}', va='center', fontsize=8)
+    if df.empty: ax.set_axis_off()
     ax.margins(x=.15)
     ax.set(xlabel='rows', title=f'{result.metrics["rows_rejected"]:,} of {result.metrics["rows_read"]:,} rows rejected')
     return ax
@@ -450,13 +456,15 @@ def plot_rejects(result: DataPrep, ax=None):
 # %% ../nbs/01_data_prep.ipynb #a1a15a1a
 def plot_targets(result: DataPrep, ax=None):
     "What is to be predicted: for how much of it a model knows both user and item."
-    ax, p = _axes(ax, (7, 2)), result.parts.loc[['test', 'val']]
+    ax, p = _axes(ax, (9, 2)), result.parts.loc[['test', 'val']]
     warm, cold = p.warm_targets.astype(float), (p.targets-p.warm_targets).astype(float)
     ax.barh(p.index, warm, color='#3690c0', label='user and item known from train')
     ax.barh(p.index, cold, left=warm, color='#bdbdbd', label='user or item new')
     for i, (w, n) in enumerate(zip(warm, p.targets)): ax.text(n, i, f' {w/n:.0%} of {int(n):,}' if n else ' none', va='center', fontsize=8)
-    ax.margins(x=.25)
-    ax.set(xlabel='targets', title='first-time '+', '.join(result.settings.targets)); ax.legend(fontsize=8)
+    ax.margins(x=.2)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.set(xlabel='user-product pairs', title='what is to be predicted: first '+' or '.join(result.settings.targets))
+    ax.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
     return ax
 
 def plot_activity(result: DataPrep, ax=None):
