@@ -1,4 +1,5 @@
 """The whole pipeline in a temporary clone, on a shop of a few seconds: DVC, experiments, remotes, failures, own files."""
+import io
 import json
 import os
 import re
@@ -86,7 +87,7 @@ def test_repro_runs_every_stage_and_keeps_executed_notebooks(first_run):
         assert all(c.execution_count for c in staged) and any(c.outputs for c in staged), stage["cmd"]
     for stage in STAGES: assert json.loads((folder / "reports" / stage / "metrics.json").read_text(encoding="utf8"))
     assert "epoch" in printed, "training's progress should reach the terminal"
-    left = [line for line in git(folder, "status", "--porcelain", "--ignored=no").splitlines()]
+    left = git(folder, "status", "--porcelain").splitlines()
     assert not left, f"a run leaves files that Git neither tracks nor ignores: {left}"
 
 
@@ -101,8 +102,7 @@ def test_another_scheme_reruns_the_graph_and_what_follows(project):
     change(project, {"graph_build": {"scheme": "log_count"}})
     assert ran(run(project, "dvc", "repro").stdout) == ["graph_build", "training", "inference"]
     assert json.loads((project / "data/processed/graph/graph.json").read_text(encoding="utf8"))["scheme"] == "log_count"
-    diff = json.loads(run(project, "dvc", "metrics", "diff", "--json").stdout)
-    assert any(path.startswith("reports/inference") for path in diff["diff"] if True) if "diff" in diff else diff
+    assert "reports/graph_build/metrics.json" in run(project, "dvc", "metrics", "diff", "--json").stdout
     git(project, "checkout", "--quiet", "dvc.lock", "params.yaml")
     run(project, "dvc", "checkout")
 
@@ -135,9 +135,8 @@ def test_experiment_with_one_setting_changed(project):
     assert ran(printed) == ["training", "inference"]
     assert json.loads((project / "model-checkpoints/lightgcn/metadata.json").read_text(encoding="utf8"))["settings"]["dim"] == 8
     shown = run(project, "dvc", "exp", "show", "--csv").stdout
-    table = pd.read_csv(__import__("io").StringIO(shown[shown.index("Experiment"):]))
-    row = table[table.Experiment == "narrow"].iloc[0]
-    assert row["params.yaml:training.dim" if "params.yaml:training.dim" in table else "training.dim"] == 8
+    table = pd.read_csv(io.StringIO(shown[shown.index("Experiment"):]))
+    assert table[table.Experiment == "narrow"].iloc[0]["training.dim"] == 8
     git(project, "checkout", "--quiet", "--force", ".")
     run(project, "dvc", "checkout")
 
@@ -176,6 +175,7 @@ def test_demo_on_own_files_with_other_names(project, tmp_path):
 
 def test_works_without_git(project, tmp_path):
     folder = tmp_path / "unpacked"
+    run(project, "dvc", "checkout")
     shutil.copytree(project, folder, ignore=shutil.ignore_patterns(".git", "config.local"))
     printed = run(folder, sys.executable, "-m", "gnn_ecommerce.pipeline", "demo", GIT_CEILING_DIRECTORIES=str(tmp_path)).stdout
     assert ran(printed) == [] and "what is recommended" in printed
