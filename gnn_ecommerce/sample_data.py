@@ -74,8 +74,8 @@ def _label(g, category, brand, coded, plain):
         'category_code': np.array(['']*(len(names)-len(CODED))+list(CODED.values()), object)[category], 'brand': brand, 'price': price})
 
 # %% ../nbs/00a_sample_data.ipynb #a5ee6d21
-DIM, SET, BEND = 5, 6, 12. # taste dimensions, products in a set, how steep taste is
-NOISE, MATES = .35, .5     # how often a product is picked for its popularity alone, or as a mate of the one before
+DIM, SET, BEND = 5, 6, 14. # taste dimensions, products in a set, how steep taste is
+NOISE, MATES = .25, .6    # how often a product is picked for its popularity alone, or as a mate of the one before
 
 @dataclass
 class Catalogue:
@@ -116,6 +116,7 @@ def _about(g, traffic, share):
     mask[order[np.cumsum(traffic[order]) <= share]] = True
     return mask
 
+# %% ../nbs/00a_sample_data.ipynb #de7033e2
 def make_catalogue(
     n_items: int,      # how many products
     seed: int,
@@ -174,7 +175,7 @@ def draw_activity(
 
 # %% ../nbs/00a_sample_data.ipynb #0afb3a0e
 FRESH = .82 # interests for each visit: the other visits go to products seen before
-COOL = .25  # how likely what is not to a customer's taste goes into the cart, against what is
+COOL = .1   # how likely what is not to a customer's taste goes into the cart, against what is
 
 def draw_interests(
     cat: Catalogue,
@@ -185,7 +186,7 @@ def draw_interests(
     drawn = 2*wanted
     user, n = np.repeat(np.arange(len(wanted)), drawn), drawn.sum()
     groups = g.choice(len(cat.group_share), (len(wanted), 3), p=cat.group_share)
-    group = groups[user, np.searchsorted([.65, .9], g.random(n))]
+    group = groups[user, np.searchsorted([.7, .92], g.random(n))]
     liked, mate = g.random(n) >= NOISE, g.random(n) < cat.mates
     mate[np.cumsum(drawn)-drawn] = False
     item = cat.draw(np.where(liked, group, len(cat.group_share)), g)
@@ -243,6 +244,7 @@ class Customers:
     appeal: np.ndarray   # how likely it is to go into the cart, against the mean, float32 (n_pairs,)
     sessions: np.ndarray # in order of time, fields of `SESSION`, `start` in seconds since 1970
 
+# %% ../nbs/00a_sample_data.ipynb #fb84ff81
 def draw_customers(
     cat: Catalogue,
     settings: SampleDataSettings,
@@ -395,6 +397,7 @@ def event_days(
         today, late = np.split(events, [np.searchsorted(events['time'], midnight[d+1])])
         yield days[d], today
 
+# %% ../nbs/00a_sample_data.ipynb #7dfbf807
 def write_events(
     cat: Catalogue,
     people: Customers,
@@ -430,6 +433,7 @@ class SampleShop:
         m = self.metrics
         return f'{m["events"]:,} events of {m["users"]:,} users on {m["items"]:,} items, {m["share_purchase"]:.1%} of them purchases'
 
+# %% ../nbs/00a_sample_data.ipynb #74443efe
 def against_whole_shop(
     metrics: dict, # of a run
 ) -> pd.DataFrame: # columns whole_shop, sample
@@ -445,11 +449,13 @@ def plot_shop(
     fig = Figure(figsize=(11, 2.8), dpi=70, layout='constrained')
     months, popular, active = fig.subplots(1, 3)
     shop.months.plot.bar(stacked=True, ax=months, rot=30, width=.8, title='events by month')
+    months.set_ylim(top=1.35*shop.months.sum(axis=1).max())
+    months.legend(ncols=2, fontsize='small', loc='upper center')
     popular.loglog(np.arange(len(shop.item_events))+1, np.sort(shop.item_events)[::-1])
     popular.set(title='popularity of the products', xlabel='rank', ylabel='events')
     n, users = np.unique(shop.user_events[shop.user_events > 0], return_counts=True)
     active.loglog(n, np.cumsum(users[::-1])[::-1])
-    active.set(title='activity of the customers', xlabel='events', ylabel='customers with so many or more')
+    active.set(title='activity of the customers', xlabel='events or more', ylabel='customers with that many')
     return fig
 
 # %% ../nbs/00a_sample_data.ipynb #fb39682e
