@@ -279,7 +279,8 @@ def plot_curve(
     import matplotlib.pyplot as plt
     curves = evaluations if isinstance(evaluations, pd.DataFrame) else pd.concat([e.curve(metric) for e in evaluations], axis=1)
     if ax is None: _, ax = plt.subplots(figsize=(6.5, 4), dpi=80, layout='constrained')
-    for name in curves.iloc[-1].sort_values(ascending=False, kind='stable').index: ax.plot(curves.index, curves[name], label=name, lw=1.8)
+    colour = {name: f'C{i}' for i, name in enumerate(curves.columns)} # of the method, not of its rank: the same in every plot
+    for name in curves.iloc[-1].sort_values(ascending=False, kind='stable').index: ax.plot(curves.index, curves[name], label=name, lw=1.8, color=colour[name])
     ax.set(xlabel='k', ylabel=f'{metric}@k', ylim=(0, None), xlim=(1, curves.index.max()))
     ax.legend(frameon=False)
     ax.spines[['top', 'right']].set_visible(False)
