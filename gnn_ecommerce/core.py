@@ -85,7 +85,7 @@ class StageSettings(BaseModel):
 SECTIONS = ('sample_data', 'data_prep', 'graph_build', 'training', 'inference', 'explainability', 'bundle', 'tune')
 
 #: the stages in the order in which they run
-STAGES = ('sample_data', 'data_prep', 'graph_build', 'training', 'inference')
+STAGES = ('sample_data', 'data_prep', 'graph_build', 'training', 'inference', 'explainability')
 
 # %% ../nbs/00_core.ipynb #a08a8234
 def _expected(e: dict) -> str:

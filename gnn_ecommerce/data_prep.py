@@ -362,12 +362,14 @@ def count(con: ibis.BaseBackend, rows: ibis.Table, settings: DataPrepSettings, n
         if (found := kinds_found(counts, asked)) == kinds: return kinds, checked, counts
         kinds = found
 
+# %% ../nbs/01_data_prep.ipynb #23514253
 def _products(con: ibis.BaseBackend, events: ibis.Table, catalogue: ibis.Table|None) -> ibis.Table:
     "The product table; its larger part is computed once and kept in the database."
     seen = con.create_table('attributes', attributes_seen(events), temp=True)
     empty = events.filter(ibis.literal(False)).select('product_id', name=ibis.null('string'), **{c: events[c] for c in PRODUCTS.columns[2:]})
     return product_table(events.select('product_id').distinct(), seen, one_row_a_product(catalogue) if catalogue is not None else empty)
 
+# %% ../nbs/01_data_prep.ipynb #18d4039c
 def prepare(
     con: ibis.BaseBackend,   # of `connect`
     settings: DataPrepSettings,
