@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from fastcore.basics import patch, store_attr
-from numpy.polynomial import chebyshev
 
 from .core import GnnEcommerceError, SettingsError, progress, rng
 from .evaluation import evaluate, ranking_metrics
@@ -290,9 +289,12 @@ def plateau(
     "Transfer function of kind `chebyshev`: 1 at x=-1 (p=1), 1/2 at 0, 0 at 1 (p=0)."
     return .5-.5*np.sign(x)*np.abs(x)**flatness
 
-def chebyshev_coefficients(degree: int, flatness: float) -> np.ndarray: # float64 (degree+1,)
-    "c_k of sum_k c_k T_k(x), the interpolation of `plateau` at degree+1 Chebyshev nodes."
-    return chebyshev.chebinterpolate(plateau, degree, (flatness,))
+def chebyshev_coefficients(degree: int, flatness: float) -> np.ndarray: # float64 (up to degree+1,)
+    "c_k of sum_k c_k T_k(x) through the values of `plateau` at cos(j pi/K) in the nodes cos((j+1/2) pi/(K+1)); without zeros at the end."
+    j, k = np.arange(degree+1), np.arange(degree+1)[:, None]
+    c = 2/(degree+1)*np.cos(k*(j+.5)*np.pi/(degree+1))@plateau(np.cos(j*np.pi/max(degree, 1)), flatness)
+    c[0] /= 2
+    return np.append(c[0], np.trim_zeros(np.where(np.abs(c[1:]) > 1e-12, c[1:], 0), 'b'))
 
 # %% ../nbs/03a_graph_filter.ipynb #f65fc9fd
 class ChebyshevFilter:

@@ -47,7 +47,13 @@ def csr_arrays(m: sp.csr_array) -> tuple[np.ndarray, np.ndarray]: # int64 (rows+
 
 # %% ../nbs/02d_spectral.ipynb #34a4cc2e
 if HAS_NUMBA:
-    _LANES = 16 # numbers in an LLVM vector; on smaller processors LLVM splits it
+    _LANES, _AHEAD = 16, 32 # numbers in an LLVM vector (smaller processors split it); edges by which the next rows are fetched ahead
+
+    def _fetch(b, base, at):
+        "Ask for the cache line of base[at]."
+        i32, byte = ir.IntType(32), ir.IntType(8).as_pointer()
+        prefetch = b.module.declare_intrinsic('llvm.prefetch.p0', fnty=ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32]))
+        b.call(prefetch, [b.bitcast(b.gep(base, [at]), byte), i32(0), i32(3), i32(1)])
 
     @intrinsic
     def _row_step(typing_context, index, value, first, last, scale, x, y, row):
@@ -55,6 +61,7 @@ if HAS_NUMBA:
         def build(context, b, signature, args):
             vector, i64, i32, parts = ir.VectorType(ir.FloatType(), _LANES), ir.IntType(64), ir.IntType(32), range(0, 64, _LANES)
             index, value, x, y = (context.make_array(signature.args[k])(context, b, args[k]).data for k in (0, 1, 5, 6))
+            end = context.make_array(signature.args[0])(context, b, args[0]).nitems
             first, last, scale, row = args[2], args[3], args[4], args[7]
             def address(base, at): return b.bitcast(b.gep(base, [at]), vector.as_pointer())
             def all_lanes(number):
@@ -66,6 +73,9 @@ if HAS_NUMBA:
             b.position_at_end(loop)
             edge, sums = b.phi(i64), [b.phi(vector) for _ in parts]
             at = b.mul(b.zext(b.load(b.gep(index, [edge])), i64), i64(64))
+            later = b.add(edge, i64(_AHEAD))
+            there = b.mul(b.zext(b.load(b.gep(index, [b.select(b.icmp_signed('<', later, end), later, edge)])), i64), i64(64))
+            for p in parts: _fetch(b, x, b.add(there, i64(p)))
             weight = all_lanes(b.load(b.gep(value, [edge])))
             added = [b.fadd(total, b.fmul(weight, b.load(address(x, b.add(at, i64(p))), align=4), flags=fused), flags=fused) for p, total in zip(parts, sums)]
             following = b.add(edge, i64(1))
