@@ -42,6 +42,7 @@ lab: $(VENV)/.full ## JupyterLab on nbs/
 docs: $(VENV)/.full ## the site, into _docs/index.html
 	@$(BIN)/python tools/notebooks.py site
 	@$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --builder html _proc _docs $(ARGS)
+	@rm -rf jupyter_execute
 	@echo "Site: _docs/index.html"
 
 new: $(VENV)/.full ## a new notebook from the template: make new N=08 NAME=model_server [STAGE=1]
@@ -51,7 +52,7 @@ lock: $(VENV)/.full ## write requirements.lock from the environment as it is
 	@$(BIN)/python tools/notebooks.py lock
 
 clean: ## remove what the site and the tests left; data, models and the environment stay
-	@rm -rf _docs _proc build dist .pytest_cache .ruff_cache .hypothesis
+	@rm -rf _docs _proc jupyter_execute build dist .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 $(VENV)/.base: requirements.lock settings.ini setup.py pyproject.toml

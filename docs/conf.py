@@ -22,12 +22,11 @@ copyright = settings["copyright"]
 version = release = settings["version"]
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx.ext.mathjax"]
-exclude_patterns = ["_static", "_outputs"]
+exclude_patterns = ["_static"]
 default_role = "code"
 
 nb_execution_mode = "off"
 nb_merge_streams = True
-nb_output_folder = "_proc/_outputs"
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist", "attrs_inline"]
 myst_heading_anchors = 3
 suppress_warnings = ["mystnb.unknown_mime_type"]

@@ -75,6 +75,7 @@ def site(root=ROOT, out=None):
         page = out / file.relative_to(root)
         page.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(strip(nbformat.read(file, 4)), page)
+    for file in (root / "nbs").rglob("*.yaml"): shutil.copy(file, out / file.relative_to(root))
     for name in ("CHANGELOG.md", "CONTRIBUTING.md"): shutil.copy(root / name, out / name.lower())
     (out / "api").mkdir()
     for i, file in enumerate(f for f in notebooks(root) if (root / "gnn_ecommerce" / f"{module(f)}.py").is_file()):
