@@ -14,11 +14,11 @@ export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo repro test check lab docs new lock clean
+.PHONY: help demo repro test check bench bench-full lab docs new lock clean
 
 help:
 	@echo "make TARGET:"
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r name text; do printf '  %-8s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r name text; do printf '  %-10s %s\n' "$$name" "$$text"; done
 
 demo: $(VENV)/.base ## the pipeline on the built-in shop, then its results; EVENTS=path [PARAMS=overlay.yaml] takes your own files
 	@$(BIN)/python -m gnn_ecommerce.pipeline demo $(if $(EVENTS),--events '$(EVENTS)') $(if $(PARAMS),--params '$(PARAMS)') $(ARGS)
@@ -35,6 +35,12 @@ check: $(VENV)/.full ## before a commit: export, clean, lint, fast tests
 	@$(BIN)/nbdev_clean
 	@$(BIN)/ruff check .
 	@$(BIN)/python -m pytest --quiet -m "not slow" --flags "" $(ARGS)
+
+bench: $(VENV)/.full ## benchmarks on public data (GNN_ECOMMERCE_DATA), the short ones, into benchmarks/results/
+	@$(BIN)/python -m benchmarks.run $(ARGS)
+
+bench-full: $(VENV)/.full ## all benchmarks: an hour or two
+	@$(BIN)/python -m benchmarks.run --full $(ARGS)
 
 lab: $(VENV)/.full ## JupyterLab on nbs/
 	@$(BIN)/jupyter lab nbs $(ARGS)

@@ -1,0 +1,171 @@
+"""Ranking metrics on public data and on the built-in shop. Validation chooses; each test part is read once, by what was chosen."""
+import numpy as np
+import pandas as pd
+from gnn_ecommerce.baselines import ALSRecommender, SVDRecommender
+from gnn_ecommerce.core import example_project, run_stage
+from gnn_ecommerce.datasets import data_folder, load_benchmark
+from gnn_ecommerce.evaluation import evaluate
+from gnn_ecommerce.graph import InteractionGraph, pairs_csr
+from gnn_ecommerce.graph_filter import GraphFilter
+from gnn_ecommerce.recommender import Popular
+from gnn_ecommerce.training import TrainingSettings, fit
+
+from benchmarks.common import RESULTS, Clock, machine, read, row, save, write
+from benchmarks.protocol import fit_final
+
+TAIL, DEFAULTS = "validation: last 10 % of each user's line", "nothing: defaults"
+FAST = dict(epochs=4, schedule="constant", eval_every=4, eval_users=5_000, filter="paths", filter_search=False, b=[0., 5., 10., 20., 30.], exclude="seen")
+MIDDLE = FAST | dict(filter="chebyshev", b=[0., 10., 15., 20., 30., 50.])
+FINAL = dict(dim=128, epochs=18, eval_every=6, filter="chebyshev", filter_search=False, b=[0., 5., 10., 15., 20., 30., 50.], exclude="seen")
+
+
+def scores(name, dataset, evaluations, chosen_on, metrics=("recall@20", "ndcg@20"), split="test"):
+    "Rows of one method: the median over seeds of each metric."
+    return [row(name, dataset, m, [e.metrics[m] for e in evaluations], "", split, chosen_on=chosen_on) for m in metrics]
+
+
+def costs(name, dataset, wall, cpu):
+    "Rows of the time from the graph to the scores."
+    return [row(name, dataset, "seconds", wall, "s"), row(name, dataset, "cpu_seconds", cpu, "s")]
+
+
+def curve(name, dataset, final, metric):
+    "Keep validation against wall time of a run that chose, in curves.json."
+    kept = [c for c in (read("curves") or dict(curves=[]))["curves"] if (c["name"], c["dataset"]) != (name, dataset)]
+    seen = final.history.dropna(subset=["value"]) if "value" in final.history else final.history[:0]
+    new = dict(name=name, dataset=dataset, metric=metric, split="validation", seconds=seen.seconds.round(2).tolist(), value=seen.value.round(5).tolist(),
+               loss_seconds=final.history.seconds.round(2).tolist(), loss=final.history.loss.round(4).tolist())
+    save(dict(suite="curves", curves=[*kept, new]), RESULTS / "curves.json")
+
+
+def timed(make, test, exclude="seen"):
+    "Fit a recommender and score all test users: evaluation, wall seconds, processor seconds from the graph to the lists."
+    clock = Clock()
+    model = make()
+    found = evaluate(model, test, (20,), exclude)
+    return found, clock.wall, clock.cpu
+
+
+def gowalla_filters():
+    "What needs no training."
+    b, rows = load_benchmark("gowalla"), []
+    timed(lambda: GraphFilter("paths", n=50).fit(b.graph.subset(b.graph.user < 500)), pairs_csr(*np.nonzero(b.test[:500].toarray()), b.test.shape))
+    made = {"most popular": lambda: Popular().fit(b.graph), "graph filter, paths, N 200": lambda: GraphFilter("paths").fit(b.graph)}
+    for name, make in made.items():
+        runs = [timed(make, b.test) for _ in range(3 if "paths" in name else 1)]
+        rows += scores(name, "gowalla", [r[0] for r in runs], DEFAULTS) + costs(name, "gowalla", [r[1] for r in runs], [r[2] for r in runs])
+    return rows
+
+
+def gowalla_baselines():
+    "Factorisations with 64 dimensions."
+    b, rows = load_benchmark("gowalla"), []
+    for name, make in {"truncated SVD, d 64": lambda: SVDRecommender(64, "normalized").fit(b.graph), "ALS, d 64": lambda: ALSRecommender(64).fit(b.graph)}.items():
+        found, wall, cpu = timed(make, b.test)
+        rows += scores(name, "gowalla", [found], DEFAULTS) + costs(name, "gowalla", wall, cpu)
+    return rows
+
+
+def gowalla_trained(name, settings, seeds):
+    "LightGCN with a graph filter, b chosen on validation, trained again on all of train.txt; and its two parts alone."
+    b, found, alone, part, wall, cpu, choosing = load_benchmark("gowalla"), [], [], [], [], [], []
+    for seed in seeds:
+        final, after = fit_final(b.graph, TrainingSettings(seed=seed, **settings)), Clock()
+        found.append(evaluate(final.recommender, b.test, (20,), "seen"))
+        wall.append(final.seconds["retrain"] + after.wall)
+        cpu.append(final.seconds["retrain_cpu"] + after.cpu)
+        choosing.append(final.seconds["choose"])
+        if seed == seeds[0]:
+            curve(name, "gowalla", final, "ndcg@20")
+            print(f"{name}: epoch {final.best_epoch}, b {final.b:g}, validation {final.validation:.4f}", flush=True)
+        if final.b:
+            alone.append(evaluate(final.recommender.embedding_part, b.test, (20,), "seen"))
+            if seed == seeds[0] and settings["filter"] == "chebyshev": part.append(evaluate(final.recommender.filter_part, b.test, (20,), "seen"))
+    rows = scores(name, "gowalla", found, TAIL) + costs(name, "gowalla", wall, cpu) + [row(f"{name}: choosing", "gowalla", "seconds", choosing, "s")]
+    if alone: rows += scores(f"{name}: LightGCN alone", "gowalla", alone, TAIL)
+    if part: rows += scores("graph filter, chebyshev, N 200", "gowalla", part, DEFAULTS)
+    return rows
+
+
+def gowalla_fast():
+    "Past the best published LightGCN within a minute."
+    return gowalla_trained("LightGCN d 64, 4 epochs + paths", FAST, (0, 1, 2))
+
+
+def gowalla_chebyshev():
+    "The small model with the stronger filter."
+    return gowalla_trained("LightGCN d 64, 4 epochs + chebyshev N 200", MIDDLE, (0,))
+
+
+def gowalla_final():
+    "The strongest model."
+    return gowalla_trained("LightGCN d 128, 18 epochs + chebyshev N 200", FINAL, (0,))
+
+
+def lastfm():
+    "Trained and masked on train.txt alone; valid.txt chooses."
+    b, rows = load_benchmark("lastfm"), []
+    for name, extra in {"LightGCN + graph filter, defaults": {}, "LightGCN d 128, 60 epochs + graph filter": dict(dim=128, epochs=60, eval_every=6, patience=10)}.items():
+        clock = Clock()
+        result = fit(b.graph, TrainingSettings(exclude="seen", **extra), b.valid)
+        wall, cpu = clock.wall, clock.cpu
+        print(f"{name}: epoch {result.best_epoch}, {result.scoring}", flush=True)
+        rows += scores(name, "lastfm", [evaluate(result.recommender, b.test, (20,), "seen")], "validation: valid.txt") + costs(f"{name}, with choosing", "lastfm", wall, cpu)
+        model = getattr(result.recommender, "embedding_part", None)
+        if model is not None: rows += scores(f"{name}: LightGCN alone", "lastfm", [evaluate(model, b.test, (20,), "seen")], "validation: valid.txt")
+    for name, make in {"most popular": Popular, "graph filter, paths": GraphFilter, "truncated SVD, d 64": lambda: SVDRecommender(64, "normalized"), "ALS, d 64": ALSRecommender}.items():
+        rows += scores(name, "lastfm", [evaluate(make().fit(b.graph), b.test, (20,), "seen")], DEFAULTS)
+    return rows
+
+
+def weighted_graph(events, n_users, n_items):
+    "Graph of retailrocket's events: the pipeline's `sum` weights (view .01, cart .1, purchase 1; above 1: 1 if purchased, else .5)."
+    events = events.assign(weight=events.behavior.map(dict(view=.01, cart=.1, buy=1.)), bought=events.behavior == "buy")
+    pairs = events.groupby(["user", "item"], as_index=False).agg(weight=("weight", "sum"), bought=("bought", "any"))
+    weight = np.where(pairs.weight > 1, np.where(pairs.bought, 1., .5), pairs.weight)
+    return InteractionGraph.from_arrays(pairs.user, pairs.item, weight, pairs.bought, n_users, n_items, scheme="sum")
+
+
+def retailrocket():
+    "One purchase of each user held out; for choosing, the last purchase of the rest likewise."
+    folder, rows = data_folder("retailrocket"), []
+    events, held = pd.read_csv(folder / "train_events.csv"), pd.read_csv(folder / "test_buy.csv")
+    n_users, n_items = (int(max(events[c].max(), held[c].max())) + 1 for c in ("user", "item"))
+    test, graph = pairs_csr(held.user.to_numpy(), held.item.to_numpy(), (n_users, n_items)), weighted_graph(events, n_users, n_items)
+    buys = events[events.behavior == "buy"].groupby(["user", "item"], as_index=False).timestamp.min().sort_values(["user", "timestamp", "item"])
+    last = buys[buys.user.duplicated()].drop_duplicates("user", keep="last")
+    gone = events.merge(last[["user", "item"]], how="left", indicator=True)._merge.eq("both").to_numpy() & events.behavior.eq("buy").to_numpy()
+    valid = pairs_csr(last.user.to_numpy(), last.item.to_numpy(), (n_users, n_items))
+    final = fit_final(graph, TrainingSettings(), holdout=(weighted_graph(events[~gone], n_users, n_items), valid))
+    print(f"retailrocket: epoch {final.best_epoch}, b {final.b:g}, {final.filter}", flush=True)
+    made = {"LightGCN + graph filter, defaults": final.recommender}
+    if final.b: made |= {"LightGCN + graph filter, defaults: LightGCN alone": final.recommender.embedding_part}
+    chosen = dict.fromkeys(made, "validation: last purchase of each user's training events")
+    made |= {"most popular": Popular().fit(graph), "graph filter, paths": GraphFilter().fit(graph), "truncated SVD, d 64": SVDRecommender(64).fit(graph), "ALS, d 64": ALSRecommender().fit(graph)}
+    for name, model in made.items(): rows += scores(name, "retailrocket", [evaluate(model, test, (10,), "bought")], chosen.get(name, DEFAULTS), ("hit_rate@10", "ndcg@10"))
+    return rows
+
+
+def shop():
+    "The built-in shop through its own stages."
+    clock = Clock()
+    params = example_project("inference", dict(sample_data=dict(events=200_000, users=None, items=2000), training=dict(dim=64, epochs=20)))
+    result = run_stage("inference", params)
+    rows = [row("all stages", "built-in shop", "seconds", clock.wall, "s")]
+    model = ("hybrid", "lightgcn", "graph filter (paths)", "graph filter (chebyshev)")
+    for e in result.evaluations: rows += scores(e.name, "built-in shop", [e], "validation: its window in time" if e.name in model else DEFAULTS)
+    return rows
+
+
+SHORT = {"gowalla-filters": gowalla_filters, "gowalla-fast": gowalla_fast, "lastfm": lastfm, "retailrocket": retailrocket, "shop": shop}
+LONG = {"gowalla-baselines": gowalla_baselines, "gowalla-chebyshev": gowalla_chebyshev, "gowalla-final": gowalla_final}
+
+
+def run(full=False, only=()):
+    "Measure each part and write its rows as soon as they are there."
+    parts, on = {**SHORT, **LONG}, machine()
+    unknown = [p for p in only if p not in parts]
+    if unknown: raise SystemExit(f"accuracy: expected parts among {', '.join(parts)}, found {', '.join(unknown)}")
+    for name in only or ([*parts] if full else [*SHORT]):
+        print(f"-- {name}", flush=True)
+        write("accuracy", parts[name](), on=on)

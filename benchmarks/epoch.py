@@ -1,0 +1,106 @@
+"""Training on Gowalla: epochs of the exact softmax, and seconds per batch of BPR beside PyTorch Geometric's LightGCN and RecBole's."""
+import itertools
+import json
+import multiprocessing
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from gnn_ecommerce.datasets import data_folder, load_benchmark
+from gnn_ecommerce.losses import make_loss
+from gnn_ecommerce.training import Trainer, TrainingSettings
+from torch_geometric.nn import LightGCN
+
+from benchmarks.common import in_turn, machine, row, write
+
+OURS, BATCH, LAYERS, DIM = "gnn_ecommerce", 2048, 2, 64
+
+
+def trainer(graph, **settings):
+    "A trainer without filter and its first state."
+    made = Trainer(graph, TrainingSettings(filter="none", layers=LAYERS, **settings))
+    state = made.start()
+    made.keep_precision(state)
+    return made, state
+
+
+def softmax_memory(dim):
+    "Peak memory of a process that does two steps of the softmax, in GB; the data and all libraries included."
+    made, state = trainer(load_benchmark("gowalla").graph, dim=dim)
+    all_batches = made.batches
+    made.batches = lambda epoch: itertools.islice(all_batches(epoch), 2)
+    made.run_epoch(state)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def bpr_ours(graph, n):
+    "A callable that does n steps of BPR."
+    made, state = trainer(graph, loss="bpr", dim=DIM, init="normal", batch=BATCH, l2=1e-4)
+    all_batches = made.batches
+    made.batches = lambda epoch: itertools.islice(all_batches(epoch), n)
+    return lambda: made.run_epoch(state)
+
+
+def bpr_pyg(graph, n, sparse):
+    "The same with PyG's LightGCN, as in its example; `sparse`: a normalised CSR adjacency in place of edge_index."
+    data, loss = graph.to_pyg(), make_loss("bpr", graph, batch=BATCH)
+    model = LightGCN(graph.n_users + graph.n_items, DIM, LAYERS, **(dict(normalize=False) if sparse else {}))
+    optimizer, edges = torch.optim.Adam(model.parameters(), lr=.001), data.edge_index
+    if sparse:
+        from gnn_ecommerce.propagation import Adjacency
+        a = Adjacency.from_graph(graph, weighted=False)
+        edges = torch.sparse_csr_tensor(a.indptr.int(), a.indices, a.values, (a.num_nodes,) * 2)
+
+    def run():
+        for user, good, bad in itertools.islice(loss.batches(np.random.default_rng(0)), n):
+            good, bad = good + graph.n_users, bad + graph.n_users
+            pairs = torch.stack([torch.cat([user, user]), torch.cat([good, bad])])
+            optimizer.zero_grad()
+            score = model(edges, pairs)
+            model.recommendation_loss(*score.chunk(2), node_id=pairs.unique(), lambda_reg=1e-4).backward()
+            optimizer.step()
+    return run
+
+
+def recbole(n):
+    "Seconds per batch of RecBole's LightGCN in its own environment, whose interpreter GNN_ECOMMERCE_RECBOLE names; None without."
+    python = os.environ.get("GNN_ECOMMERCE_RECBOLE")
+    if not python: return None
+    done = subprocess.run([python, str(Path(__file__).parent / "recbole_epoch.py"), str(data_folder("gowalla") / "train.txt"), str(BATCH), str(DIM), str(LAYERS), str(n)],
+                          capture_output=True, text=True, timeout=600)
+    if done.returncode: print(f"RecBole: expected seconds, found an error: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr); return None
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def run(full=False):
+    "Time and write the rows."
+    graph, on, rows, more = load_benchmark("gowalla").graph, machine(), [], {}
+    for dim in (64, 128):
+        made, state = trainer(graph, dim=dim)
+        made.run_epoch(state)
+        seconds = []
+        for _ in range(5 if full else 3):
+            start = time.perf_counter()
+            made.run_epoch(state)
+            seconds.append(time.perf_counter() - start)
+        rows.append(row(f"{OURS}, softmax epoch, d {dim}, {'bf16' if state.precision == 'bf16' else 'fp32'}", "gowalla", "seconds", seconds, "s"))
+        with multiprocessing.get_context("spawn").Pool(1) as pool: rows.append(row(f"{OURS}, softmax, d {dim}", "gowalla", "peak_gb", pool.apply(softmax_memory, (dim,)), "GB"))
+    n, where = 2, dict(dataset="gowalla", metric="seconds", unit="s per batch")
+    runs = {OURS: bpr_ours(graph, n), "PyG LightGCN, CSR adjacency": bpr_pyg(graph, n, True), "PyG LightGCN, edge_index": bpr_pyg(graph, n, False)}
+    seconds = {name: [s / n for s in values] for name, values in in_turn(runs, 5 if full else 3).items()}
+    theirs = recbole(10 if full else 5)
+    if theirs:
+        seconds["RecBole LightGCN"], more = theirs["seconds"], theirs["versions"]
+        again = in_turn({OURS: runs[OURS]}, len(seconds[OURS]))[OURS]
+        seconds[OURS] += [s / n for s in again]
+    label = f"BPR batch of {BATCH}, d {DIM}, {LAYERS} layers"
+    for name, values in seconds.items():
+        if name != OURS:
+            rows.append(row(f"{name}, {label}", values=values, **where))
+            rows.append(row(f"{OURS}, {label}", values=seconds[OURS], peer=f"{name}, {label}", peer_values=values, **where))
+    write("epoch", rows, extra_versions=more, on=on)
