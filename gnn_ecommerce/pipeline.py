@@ -325,7 +325,7 @@ def _change_params(root: Path, overlay: dict, console: Console):
 # %% ../nbs/05a_pipeline.ipynb #1b476cf3
 def run_pipeline(
     root: str|Path,          # the project
-    target: str = 'inference', # the last stage to run
+    target: str = STAGES[-1], # the last stage to run; those that it needs run first
 ):
     "`dvc repro` of one stage and what it needs. Raises `StageFailed` with the failing stage's own reason."
     fd, reason = tempfile.mkstemp(prefix='gnn_ecommerce_', suffix='.txt')

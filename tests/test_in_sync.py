@@ -86,7 +86,7 @@ def test_notebook_follows_the_house_style(path):
     for cell in nb.cells:
         if not directives(cell) & {"export", "exporti", "exports"}: continue
         lines = [line for line in cell.source.splitlines() if line.strip()]
-        assert len(lines) <= 46, f"{path.name}: expected at most 45 lines in an exported cell, found {len(lines)-1}: split it by meaning\n{lines[1]}"
+        assert len(lines) <= 56, f"{path.name}: expected about 25 lines in an exported cell and never more than 55, found {len(lines)-1}: split it by meaning\n{lines[1]}"
 
 
 # README and site
