@@ -5,8 +5,9 @@
 # %% ../nbs/03d_losses.ipynb #0aa97678
 from __future__ import annotations
 import functools, math, time
+from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Callable, Iterator, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -468,7 +469,7 @@ def _pull(self: Softmax, t, x, batch, c, gx):
 class BSL(Softmax, name='bsl'):
     "Bilateral softmax loss: log-mean-exp over the positives too, with its own temperature. Wu et al., ICDE 2024."
     def __init__(self, graph, batch=None, temperature=.1, l2=0., negatives=1, power=.5, weighted_positives=False, precision='auto',
-        temperature_positive: float = .5, # tau_+; the larger, the more alike a user's items count
+        temperature_positive: float = 1., # tau_+; the larger, the more alike a user's items count
     ):
         super().__init__(graph, batch, temperature, l2, negatives, power, weighted_positives, precision)
         if not temperature_positive > 0: raise SettingsError(f'bsl: temperature_positive: expected a number > 0, found {temperature_positive!r}')

@@ -5,9 +5,10 @@
 # %% ../nbs/02c_propagation.ipynb #476008ff
 from __future__ import annotations
 import contextlib, functools, itertools, os, threading, warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
-from typing import Callable, Iterator, Literal
+from typing import Literal
 
 import numpy as np
 import scipy.sparse as sp
@@ -213,7 +214,7 @@ if has_numba():
     def _emit_row(b, p, start, end, row, width, group, fused):
         "LLVM code: sum the entries start..end-1 for one group of columns in registers, then store them in `out`."
         sums = [(c, n, cgutils.alloca_once(b, ir.VectorType(_F32, n))) for c, n in group]
-        for c, n, slot in sums: b.store(ir.Constant(ir.VectorType(_F32, n), [0.]*n), slot)
+        for _, n, slot in sums: b.store(ir.Constant(ir.VectorType(_F32, n), [0.]*n), slot)
         with cgutils.for_range_slice(b, start, end, _I64(1), _I64) as (j, _):
             source = lambda k: b.mul(b.sext(b.load(b.gep(p.indices, [k])), _I64), _I64(width))
             value, here = b.load(b.gep(p.values, [j])), source(j)

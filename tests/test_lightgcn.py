@@ -95,7 +95,7 @@ def test_without_normalisation():
 
 
 @pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
-@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.filterwarnings("ignore:Sparse", "ignore:Converting sparse tensor")
 def test_sparse_matrix_in_the_place_of_edge_index(layout):
     edge_index, edge_weight, nodes = GRAPHS["directed"]()
     adj_t = torch.sparse_coo_tensor(edge_index.flip(0), edge_weight, (nodes, nodes)).coalesce()
