@@ -34,7 +34,7 @@ def main(train, batch, dim, layers, n):
         model.calculate_loss(next(model_batches)).backward()
         optimizer.step()
         seconds.append(time.perf_counter() - start)
-    print(json.dumps(dict(seconds=seconds[1:], versions={f"recbole: {p}": metadata.version(p) for p in ("recbole", "torch", "numpy", "scipy", "pandas")})))
+    print(json.dumps(dict(seconds=seconds[1:], versions={f"{p} beside recbole" if p != "recbole" else p: metadata.version(p) for p in ("recbole", "torch", "numpy", "scipy", "pandas")})))
 
 
 if __name__ == "__main__": main(sys.argv[1], *map(int, sys.argv[2:]))
