@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEXT', 'stage_needs', 'StageEngine', 'StageFailed', 'run_notebook', 'settings_class', 'check_params', 'apply_overlay',
            'own_events', 'comparison', 'comparison_table', 'example_customers', 'customer_story', 'customer_view',
-           'show_results', 'run_pipeline', 'demo', 'main']
+           'explained_view', 'show_results', 'run_pipeline', 'demo', 'main']
 
 # %% ../nbs/05a_pipeline.ipynb #8fa0ac07
 import argparse, ast, contextlib, importlib, os, subprocess, sys, tempfile
@@ -288,6 +288,17 @@ def customer_view(root: str|Path, who: str, user_id: Any, k: int = 5, n: int = 6
     return Group(*parts, Text())
 
 # %% ../nbs/05a_pipeline.ipynb #0719e792
+def explained_view(root: str|Path, k: int = 3) -> Group|None: # None where stage `explainability` has not run
+    "The first explained customer: the best `k` products, each with the sentence that its largest shares give."
+    file = ProjectPaths(root).recommendations/'explanations.parquet'
+    if not file.is_file(): return None
+    rows = pq.read_table(file, columns=['user_id', 'product_id', 'product', 'rank', 'sentence']).to_pandas().drop_duplicates(['user_id', 'product_id'])
+    if not len(rows): return None
+    mine = rows[rows.user_id == rows.user_id.iloc[0]].sort_values('rank').head(k)
+    lines = [Text.assemble((f'{r.rank}  {r.product}\n', 'bold'), f'   {r.sentence}') for r in mine.itertuples()]
+    return Group(Text.assemble(('and why: ', 'bold'), f'customer {rows.user_id.iloc[0]}'), *lines, Text())
+
+# %% ../nbs/05a_pipeline.ipynb #9ef79536
 def show_results(
     root: str|Path|None = None,   # the project; found from the current folder by default
     console: Console|None = None, # where to print
@@ -296,6 +307,7 @@ def show_results(
     root, console = Path(root or project_root()), console or Console()
     console.print(comparison_table(comparison(root)))
     for who, user_id in example_customers(root): console.print(customer_view(root, who, user_id))
+    if (why := explained_view(root)) is not None: console.print(why)
 
 # %% ../nbs/05a_pipeline.ipynb #9cd9477d
 def _git(root: Path, *args) -> subprocess.CompletedProcess:
