@@ -297,10 +297,11 @@ def _finish(trainer: Trainer, state: TrainState) -> FitResult:
 # %% ../nbs/04_training.ipynb #66237918
 def plot_history(history: pd.DataFrame, monitor: str = 'validation', best_epoch: int|None = None):
     "Loss, and the monitored metric where there is one, by epoch. Returns the matplotlib figure."
-    from matplotlib.figure import Figure
+    import matplotlib.pyplot as plt
     panels = [('loss', 'training loss')]+([('value', f'validation {monitor}')] if 'value' in history else [])
-    fig = Figure(figsize=(4.2*len(panels), 2.8), layout='constrained', dpi=80)
-    for ax, (column, title) in zip(np.atleast_1d(fig.subplots(1, len(panels))), panels):
+    fig, axes = plt.subplots(1, len(panels), figsize=(4.2*len(panels), 2.8), layout='constrained', dpi=80)
+    plt.close(fig) # shown once, by whoever gets it
+    for ax, (column, title) in zip(np.atleast_1d(axes), panels):
         rows = history.dropna(subset=[column])
         ax.plot(rows.epoch, rows[column], marker='o', ms=3, color='#0072B2')
         if best_epoch: ax.axvline(best_epoch, color='#D55E00', lw=1, ls='--', label=f'best: epoch {best_epoch}'); ax.legend(frameon=False)
