@@ -673,8 +673,8 @@ def _rank_grid(hybrid, users, grid, k, exclude, also_exclude) -> Iterator[np.nda
         yield best.result()[0]
 
 # %% ../nbs/03a_graph_filter.ipynb #ddf685d4
-#: kind -> the values that `choose_filter` tries by default
-GRIDS = {'paths': {'beta': (.2, 0., .4), 'alpha': (.66, .4, .9), 'gamma': (.84, .5, 1.2)},
+#: kind -> the values that `choose_filter` tries by default, its defaults first
+GRIDS = {'paths': {'beta': (.2, .4, .3, 0.), 'alpha': (.66, .5, .8), 'gamma': (.84, .5)},
          'chebyshev': {'alpha': (.2, .1, .4), 'beta': (.4, .2, .3)}}
 
 def choose_filter(
@@ -723,27 +723,27 @@ def estimate_cost(
     graph: InteractionGraph, # the graph
     kind: Literal['paths', 'chebyshev'] = 'paths', # what the table is
     n: int = 200,            # entries kept in a row
+    tables: int = 1,         # how many are made: `choose_filter` makes several, those of kind `chebyshev` in one pass
     **settings,              # of the kind
 ) -> FilterCost:
     "Estimate a table's cost from the graph's size and degrees."
     s, users, items, edges = _settings(kind, settings), graph.n_users, graph.n_items, graph.n_edges
-    packed = items*n*12/1e9
-    if kind == 'paths': return FilterCost(kind, .05+9e-9*float((np.minimum(np.diff(graph.user_ptr), s.cap).astype(float)**2).sum()), packed+edges*24/1e9)
+    entries = items*min(n, items)*12*tables/1e9
+    if kind == 'paths': return FilterCost(kind, tables*(.05+7e-9*float((np.minimum(np.diff(graph.user_ptr), s.cap).astype(float)**2).sum())), entries/tables+edges*24/1e9)
     rank = min(s.rank, users, items)
     width, panel = 1.5*rank, (users+items)*Walk.width*4
-    rate = 2.6e10 if panel < 24e6 else 4e9
     svd = min(users, items)**3*3e-10 if min(users, items) <= 3*width else 4e-10*items*width**2
-    steps, dense, cut = 2*s.degree*edges*items/rate, items**2*rank/8.5e10, items**2/6e8
-    return FilterCost(kind, .1+svd+steps+dense+cut, packed+(4*items*width*3+2*panel+16*edges)/1e9)
+    steps, dense, cut = 2*s.degree*edges*items/(4e10 if panel < 24e6 else 8e9), items**2*rank/8.5e10, items**2/6e8*tables
+    return FilterCost(kind, .1+svd+steps+dense+cut, entries+(4*items*width*3+3*panel+16*edges)/1e9)
 
 def choose_kind(
     graph: InteractionGraph, # the graph
     budget: float,           # seconds that the filter may take, such as the estimate of training
     say: Callable[[str], Any]|None = print, # told what is chosen and why
-    **params,                # n and settings of kind `chebyshev`
+    **params,                # n, tables and settings of kind `chebyshev`
 ) -> Literal['paths', 'chebyshev']:
     "`chebyshev` where it fits the budget, else `paths`."
     cost = estimate_cost(graph, 'chebyshev', **params)
     kind = 'chebyshev' if cost.seconds <= budget else 'paths'
-    if say is not None: say(f'{cost}; budget {budget:.3g} s: {kind}' + (f' ({estimate_cost(graph, "paths", params.get("n", 200))})' if kind == 'paths' else ''))
+    if say is not None: say(f'{cost}; budget {budget:.3g} s: {kind}' + (f' ({estimate_cost(graph, "paths", **{k: v for k, v in params.items() if k in ("n", "tables")})})' if kind == 'paths' else ''))
     return kind

@@ -1,0 +1,277 @@
+"""The graph filter against its formulas on many random graphs, without numba, in threads, at the edges of what a table can hold, on public data."""
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from gnn_ecommerce.core import rng
+from gnn_ecommerce.graph import InteractionGraph, random_graph
+from gnn_ecommerce.graph_filter import (
+    GraphFilter,
+    HybridRecommender,
+    TablePacker,
+    choose_b,
+    choose_filter,
+    estimate_cost,
+    fit_filters,
+    history_matrix,
+)
+from gnn_ecommerce.recommender import EmbeddingRecommender
+from gnn_ecommerce.spectral import normalized, truncated_svd
+
+
+def power(degree, exponent): return np.array([d**exponent if d > 0 else 0. for d in degree])
+
+
+def full_table(graph, f):
+    "W by its formula in float64, nothing cut, nothing dropped."
+    r = graph.csr("weight" if f.weighted else "seen").toarray().astype(float)
+    du, di, s = r.sum(1), r.sum(0), f.settings
+    if f.kind == "paths":
+        return power(di, -s.alpha)[:, None]*sum(du[v]**-s.gamma*np.outer(r[v], r[v]) for v in np.flatnonzero(du))*power(di, -s.beta)
+    rn = power(du, -.5)[:, None]*r*power(di, -.5)
+    values, vectors = np.linalg.eigh(rn.T@rn)
+    nodes, x = np.cos(np.pi*(np.arange(s.degree+1)+.5)/(s.degree+1)), np.cos(np.pi*np.arange(s.degree+1)/s.degree)
+    q = np.poly1d(np.polyfit(nodes, np.where(x >= 0, .5-.5*np.abs(x)**s.flatness, .5+.5*np.abs(x)**s.flatness), s.degree))(1-2*values)
+    leading = vectors[:, ::-1][:, :min(s.rank, np.linalg.matrix_rank(rn))]
+    return power(di, -s.beta)[:, None]*(vectors*q@vectors.T+s.alpha*leading@leading.T)*power(di, s.beta)
+
+
+def largest(w, n, diagonal):
+    "The n largest of each row, and the n-th of them."
+    w = w.copy()
+    if not diagonal: np.fill_diagonal(w, np.nan)
+    floor = np.full(len(w), -np.inf)
+    for i, row in enumerate(w):
+        known = np.sort(row[np.isfinite(row)])[::-1]
+        if len(known) > n: floor[i] = known[n-1]
+    return np.where(np.isfinite(w), w, 0.), floor
+
+
+CASES = [(kind, weighted, n, diagonal, backend, seed) for seed, (kind, weighted, n, diagonal) in enumerate(
+    (kind, weighted, n, diagonal) for kind in ("paths", "chebyshev") for weighted in (False, True) for n in (1, 6, 500) for diagonal in (False, True)) for backend in ("auto", "torch")]
+
+
+@pytest.mark.parametrize("kind,weighted,n,diagonal,backend,seed", CASES)
+def test_formula(kind, weighted, n, diagonal, backend, seed):
+    "Every entry has the formula's value, and the entries are the n largest of their row (equal values may stand for each other)."
+    draw = rng(seed, "formula")
+    graph = random_graph(*draw.integers(20, 90, 2), int(draw.integers(60, 400)), seed=seed)
+    settings = {"alpha": draw.uniform(0, 1), "beta": draw.uniform(0, .6)} | ({"gamma": draw.uniform(0, 1)} if kind == "paths" else {"rank": int(draw.integers(1, 12))})
+    f = GraphFilter(kind, n, weighted, diagonal, "float32", **settings)
+    f.backend = backend
+    got = f.fit(graph).table.to_csr()
+    exact, floor = largest(full_table(graph, f), n, diagonal)
+    tolerance = 2e-5*np.abs(exact).max()
+    dense, stored = got.toarray(), got.toarray() != 0
+    np.testing.assert_allclose(dense[stored], exact[stored], atol=tolerance)
+    assert (np.diff(got.indptr) <= n).all()
+    assert (exact[stored] >= np.broadcast_to(floor[:, None], exact.shape)[stored]-tolerance).all()
+    missed = ~stored & (exact > floor[:, None]+tolerance) & (np.abs(exact) > tolerance)
+    assert not missed.any()
+    if n >= graph.n_items: np.testing.assert_allclose(dense, exact, atol=tolerance)
+    if kind == "chebyshev" and n > 100: assert (dense < -tolerance).any(), "signed entries are kept"
+    scores = f.score(np.arange(graph.n_users))
+    np.testing.assert_allclose(scores, f.history.toarray().astype(float)@dense, atol=1e-5*max(1, np.abs(scores).max()))
+
+
+@pytest.mark.parametrize("kind", ["paths", "chebyshev"])
+def test_isolated_and_empty(kind):
+    "Products and customers without an edge, a single edge, no edge at all."
+    graph = InteractionGraph.from_arrays([1, 1, 3, 4], [2, 4, 2, 6], n_users=6, n_items=8)
+    f = GraphFilter(kind).fit(graph)
+    w, s = f.table.to_csr().toarray(), f.score(np.arange(6))
+    assert np.isfinite(w).all() and np.isfinite(s).all()
+    assert not w[[0, 1, 3, 5, 7]].any() and not w[:, [0, 1, 3, 5, 7]].any() and not s[[0, 2, 5]].any()
+    assert np.abs(w[6]).max() < 1e-6 and w[2, 4] > 0
+    assert f.recommend([0], 3)[0].tolist() == [[0, 1, 2]], "a stranger gets ties by item index"
+    for one in (InteractionGraph.from_arrays([0], [0]), InteractionGraph.from_arrays([], [], n_users=3, n_items=2)):
+        assert not GraphFilter(kind).fit(one).score(np.arange(one.n_users)).any()
+
+
+@pytest.mark.parametrize("kind", ["paths", "chebyshev"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_shares_sum_to_the_score(kind, weighted):
+    graph = random_graph(40, 120, 900, seed=3)
+    f = GraphFilter(kind, 15, weighted, rank=9) if kind == "chebyshev" else GraphFilter(kind, 15, weighted)
+    scores = f.fit(graph).score(np.arange(40))
+    for user in range(40):
+        products, shares = f.share(user, np.arange(120))
+        assert products.tolist() == graph.item[graph.user_ptr[user]:graph.user_ptr[user+1]].tolist()
+        np.testing.assert_allclose(shares.sum(0), scores[user], atol=2e-6*max(1e-3, np.abs(shares).sum(0).max()))
+        assert f.share(user, 7)[1].tolist() == shares[:, 7].tolist()
+        w = graph.weight[graph.user_ptr[user]:graph.user_ptr[user+1]] if weighted else np.ones(len(products))
+        np.testing.assert_allclose(f.fold_in([products], [w])[0], scores[user], atol=1e-6)
+
+
+def test_half_precision_is_bounded_and_costs_nothing():
+    "float16 entries are within 2^-11 of the exact ones over nine orders of magnitude; lists hardly change."
+    graph = random_graph(300, 400, 6000, seed=5)
+    full, half = GraphFilter(n=50, dtype="float32").fit(graph), GraphFilter(n=50).fit(graph)
+    a, b = full.table.to_csr(), half.table.to_csr()
+    assert (a.indices == b.indices).all() and (np.abs(a.data-b.data) <= 2.**-11*np.abs(a.data)).all()
+    assert half.table.nbytes < .7*full.table.nbytes and half.table.indices.dtype == np.uint16
+    same = (full.recommend(np.arange(300), 20)[0] == half.recommend(np.arange(300), 20)[0]).mean()
+    assert same > .97
+    for factor in (1e-20, 1e20):
+        value = np.array([[1., 2.**-28, -.3]], np.float32)*np.float32(factor)
+        t = TablePacker(3).add(np.array([[0, 1, 2]]), value, np.array([3])).table()
+        np.testing.assert_allclose(t.row(0)[1], value[0], rtol=2.**-11)
+
+
+def test_many_items_take_wider_ids():
+    n = 2**16+5
+    graph = InteractionGraph.from_arrays([0, 0, 1, 1], [0, n-1, n-1, 70], n_users=2, n_items=n)
+    f = GraphFilter().fit(graph)
+    assert f.table.indices.dtype == np.int32
+    assert np.flatnonzero(f.score([0])[0]).tolist() == [0, 70, n-1]
+    assert GraphFilter.from_arrays(f.to_arrays(), f.params, graph).score([0]).tobytes() == f.score([0]).tobytes()
+
+
+def test_long_histories_are_capped():
+    "Of a customer beyond the cap only `cap` products make paths; her own score uses them all."
+    item = np.concatenate([np.arange(30), [3, 4], [3, 9]])
+    user = np.concatenate([np.zeros(30, int), [1, 1], [2, 2]])
+    weight = np.where(user == 0, 1+np.arange(34) % 5, 1).astype(np.float32)
+    graph = InteractionGraph.from_arrays(user, item, weight)
+    f = GraphFilter(cap=10, dtype="float32").fit(graph)
+    kept = sorted(np.lexsort((np.arange(30), np.bincount(item)[:30], -weight[:30]))[:10])
+    w = f.table.to_csr().toarray()
+    others = {frozenset((3, 4)), frozenset((3, 9))}
+    for i in range(30):
+        for j in range(30):
+            if i != j: assert (w[i, j] > 0) == ((i in kept and j in kept) or frozenset((i, j)) in others), (i, j)
+    assert len(f.share(0, 1)[0]) == 30
+    reference = GraphFilter(dtype="float32").fit(graph).table.to_csr().toarray()
+    i, j = [k for k in kept if k not in (3, 4, 9)][:2]
+    assert w[i, j] == pytest.approx(reference[i, j], rel=1e-5), "the degree is that of the whole history"
+
+
+def test_same_bits_whatever_the_threads():
+    graph = random_graph(200, 300, 4000, seed=6)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 5):
+            torch.set_num_threads(n)
+            f = [GraphFilter(n=20).fit(graph), GraphFilter("chebyshev", 20, rank=10).fit(graph)]
+            found.append([a.tobytes() for x in f for a in (*x.to_arrays().values(), x.score(np.arange(200)))])
+    finally: torch.set_num_threads(threads)
+    assert found[0] == found[1] == found[2]
+
+
+def test_many_callers_at_once():
+    graph = random_graph(200, 300, 4000, seed=6)
+    f = GraphFilter(n=20).fit(graph)
+    alone = f.score(np.arange(200))
+    with ThreadPoolExecutor(8) as pool:
+        for user, row in enumerate(pool.map(lambda u: f.score([u])[0], range(200))): assert row.tobytes() == alone[user].tobytes()
+
+
+def parts(seed=0, users=150, items=90, edges=1500):
+    graph, draw = random_graph(users, items, edges, seed=seed), rng(seed, "parts")
+    z = draw.standard_normal((users+items, 12)).astype(np.float32)
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    return graph, EmbeddingRecommender(z[:users], z[users:], graph), GraphFilter(n=30).fit(graph)
+
+
+def test_hybrid_without_filter_is_the_model_to_the_bit():
+    graph, model, f = parts()
+    hybrid = HybridRecommender(model, f, 0.)
+    for kw in ({}, {"exclude": "seen"}, {"items": np.arange(0, 90, 3)}):
+        for a, b in zip(hybrid.recommend(np.arange(150), 10, **kw), model.recommend(np.arange(150), 10, **kw)): assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_hybrid_adds_its_parts(backend):
+    graph, model, f = parts(1)
+    f.backend = model.backend = backend
+    hybrid = HybridRecommender(model, f, 4.)
+    expected = model.score(np.arange(150))+4*power(f.history.sum(1), -.5)[:, None]*f.score(np.arange(150))
+    np.testing.assert_allclose(hybrid.score(np.arange(150)), expected, atol=1e-5)
+    few = hybrid.recommend(np.arange(150), 7, "seen", items=np.arange(10, 60))[0]
+    allowed = np.where(graph.csr("seen").toarray(), -np.inf, expected)[:, 10:60]
+    assert (few == 10+np.argsort(-allowed, kind="stable")[:, :7]).mean() > .99
+
+
+def test_choose_b_finds_the_better_part():
+    "Where the model is noise, b goes up; where the filter has nothing to say, it is 0."
+    graph, model, f = parts(2)
+    known = graph.csr("seen")
+    assert choose_b(HybridRecommender(model, f), known, exclude="none")[0] == 30
+    z = np.concatenate([known.toarray(), np.eye(90)]).astype(np.float32)
+    perfect = EmbeddingRecommender(z[:150], z[150:], graph)
+    best, table = choose_b(HybridRecommender(perfect, f), known, exclude="none")
+    assert best == 0 and table["ndcg@20"][0] == 1
+    again = choose_b(HybridRecommender(perfect, f), known, grid=[30, 0, 0, 1], exclude="none")
+    assert again[0] == 0 and again[1].b.tolist() == [0, 1, 30]
+
+
+def test_choose_filter_is_repeatable_and_as_served():
+    graph = random_graph(300, 120, 4000, seed=8)
+    held = random_graph(300, 120, 900, seed=9).csr("seen")
+    one, two = (choose_filter(graph, held, max_users=100, n=25) for _ in range(2))
+    assert one[0].params == two[0].params and one[1].equals(two[1])
+    assert len(one[1]) == 7 and one[1]["ndcg@20"].max() == one[1]["ndcg@20"][((one[1][["beta", "alpha", "gamma"]] == [one[0].settings.beta, one[0].settings.alpha, one[0].settings.gamma]).all(axis=1))].iloc[0]
+
+
+def test_shared_pass_gives_the_same_tables():
+    graph = random_graph(90, 200, 1500, seed=10)
+    filters = [GraphFilter("chebyshev", 20, alpha=a, beta=b, rank=15) for a in (.1, .4) for b in (.2, .4)]+[GraphFilter(n=20)]
+    fit_filters(filters, graph)
+    for f in filters:
+        alone = GraphFilter(**f.params).fit(graph)
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(f.to_arrays().values(), alone.to_arrays().values()))
+
+
+def test_cost_grows_with_the_shop():
+    small, large = random_graph(500, 400, 3000), random_graph(5000, 4000, 90000)
+    for kind in ("paths", "chebyshev"): assert estimate_cost(small, kind).seconds < estimate_cost(large, kind).seconds
+    assert estimate_cost(large, "chebyshev", tables=9).seconds > estimate_cost(large, "chebyshev").seconds
+
+
+@pytest.mark.parametrize("shape,edges,rank", [((900, 1200), 20000, 30), ((2500, 800), 9000, 60), ((60, 900), 700, 80), ((700, 700), 720, 16)])
+def test_truncated_svd(shape, edges, rank):
+    "Singular values and the space of the vectors are LAPACK's; also where many values are equal (small parts that do not touch)."
+    m = normalized(history_matrix(random_graph(*shape, edges, seed=edges)))
+    u, s, v = truncated_svd(m, rank)
+    exact_u, exact, exact_v = np.linalg.svd(m.toarray().astype(float), full_matrices=False)
+    np.testing.assert_allclose(s, exact[:len(s)], atol=1e-4)
+    assert len(s) == min(rank, (exact > 1e-6).sum())
+    np.testing.assert_allclose(v.T@v, np.eye(len(s)), atol=1e-4)
+    np.testing.assert_allclose(m@v, u*s, atol=1e-4)
+
+
+WITHOUT = """
+import sys
+import numpy as np
+if {without}: sys.modules["numba"] = None
+from gnn_ecommerce.graph import random_graph
+from gnn_ecommerce.graph_filter import HAS_NUMBA, GraphFilter
+graph = random_graph(80, 150, 900, seed=4)
+filters = [GraphFilter(n=12, dtype="float32"), GraphFilter("chebyshev", 12, dtype="float32", rank=8)]
+np.savez({path!r}, numba=HAS_NUMBA, **{{f.kind: f.fit(graph).score(np.arange(80)) for f in filters}})
+"""
+
+
+def test_the_same_without_numba(root, tmp_path):
+    env, found = {"PATH": "", "HOME": "/nowhere"}, []
+    for without in (True, False):
+        path = str(tmp_path/f"{without}.npz")
+        subprocess.run([sys.executable, "-c", WITHOUT.format(without=without, path=path)], cwd=root, env=env, check=True)
+        found.append(np.load(path))
+    assert [bool(f["numba"]) for f in found] == [False, True]
+    for kind in ("paths", "chebyshev"): np.testing.assert_allclose(found[0][kind], found[1][kind], atol=1e-4*np.abs(found[0][kind]).max())
+
+
+def test_gowalla_paths(real_data):
+    "The published form of the filter, on its public split: .1873 without a cut, .1865 with 200 entries a row; about a second of work."
+    from gnn_ecommerce.datasets import load_benchmark
+    from gnn_ecommerce.evaluation import evaluate
+    b = load_benchmark("gowalla")
+    f = GraphFilter().fit(b.graph)
+    assert f.table.nbytes < 34e6
+    means = evaluate(f, b.test, [20], "seen").metrics
+    assert means["recall@20"] == pytest.approx(.1865, abs=1e-4) and means["ndcg@20"] == pytest.approx(.1542, abs=1e-4)
