@@ -1,0 +1,83 @@
+"""Result files of the benchmarks: their schema, what chose each accuracy figure, and that texts say what the files say."""
+import json
+import math
+import re
+import sys
+
+import nbformat
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT))
+
+RESULTS = ROOT / "benchmarks" / "results"
+SUITES = sorted(f.stem for f in RESULTS.glob("*.json") if f.stem != "curves")
+FIELDS = ["name", "dataset", "metric", "split", "value", "unit", "runs", "min", "max", "peer", "ratio", "chosen_on"]
+COSTS = ("seconds", "cpu_seconds", "peak_gb", "users_per_second")
+
+
+def load(suite): return json.loads((RESULTS / f"{suite}.json").read_text(encoding="utf8"))
+
+
+def test_there_are_results(): assert {"propagation", "topk", "accuracy"} <= set(SUITES)
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_schema(suite):
+    result = load(suite)
+    assert list(result) == ["suite", "commit", "machine", "versions", "rows"] and result["suite"] == suite and result["rows"]
+    assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?", result["commit"])
+    assert {"cpu", "cores", "memory_gb"} <= set(result["machine"]) <= {"cpu", "cores", "memory_gb", "load_before"} and {"python", "torch", "numpy"} <= set(result["versions"])
+    keys = [tuple(r[k] for k in ("name", "dataset", "metric", "split", "peer")) for r in result["rows"]]
+    assert len(set(keys)) == len(keys), "expected each measurement once"
+    for r in result["rows"]:
+        assert list(r) == FIELDS
+        assert all(isinstance(r[k], str) for k in ("name", "dataset", "metric")) and isinstance(r["runs"], int) and r["runs"] >= 1
+        assert all(math.isfinite(r[k]) for k in ("value", "min", "max")) and r["min"] <= r["value"] <= r["max"]
+        assert (r["peer"] is None) == (r["ratio"] is None) and (r["ratio"] is None or r["ratio"] > 0)
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_ratios_follow_from_values_of_the_same_run(suite):
+    rows = load(suite)["rows"]
+    for r in rows:
+        if r["peer"] is None: continue
+        other = [p for p in rows if p["name"] == r["peer"] and p["metric"] == r["metric"] and p["dataset"] == r["dataset"] and p["peer"] is None]
+        assert len(other) == 1, f"{r['name']}: expected one row of its peer {r['peer']}, found {len(other)}"
+        expected = other[0]["value"] / r["value"] if r["metric"] in COSTS[:3] else r["value"] / other[0]["value"]
+        assert r["ratio"] == pytest.approx(expected, rel=2e-3)
+
+
+def test_accuracy_says_what_chose_and_nothing_is_chosen_on_test():
+    for r in load("accuracy")["rows"]:
+        if r["metric"] in COSTS: continue
+        assert r["split"] in ("test", "validation") and 0 <= r["value"] <= 1
+        assert r["chosen_on"] and "test" not in r["chosen_on"]
+
+
+def test_the_writer_replaces_what_was_measured_again_and_keeps_the_rest(tmp_path):
+    from benchmarks.common import row, write
+    write("some", [row("a", "set", "seconds", [3., 1., 2.]), row("b", "set", "seconds", 4.)], tmp_path)
+    write("some", [row("b", "set", "seconds", [5., 7.], peer="a", peer_values=[3., 1., 2.]), row("b", "set", "seconds", [5., 7.])], tmp_path)
+    rows = json.loads((tmp_path / "some.json").read_text())["rows"]
+    assert [(r["name"], r["value"], r["min"], r["max"], r["peer"], r["ratio"]) for r in rows] == [("a", 2, 1, 3, None, None), ("b", 6, 5, 7, "a", .3333), ("b", 6, 5, 7, None, None)]
+    assert not [f for f in tmp_path.iterdir() if f.name != "some.json"]
+
+
+def test_the_guide_shows_what_the_files_hold():
+    "Each figure of the guide's tables stands in the output of the cell that reads the files, and none is typed."
+    path = ROOT / "nbs" / "guides" / "benchmarks.ipynb"
+    nb = nbformat.read(path, 4)
+    shown = "\n".join(str(o.get("data", {}).get("text/markdown", o.get("text", ""))) for c in nb.cells if c.cell_type == "code" for o in c.outputs)
+    for suite in {"propagation", "epoch", "accuracy", "topk"} & set(SUITES):
+        for r in load(suite)["rows"]:
+            if r["metric"] in COSTS or r["split"] is None: text = f"{r['value']:.4g}"
+            else: text = f"{r['value']:.4f}"
+            assert any(r["name"] in line and text in line for line in shown.splitlines()), f"guide: expected {r['name']} with {text}, execute {path.name} again"
+
+
+def test_accuracy_figures_in_the_readme_are_those_of_the_files():
+    "Any figure such as .1937 or 0.1937 in README.md's text must be one of the result files."
+    known = {f"{r['value']:.4f}"[1:] for s in SUITES for r in load(s)["rows"] if r["split"]}
+    for figure in re.findall(r"(?<![\w.])0?(\.\d{4})(?!\d)", (ROOT / "README.md").read_text(encoding="utf8")):
+        assert figure in known, f"README.md: expected {figure} in a result file"
