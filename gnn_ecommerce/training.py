@@ -28,7 +28,7 @@ from .graph import InteractionGraph
 from .graph_filter import GraphFilter, HybridRecommender, choose_b, choose_filter, choose_kind
 from .lightgcn import LightGCNRecommender, init_embedding
 from .losses import LOSSES, Loss, Softmax, make_loss
-from .propagation import Adjacency, Propagation
+from .propagation import Adjacency, Propagation, own_threads
 from .recommender import Recommender
 
 # %% ../nbs/04_training.ipynb #18515bb5
@@ -125,7 +125,7 @@ def make_filter(
 @patch
 def start(self: Trainer) -> TrainState:
     "The state before the first epoch."
-    e = init_embedding(self.graph, self.settings.dim, self.settings.init, rng(self.settings.seed, 'init'))
+    e = init_embedding(self.graph, self.settings.dim, self.settings.init, rng(self.settings.seed, 'init'), self.settings.weighted)
     return TrainState(e, torch.zeros_like(e), torch.zeros_like(e), e.clone(), self.fingerprint)
 
 @patch
@@ -150,20 +150,28 @@ def run_epoch(self: Trainer,
     z, grad_z, grad_e, losses = torch.empty_like(e), torch.zeros_like(e), torch.zeros_like(e), []
     optimizer = _adam(state)
     total = self.settings.epochs*len(self.loss)
-    for batch in self.batches(state.epoch):
-        optimizer.param_groups[0]['lr'] = learning_rate(state.step, total, self.settings)
-        self.propagation.forward(e, out=z)
-        e0_grad = torch.zeros_like(e) if self.settings.l2 else None
-        losses.append(self.loss.step(z, e, batch, grad_z.zero_(), e0_grad))
-        if not math.isfinite(losses[-1]): return math.nan
-        self.propagation.backward(grad_z, out=grad_e)
-        if e0_grad is not None: grad_e += e0_grad
-        e.grad = grad_e
-        optimizer.step()
-        state.step += 1
-        if on_step: on_step(losses[-1])
+    with own_threads():
+        for batch in self.batches(state.epoch):
+            optimizer.param_groups[0]['lr'] = learning_rate(state.step, total, self.settings)
+            losses.append(self.one_step(optimizer, batch, z, grad_z, grad_e))
+            if not math.isfinite(losses[-1]): return math.nan
+            state.step += 1
+            if on_step: on_step(losses[-1])
     e.grad = None
     return float(np.mean(losses))
+
+@patch
+def one_step(self: Trainer, optimizer, batch, z, grad_z, grad_e) -> float:
+    "Forward (only the rows that the batch reads), loss, backward, Adam; not the last one where the loss is no number."
+    e = optimizer.param_groups[0]['params'][0]
+    l2_grad = torch.zeros_like(e) if self.settings.l2 else None
+    self.propagation.forward(e, out=z, rows=self.loss.rows(batch))
+    loss = self.loss.step(z, e, batch, grad_z.zero_(), l2_grad)
+    if not math.isfinite(loss): return loss
+    self.propagation.backward(grad_z, out=grad_e)
+    e.grad = grad_e if l2_grad is None else grad_e.add_(l2_grad)
+    optimizer.step()
+    return loss
 
 def _adam(state: TrainState) -> torch.optim.Adam:
     "torch's Adam over the state's own tensors, so that its moments are saved with it."
