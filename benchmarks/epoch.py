@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,9 @@ def bpr_pyg(graph, n, sparse):
     if sparse:
         from gnn_ecommerce.propagation import Adjacency
         a = Adjacency.from_graph(graph, weighted=False)
-        edges = torch.sparse_csr_tensor(a.indptr.int(), a.indices, a.values, (a.num_nodes,) * 2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            edges = torch.sparse_csr_tensor(a.indptr.int(), a.indices, a.values, (a.num_nodes,) * 2)
 
     def run():
         for user, good, bad in itertools.islice(loss.batches(np.random.default_rng(0)), n):

@@ -64,6 +64,25 @@ def test_the_writer_replaces_what_was_measured_again_and_keeps_the_rest(tmp_path
     assert not [f for f in tmp_path.iterdir() if f.name != "some.json"]
 
 
+def test_the_downloader_keeps_only_what_has_the_expected_checksum(tmp_path, monkeypatch):
+    import hashlib
+    import io
+
+    from benchmarks import download
+    asked = []
+    def opener(url): asked.append(url); return io.BytesIO(b"0 1 2\n")
+    monkeypatch.setattr(download, "FILES", {"set/good.txt": ("u/good", hashlib.sha256(b"0 1 2\n").hexdigest()), "set/bad.txt": ("u/bad", "0" * 64)})
+    assert [download.fetch("set/good.txt", tmp_path, opener) for _ in range(2)] == ["fetched", "there already"] and asked == ["u/good"]
+    with pytest.raises(ValueError, match="expected sha256 0000"): download.fetch("set/bad.txt", tmp_path, opener)
+    assert [f.name for f in (tmp_path / "set").iterdir()] == ["good.txt"]
+
+
+def test_downloaded_files_are_those_of_the_data_folder(real_data):
+    from benchmarks.download import FILES
+    from gnn_ecommerce.core import file_hash
+    assert FILES and {name: file_hash(real_data / name) for name in FILES} == {name: sha for name, (_, sha) in FILES.items()}
+
+
 def test_the_guide_shows_what_the_files_hold():
     "Each figure of the guide's tables stands in the output of the cell that reads the files, and none is typed."
     path = ROOT / "nbs" / "guides" / "benchmarks.ipynb"
