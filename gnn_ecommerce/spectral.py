@@ -55,6 +55,8 @@ if HAS_NUMBA:
         prefetch = b.module.declare_intrinsic('llvm.prefetch.p0', fnty=ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32]))
         b.call(prefetch, [b.bitcast(b.gep(base, [at]), byte), i32(0), i32(3), i32(1)])
 
+# %% ../nbs/02d_spectral.ipynb #2051bfea
+if HAS_NUMBA:
     @intrinsic
     def _row_step(typing_context, index, value, first, last, scale, x, y, row):
         "y[row] = scale * sum over e in first..last-1 of value[e] * x[index[e]] - y[row], 64 columns in registers."
@@ -92,6 +94,8 @@ if HAS_NUMBA:
             return context.get_dummy_value()
         return types.void(index, value, types.int64, types.int64, types.float32, x, y, types.int64), build
 
+# %% ../nbs/02d_spectral.ipynb #98961d6a
+if HAS_NUMBA:
     @_jit()
     def _step(ptr, index, value, scale, x, y, first, last):
         "Rows first..last-1 of y = scale * A x - y."
@@ -145,7 +149,7 @@ def truncated_svd(
     rank = min(rank, *matrix.shape)
     width = Walk.width*-(-(rank+max(Walk.width, rank//2))//Walk.width)
     if rank == 0 or matrix.nnz == 0: return np.zeros((matrix.shape[0], 0), np.float32), np.zeros(0, np.float32), np.zeros((matrix.shape[1], 0), np.float32)
-    if min(matrix.shape) <= 3*width: return _small_svd(matrix, rank)
+    if min(matrix.shape) <= max(3*width, 1024): return _small_svd(matrix, rank)
     walk = Walk(sp.csr_array(matrix, dtype=np.float32), numba)
     v = _filtered(walk, rng(seed, 'svd').standard_normal((matrix.shape[1], width), np.float32), 1., 0)
     for _ in range(rounds):
@@ -153,8 +157,10 @@ def truncated_svd(
         if residual <= tol*values[rank-1]: return _triplets(matrix, values[:rank], v[:, :rank])
         steepness = np.arccosh(np.sqrt(values[0]/values[-1]))
         v = _filtered(walk, v, values[-1], int(np.clip(np.log(2e8)/(2*steepness+.1), 1, 20)))
+    if rounds >= 40 and min(matrix.shape) <= 4096: return _small_svd(matrix, rank) # many equal values, as of a graph in pieces
     raise GnnEcommerceError(f'svd: expected residuals below {tol:g} after {rounds} rounds, found {residual/values[rank-1]:.2g}: ask for a smaller rank or a larger tol')
 
+# %% ../nbs/02d_spectral.ipynb #1fa8e120
 def _triplets(matrix, values, v) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "U, s, V from eigenvalues of A^T A and V, without what is zero to float precision."
     s = np.sqrt(np.maximum(values, 0))
