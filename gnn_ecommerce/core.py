@@ -11,8 +11,9 @@ __all__ = ['SECTIONS', 'STAGES', 'MARK_KEY', 'LAYOUT', 'TINY', 'GnnEcommerceErro
 
 # %% ../nbs/00_core.ipynb #556a92be
 import contextlib, difflib, hashlib, importlib, json, os, random, shutil, sys, tempfile, time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Iterable, Iterator, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd

@@ -8,9 +8,10 @@ __all__ = ['TrainingSettings', 'learning_rate', 'Trainer', 'targets_hash', 'trai
 
 # %% ../nbs/04_training.ipynb #7242337f
 import contextlib, math, sys, time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterator, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
