@@ -6,7 +6,7 @@
 __all__ = ['ORDER', 'OUTPUTS', 'COLOURS', 'DataPrepSettings', 'check_settings', 'split_points', 'part_of', 'clean_events',
            'target_pairs', 'attributes_seen', 'product_table', 'leaks', 'check_split', 'DataPrep', 'part_sizes',
            'activity', 'reject_reasons', 'check_rejected', 'warnings_of', 'work_folder', 'explained', 'copy_table',
-           'find_catalogue', 'open_inputs', 'count', 'prepare', 'describe', 'plot_events', 'plot_rejects',
+           'find_catalogue', 'open_inputs', 'check_all', 'prepare', 'describe', 'plot_events', 'plot_rejects',
            'plot_targets', 'plot_activity', 'write_report', 'run_data_prep']
 
 # %% ../nbs/01_data_prep.ipynb #61f98c8d
@@ -27,7 +27,7 @@ from pydantic import Field
 from .core import (MARK_KEY, ArtifactError, DataError, ProjectPaths, SettingsError, StageSettings, atomic_path, load_settings,
                                 resolve_params, table_mark, write_json)
 from .events import (EVENT_TYPES, EVENTS, PRODUCTS, TIMESTAMP, Source, check_events, check_products, connect, count_events, fill_raw, find_files, guess_kinds, kinds_found,
-                                  odd_sessions, one_row_a_product, open_files, read_rows, rejects, write_rejects)
+                                  odd_sessions, one_row_a_product, open_files, read_rows, rejects, stage_rows, write_rejects)
 
 # %% ../nbs/01_data_prep.ipynb #76af21d7
 class DataPrepSettings(StageSettings):
@@ -111,7 +111,7 @@ def part_of(
 ORDER = ('event_time', 'user_id', 'product_id', 'event_type', 'price', 'user_session', 'category_id', 'category_code', 'brand')
 
 def clean_events(
-    checked: ibis.Table, # of `check_events`
+    checked: ibis.Table, # of `stage_rows`
     settings: DataPrepSettings,
     points: tuple[pd.Timestamp, pd.Timestamp]|None = None,
 ) -> ibis.Table: # the columns of `EVENTS` and `split`
@@ -250,7 +250,7 @@ def reject_reasons(con: ibis.BaseBackend, rejected: ibis.Table) -> pd.DataFrame:
 def check_rejected(
     con: ibis.BaseBackend,
     counts: pd.DataFrame,  # of `count_events`
-    checked: ibis.Table,   # of `check_events`
+    checked: ibis.Table,   # of `stage_rows`
     sources: list[Source],
     settings: DataPrepSettings,
 ):
@@ -269,7 +269,7 @@ def check_rejected(
 def warnings_of(
     con: ibis.BaseBackend,
     counts: pd.DataFrame,  # of `count_events`
-    checked: ibis.Table,   # of `check_events`
+    checked: ibis.Table,   # of `stage_rows`
     sources: list[Source],
     duplicates: int,       # rows dropped because they stand twice
 ) -> pd.DataFrame: # warning, rows, example
@@ -352,12 +352,14 @@ def _split_json(settings: DataPrepSettings, points, counts: pd.DataFrame, parts:
                 **({} if points else dict(val_share=settings.val_share, test_share=settings.test_share)), **sizes)
 
 # %% ../nbs/01_data_prep.ipynb #6f1d8568
-def count(con: ibis.BaseBackend, rows: ibis.Table, settings: DataPrepSettings, now: datetime|None = None): # kinds of the ids, checked rows, counts
+def check_all(con: ibis.BaseBackend, sources: list[Source], settings: DataPrepSettings, work: Path, now: datetime|None = None): # kinds of the ids, checked rows, their counts
     "Check and count all rows; again if the kinds of ids turn out to be others than the first rows made believe."
+    rows = read_rows(con, sources)
     asked = dict(user_id=settings.user_id, product_id=settings.product_id)
     kinds = guess_kinds(con, rows, asked)
     while True:
         checked = check_events(rows, kinds, settings.event_types, settings.columns, settings.timestamps, settings.decimal, now)
+        checked = stage_rows(con, checked, sources, work/'checked.parquet')
         counts = con.execute(count_events(checked))
         if (found := kinds_found(counts, asked)) == kinds: return kinds, checked, counts
         kinds = found
@@ -379,9 +381,7 @@ def prepare(
 ) -> DataPrep:
     "Read, check, split and write everything into the work folder."
     sources, products = open_inputs(settings, paths, work)
-    rows = read_rows(con, sources)
-    kinds, checked, counts = count(con, rows, settings, now)
-    if counts.rows.sum() != sum(s.rows for s in sources): raise DataError(f'expected {sum(s.rows for s in sources):,} rows, found {counts.rows.sum():,}: did a file change during the run? Run again')
+    kinds, checked, counts = check_all(con, sources, settings, work, now)
     check_rejected(con, counts, checked, sources, settings)
     points = split_points(counts.dropna(subset='minute').groupby('minute').rows.sum().pipe(lambda o: o.set_axis(o.index.astype('int64'))), settings) if settings.split == 'temporal' else None
     file = {k: work/f'{k}.parquet' for k in OUTPUTS}
@@ -389,10 +389,9 @@ def prepare(
     events = con.read_parquet(file['events'], table_name='events')
     copy_table(con, events.filter(events.split == 'train').select('user_id', 'product_id', 'event_type', 'event_time', 'price'), file['train_events'], 'train_events')
     for part in ('val', 'test'): copy_table(con, target_pairs(events, part, settings.targets), file[part], 'targets')
-    catalogue = check_products(read_rows(con, products), kinds['product_id'], settings.decimal) if products else None
+    catalogue = stage_rows(con, check_products(read_rows(con, products), kinds['product_id'], settings.decimal), products, work/'catalogue.parquet') if products else None
     copy_table(con, _products(con, events, catalogue), file['products'], 'products')
-    some = [t for t in (checked, catalogue) if t is not None and (t is not checked or counts.reason.notna().any())]
-    write_rejects(con, [rejects(t) for t in some], sources+products, file['rejects'], {MARK_KEY: table_mark('rejects')})
+    write_rejects(con, [rejects(t) for t in (checked, catalogue) if t is not None], sources+products, file['rejects'], {MARK_KEY: table_mark('rejects')})
     written = {k: con.read_parquet(f, table_name=k) for k, f in file.items()}
     check_split(con, written['train_events'], written['val'], written['test'], settings, points)
     return describe(con, settings, points, counts, checked, written, sources, products)

@@ -8,8 +8,8 @@ __all__ = ['EVENTS', 'PRODUCTS', 'EVENT_TYPES', 'SYNONYMS', 'SUFFIXES', 'BLOCK',
            'MISSING', 'UUID', 'Layout', 'match_columns', 'propose_columns', 'find_files', 'file_format', 'unpack',
            'split_record', 'Record', 'parse_record', 'is_regular', 'Source', 'read_header', 'scan_csv', 'open_file',
            'open_files', 'connect', 'read_rows', 'parse_time', 'is_missing', 'is_canonical', 'guess_kinds',
-           'kinds_found', 'check_events', 'check_products', 'one_row_a_product', 'count_events', 'rejects',
-           'odd_sessions', 'read_lines', 'fill_raw', 'write_rejects']
+           'kinds_found', 'check_events', 'check_products', 'one_row_a_product', 'stage_rows', 'count_events',
+           'rejects', 'odd_sessions', 'read_lines', 'fill_raw', 'write_rejects']
 
 # %% ../nbs/00b_events.ipynb #eec05c67
 import csv, difflib, os, re, zlib
@@ -265,7 +265,9 @@ class Source:
     problem: str = ''             # why no row of it can be used
     rows: int = 0                 # rows in the file, blank lines not counted
     blank: int = 0                # blank lines
+    lines: int = 0                # lines that the fast reader reads, without the header
     side: Path|None = None        # rows that the fast reader does not see: rejected lines and repaired records
+    side_rows: int = 0            # how many
     marked: bool = False          # does a mark stand where lines were taken out?
     notes: list = field(default_factory=list) # what a person should know about it
 
@@ -398,7 +400,8 @@ def scan_csv(
             carry = data[used:]
             if not chunk: break
     if rest is not None: scan.side.add(scan.line, _readable(rest), CUT_OFF); source.rows += 1
-    source.marked = scan.copy.out is not None
+    source.marked, source.side_rows = scan.copy.out is not None, scan.side.n
+    source.lines = 0 if source.problem else scan.line-2
     source.side, source.path = scan.side.close(), scan.copy.close()
     return source
 
@@ -483,15 +486,15 @@ def connect(
 def _sql(text: str) -> str: return "'"+str(text).replace("'", "''")+"'"
 def _name(text: str) -> str: return '"'+text.replace('"', '""')+'"'
 
-def _csv_fields(s: Source) -> str:
-    "SQL of the fields of a CSV file's regular rows."
+def _csv_sql(s: Source, before: int) -> str:
+    "SELECT of the lines of a CSV file, before which there are so many rows of other files."
     fields = [f'f{i}' for i in range(len(s.header))]
     columns = ', '.join(f"{f}: 'VARCHAR'" for f in fields)
-    read = (f"SELECT row_number() OVER () + 1 AS line, * FROM read_csv({_sql(s.path)}, columns={{{columns}}}, auto_detect=false, header=true, "
-            f"delim={_sql(s.delimiter)}, quote='\"', escape='\"', strict_mode=true)")
     ours = ', '.join(f'{fields[s.at[c]]} AS {c}' if c in s.at else f'NULL::VARCHAR AS {c}' for c in s.layout.columns)
-    return (f'SELECT {_sql(s.name)} AS file, line, NULL::VARCHAR AS problem, NULL::VARCHAR AS raw, {ours} '
-            f"FROM ({read}){f' WHERE f0 IS DISTINCT FROM {_sql(MARK)}' if s.marked else ''}")
+    problem = f'CASE WHEN f0 = {_sql(MARK)} THEN f0 END' if s.marked else 'NULL::VARCHAR'
+    return (f'SELECT {_sql(s.name)} AS file, NULL::BIGINT AS line, {2-before}::BIGINT AS shift, {problem} AS problem, NULL::VARCHAR AS raw, {ours} '
+            f'FROM read_csv({_sql(s.path)}, columns={{{columns}}}, auto_detect=false, header=true, delim={_sql(s.delimiter)}, quote=\'"\', escape=\'"\', '
+            f'strict_mode=true, max_line_size={2*MAX_LINE}, buffer_size={8*MAX_LINE})')
 
 # %% ../nbs/00b_events.ipynb #e6d58c34
 def _parquet_text(s: Source, column: str) -> str:
@@ -502,25 +505,24 @@ def _parquet_text(s: Source, column: str) -> str:
     if column.endswith('_id') and pa.types.is_floating(s.types[name]): text = f'CASE WHEN {_name(name)} = trunc({_name(name)}) THEN coalesce(CAST(TRY_CAST({_name(name)} AS HUGEINT) AS VARCHAR), {text}) ELSE {text} END'
     return f'{text} AS {column}'
 
-def _source_sql(s: Source) -> list[str]:
-    "SELECTs that together give every row of a file."
-    out = []
-    if s.format == 'parquet':
-        ours = ', '.join(_parquet_text(s, c) for c in s.layout.columns)
-        raw = " || ',' || ".join(f"coalesce({c}, '')" for c in s.layout.columns)
-        out.append(f'SELECT {_sql(s.name)} AS file, NULL::BIGINT AS line, {_sql(s.problem) if s.problem else "NULL::VARCHAR"} AS problem, '
-                   f'substr({raw}, 1, {MAX_RAW}) AS raw, * FROM (SELECT {ours} FROM read_parquet({_sql(s.path)}, binary_as_string=true))')
-    elif not s.problem and s.rows: out.append(_csv_fields(s))
-    if s.side: out.append(f'SELECT {_sql(s.name)} AS file, * FROM read_parquet({_sql(s.side)})')
-    return out
+def _parquet_sql(s: Source) -> str:
+    "SELECT of the rows of a Parquet file."
+    ours = ', '.join(_parquet_text(s, c) for c in s.layout.columns)
+    raw = " || ',' || ".join(f"coalesce({c}, '')" for c in s.layout.columns)
+    return (f'SELECT {_sql(s.name)} AS file, NULL::BIGINT AS line, NULL::BIGINT AS shift, {_sql(s.problem) if s.problem else "NULL"}::VARCHAR AS problem, '
+            f'substr({raw}, 1, {MAX_RAW}) AS raw, * FROM (SELECT {ours} FROM read_parquet({_sql(s.path)}, binary_as_string=true))')
 
 def read_rows(
     con: ibis.BaseBackend,  # of `connect`
     sources: list[Source],  # of `open_files`, one layout
-) -> ibis.Table: # file, line, problem, raw, and the layout's columns as text
+) -> ibis.Table: # file, line, shift, problem, raw, and the layout's columns as text
     "Every row of every file, as a table that is read anew each time it is asked for."
-    name = f'raw_{sources[0].layout.kind}'
-    con.raw_sql(f'CREATE OR REPLACE TEMP VIEW {name} AS '+' UNION ALL '.join(sql for s in sources for sql in _source_sql(s)))
+    selects, name, n = [], f'raw_{sources[0].layout.kind}', 0
+    for s in sources:
+        if s.format == 'parquet': selects.append(_parquet_sql(s)); n += s.rows
+        elif s.lines: selects.append(_csv_sql(s, n)); n += s.lines
+        if s.side: selects.append(f'SELECT {_sql(s.name)} AS file, line, NULL::BIGINT AS shift, * EXCLUDE (line) FROM read_parquet({_sql(s.side)})'); n += s.side_rows
+    con.raw_sql(f'CREATE OR REPLACE TEMP VIEW {name} AS '+' UNION ALL '.join(selects))
     return con.table(name)
 
 # %% ../nbs/00b_events.ipynb #4856036b
@@ -616,7 +618,7 @@ def check_events(
     timestamps: str = 'auto',
     decimal: str = '.',      # the decimal sign in prices
     now: datetime|None = None, # events of more than a day later are in the future
-) -> ibis.Table: # file, line, raw, reason (null: usable), {user,product}_id_canonical (is the id an integer?) and the columns of `EVENTS` in their types
+) -> ibis.Table: # file, line, shift, reason (null: usable), raw (of what is rejected), {user,product}_id_canonical (is the id an integer?), the columns of `EVENTS` in their types
     "Every row with its values, and with the reason if it cannot be used."
     types = {**{t: t for t in EVENT_TYPES}, **(event_types or {})}
     t = rows.mutate(**{f'{k}_header': ibis.literal((names or {}).get(f'{k}_id', f'{k}_id')) for k in ('user', 'product')})
@@ -624,7 +626,7 @@ def check_events(
     t = t.mutate(when=parse_time(t.event_time, timestamps), number=_to_price(t.price, decimal), known=t.event_type.cases(*types.items(), else_=loose))
     t = t.mutate(reason=_reason(t, t.number, t.when, kinds, t.known, now or datetime.now(UTC)))
     canonical = {f'{c}_canonical': ibis.cases((~is_missing(t[c]), is_canonical(t[c]))) for c in ('user_id', 'product_id')}
-    return t.select('file', 'line', 'raw', 'reason', **canonical, event_time=t.when, event_type=t.known, product_id=_to_id(t.product_id, kinds['product_id']),
+    return t.select('file', 'line', 'shift', 'reason', raw=ibis.cases((t.reason.notnull(), t.raw)), **canonical, event_time=t.when, event_type=t.known, product_id=_to_id(t.product_id, kinds['product_id']),
                     **{c: _or_null(t[c]) for c in ('category_id', 'category_code', 'brand')}, price=t.number,
                     user_id=_to_id(t.user_id, kinds['user_id']), user_session=_or_null(t.user_session))
 
@@ -633,11 +635,11 @@ def check_products(
     rows: ibis.Table,  # of `read_rows`, layout `PRODUCTS`
     kind: str,         # 'integer' or 'string', as the events have it
     decimal: str = '.',
-) -> ibis.Table: # file, line, raw, reason and the columns of `PRODUCTS` in their types
+) -> ibis.Table: # file, line, shift, reason, raw and the columns of `PRODUCTS` in their types
     "Every row of a catalogue with its values, and with the reason if it cannot be used."
     price = _to_price(rows.price, decimal)
     reason = ibis.cases((rows.problem.notnull(), rows.problem), *_id_reasons(rows.product_id, 'product_id', kind), else_=ibis.null('string'))
-    return rows.select('file', 'line', 'raw', reason=reason, product_id=_to_id(rows.product_id, kind),
+    return rows.select('file', 'line', 'shift', reason=reason, raw=ibis.cases((reason.notnull(), rows.raw)), product_id=_to_id(rows.product_id, kind),
                        **{c: _or_null(rows[c]) for c in ('name', 'category_id', 'category_code', 'brand')},
                        price=ibis.cases(((price >= 0) & (price <= 1e300), price), else_=ibis.null('float64')))
 
@@ -645,6 +647,23 @@ def one_row_a_product(products: ibis.Table) -> ibis.Table:
     "Usable rows of `check_products`, each product once."
     usable = products.filter(products.reason.isnull())
     return usable.group_by('product_id').aggregate(**{c: usable[c].max() for c in PRODUCTS.columns[1:]})
+
+# %% ../nbs/00b_events.ipynb #b7107c41
+def stage_rows(
+    con: ibis.BaseBackend,
+    checked: ibis.Table,   # of `check_events` or `check_products`, over `read_rows`
+    sources: list[Source], # the same
+    path: Path,            # a new Parquet file
+) -> ibis.Table: # the columns of `checked`, `line` complete
+    "Write checked rows to a file of their own and read them from there. Raises `DataError` if files changed since they were scanned."
+    con.raw_sql(f"COPY ({ibis.to_sql(checked, dialect='duckdb')}) TO {_sql(path)} (FORMAT parquet, PARQUET_VERSION v2, COMPRESSION zstd, COMPRESSION_LEVEL 1)")
+    expected = sum(s.rows if s.format == 'parquet' else s.lines+s.side_rows for s in sources)
+    if (found := pq.ParquetFile(path).metadata.num_rows) != expected:
+        raise DataError(f'expected {expected:,} lines, found {found:,}: did a file change during the run? Run again')
+    name = f'checked_{sources[0].layout.kind}'
+    con.raw_sql(f'CREATE OR REPLACE TEMP VIEW {name} AS SELECT * EXCLUDE (file_row_number) REPLACE (coalesce(line, file_row_number + shift) AS line) '
+                f'FROM read_parquet({_sql(path)}, file_row_number=true) WHERE reason IS DISTINCT FROM {_sql(MARK)}')
+    return con.table(name)
 
 # %% ../nbs/00b_events.ipynb #74dab4e6
 UUID = '________-____-____-____-____________' # the form of a UUID, for LIKE

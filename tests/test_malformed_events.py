@@ -21,7 +21,7 @@ import gnn_ecommerce.data_prep as stage
 from gnn_ecommerce.core import ArtifactError, DataError, ProjectPaths, read_table
 from gnn_ecommerce.data_prep import OUTPUTS, run_data_prep
 from gnn_ecommerce.events import (AFTER_QUOTE, CUT_OFF, EVENTS, MARK, NOT_UTF8, NUL, TOO_FEW, TOO_MANY, UNTERMINATED, connect, open_file, parse_record,
-                                  read_rows)
+                                  read_rows, stage_rows)
 
 HEADER = "event_time,event_type,product_id,category_id,category_code,brand,price,user_id,user_session\n"
 NOW = datetime(2021, 1, 1, tzinfo=UTC)
@@ -542,6 +542,13 @@ def slowly(data):
     return out
 
 
+def staged(con, source):
+    "The rows that a file holds, as text, with the lines on which they begin."
+    t = read_rows(con, [source])
+    t = stage_rows(con, t.mutate(reason=t.problem), [source], source.path.with_suffix(".staged"))
+    return con.execute(t.order_by("line"))
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_reader_agrees_with_a_slow_one_on_damaged_files(tmp_path, monkeypatch, seed):
     monkeypatch.setattr("gnn_ecommerce.events.BLOCK", [200, 1000, 5000, 1 << 22][seed % 4])
@@ -550,7 +557,7 @@ def test_reader_agrees_with_a_slow_one_on_damaged_files(tmp_path, monkeypatch, s
         data = damaged(rng, rng.choice([3, 50, 400]))
         (tmp_path/"x.csv").write_bytes(data)
         source = open_file("x.csv", tmp_path/"x.csv", EVENTS, tmp_path/f"work{k}")
-        rows = con.execute(read_rows(con, [source]).order_by("line"))
+        rows = staged(con, source)
         found = [(int(r.line), None if pd.isna(r.problem) else r.problem, None if pd.notna(r.problem) else [None if pd.isna(o) else o for o in (r.event_time, r.event_type, r.product_id, r.user_id, r.brand)]) for r in rows.itertuples()]
         assert found == slowly(data) and source.rows == len(found)
 
@@ -566,6 +573,7 @@ def test_line_numbers_are_exact_in_a_large_file(tmp_path, newline):
     assert (source.rows, source.side, source.path) == (n, None, tmp_path/"x.csv")
     con = connect(threads=2)
     t = read_rows(con, [source])
+    t = stage_rows(con, t.mutate(reason=t.problem), [source], tmp_path/"staged.parquet")
     assert con.execute(t.aggregate(rows=t.count(), exact=(t.line.cast("string") == t.product_id).sum(), whole=(t.user_id == "user, "+t.product_id).sum())).values.tolist() == [[n, n, n]]
 
 
@@ -576,7 +584,6 @@ def test_regular_quoted_fields_are_read_as_python_reads_them(tmp_path):
         out = csv.writer(f, quoting=csv.QUOTE_ALL); out.writerow(["event_time", "event_type", "product_id", "user_id", "brand"]); out.writerows(table)
     source = open_file("x.csv", tmp_path/"x.csv", EVENTS, tmp_path/"work")
     assert source.side is None and source.newline == b"\r\n"
-    con = connect(threads=1)
-    rows = con.execute(read_rows(con, [source]).order_by("line"))
+    rows = staged(connect(threads=1), source)
     assert rows[["event_time", "event_type", "product_id", "user_id", "brand"]].fillna("").values.tolist() == table
 
