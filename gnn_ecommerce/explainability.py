@@ -61,9 +61,10 @@ def reason(self: Explainer,
     "The largest shares of a score, and the people behind them."
     k, total = shares._column(item), shares.score[shares._column(item)]
     parts, own, bias = shares.products[:, k], shares.own[k], shares.bias[k]
-    helps = (self.effects(shares) if effects is None else effects)[:, k] > 0
-    order = np.lexsort((shares.history, -np.where(helps, parts, -np.inf)))[:3]
-    lead = order[helps[order] & (parts[order] >= max(parts[helps].max(initial=0)/2, 1e-12))]
+    helps = ((self.effects(shares) if effects is None else effects)[:, k] > 0) & (parts > parts.max(initial=0)/5)
+    able = parts*(helps if helps.any() else 1)
+    order = np.lexsort((shares.history, -able))[:3]
+    lead = order[able[order] >= max(able.max(initial=0)/2, 1e-12)]
     def part(x): return float(x/total) if total > 0 else np.nan
     if max(own, bias) > parts[parts > 0].sum() and max(own, bias) > 0: return Reason('self' if own >= bias else 'bias', [int(x) for x in shares.history[lead[:1]]], self._did(shares, lead[:1]), part(max(own, bias)))
     if not len(lead): return Reason('nothing', [], [], 0.)
@@ -290,9 +291,9 @@ def plot_summary(
     table: pd.DataFrame, # from `summary`
 ):
     "Stacked bars, one a split. Returns the matplotlib figure."
-    from matplotlib.figure import Figure
-    fig = Figure(figsize=(8, 2.6), layout='constrained', dpi=80)
-    ax, colors = fig.subplots(), ['#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7', '#56B4E9', '#F0E442', '#999999']
+    import matplotlib.pyplot as plt
+    fig, ax = plt.subplots(figsize=(8, 2.6), layout='constrained', dpi=80)
+    colors = ['#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7', '#56B4E9', '#F0E442', '#999999']
     for row, (_, part) in enumerate(table.groupby('split', sort=False)):
         right = left = 0.
         for color, r in zip(colors, part.itertuples()):
@@ -304,6 +305,7 @@ def plot_summary(
     ax.set(xlabel='part of the explained scores')
     ax.invert_yaxis()
     ax.spines[['top', 'right']].set_visible(False)
+    plt.close(fig)
     return fig
 
 # %% ../nbs/06_explainability.ipynb #a9d6ccfc

@@ -161,6 +161,7 @@ def _kth_largest(x, k):
         else: return x[want]
     return x[want]
 
+# %% ../nbs/03a_graph_filter.ipynb #43f98ceb
 @_jit()
 def _gather_row(i, user_ptr, user_item, item_ptr, item_user, item_weight, user_weight, user_scale, sums, touched):
     "Add up the histories of the customers of item i in `sums`; the items touched go to `touched`. Returns how many."
@@ -177,7 +178,7 @@ def _gather_row(i, user_ptr, user_item, item_ptr, item_user, item_weight, user_w
                 sums[j] += x
     return m
 
-# %% ../nbs/03a_graph_filter.ipynb #43f98ceb
+# %% ../nbs/03a_graph_filter.ipynb #78f65327
 @_jit()
 def _first_equal(sums, touched, level, room):
     "The `room` lowest of the touched items whose sum is `level`."
@@ -210,6 +211,7 @@ def _cut_row(sums, touched, scratch, n, index, value):
     for j in touched: sums[j] = 0
     return kept
 
+# %% ../nbs/03a_graph_filter.ipynb #b5cc9248
 @_jit()
 def _paths_rows(offset, user_ptr, user_item, item_ptr, item_user, item_weight, user_weight, user_scale, item_scale, target, diagonal, index, value, count, first, last):
     "Rows first..last-1 of a block of the `paths` table that begins with item `offset`, cut to index.shape[1] entries."
@@ -261,6 +263,7 @@ def path_rows(
             yield index, value, count
         else: yield _cut_sparse((down[a:b]*user_scale)@r*target*item_scale[a:b, None], a, n, diagonal)
 
+# %% ../nbs/03a_graph_filter.ipynb #b5878ae4
 def _pieces(n: int, most: int = 64) -> list[int]:
     "0..n in up to `most` ranges of equal length, for `run_blocks`."
     return np.unique(np.linspace(0, n, min(n, most)+1).astype(np.int64)).tolist()
@@ -342,6 +345,7 @@ def _compact(items, values, n):
             kept += 1
     return floor
 
+# %% ../nbs/03a_graph_filter.ipynb #54ab6029
 @_jit()
 def _cut_columns(offset, q, low, alpha, target, item_scale, diagonal, index, value, count, first, last):
     "Columns 8*first..8*last-1 of a panel as rows of the table, from item `offset` on, cut to index.shape[1] entries, ascending by item."
@@ -468,6 +472,7 @@ if HAS_NUMBA:
     def _as_float_typed(x):
         return (lambda x: _from_half(x)) if isinstance(x, types.Integer) else (lambda x: x)
 
+# %% ../nbs/03a_graph_filter.ipynb #1a855e7d
 @_jit()
 def _add_rows(users, ptr, item, weight, indptr, indices, values, factor, out, first, last):
     "out[r] += factor[r] * sum of the table's rows of the history of users[r], for r in first..last-1."
@@ -483,12 +488,19 @@ def _add(self: GraphFilter, out, history, users, factor):
     t, factor = self.table, np.asarray(factor, np.float32)*np.float32(self.table.scale)
     if self._numba:
         values = t.values.view(np.uint16) if t.values.dtype == np.float16 else t.values
-        run_blocks(_add_rows, _pieces(len(users)), np.asarray(users, np.int64), *csr_arrays(history), history.data, t.indptr, t.indices, values, factor, out)
-    else:
-        if self.__dict__.get('_matrix') is None or self._matrix[0] is not t: self._matrix = t, ItemTable(t.indptr, t.indices, t.values).to_csr()
-        out += (history[users]*factor[:, None]@self._matrix[1]).toarray()
+        known = self._kept('arrays', history, csr_arrays) if history is self.history else csr_arrays(history)
+        run_blocks(_add_rows, _pieces(len(users)), np.asarray(users, np.int64), *known, history.data, t.indptr, t.indices, values, factor, out)
+    else: out += (history[users]*factor[:, None]@self._kept('matrix', t, lambda t: ItemTable(t.indptr, t.indices, t.values).to_csr())).toarray()
     return out
 
+@patch
+def _kept(self: GraphFilter, name: str, source, make: Callable) -> Any:
+    "make(source), computed once for each source."
+    kept = self.__dict__.setdefault('_memo', {})
+    if name not in kept or kept[name][0] is not source: kept[name] = source, make(source)
+    return kept[name][1]
+
+# %% ../nbs/03a_graph_filter.ipynb #4e643cf7
 @patch
 def _has_history(self: GraphFilter):
     if self.history is None: raise GnnEcommerceError(f'{self.name}: expected a filter fitted to a graph, found none: call fit(graph) first' + (', or fold_in for baskets' if self.table is not None else ''))
@@ -615,22 +627,39 @@ def user_scale(self: GraphFilter,
     users: np.ndarray, # int (n,) user indices
 ) -> np.ndarray: # float32 (n,)
     "d_u^-1/2, d_u the sum of a user's weights; 0 for a user without history."
-    h = self._has_history()
-    return degree_power(np.add.reduceat(np.append(h.data, 0), h.indptr[:-1], dtype=float)*(np.diff(h.indptr) > 0), -.5)[users]
+    return self._kept('scale', self._has_history(), lambda h: degree_power(degrees(h)[0], -.5))[users]
 
 # %% ../nbs/03a_graph_filter.ipynb #a3ea3397
-@_jit()
-def _blend(a, b, factor, out, first, last):
-    "out = a + factor * b for rows first..last-1 of matrices."
+@_jit(fastmath={'contract'})
+def _rank_blends(a, b, factors, items, values, first, last):
+    "The k best of a[r] + factor * b[r] for each factor and row, in no order: items (factors, rows, k), -1 where there are no more; -inf in `a` is masked."
+    k = items.shape[2]
+    held, scores = np.empty(2*k, np.int32), np.empty(2*k, np.float32)
     for r in range(first, last):
-        for j in range(a.shape[1]): out[r, j] = a[r, j]+factor*b[r, j]
+        x, y = a[r], b[r]
+        for f in range(len(factors)):
+            factor, size, floor = factors[f], 0, np.float32(-np.inf)
+            for start in range(0, len(x), 64):
+                end, hits = min(start+64, len(x)), start+64 > len(x)
+                if not hits:
+                    for j in range(start, start+64): hits |= x[j]+factor*y[j] > floor
+                for j in range(start, end if hits else start):
+                    score = x[j]+factor*y[j]
+                    if score > floor:
+                        held[size], scores[size] = j, score
+                        size += 1
+                        if size == 2*k: floor, size = _compact(held, scores, k), k
+            if size > k: _compact(held[:size], scores[:size], k)
+            for n in range(k): items[f, r, n], values[f, r, n] = (held[n], scores[n]) if n < size else (-1, -np.inf)
 
+# %% ../nbs/03a_graph_filter.ipynb #e4a18113
 def _metric(metric: str) -> int:
     "The k of a metric such as 'ndcg@20'. Raises `SettingsError` if it is none."
     name, _, k = metric.partition('@')
     if name not in ('recall', 'precision', 'ndcg', 'map', 'mrr', 'hit_rate', 'mark') or not k.isdigit() or int(k) < 1: raise SettingsError(f"metric: expected one such as 'ndcg@20', found {metric!r}")
     return int(k)
 
+# %% ../nbs/03a_graph_filter.ipynb #e1beb18e
 def choose_b(
     hybrid: HybridRecommender,       # both parts fitted to the training graph
     targets: sp.csr_array,           # bool (n_users, n_items), validation pairs
@@ -645,12 +674,13 @@ def choose_b(
     if not grid or hybrid.filter_part is None: raise GnnEcommerceError('choose_b: expected a hybrid with a filter_part and at least one b')
     chosen = _with_targets(hybrid, targets, users)
     ranked = [np.empty((len(chosen), k), np.int32) for _ in grid]
-    step = max(1, hybrid.chunk(hybrid.n_items)//4)
+    step = max(1, hybrid.budget//(8*hybrid.n_items))
     for a in range(0, len(chosen), step):
         for out, best in zip(ranked, _rank_grid(hybrid, chosen[a:a+step], grid, k, exclude, also_exclude)): out[a:a+step] = best
     table = pd.DataFrame([{'b': b} | ranking_metrics(r, targets[chosen], [k]).mean().to_dict() for b, r in zip(grid, ranked)])
     return float(table.b[table[metric].idxmax()]), table
 
+# %% ../nbs/03a_graph_filter.ipynb #50ab89fb
 def _with_targets(recommender, targets, users) -> np.ndarray:
     "Users who have a target. Raises `GnnEcommerceError` for nobody."
     if targets.shape != (recommender.n_users, recommender.n_items): raise GnnEcommerceError(f'targets: expected shape {(recommender.n_users, recommender.n_items)}, found {targets.shape}')
@@ -659,18 +689,20 @@ def _with_targets(recommender, targets, users) -> np.ndarray:
     if not len(chosen): raise GnnEcommerceError('targets: expected users with validation pairs, found none: is the validation window empty?')
     return chosen
 
-def _rank_grid(hybrid, users, grid, k, exclude, also_exclude) -> Iterator[np.ndarray]:
+def _rank_grid(hybrid, users, grid, k, exclude, also_exclude) -> np.ndarray: # int32 (len(grid), n, k)
     "The k best items of a chunk of users, for each b."
-    f, mask, columns = hybrid.filter_part, hybrid._mask(users, exclude, also_exclude), np.arange(hybrid.n_items, dtype=np.int32)
+    f, mask = hybrid.filter_part, hybrid._mask(users, exclude, also_exclude)
     model = hybrid.embedding_part.score(users)
     added = f.add_scores(np.zeros_like(model), users, f.user_scale(users))
-    scores = np.empty_like(model)
-    for b in grid:
-        if HAS_NUMBA: run_blocks(_blend, _pieces(len(users)), model, added, np.float32(b), scores)
-        else: np.add(model, np.float32(b)*added, out=scores)
-        best = TopK(len(users), k, hybrid.backend)
-        best.update(scores, columns, mask)
-        yield best.result()[0]
+    if not (np.isfinite(model.sum()) and np.isfinite(added.sum())): raise GnnEcommerceError('choose_b: expected finite scores, found others: the model has diverged')
+    if not f._numba:
+        lists = [TopK(len(users), k, 'torch') for _ in grid]
+        for b, best in zip(grid, lists): best.update(model+np.float32(b)*added, np.arange(hybrid.n_items, dtype=np.int32), mask)
+        return np.stack([best.result()[0] for best in lists])
+    if mask is not None: model[np.repeat(np.arange(len(users)), np.diff(mask.indptr)), mask.indices] = -np.inf
+    items, values = np.empty((len(grid), len(users), k), np.int32), np.empty((len(grid), len(users), k), np.float32)
+    run_blocks(_rank_blends, _pieces(len(users)), model, added, np.array(grid, np.float32), items, values)
+    return np.take_along_axis(items, np.lexsort((items, -values)), -1)
 
 # %% ../nbs/03a_graph_filter.ipynb #ddf685d4
 #: kind -> the values that `choose_filter` tries by default, its defaults first
@@ -736,6 +768,7 @@ def estimate_cost(
     steps, dense, cut = 2*s.degree*edges*items/(4e10 if panel < 24e6 else 8e9), items**2*rank/8.5e10, items**2/6e8*tables
     return FilterCost(kind, .1+svd+steps+dense+cut, entries+(4*items*width*3+3*panel+16*edges)/1e9)
 
+# %% ../nbs/03a_graph_filter.ipynb #dacacff8
 def choose_kind(
     graph: InteractionGraph, # the graph
     budget: float,           # seconds that the filter may take, such as the estimate of training

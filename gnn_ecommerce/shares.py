@@ -482,13 +482,14 @@ def plot_deletion(
     curves: dict[str, pd.DataFrame], # title -> what `deletion_curve` returned
 ):
     "Deletion curves side by side. Returns the matplotlib figure."
-    from matplotlib.figure import Figure
-    fig = Figure(figsize=(3.2*len(curves)+.6, 2.6), layout='constrained', dpi=80)
+    import matplotlib.pyplot as plt
+    fig = plt.figure(figsize=(3.2*len(curves)+.6, 2.8), layout='constrained', dpi=80)
     colors = dict(effect='#009E73', share='#0072B2', popularity='#D55E00', random='#999999')
     for ax, (title, curve) in zip(np.atleast_1d(fig.subplots(1, len(curves), sharey=True)), curves.items()):
         for name, part in curve.groupby('order', sort=False): ax.plot(100*part.removed, 100*part.left, marker='o', ms=3, color=colors.get(name), label=f'{name} first')
         ax.set(xlabel='% of the history taken out', title=title)
         ax.spines[['top', 'right']].set_visible(False)
     fig.axes[0].set_ylabel('% of the score left')
-    fig.axes[0].legend(frameon=False)
+    fig.legend(*fig.axes[0].get_legend_handles_labels(), loc='outside lower center', ncols=4 if len(curves) > 1 else 2, frameon=False, fontsize=8)
+    plt.close(fig)
     return fig

@@ -256,6 +256,7 @@ np.savez({path!r}, numba=HAS_NUMBA, **{{f.kind: f.fit(graph).score(np.arange(80)
 """
 
 
+@pytest.mark.slow
 def test_the_same_without_numba(root, tmp_path):
     env, found = {"PATH": "", "HOME": "/nowhere"}, []
     for without in (True, False):
@@ -266,6 +267,7 @@ def test_the_same_without_numba(root, tmp_path):
     for kind in ("paths", "chebyshev"): np.testing.assert_allclose(found[0][kind], found[1][kind], atol=1e-4*np.abs(found[0][kind]).max())
 
 
+@pytest.mark.slow
 def test_gowalla_paths(real_data):
     "The published form of the filter, on its public split: .1873 without a cut, .1865 with 200 entries a row; about a second of work."
     from gnn_ecommerce.datasets import load_benchmark
