@@ -299,7 +299,7 @@ def plot_summary(
         for color, r in zip(colors, part.itertuples()):
             start = right if r.part >= 0 else left+r.part
             ax.barh(row, abs(r.part), left=start, color=color, edgecolor='white', lw=.5)
-            if abs(r.part) > .07: ax.text(start+abs(r.part)/2, row, r.kind.replace('_', ' '), ha='center', va='center', fontsize=7, color='black' if color in ('#E69F00', '#56B4E9', '#F0E442') else 'white')
+            if abs(r.part) > .012*len(r.kind): ax.text(start+abs(r.part)/2, row, r.kind.replace('_', ' '), ha='center', va='center', fontsize=7, color='black' if color in ('#E69F00', '#56B4E9', '#F0E442') else 'white')
             right, left = right+max(r.part, 0), left+min(r.part, 0)
     ax.set_yticks(range(table.split.nunique()), [s.replace('_', ' ') for s in table.split.unique()])
     ax.set(xlabel='part of the explained scores')
