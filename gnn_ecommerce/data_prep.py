@@ -359,7 +359,7 @@ def check_all(con: ibis.BaseBackend, sources: list[Source], settings: DataPrepSe
     kinds = guess_kinds(con, rows, asked)
     while True:
         checked = check_events(rows, kinds, settings.event_types, settings.columns, settings.timestamps, settings.decimal, now)
-        checked = stage_rows(con, checked, sources, work/'checked.parquet')
+        checked = stage_rows(con, checked, sources, work)
         counts = con.execute(count_events(checked))
         if (found := kinds_found(counts, asked)) == kinds: return kinds, checked, counts
         kinds = found
@@ -389,7 +389,7 @@ def prepare(
     events = con.read_parquet(file['events'], table_name='events')
     copy_table(con, events.filter(events.split == 'train').select('user_id', 'product_id', 'event_type', 'event_time', 'price'), file['train_events'], 'train_events')
     for part in ('val', 'test'): copy_table(con, target_pairs(events, part, settings.targets), file[part], 'targets')
-    catalogue = stage_rows(con, check_products(read_rows(con, products), kinds['product_id'], settings.decimal), products, work/'catalogue.parquet') if products else None
+    catalogue = stage_rows(con, check_products(read_rows(con, products), kinds['product_id'], settings.decimal), products, work) if products else None
     copy_table(con, _products(con, events, catalogue), file['products'], 'products')
     write_rejects(con, [rejects(t) for t in (checked, catalogue) if t is not None], sources+products, file['rejects'], {MARK_KEY: table_mark('rejects')})
     written = {k: con.read_parquet(f, table_name=k) for k, f in file.items()}

@@ -262,6 +262,7 @@ class Source:
     newline: bytes = b'\n'
     header: list = field(default_factory=list)
     at: dict = field(default_factory=dict) # our column -> its place in the header
+    types: dict = field(default_factory=dict) # column -> Arrow type, of a Parquet file
     problem: str = ''             # why no row of it can be used
     rows: int = 0                 # rows in the file, blank lines not counted
     blank: int = 0                # blank lines
@@ -486,15 +487,15 @@ def connect(
 def _sql(text: str) -> str: return "'"+str(text).replace("'", "''")+"'"
 def _name(text: str) -> str: return '"'+text.replace('"', '""')+'"'
 
-def _csv_sql(s: Source, before: int) -> str:
-    "SELECT of the lines of a CSV file, before which there are so many rows of other files."
+def _csv_sql(s: Source) -> str:
+    "SELECT of the lines of a CSV file."
     fields = [f'f{i}' for i in range(len(s.header))]
     columns = ', '.join(f"{f}: 'VARCHAR'" for f in fields)
     ours = ', '.join(f'{fields[s.at[c]]} AS {c}' if c in s.at else f'NULL::VARCHAR AS {c}' for c in s.layout.columns)
     problem = f'CASE WHEN f0 = {_sql(MARK)} THEN f0 END' if s.marked else 'NULL::VARCHAR'
-    return (f'SELECT {_sql(s.name)} AS file, NULL::BIGINT AS line, {2-before}::BIGINT AS shift, {problem} AS problem, NULL::VARCHAR AS raw, {ours} '
+    return (f'SELECT {_sql(s.name)} AS file, NULL::BIGINT AS line, 2::BIGINT AS first, {problem} AS problem, NULL::VARCHAR AS raw, {ours} '
             f'FROM read_csv({_sql(s.path)}, columns={{{columns}}}, auto_detect=false, header=true, delim={_sql(s.delimiter)}, quote=\'"\', escape=\'"\', '
-            f'strict_mode=true, max_line_size={2*MAX_LINE}, buffer_size={8*MAX_LINE})')
+            f'strict_mode=true, max_line_size={2*MAX_LINE}, buffer_size={16*MAX_LINE})')
 
 # %% ../nbs/00b_events.ipynb #e6d58c34
 def _parquet_text(s: Source, column: str) -> str:
@@ -509,20 +510,22 @@ def _parquet_sql(s: Source) -> str:
     "SELECT of the rows of a Parquet file."
     ours = ', '.join(_parquet_text(s, c) for c in s.layout.columns)
     raw = " || ',' || ".join(f"coalesce({c}, '')" for c in s.layout.columns)
-    return (f'SELECT {_sql(s.name)} AS file, NULL::BIGINT AS line, NULL::BIGINT AS shift, {_sql(s.problem) if s.problem else "NULL"}::VARCHAR AS problem, '
+    return (f'SELECT {_sql(s.name)} AS file, NULL::BIGINT AS line, NULL::BIGINT AS first, {_sql(s.problem) if s.problem else "NULL"}::VARCHAR AS problem, '
             f'substr({raw}, 1, {MAX_RAW}) AS raw, * FROM (SELECT {ours} FROM read_parquet({_sql(s.path)}, binary_as_string=true))')
+
+def _selects(s: Source) -> list[tuple[str, int]]:
+    "SELECTs that together give every row of a file, and how many rows each gives."
+    if s.format == 'parquet': return [(_parquet_sql(s), s.rows)]
+    side = f'SELECT {_sql(s.name)} AS file, line, NULL::BIGINT AS first, * EXCLUDE (line) FROM read_parquet({_sql(s.side)})'
+    return ([(_csv_sql(s), s.lines)] if s.lines else [])+([(side, s.side_rows)] if s.side else [])
 
 def read_rows(
     con: ibis.BaseBackend,  # of `connect`
     sources: list[Source],  # of `open_files`, one layout
-) -> ibis.Table: # file, line, shift, problem, raw, and the layout's columns as text
+) -> ibis.Table: # file, line, first, problem, raw, and the layout's columns as text
     "Every row of every file, as a table that is read anew each time it is asked for."
-    selects, name, n = [], f'raw_{sources[0].layout.kind}', 0
-    for s in sources:
-        if s.format == 'parquet': selects.append(_parquet_sql(s)); n += s.rows
-        elif s.lines: selects.append(_csv_sql(s, n)); n += s.lines
-        if s.side: selects.append(f'SELECT {_sql(s.name)} AS file, line, NULL::BIGINT AS shift, * EXCLUDE (line) FROM read_parquet({_sql(s.side)})'); n += s.side_rows
-    con.raw_sql(f'CREATE OR REPLACE TEMP VIEW {name} AS '+' UNION ALL '.join(selects))
+    name = f'raw_{sources[0].layout.kind}'
+    con.raw_sql(f'CREATE OR REPLACE TEMP VIEW {name} AS '+' UNION ALL '.join(sql for s in sources for sql, _ in _selects(s)))
     return con.table(name)
 
 # %% ../nbs/00b_events.ipynb #4856036b
@@ -580,12 +583,15 @@ def kinds_found(counts: pd.DataFrame, columns: dict[str, str]) -> dict[str, str]
     return {c: _kind(total[f'{c}_some'], total[f'{c}_good']) if kind == 'auto' else kind for c, kind in columns.items()}
 
 # %% ../nbs/00b_events.ipynb #8b9f979b
-def _id_reasons(text, column: str, kind: str) -> list:
+def _canonical(text):
+    "Is an id a canonical integer? Null where there is no id."
+    return ibis.cases((~is_missing(text), is_canonical(text)))
+
+def _id_reasons(text, canonical, column: str, kind: str) -> list:
     "Why an id cannot be used, as (condition, reason)."
-    out = [(is_missing(text), f'{column} is missing')]
     large = text.re_search('^-?[1-9][0-9]{18,}$')
-    if kind == 'integer': out.append((~is_canonical(text), ibis.cases((large, f'{column} is beyond int64'), else_=f'{column} is not an integer')))
-    return out
+    no_integer = (~canonical, ibis.cases((large, f'{column} is beyond int64'), else_=f'{column} is not an integer'))
+    return [(canonical.isnull(), f'{column} is missing')]+([no_integer] if kind == 'integer' else [])
 
 def _reason(t: ibis.Table, price, when, kinds: dict[str, str], known, now: datetime):
     "The first reason why a row cannot be used, null if it can."
@@ -593,7 +599,7 @@ def _reason(t: ibis.Table, price, when, kinds: dict[str, str], known, now: datet
     return ibis.cases(
         (t.problem.notnull(), t.problem),
         (known.isnull() & (t.user_id == t.user_header) & (t.product_id == t.product_header), 'repeated header'),
-        *_id_reasons(t.user_id, 'user_id', kinds['user_id']), *_id_reasons(t.product_id, 'product_id', kinds['product_id']),
+        *_id_reasons(t.user_id, t.user_id_canonical, 'user_id', kinds['user_id']), *_id_reasons(t.product_id, t.product_id_canonical, 'product_id', kinds['product_id']),
         (is_missing(t.event_time), 'event_time is missing'), (when.isnull(), 'event_time is not a time'),
         (when < ibis.literal('1990-01-01 00:00:00').cast(TIMESTAMP), 'event_time is before 1990'), (when > late, 'event_time is in the future'),
         (known.isnull(), 'unknown event type'),
@@ -618,15 +624,15 @@ def check_events(
     timestamps: str = 'auto',
     decimal: str = '.',      # the decimal sign in prices
     now: datetime|None = None, # events of more than a day later are in the future
-) -> ibis.Table: # file, line, shift, reason (null: usable), raw (of what is rejected), {user,product}_id_canonical (is the id an integer?), the columns of `EVENTS` in their types
+) -> ibis.Table: # file, line, first, reason (null: usable), raw (of what is rejected), {user,product}_id_canonical (is the id an integer?), the columns of `EVENTS` in their types
     "Every row with its values, and with the reason if it cannot be used."
     types = {**{t: t for t in EVENT_TYPES}, **(event_types or {})}
-    t = rows.mutate(**{f'{k}_header': ibis.literal((names or {}).get(f'{k}_id', f'{k}_id')) for k in ('user', 'product')})
+    t = rows.mutate(**{f'{k}_header': ibis.literal((names or {}).get(f'{k}_id', f'{k}_id')) for k in ('user', 'product')},
+                    **{f'{c}_canonical': _canonical(rows[c]) for c in ('user_id', 'product_id')})
     loose = t.event_type.strip().lower().cases(*((k.strip().lower(), v) for k, v in types.items()))
     t = t.mutate(when=parse_time(t.event_time, timestamps), number=_to_price(t.price, decimal), known=t.event_type.cases(*types.items(), else_=loose))
     t = t.mutate(reason=_reason(t, t.number, t.when, kinds, t.known, now or datetime.now(UTC)))
-    canonical = {f'{c}_canonical': ibis.cases((~is_missing(t[c]), is_canonical(t[c]))) for c in ('user_id', 'product_id')}
-    return t.select('file', 'line', 'shift', 'reason', raw=ibis.cases((t.reason.notnull(), t.raw)), **canonical, event_time=t.when, event_type=t.known, product_id=_to_id(t.product_id, kinds['product_id']),
+    return t.select('file', 'line', 'first', 'reason', 'user_id_canonical', 'product_id_canonical', raw=ibis.cases((t.reason.notnull(), t.raw)), event_time=t.when, event_type=t.known, product_id=_to_id(t.product_id, kinds['product_id']),
                     **{c: _or_null(t[c]) for c in ('category_id', 'category_code', 'brand')}, price=t.number,
                     user_id=_to_id(t.user_id, kinds['user_id']), user_session=_or_null(t.user_session))
 
@@ -635,11 +641,11 @@ def check_products(
     rows: ibis.Table,  # of `read_rows`, layout `PRODUCTS`
     kind: str,         # 'integer' or 'string', as the events have it
     decimal: str = '.',
-) -> ibis.Table: # file, line, shift, reason, raw and the columns of `PRODUCTS` in their types
+) -> ibis.Table: # file, line, first, reason, raw and the columns of `PRODUCTS` in their types
     "Every row of a catalogue with its values, and with the reason if it cannot be used."
     price = _to_price(rows.price, decimal)
-    reason = ibis.cases((rows.problem.notnull(), rows.problem), *_id_reasons(rows.product_id, 'product_id', kind), else_=ibis.null('string'))
-    return rows.select('file', 'line', 'shift', reason=reason, raw=ibis.cases((reason.notnull(), rows.raw)), product_id=_to_id(rows.product_id, kind),
+    reason = ibis.cases((rows.problem.notnull(), rows.problem), *_id_reasons(rows.product_id, _canonical(rows.product_id), 'product_id', kind), else_=ibis.null('string'))
+    return rows.select('file', 'line', 'first', reason=reason, raw=ibis.cases((reason.notnull(), rows.raw)), product_id=_to_id(rows.product_id, kind),
                        **{c: _or_null(rows[c]) for c in ('name', 'category_id', 'category_code', 'brand')},
                        price=ibis.cases(((price >= 0) & (price <= 1e300), price), else_=ibis.null('float64')))
 
@@ -651,19 +657,22 @@ def one_row_a_product(products: ibis.Table) -> ibis.Table:
 # %% ../nbs/00b_events.ipynb #b7107c41
 def stage_rows(
     con: ibis.BaseBackend,
-    checked: ibis.Table,   # of `check_events` or `check_products`, over `read_rows`
-    sources: list[Source], # the same
-    path: Path,            # a new Parquet file
+    checked: ibis.Table,   # an expression over `read_rows`: of `check_events` or `check_products`
+    sources: list[Source], # the files that `read_rows` reads
+    work: Path,            # folder for Parquet files
 ) -> ibis.Table: # the columns of `checked`, `line` complete
-    "Write checked rows to a file of their own and read them from there. Raises `DataError` if files changed since they were scanned."
-    con.raw_sql(f"COPY ({ibis.to_sql(checked, dialect='duckdb')}) TO {_sql(path)} (FORMAT parquet, PARQUET_VERSION v2, COMPRESSION zstd, COMPRESSION_LEVEL 1)")
-    expected = sum(s.rows if s.format == 'parquet' else s.lines+s.side_rows for s in sources)
-    if (found := pq.ParquetFile(path).metadata.num_rows) != expected:
-        raise DataError(f'expected {expected:,} lines, found {found:,}: did a file change during the run? Run again')
-    name = f'checked_{sources[0].layout.kind}'
-    con.raw_sql(f'CREATE OR REPLACE TEMP VIEW {name} AS SELECT * EXCLUDE (file_row_number) REPLACE (coalesce(line, file_row_number + shift) AS line) '
-                f'FROM read_parquet({_sql(path)}, file_row_number=true) WHERE reason IS DISTINCT FROM {_sql(MARK)}')
-    return con.table(name)
+    "Write checked rows to files of their own and read them from there. Raises `DataError` if files changed since they were scanned."
+    kind, sql, staged = sources[0].layout.kind, ibis.to_sql(checked, dialect='duckdb'), []
+    for select, expected in (o for s in sources for o in _selects(s)):
+        con.raw_sql(f'CREATE OR REPLACE TEMP VIEW raw_{kind} AS {select}')
+        staged.append(work/f'{kind}-{len(staged)}.checked.parquet')
+        con.raw_sql(f'COPY ({sql}) TO {_sql(staged[-1])} (FORMAT parquet, PARQUET_VERSION v2, COMPRESSION zstd, COMPRESSION_LEVEL 1)')
+        if (found := pq.ParquetFile(staged[-1]).metadata.num_rows) != expected:
+            raise DataError(f'expected {expected:,} lines, found {found:,}: did a file change during the run? Run again')
+    read_rows(con, sources)
+    con.raw_sql(f'CREATE OR REPLACE TEMP VIEW checked_{kind} AS SELECT * EXCLUDE (file_row_number) REPLACE (coalesce(line, file_row_number + first) AS line) '
+                f'FROM read_parquet([{", ".join(map(_sql, staged))}], file_row_number=true) WHERE reason IS DISTINCT FROM {_sql(MARK)}')
+    return con.table(f'checked_{kind}')
 
 # %% ../nbs/00b_events.ipynb #74dab4e6
 UUID = '________-____-____-____-____________' # the form of a UUID, for LIKE

@@ -208,9 +208,9 @@ def test_expressions_are_not_bound_to_duckdb(monkeypatch):
     class Spark(ibis.config.Config): treat_nan_as_null: bool = False
     monkeypatch.setattr(ibis.options, "pyspark", Spark())
     text = dict.fromkeys(("file", "problem", "raw", *EVENTS.columns), "string")
-    rows, kinds = ibis.table({**text, "line": "int64", "shift": "int64"}, name="rows"), {"user_id": "integer", "product_id": "string"}
+    rows, kinds = ibis.table({**text, "line": "int64", "first": "int64"}, name="rows"), {"user_id": "integer", "product_id": "string"}
     checked = check_events(rows, kinds, {"buy": "purchase"}, decimal=",", now=NOW)
-    catalogue = check_products(ibis.table({**dict.fromkeys(("file", "problem", "raw", *PRODUCTS.columns), "string"), "line": "int64", "shift": "int64"}, name="catalogue"), "string")
+    catalogue = check_products(ibis.table({**dict.fromkeys(("file", "problem", "raw", *PRODUCTS.columns), "string"), "line": "int64", "first": "int64"}, name="catalogue"), "string")
     for settings, points in ((DataPrepSettings(), (pd.Timestamp("2020-01-01"), pd.Timestamp("2020-02-01"))), (DataPrepSettings(split="random_pairs"), None)):
         events = clean_events(checked, settings, points)
         written = ibis.table(events.schema(), name="events")

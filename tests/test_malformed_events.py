@@ -545,7 +545,7 @@ def slowly(data):
 def staged(con, source):
     "The rows that a file holds, as text, with the lines on which they begin."
     t = read_rows(con, [source])
-    t = stage_rows(con, t.mutate(reason=t.problem), [source], source.path.with_suffix(".staged"))
+    t = stage_rows(con, t.mutate(reason=t.problem), [source], source.path.parent)
     return con.execute(t.order_by("line"))
 
 
@@ -573,7 +573,7 @@ def test_line_numbers_are_exact_in_a_large_file(tmp_path, newline):
     assert (source.rows, source.side, source.path) == (n, None, tmp_path/"x.csv")
     con = connect(threads=2)
     t = read_rows(con, [source])
-    t = stage_rows(con, t.mutate(reason=t.problem), [source], tmp_path/"staged.parquet")
+    t = stage_rows(con, t.mutate(reason=t.problem), [source], tmp_path)
     assert con.execute(t.aggregate(rows=t.count(), exact=(t.line.cast("string") == t.product_id).sum(), whole=(t.user_id == "user, "+t.product_id).sum())).values.tolist() == [[n, n, n]]
 
 
