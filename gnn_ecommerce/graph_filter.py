@@ -309,7 +309,7 @@ class ChebyshevFilter:
         numba: bool = HAS_NUMBA, # fast steps, or SciPy's
     ):
         matrix = normalized(r)
-        self.walk, self.v = Walk(matrix, numba), truncated_svd(matrix, s.rank, seed, numba=numba)[2]
+        self.walk, self.v = Walk(matrix, numba), np.ascontiguousarray(truncated_svd(matrix, s.rank, seed, numba=numba)[2])
         self.coefficients = chebyshev_coefficients(s.degree, s.flatness)
         self._items, self._users = self.walk.panels()
         self._low = np.empty_like(self._items)
@@ -764,7 +764,7 @@ def estimate_cost(
     if kind == 'paths': return FilterCost(kind, tables*(.05+7e-9*float((np.minimum(np.diff(graph.user_ptr), s.cap).astype(float)**2).sum())), entries/tables+edges*24/1e9)
     rank = min(s.rank, users, items)
     width, panel = 1.5*rank, (users+items)*Walk.width*4
-    svd = min(users, items)**3*3e-10 if min(users, items) <= 3*width else 4e-10*items*width**2
+    svd = min(users, items)**3*3e-10 if min(users, items) <= 3*width else 5.5e-10*items*width**2
     steps, dense, cut = 2*s.degree*edges*items/(4e10 if panel < 24e6 else 8e9), items**2*rank/8.5e10, items**2/6e8*tables
     return FilterCost(kind, .1+svd+steps+dense+cut, entries+(4*items*width*3+3*panel+16*edges)/1e9)
 

@@ -165,7 +165,8 @@ def _triplets(matrix, values, v) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "U, s, V from eigenvalues of A^T A and V, without what is zero to float precision."
     s = np.sqrt(np.maximum(values, 0))
     kept = s > 1e-6*s[0]
-    return (matrix@v[:, kept]/s[kept]).astype(np.float32), s[kept].astype(np.float32), v[:, kept].astype(np.float32)
+    v = np.ascontiguousarray(v[:, kept], np.float32)
+    return (matrix@v/s[kept]).astype(np.float32), s[kept].astype(np.float32), v
 
 def _small_svd(matrix, rank) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "All at once: eigenvectors of the smaller of A^T A and A A^T, in float64."
