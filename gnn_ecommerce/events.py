@@ -262,7 +262,6 @@ class Source:
     newline: bytes = b'\n'
     header: list = field(default_factory=list)
     at: dict = field(default_factory=dict) # our column -> its place in the header
-    types: dict = field(default_factory=dict) # column -> Arrow type, of a Parquet file
     problem: str = ''             # why no row of it can be used
     rows: int = 0                 # rows in the file, blank lines not counted
     blank: int = 0                # blank lines
@@ -271,6 +270,7 @@ class Source:
     side_rows: int = 0            # how many
     marked: bool = False          # does a mark stand where lines were taken out?
     notes: list = field(default_factory=list) # what a person should know about it
+    types: dict = field(default_factory=dict) # column -> Arrow type, of a Parquet file
 
 def read_header(line: bytes, layout: Layout, names: dict|None = None, delimiter: str = 'auto', encoding: str = 'utf-8') -> tuple[list[str], str]: # names of the columns, delimiter
     "Column names and delimiter of a CSV file, from its first line."
