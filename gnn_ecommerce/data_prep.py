@@ -501,9 +501,9 @@ def run_data_prep(
         con = connect(settings.memory_limit, settings.threads, work)
         try: result = prepare(con, settings, paths, work, now)
         finally: con.disconnect()
-        for name, place in OUTPUTS.items():
-            with atomic_path(paths.root/'data'/place) as tmp: os.replace(work/f'{name}.parquet', tmp)
-        write_json(result.split, paths.processed/'split.json')
+        write_json(result.split, work/'split.json')
         write_report(result, paths.report('data_prep'))
+        for name, place in {**{f'{name}.parquet': place for name, place in OUTPUTS.items()}, 'split.json': 'processed/split.json'}.items():
+            with atomic_path(paths.root/'data'/place) as tmp: os.replace(work/name, tmp)
     print(result)
     return result

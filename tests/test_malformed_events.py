@@ -473,6 +473,13 @@ def test_full_disk_as_duckdb_says_it(before, monkeypatch, name):
     with pytest.raises(ArtifactError, match="found the disk full: free some space and run again"): before.run()
 
 
+def test_full_disk_while_the_report_is_written(before, monkeypatch):
+    def full(result, folder): raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(stage, "write_report", full)
+    with pytest.raises(ArtifactError, match="found the disk full"): before.run(HEADER+GOOD+row(100))
+    before.write({"events.csv": HEADER+GOOD})
+
+
 def test_full_disk_while_unpacking(before, monkeypatch):
     monkeypatch.setattr("gnn_ecommerce.events.unpack", lambda *args: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
     with pytest.raises(ArtifactError, match="found the disk full"): before.run({"x.csv.gz": gzip.compress((HEADER+GOOD).encode())})
