@@ -73,5 +73,5 @@ $(VENV)/.base: requirements.lock settings.ini setup.py pyproject.toml
 
 $(VENV)/.full: $(VENV)/.base
 	@echo "Adding the tools for tests, notebooks and docs to $(VENV)."
-	@$(PIP) --editable '.[dev,docs]'
+	@$(PIP) --editable '.[dev,docs,serve,explore,tune]'
 	@touch $@
