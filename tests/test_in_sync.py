@@ -185,7 +185,7 @@ def settings():
 
 
 GROUPS = ("serve_requirements", "explore_requirements", "tune_requirements", "dev_requirements", "docs_requirements")
-EXTRAS = {}  # modules that need more than the base, such as {"api_server": ("serve_requirements",)}
+EXTRAS = {"protocol": ("serve_requirements",)}  # modules that need more than the base
 
 
 def locked():
