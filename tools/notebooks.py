@@ -3,6 +3,7 @@
     python tools/notebooks.py readme        README.md from nbs/index.ipynb
     python tools/notebooks.py site          the site's sources in _proc/, from docs/ and nbs/
     python tools/notebooks.py new 08 NAME   a new notebook from nbs/_template.ipynb
+    python tools/notebooks.py shrink FILE   the plots stored in a notebook, with fewer colours: a third of the bytes
     python tools/notebooks.py lock          requirements.lock from the environment
 """
 import argparse
@@ -136,6 +137,21 @@ def write_clean(nb, path):
     write_nb(nb, path)
 
 
+def shrink(path, colours=96):
+    "Store the plots of a notebook as PNG with a palette. Pictures that would not become smaller stay."
+    import base64
+    import io
+
+    from PIL import Image
+
+    nb = nbformat.read(path, 4)
+    for out in (o for cell in nb.cells for o in cell.get("outputs", ()) if "image/png" in o.get("data", {})):
+        before, small = base64.b64decode(out.data["image/png"]), io.BytesIO()
+        Image.open(io.BytesIO(before)).convert("RGB").quantize(colours, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+        if small.tell() < len(before): out.data["image/png"] = base64.b64encode(small.getvalue()).decode()
+    write_clean(nb, Path(path))
+
+
 def list_page(page, entry):
     "Put a numbered notebook's entry in its place in a list of pages."
     lines = page.read_text(encoding="utf8").splitlines()
@@ -176,8 +192,10 @@ def main(argv=None):
     command.add_argument("number")
     command.add_argument("name")
     command.add_argument("--stage", action="store_true", help="the notebook of a pipeline stage")
+    commands.add_parser("shrink").add_argument("file")
     args = parser.parse_args(argv)
     if args.command == "new": new(args.number, args.name, args.stage)
+    elif args.command == "shrink": shrink(args.file)
     else: {"readme": write_readme, "site": site, "lock": lock}[args.command]()
 
 
