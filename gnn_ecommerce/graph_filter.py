@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KINDS', 'GRIDS', 'PathSettings', 'ChebyshevSettings', 'history_matrix', 'ItemTable', 'TablePacker', 'cap_history',
            'path_rows', 'plateau', 'chebyshev_coefficients', 'ChebyshevFilter', 'chebyshev_rows', 'GraphFilter',
-           'fit_filters', 'basket_matrix', 'HybridRecommender', 'choose_b', 'choose_filter', 'FilterCost',
-           'estimate_cost', 'choose_kind']
+           'fit_filters', 'basket_matrix', 'HybridRecommender', 'choose_b', 'default_grid', 'choose_filter',
+           'FilterCost', 'estimate_cost', 'choose_kind']
 
 # %% ../nbs/03a_graph_filter.ipynb #64442f31
 import difflib, itertools
@@ -706,14 +706,24 @@ def _rank_grid(hybrid, users, grid, k, exclude, also_exclude) -> np.ndarray: # i
 
 # %% ../nbs/03a_graph_filter.ipynb #ddf685d4
 #: kind -> the values that `choose_filter` tries by default, its defaults first
-GRIDS = {'paths': {'beta': (.2, .4, .3, 0.), 'alpha': (.66, .5, .8), 'gamma': (.84, .5)},
-         'chebyshev': {'alpha': (.2, .1, .4), 'beta': (.4, .2, .3)}}
+GRIDS = {'paths': {'beta': (.2, .4, .3, 0.), 'alpha': (.66, .5, .8), 'gamma': (.84, .5), 'diagonal': (False, True), 'weighted': (True, False)},
+         'chebyshev': {'alpha': (.2, .1, .4), 'beta': (.4, .2, .3), 'diagonal': (False, True)}}
+
+def default_grid(
+    graph: InteractionGraph,
+    kind: Literal['paths', 'chebyshev'],
+    exclude: Literal['bought', 'seen', 'none'] = 'bought', # what of the graph is masked
+) -> dict[str, tuple]: # parameter -> values to try
+    "`GRIDS` without what can make no difference for this graph and mask."
+    idle = {'diagonal'} if exclude == 'seen' else set()
+    if (graph.weight == 1).all(): idle.add('weighted')
+    return {name: values for name, values in GRIDS[kind].items() if name not in idle}
 
 def choose_filter(
     graph: InteractionGraph,         # the training graph
     targets: sp.csr_array,           # bool (n_users, n_items), validation pairs
     kind: Literal['paths', 'chebyshev'] = 'paths', # what the table is
-    grid: dict[str, Iterable]|None = None, # values to try for some parameters of `GraphFilter`; see `GRIDS`
+    grid: dict[str, Iterable]|None = None, # values to try for some parameters of `GraphFilter`; by default `default_grid`
     metric: str = 'ndcg@20',         # what decides
     exclude: Literal['bought', 'seen', 'none'] = 'bought', # what of the graph is masked
     also_exclude: sp.csr_array|None = None, # (n_users, n_items), further pairs to mask
@@ -722,11 +732,12 @@ def choose_filter(
     **params,                        # other parameters of every `GraphFilter` tried: n, weighted, seed, ...
 ) -> tuple[GraphFilter, pd.DataFrame]: # the best one, fitted; a row for each tried: its settings, recall@k, ndcg@k, ...
     "Choose a filter's settings. Raises `GnnEcommerceError` if nobody has a target."
-    k, grid = _metric(metric), {name: list(values) for name, values in (GRIDS[kind] if grid is None else grid).items()}
+    k, grid = _metric(metric), {name: list(values) for name, values in (default_grid(graph, kind, exclude) if grid is None else grid).items()}
     users = _with_targets(Recommender().fit(graph), targets, None)
     if len(users) > max_users: users = np.sort(rng(params.get('seed', 0), 'choose_filter').choice(users, max_users, replace=False))
     best, top, rows, kept = None, -np.inf, [], {}
-    for names in [[name] for name in grid] if kind == 'paths' else [list(grid)]:
+    together = [name for name in grid if name in ('alpha', 'beta')] if kind == 'chebyshev' else []
+    for names in ([together] if together else [])+[[name] for name in grid if name not in together]:
         tried = [dict(zip(names, values)) for values in itertools.product(*(grid[name] for name in names))]
         tried = [c for c in tried if best is None or any(best.params[name] != value for name, value in c.items())]
         for f in _fitted_filters([GraphFilter(kind, **params | kept | c) for c in tried], graph, show):

@@ -314,12 +314,13 @@ def printable(
 def differences(
     evaluations: list[Evaluation], # the model first
     settings: InferenceSettings,
+    models: int = 1,               # so many, from the first, are compared with all that come after them
 ) -> pd.DataFrame: # model, method, metric, difference, low, high, better, worse
-    "The model minus each other method, paired by user."
-    first, parts = evaluations[0], []
-    for other in evaluations[1:]:
-        c = compare(first, other, first.columns, settings.bootstrap, settings.level, settings.seed)
-        parts.append(c[['difference', 'low', 'high', 'better', 'worse']].rename_axis('metric').reset_index().assign(model=first.name, method=other.name))
+    "The model (or its parts too) minus each other method, paired by user."
+    parts = []
+    for a, b in ((a, b) for i, a in enumerate(evaluations[:models]) for b in evaluations[i+1:]):
+        c = compare(a, b, a.columns, settings.bootstrap, settings.level, settings.seed)
+        parts.append(c[['difference', 'low', 'high', 'better', 'worse']].rename_axis('metric').reset_index().assign(model=a.name, method=b.name))
     columns = ['model', 'method', 'metric', 'difference', 'low', 'high', 'better', 'worse']
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
@@ -395,7 +396,8 @@ def compare_on_test(
     users = choose_customers(graph, evaluations[0].per_user.user.to_numpy(), settings.customers)
     lists, _ = model.recommend(users, settings.k, settings.exclude, test.also_exclude)
     stories = [describe_customer(graph, u, items, test.targets[[u]].indices) for u, items in zip(users, lists)]
-    return InferenceResult(test.counts | dict(masked_pairs=evaluations[0].n_masked), evaluations, comparison_table(evaluations, **boot), differences(evaluations, settings),
+    return InferenceResult(test.counts | dict(masked_pairs=evaluations[0].n_masked), evaluations, comparison_table(evaluations, **boot),
+                           differences(evaluations, settings, 1+sum(getattr(model, f'{p}_part', None) is not None for p in ('embedding', 'filter'))),
                            *breakdowns(evaluations, test, graph, settings), seconds, '\n\n'.join(stories))
 
 # %% ../nbs/05_inference.ipynb #de6c9735

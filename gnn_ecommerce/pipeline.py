@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NEXT', 'stage_needs', 'StageEngine', 'StageFailed', 'run_notebook', 'settings_class', 'check_params', 'apply_overlay',
-           'own_events', 'comparison', 'comparison_table', 'example_customers', 'customer_story', 'customer_view',
-           'explained_view', 'show_results', 'run_pipeline', 'demo', 'main']
+           'own_events', 'comparison', 'comparison_table', 'paired_table', 'example_customers', 'customer_story',
+           'customer_view', 'explained_view', 'show_results', 'run_pipeline', 'demo', 'main']
 
 # %% ../nbs/05a_pipeline.ipynb #8fa0ac07
 import argparse, ast, contextlib, importlib, os, subprocess, sys, tempfile
@@ -215,6 +215,23 @@ def comparison_table(
         table.add_row(method, texts[0], '{:.3f}-{:.3f}'.format(*bounds) if pd.notna(bounds[0]) else '', *texts[1:])
     return table
 
+# %% ../nbs/05a_pipeline.ipynb #ea4dfeda
+def paired_table(
+    frame: pd.DataFrame, # as stage `inference` writes it: model, method, metric, difference, low, high
+    metric: str = 'recall@20',
+    others: tuple = ('als', 'svd', 'popular'), # methods to show, where they are there
+) -> Table|None: # for a rich console; None where there is nothing to show
+    "The model and its LightGCN part minus other methods, customer by customer; bold where the interval holds no zero."
+    frame = frame[(frame.metric == metric) & frame.method.isin(others) & frame.model.isin(['hybrid', 'lightgcn'])]
+    if not len(frame): return None
+    table = Table(box=box.SIMPLE_HEAD, title=f'The same customers: difference in {metric.split("@")[0]}, with its interval', title_justify='left', title_style='bold', pad_edge=False)
+    names = [m for m in others if m in set(frame.method)]
+    for name in ('', *(f'minus {m}' for m in names)): table.add_column(name, no_wrap=True)
+    for model in dict.fromkeys(frame.model):
+        rows = frame[frame.model == model].set_index('method')
+        table.add_row(model, *(Text('{:+.3f} ({:+.3f} to {:+.3f})'.format(*rows.loc[m, ['difference', 'low', 'high']]), style='bold' if rows.low[m]*rows.high[m] > 0 else '') for m in names))
+    return table
+
 # %% ../nbs/05a_pipeline.ipynb #5ef856c7
 def _middle(frame: pd.DataFrame, by: str):
     "The user in the middle when sorted by a count; the lower id where counts are equal."
@@ -306,6 +323,8 @@ def show_results(
     "Print the comparison and three customers. Raises `ArtifactError` when a stage has not run."
     root, console = Path(root or project_root()), console or Console()
     console.print(comparison_table(comparison(root)))
+    paired = ProjectPaths(root).report('inference')/'differences.csv'
+    if paired.is_file() and (table := paired_table(pd.read_csv(paired))) is not None: console.print(table)
     for who, user_id in example_customers(root): console.print(customer_view(root, who, user_id))
     if (why := explained_view(root)) is not None: console.print(why)
 

@@ -117,7 +117,8 @@ def make_filter(
     "The graph filter that the settings name; its kind (where `auto`) and exponents are chosen on validation where there is one."
     if s.filter == 'none': return None, None
     if targets is None or not s.filter_search: return GraphFilter('paths' if s.filter == 'auto' else s.filter, n=s.filter_n).fit(graph), None
-    kinds = [s.filter] if s.filter != 'auto' else ['paths'] if choose_kind(graph, s.filter_budget, n=s.filter_n) == 'paths' else ['paths', 'chebyshev']
+    passes = 1 if s.exclude == 'seen' else 2
+    kinds = [s.filter] if s.filter != 'auto' else ['paths'] if choose_kind(graph, s.filter_budget/passes, n=s.filter_n, tables=9) == 'paths' else ['paths', 'chebyshev']
     found = [choose_filter(graph, targets, kind, n=s.filter_n, metric=s.monitor, exclude=s.exclude) for kind in kinds]
     best = max(range(len(kinds)), key=lambda i: found[i][1][s.monitor].max())
     return found[best][0], pd.concat([table.assign(kind=kind) for kind, (_, table) in zip(kinds, found)], ignore_index=True)

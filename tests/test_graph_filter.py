@@ -214,7 +214,8 @@ def test_choose_filter_is_repeatable_and_as_served():
     held = random_graph(300, 120, 900, seed=9).csr("seen")
     one, two = (choose_filter(graph, held, max_users=100, n=25) for _ in range(2))
     assert one[0].params == two[0].params and one[1].equals(two[1])
-    assert len(one[1]) == 7 and one[1]["ndcg@20"].max() == one[1]["ndcg@20"][((one[1][["beta", "alpha", "gamma"]] == [one[0].settings.beta, one[0].settings.alpha, one[0].settings.gamma]).all(axis=1))].iloc[0]
+    named = {name: one[0].params[name] for name in ("beta", "alpha", "gamma", "diagonal")}
+    assert list(one[1].columns[:4]) == list(named) and one[1]["ndcg@20"].max() == one[1]["ndcg@20"][(one[1][list(named)] == list(named.values())).all(axis=1)].iloc[0]
 
 
 def test_shared_pass_gives_the_same_tables():
