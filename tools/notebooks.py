@@ -79,7 +79,8 @@ def site(root=ROOT, out=None):
     for file in (root / "nbs").rglob("*.yaml"): shutil.copy(file, out / file.relative_to(root))
     for name in ("CHANGELOG.md", "CONTRIBUTING.md"): shutil.copy(root / name, out / name.lower())
     (out / "api").mkdir()
-    for i, file in enumerate(f for f in notebooks(root) if (root / "gnn_ecommerce" / f"{module(f)}.py").is_file()):
+    numbered = (f for f in notebooks(root) if f.parent == root / "nbs")
+    for i, file in enumerate(f for f in numbered if (root / "gnn_ecommerce" / f"{module(f)}.py").is_file()):
         text = API_PAGE.format(name=module(file), notebook=file.stem)
         (out / "api" / f"{i:02d}_{module(file)}.md").write_text(text, encoding="utf8")
     return out
