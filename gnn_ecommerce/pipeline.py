@@ -229,7 +229,7 @@ def paired_table(
     for name in ('', *(f'minus {m}' for m in names)): table.add_column(name, no_wrap=True)
     for model in dict.fromkeys(frame.model):
         rows = frame[frame.model == model].set_index('method')
-        table.add_row(model, *(Text('{:+.3f} ({:+.3f} to {:+.3f})'.format(*rows.loc[m, ['difference', 'low', 'high']]), style='bold' if rows.low[m]*rows.high[m] > 0 else '') for m in names))
+        table.add_row(model, *(Text('{:+.3f} ({:.3f}, {:.3f})'.format(*rows.loc[m, ['difference', 'low', 'high']]).replace('0.', '.'), style='bold' if rows.low[m]*rows.high[m] > 0 else '') for m in names))
     return table
 
 # %% ../nbs/05a_pipeline.ipynb #5ef856c7
