@@ -1484,6 +1484,7 @@ d = { 'settings': { 'branch': 'main',
                                         'gnn_ecommerce.training.make_filter': ('training.html#make_filter', 'gnn_ecommerce/training.py'),
                                         'gnn_ecommerce.training.plot_history': ('training.html#plot_history', 'gnn_ecommerce/training.py'),
                                         'gnn_ecommerce.training.run_training': ('training.html#run_training', 'gnn_ecommerce/training.py'),
+                                        'gnn_ecommerce.training.sized': ('training.html#sized', 'gnn_ecommerce/training.py'),
                                         'gnn_ecommerce.training.targets_hash': ('training.html#targets_hash', 'gnn_ecommerce/training.py'),
                                         'gnn_ecommerce.training.training_loss': ( 'training.html#training_loss',
                                                                                   'gnn_ecommerce/training.py')}}}
