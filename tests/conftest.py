@@ -36,6 +36,23 @@ def real_data():
     return Path(folder)
 
 
+@pytest.fixture(scope="session")
+def postgres():
+    "A PostgreSQL that runs. Skips where it is not installed."
+    from postgres import Postgres, why_not
+
+    if why_not(): pytest.skip(why_not())
+    server = Postgres()
+    try: yield server.start()
+    finally: server.remove()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def store_url(request, tmp_path):
+    "Address of an empty database: the same tests run on both kinds."
+    return f"sqlite:///{tmp_path}/store.db" if request.param == "sqlite" else request.getfixturevalue("postgres").database()
+
+
 def git(folder, *args):
     "Run git in a folder with an identity of its own; returns what it prints."
     identity = ["-c", "user.name=test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false"]
