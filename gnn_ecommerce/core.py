@@ -52,7 +52,7 @@ def project_root(
     raise ArtifactError(f'expected params.yaml in {start} or a folder above it, found none: '
                         'change to the project folder or set GNN_ECOMMERCE_ROOT')
 
-# %% ../nbs/00_core.ipynb #1503498d
+# %% ../nbs/00_core.ipynb #283fb571
 class ProjectPaths:
     "Every file and folder that stages hand to each other, below one project root."
     def __init__(self, root: str|Path): self.root = Path(root).resolve()
@@ -72,11 +72,15 @@ class ProjectPaths:
     def checkpoints(self): return self.root/'model-checkpoints'/'lightgcn'
     @property
     def recommendations(self): return self.root/'model-recommendations'
+    @property
+    def bundles(self): return self.root/'model-checkpoints'/'bundles'
+    @property
+    def serving(self): return self.root/'model-checkpoints'/'serving'
     def report(self, stage: str) -> Path:
         "Folder for a stage's metrics, tables and plots."
         return self.root/'reports'/stage
 
-# %% ../nbs/00_core.ipynb #ec21dd78
+# %% ../nbs/00_core.ipynb #841ac469
 class StageSettings(BaseModel):
     "Base of a stage's settings: strict types, unknown keys refused, immutable. `seed` comes from the top of params.yaml."
     model_config = ConfigDict(extra='forbid', strict=True, frozen=True, validate_default=True)
@@ -86,7 +90,7 @@ class StageSettings(BaseModel):
 SECTIONS = ('sample_data', 'data_prep', 'graph_build', 'training', 'inference', 'explainability', 'bundle', 'tune')
 
 #: the stages in the order in which they run
-STAGES = ('sample_data', 'data_prep', 'graph_build', 'training', 'inference', 'explainability')
+STAGES = ('sample_data', 'data_prep', 'graph_build', 'training', 'inference', 'explainability', 'bundle')
 
 # %% ../nbs/00_core.ipynb #a08a8234
 def _expected(e: dict) -> str:

@@ -353,25 +353,25 @@ def _change_params(root: Path, overlay: dict, console: Console):
         undo = f'cp {saved.relative_to(root)} params.yaml'
     console.print(f'  To undo: {undo}\n', markup=False, highlight=False)
 
-# %% ../nbs/05a_pipeline.ipynb #1b476cf3
+# %% ../nbs/05a_pipeline.ipynb #d6cc3da1
 def run_pipeline(
     root: str|Path,          # the project
-    target: str = STAGES[-1], # the last stage to run; those that it needs run first
+    targets: tuple[str, ...] = ('explainability', 'bundle'), # stages to run; those that they need run first
 ):
-    "`dvc repro` of one stage and what it needs. Raises `StageFailed` with the failing stage's own reason."
+    "`dvc repro` of some stages and what they need. Raises `StageFailed` with the failing stage's own reason."
     fd, reason = tempfile.mkstemp(prefix='gnn_ecommerce_', suffix='.txt')
     os.close(fd)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')])
     try:
-        done = subprocess.run([sys.executable, '-m', 'dvc', 'repro', target], cwd=root, env={**os.environ, 'PATH': path, _REASON: reason})
+        done = subprocess.run([sys.executable, '-m', 'dvc', 'repro', *targets], cwd=root, env={**os.environ, 'PATH': path, _REASON: reason})
         said = Path(reason).read_text(encoding='utf8').strip()
-        if done.returncode: raise StageFailed(said or f'dvc repro {target} ended with exit code {done.returncode}; its own message is above')
+        if done.returncode: raise StageFailed(said or f'dvc repro {" ".join(targets)} ended with exit code {done.returncode}; its own message is above')
     finally: Path(reason).unlink(missing_ok=True)
 
 #: names a file to which a failing stage writes why, so that the caller of `dvc repro` can say it last
 _REASON = 'GNN_ECOMMERCE_REASON'
 
-# %% ../nbs/05a_pipeline.ipynb #967ddeff
+# %% ../nbs/05a_pipeline.ipynb #c8da49e0
 def demo(
     events: str|None = None,  # a file, a folder or a glob of your own events; default: what params.yaml says
     overlay: str|None = None, # a YAML file of settings that differ
@@ -393,6 +393,7 @@ NEXT = '''[bold]Where things are[/]
   reports/notebooks/       each stage's notebook as executed, with its plots
   reports/inference/       the comparison, whole and in groups
   model-recommendations/   recommendations for every customer
+  model-checkpoints/       the model, and bundles/ for servers
 [bold]What to type next[/]
   make demo                             again: it says what is up to date
   make lab                              JupyterLab on the notebooks

@@ -100,7 +100,7 @@ def test_second_repro_does_nothing(project):
 
 def test_another_scheme_reruns_the_graph_and_what_follows(project):
     change(project, {"graph_build": {"scheme": "log_count"}})
-    assert ran(run(project, "dvc", "repro").stdout) == ["graph_build", "training", "inference", "explainability"]
+    assert ran(run(project, "dvc", "repro").stdout) == ["graph_build", "training", "inference", "explainability", "bundle"]
     assert json.loads((project / "data/processed/graph/graph.json").read_text(encoding="utf8"))["scheme"] == "log_count"
     assert "reports/graph_build/metrics.json" in run(project, "dvc", "metrics", "diff", "--json").stdout
     git(project, "checkout", "--quiet", "dvc.lock", "params.yaml")
@@ -132,7 +132,7 @@ def test_a_wrong_key_stops_the_demo_before_anything_runs(project):
 
 def test_experiment_with_one_setting_changed(project):
     printed = run(project, "dvc", "exp", "run", "-S", "training.dim=8", "--name", "narrow").stdout
-    assert ran(printed) == ["training", "inference", "explainability"]
+    assert ran(printed) == ["training", "inference", "explainability", "bundle"]
     assert json.loads((project / "model-checkpoints/lightgcn/metadata.json").read_text(encoding="utf8"))["settings"]["dim"] == 8
     shown = run(project, "dvc", "exp", "show", "--csv").stdout
     table = pd.read_csv(io.StringIO(shown[shown.index("Experiment"):]))
