@@ -1,0 +1,9 @@
+"""What each stage takes at several sizes: 0.2 M events; with `--full` also 2 M and the whole shop's 20.7 M (an hour, 15 GB of disk)."""
+from benchmarks.shop import SIZES, run_sizes
+
+
+def run(full=False, only=()):
+    "All sizes, the first one alone, or those whose name begins with one of `only`, such as `2 M`."
+    chosen = [d for d in SIZES if any(d.startswith(f"shop of {o}") for o in only)] if only else list(SIZES) if full else list(SIZES)[:1]
+    if not chosen: raise SystemExit(f"whole_shop: expected sizes among {', '.join(d.removeprefix('shop of ').removesuffix(' events') for d in SIZES)}, found {', '.join(only)}")
+    run_sizes(chosen)
