@@ -14,7 +14,7 @@ export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo repro test check bench bench-full lab docs new lock clean
+.PHONY: help demo repro test check bench bench-full torchserve-archive lab docs new lock clean
 
 help:
 	@echo "make TARGET:"
@@ -41,6 +41,9 @@ bench: $(VENV)/.full ## benchmarks on public data (GNN_ECOMMERCE_DATA), the shor
 
 bench-full: $(VENV)/.full ## all benchmarks: an hour or two
 	@$(BIN)/python -m benchmarks.run --full $(ARGS)
+
+torchserve-archive: $(VENV)/.full ## the newest bundle as model-checkpoints/torchserve/lightgcn.mar, for those who run TorchServe
+	@$(BIN)/python -m gnn_ecommerce.torchserve $(ARGS)
 
 lab: $(VENV)/.full ## JupyterLab on nbs/
 	@$(BIN)/jupyter lab nbs $(ARGS)

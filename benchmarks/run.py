@@ -6,7 +6,7 @@ import sys
 
 from benchmarks.common import read
 
-SUITES = ("propagation", "epoch", "accuracy", "topk", "explain", "whole_shop")
+SUITES = ("propagation", "epoch", "accuracy", "topk", "explain", "whole_shop", "serving")
 
 
 def main(argv=None):
@@ -14,7 +14,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"one or more of {', '.join(SUITES)}; all by default")
     parser.add_argument("--full", action="store_true", help="also what takes minutes or more")
-    parser.add_argument("--only", default="", metavar="PART,PART", help="of suite accuracy or whole_shop: these parts alone")
+    parser.add_argument("--only", default="", metavar="PART,PART", help="of suite accuracy, whole_shop or serving: these parts alone")
     args = parser.parse_args(argv)
     unknown = [s for s in args.suites if s not in SUITES]
     if unknown: parser.error(f"expected suites among {', '.join(SUITES)}, found {', '.join(unknown)}")
@@ -22,7 +22,7 @@ def main(argv=None):
         parser.error("expected GNN_ECOMMERCE_DATA to name a folder of public data, found it unset: `python -m benchmarks.download FOLDER` fills one")
     for suite in args.suites or SUITES:
         print(f"== {suite}{' (full)' if args.full else ''}", flush=True)
-        extra = {"only": [p for p in args.only.split(",") if p]} if suite in ("accuracy", "whole_shop") else {}
+        extra = {"only": [p for p in args.only.split(",") if p]} if suite in ("accuracy", "whole_shop", "serving") else {}
         importlib.import_module(f"benchmarks.{suite}").run(full=args.full, **extra)
         show(read(suite))
     return 0

@@ -1,0 +1,206 @@
+"""The model server beside TorchServe over HTTP: requests a second and times of an answer at 1, 32 and 128 connections; and a shop of 1.64 million customers.
+
+Both serve the same bundle: 50,000 customers, 54,571 products, 64 numbers each, the 20 best less what was bought. Every request asks for one random customer. Load comes from wrk, in one thread.
+TorchServe needs an environment of its own: GNN_ECOMMERCE_TORCHSERVE names its `torchserve` command. `--only whole_shop` measures the large bundle."""
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psutil
+import torch
+from gnn_ecommerce.bundle import BundleSettings, build_bundle, open_bundle
+from gnn_ecommerce.core import GnnEcommerceError, rng
+from gnn_ecommerce.graph import random_graph
+from gnn_ecommerce.torchserve import write_archive
+
+from benchmarks.common import ROOT, machine, row, write
+
+DATASET, CONNECTIONS, K, DIM = "54,571 items, d 64", (1, 32, 128), 20, 64
+WHOLE = "1,639,358 customers, 54,571 items, d 64"
+METRICS = {"requests_per_s": "requests/s", "p50_ms": "ms", "p95_ms": "ms", "p99_ms": "ms"}
+
+SCRIPT = """
+local ids, path, ours = %d, "%s", %s
+function init(args) math.randomseed(tonumber(tostring({}):sub(8)) or os.time()) end
+function request()
+  local c = math.random(0, ids-1)
+  local body = ours and string.format('{"requests":[{"customer":%%d,"k":20}]}', c) or string.format('{"customer":%%d,"k":20}', c)
+  return wrk.format("POST", path, {["Content-Type"]="application/json"}, body)
+end
+function done(summary, latency, requests)
+  io.write(string.format('{"requests":%%d,"us":%%d,"p50":%%.3f,"p95":%%.3f,"p99":%%.3f,"errors":%%d}\\n', summary.requests, summary.duration,
+    latency:percentile(50)/1000, latency:percentile(95)/1000, latency:percentile(99)/1000, summary.errors.status+summary.errors.connect+summary.errors.read+summary.errors.write+summary.errors.timeout))
+end
+"""
+
+
+def random_bundle(folder, n_users, n_items, n_edges, lists, version):
+    "A bundle of a model that has learned nothing; speed does not depend on what was learned."
+    graph = random_graph(n_users, n_items, n_edges, seed=0)
+    tensors = {"embedding.weight": torch.from_numpy(rng(0, "serving").standard_normal((n_users + n_items, DIM), "float32")), "alpha": torch.full((3,), 1 / 3)}
+    return build_bundle(folder, graph, tensors, dict(weighted=True, cosine=True, b=0.0, filter=None), BundleSettings(lists=lists), model_version=version)
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as s: return s.getsockname()[1]
+
+
+def wait_for(url, process, seconds=120):
+    "Until something answers 200."
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if process.poll() is not None: raise GnnEcommerceError(f"server: expected it to run, found exit code {process.returncode}")
+        try:
+            if urllib.request.urlopen(url, timeout=2).status == 200: return
+        except OSError: time.sleep(0.1)
+    raise GnnEcommerceError(f"server: expected an answer of {url} within {seconds} s, found none")
+
+
+@contextmanager
+def ours(bundle, folder, workers):
+    "The model server with a bundle; yields its address."
+    port, log = free_port(), open(folder / f"server-{bundle.name}-{workers}.log", "w")
+    args = [sys.executable, "-m", "gnn_ecommerce.model_server", "--bundle", str(bundle.path), "--pointer", str(folder / f"{bundle.name}.json"), "--port", str(port), "--workers", str(workers)]
+    process = subprocess.Popen(args, cwd=ROOT, stdout=log, stderr=log)
+    try:
+        while "Model server on" not in Path(log.name).read_text():
+            if process.poll() is not None: raise GnnEcommerceError(Path(log.name).read_text())
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}", process
+    finally: process.send_signal(signal.SIGTERM); process.wait(30); log.close()
+
+
+TORCHSERVE = """inference_address=http://127.0.0.1:{0}
+management_address=http://127.0.0.1:{1}
+metrics_address=http://127.0.0.1:{2}
+grpc_inference_port={3}
+grpc_management_port={4}
+disable_token_authorization=true
+metrics_mode=prometheus
+model_store={5}
+load_models=lightgcn.mar
+models={{"lightgcn":{{"{6}":{{"marName":"lightgcn.mar","minWorkers":{7},"maxWorkers":{7},"batchSize":64,"maxBatchDelay":{8},"responseTimeout":120}}}}}}
+"""
+
+QUIET = '''<?xml version="1.0" encoding="UTF-8"?>
+<Configuration><Appenders><Console name="out" target="SYSTEM_OUT"><PatternLayout pattern="%d %p %m%n"/></Console></Appenders><Loggers><Root level="warn"><AppenderRef ref="out"/></Root></Loggers></Configuration>
+'''
+
+
+@contextmanager
+def torchserve(command, bundle, folder, workers=2, delay=1):
+    "TorchServe with the same bundle; yields its address."
+    store, ports = folder / "store", [free_port() for _ in range(5)]
+    write_archive(bundle.path, store / "lightgcn.mar")
+    (store / "config.properties").write_text(TORCHSERVE.format(*ports, store, bundle.model_version, workers, delay))
+    (store / "log4j2.xml").write_text(QUIET)
+    env = {**os.environ, "PATH": f"{Path(command).parent}:{os.environ['PATH']}", "TEMP": str(store), "LOG_LOCATION": str(store / "logs"), "METRICS_LOCATION": str(store / "logs")}
+    env.pop("PYTHONPATH", None)
+    with open(folder / "torchserve.log", "w") as log:
+        process = subprocess.Popen([command, "--start", "--foreground", "--ncs", "--ts-config", str(store / "config.properties"), "--log-config", str(store / "log4j2.xml")], cwd=store, stdout=log, stderr=log, env=env, start_new_session=True)
+        try:
+            wait_for(f"http://127.0.0.1:{ports[0]}/ping", process)
+            for _ in range(600):
+                try: ask(f"http://127.0.0.1:{ports[0]}/predictions/lightgcn", {"customer": 1}); break
+                except OSError: time.sleep(0.2)
+            yield f"http://127.0.0.1:{ports[0]}", process
+        finally:
+            for child in psutil.Process(process.pid).children(recursive=True): child.terminate()
+            process.terminate(); process.wait(30)
+
+
+def ask(url, body):
+    "The answer to one question."
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    return json.load(urllib.request.urlopen(request, timeout=30))
+
+
+def wrk(url, mine, connections, seconds, n_users):
+    "One run of wrk. Raises `GnnEcommerceError` if any request failed."
+    with tempfile.NamedTemporaryFile("w", suffix=".lua") as f:
+        f.write(SCRIPT % (n_users, "/recommend" if mine else "/predictions/lightgcn", "true" if mine else "false")); f.flush()
+        done = subprocess.run(["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", f.name, url], capture_output=True, text=True, check=True)
+    found = json.loads(re.search(r"^{.*}$", done.stdout, re.M)[0])
+    if found["errors"]: raise GnnEcommerceError(f"load: expected no failed request, found {found['errors']} of {found['requests']}")
+    return dict(requests_per_s=found["requests"] / found["us"] * 1e6, p50_ms=found["p50"], p95_ms=found["p95"], p99_ms=found["p99"])
+
+
+def rows_of(measured, peer="TorchServe"):
+    "Rows of the result file, a ratio to TorchServe where it ran."
+    rows = []
+    for (name, connections), runs in measured.items():
+        for metric, unit in METRICS.items():
+            values, label = [r[metric] for r in runs], f"{name}, {connections} connections"
+            rows.append(row(label, DATASET, metric, values, unit))
+            other = measured.get((peer, connections))
+            if other and name != peer: rows.append(row(label, DATASET, metric, values, unit, peer=f"{peer}, {connections} connections", peer_values=[r[metric] for r in other], higher_is_better=metric == "requests_per_s"))
+    return rows
+
+
+def compare(seconds=5, rounds=2):
+    "All servers run; each gets its load in turn."
+    on, measured = machine(), {}
+    command = os.environ.get("GNN_ECOMMERCE_TORCHSERVE")
+    with tempfile.TemporaryDirectory() as d, ExitStack() as stack:
+        folder = Path(d)
+        listed, plain = (random_bundle(folder / "bundles", 50_000, 54_571, 350_000, lists, f"random-{lists}") for lists in (50, 0))
+        servers = {"gnn_ecommerce, lists in the bundle": (*stack.enter_context(ours(listed, folder, 2)), True), "gnn_ecommerce, every list scored": (*stack.enter_context(ours(plain, folder, 2)), True)}
+        if command: servers["TorchServe"] = (*stack.enter_context(torchserve(command, plain, folder)), False)
+        else: print("GNN_ECOMMERCE_TORCHSERVE is unset: TorchServe is left out")
+        for url, _, mine in servers.values(): wrk(url, mine, 8, 2, 50_000)
+        for _ in range(rounds):
+            for connections in CONNECTIONS:
+                for name, (url, _, mine) in servers.items(): measured.setdefault((name, connections), []).append(wrk(url, mine, connections, seconds, 50_000))
+    versions = {"torchserve": "0.12.0"} if command else {}
+    write("serving", rows_of(measured), extra_versions=versions, on=on)
+
+
+def memory(process):
+    "Gigabytes of a server and its workers: proportional shares, so that a page that several map counts once."
+    return sum(p.memory_full_info().pss for p in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]) / 1e9
+
+
+def whole_shop(seconds=5):
+    "Size, time to open, memory and speed of a bundle of a whole shop."
+    on, rows = machine(), []
+    with tempfile.TemporaryDirectory(dir=os.environ.get("GNN_ECOMMERCE_TEMP")) as d:
+        start = time.perf_counter()
+        bundle = random_bundle(Path(d) / "bundles", 1_639_358, 54_571, 10_157_408, 0, "whole")
+        rows.append(row("building, without lists", WHOLE, "seconds", time.perf_counter() - start, "s"))
+        rows.append(row("bundle on disk, without lists", WHOLE, "gigabytes", bundle.size / 1e9, "GB"))
+        for check in ("full", "sizes"):
+            taken = []
+            for _ in range(3):
+                start = time.perf_counter()
+                open_bundle(bundle.path, check)
+                taken.append(time.perf_counter() - start)
+            rows.append(row(f"opening, {'every byte hashed' if check == 'full' else 'sizes looked at'}", WHOLE, "seconds", taken, "s"))
+        for workers in (1, 4):
+            start = time.perf_counter()
+            with ours(bundle, Path(d), workers) as (url, process):
+                rows.append(row(f"until it answers, {workers} workers", WHOLE, "seconds", time.perf_counter() - start, "s"))
+                figures = wrk(url, True, 32, seconds, 1_639_358)
+                rows += [row(f"every list scored, {workers} workers, 32 connections", WHOLE, m, figures[m], unit) for m, unit in METRICS.items()]
+                rows.append(row(f"memory under load, {workers} workers", WHOLE, "gigabytes", memory(process), "GB"))
+    write("serving", rows, on=on)
+
+
+PARTS = {"compare": compare, "whole_shop": whole_shop}
+
+
+def run(full=False, only=None):
+    "The comparison; with `full` also the whole shop."
+    if shutil.which("wrk") is None: raise GnnEcommerceError("load: expected wrk on the PATH, found none: apt-get install wrk")
+    for part in only or (PARTS if full else ["compare"]):
+        if part not in PARTS: raise GnnEcommerceError(f"only: expected {' or '.join(PARTS)}, found {part}")
+        PARTS[part]()
