@@ -14,7 +14,7 @@ export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo repro test check bench bench-full torchserve-archive lab docs new lock clean
+.PHONY: help demo repro tune test check bench bench-full torchserve-archive lab docs new lock clean
 
 help:
 	@echo "make TARGET:"
@@ -25,6 +25,9 @@ demo: $(VENV)/.base ## the pipeline on the built-in shop, then its results; EVEN
 
 repro: $(VENV)/.base ## run the stages that are out of date (dvc repro)
 	@$(BIN)/dvc repro $(ARGS)
+
+tune: $(VENV)/.full ## search for better settings for BUDGET=30m; goes on where it was; EVENTS and PARAMS as for demo
+	@$(BIN)/python -m gnn_ecommerce.pipeline tune $(if $(BUDGET),--budget '$(BUDGET)') $(if $(EVENTS),--events '$(EVENTS)') $(if $(PARAMS),--params '$(PARAMS)') $(ARGS)
 
 test: $(VENV)/.full ## every notebook and every test
 	@$(BIN)/python -m pytest $(ARGS)

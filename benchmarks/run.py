@@ -6,7 +6,8 @@ import sys
 
 from benchmarks.common import read
 
-SUITES = ("propagation", "epoch", "accuracy", "topk", "explain", "whole_shop", "serving")
+SUITES = ("propagation", "epoch", "accuracy", "topk", "explain", "whole_shop", "serving", "event_weights", "tuning")
+SLOW = ("event_weights", "tuning")  # only where they are named, or with --full
 
 
 def main(argv=None):
@@ -14,15 +15,15 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"one or more of {', '.join(SUITES)}; all by default")
     parser.add_argument("--full", action="store_true", help="also what takes minutes or more")
-    parser.add_argument("--only", default="", metavar="PART,PART", help="of suite accuracy, whole_shop or serving: these parts alone")
+    parser.add_argument("--only", default="", metavar="PART,PART", help="of suite accuracy, whole_shop, serving, event_weights or tuning: these parts alone")
     args = parser.parse_args(argv)
     unknown = [s for s in args.suites if s not in SUITES]
     if unknown: parser.error(f"expected suites among {', '.join(SUITES)}, found {', '.join(unknown)}")
     if not os.environ.get("GNN_ECOMMERCE_DATA"):
         parser.error("expected GNN_ECOMMERCE_DATA to name a folder of public data, found it unset: `python -m benchmarks.download FOLDER` fills one")
-    for suite in args.suites or SUITES:
+    for suite in args.suites or [s for s in SUITES if args.full or s not in SLOW]:
         print(f"== {suite}{' (full)' if args.full else ''}", flush=True)
-        extra = {"only": [p for p in args.only.split(",") if p]} if suite in ("accuracy", "whole_shop", "serving") else {}
+        extra = {"only": [p for p in args.only.split(",") if p]} if suite in ("accuracy", "whole_shop", "serving", *SLOW) else {}
         importlib.import_module(f"benchmarks.{suite}").run(full=args.full, **extra)
         show(read(suite))
     return 0

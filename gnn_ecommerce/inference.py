@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['InferenceSettings', 'outside_users', 'read_user_list', 'chosen_users', 'Recommending', 'recommendations_schema',
            'recommendation_rows', 'write_recommendations', 'HeldOut', 'read_val', 'read_test', 'methods',
-           'describe_model', 'evaluate_methods', 'activity', 'new_user_lists', 'breakdowns', 'plot_groups', 'printable',
-           'differences', 'choose_customers', 'describe_customer', 'InferenceResult', 'compare_on_test', 'write_report',
-           'plot_recall', 'plot_by_activity', 'plot_by_popularity', 'run_inference']
+           'describe_model', 'evaluate_methods', 'activity', 'new_user_lists', 'breakdowns', 'cold_groups',
+           'plot_groups', 'printable', 'differences', 'choose_customers', 'describe_customer', 'InferenceResult',
+           'compare_on_test', 'write_report', 'plot_recall', 'plot_by_activity', 'plot_by_popularity', 'run_inference']
 
 # %% ../nbs/05_inference.ipynb #7f22e45c
 import time
@@ -274,6 +274,28 @@ def breakdowns(
     items = popularity_groups(bought if bought.any() else graph.item_popularity('seen'))
     return pd.concat(users, ignore_index=True), pd.concat([by_item_group(e, test.targets, items, k, **boot) for e in evaluations], ignore_index=True)
 
+# %% ../nbs/05_inference.ipynb #2c21c202
+def cold_groups(
+    evaluations: list[Evaluation],
+    test: HeldOut,
+    graph: InteractionGraph,
+    settings: InferenceSettings,
+) -> pd.DataFrame: # of, group, method, n, targets, recall, low, high: `n` users who have targets, or products of the catalogue
+    "recall@k of users by what is known of them, and of targets by what is known of the product."
+    boot, k = dict(n_boot=settings.bootstrap, level=settings.level, seed=settings.seed), max(settings.ks)
+    buyer = np.bincount(graph.user[graph.purchased], minlength=graph.n_users) > 0
+    names = ['bought before', 'looked or carted only', 'new since the split']
+    known = pd.Categorical.from_codes(np.where(buyer[evaluations[0].per_user.user], 0, 1), names[:2])
+    users = [by_user_group(e, known, [f'recall@{k}'], **boot) for e in evaluations]
+    if (new := new_user_lists(graph, test.new_users, [k])) is not None: users.append(by_user_group(new, [names[2]]*new.n_users, [f'recall@{k}'], **boot))
+    users = pd.concat(users).rename(columns={'mean': 'recall', 'users': 'n'}).assign(of='users')
+    n = pd.concat([evaluations[0].per_user.n_targets.groupby(known, observed=True).sum(), pd.Series({names[2]: int(new.per_user.n_targets.sum()) if new is not None else 0})])
+    items = pd.Categorical.from_codes(np.where(graph.item_popularity('bought') > 0, 0, 1), names[:2])
+    products = pd.concat([by_item_group(e, test.targets, items, k, **boot) for e in evaluations]).rename(columns={'items': 'n'}).assign(of='products')
+    lost = test.counts.get('cold_item_pairs', 0)
+    nobody = pd.DataFrame([dict(of='products', group=names[2], method='any', n=np.nan, targets=lost, recall=0., low=0., high=0.)] if lost else [])
+    return pd.concat([users.assign(targets=users.group.map(n)), products, nobody], ignore_index=True)[['of', 'group', 'method', 'n', 'targets', 'recall', 'low', 'high']]
+
 # %% ../nbs/05_inference.ipynb #83cfac75
 def plot_groups(
     table: pd.DataFrame, # method, group, a value, low, high
@@ -358,7 +380,7 @@ def describe_customer(
     if len(items) > shown: lines.append(f'   ... and {len(items)-shown} more, {len(bought & set(items[shown:]))} of them bought')
     return '\n'.join(lines)
 
-# %% ../nbs/05_inference.ipynb #1301bb97
+# %% ../nbs/05_inference.ipynb #9ef79522
 @dataclass
 class InferenceResult:
     "What stage `inference` did; tables are empty where nothing was compared."
@@ -368,6 +390,7 @@ class InferenceResult:
     differences: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
     by_activity: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
     by_popularity: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+    cold: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False) # see `cold_groups`
     seconds: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
     customers: str = ''           # a few users and their lists
 
@@ -398,9 +421,9 @@ def compare_on_test(
     stories = [describe_customer(graph, u, items, test.targets[[u]].indices) for u, items in zip(users, lists)]
     return InferenceResult(test.counts | dict(masked_pairs=evaluations[0].n_masked), evaluations, comparison_table(evaluations, **boot),
                            differences(evaluations, settings, 1+sum(getattr(model, f'{p}_part', None) is not None for p in ('embedding', 'filter'))),
-                           *breakdowns(evaluations, test, graph, settings), seconds, '\n\n'.join(stories))
+                           *breakdowns(evaluations, test, graph, settings), cold_groups(evaluations, test, graph, settings), seconds, '\n\n'.join(stories))
 
-# %% ../nbs/05_inference.ipynb #de6c9735
+# %% ../nbs/05_inference.ipynb #22128cdd
 def _write_csv(table: pd.DataFrame, path: Path, index: bool = False):
     "A table for people and DVC, atomically."
     with atomic_path(path) as tmp: table.to_csv(tmp, index=index, float_format='%.6g')
@@ -418,7 +441,7 @@ def write_report(
     "metrics.json, the tables as CSV, the plots as PNG and customers.txt."
     folder = Path(folder)
     write_json(result.metrics, folder/'metrics.json')
-    for name in ('comparison', 'differences', 'by_activity', 'by_popularity'): _write_csv(getattr(result, name), folder/f'{name}.csv')
+    for name in ('comparison', 'differences', 'by_activity', 'by_popularity', 'cold'): _write_csv(getattr(result, name), folder/f'{name}.csv')
     _write_csv(result.seconds, folder/'methods.csv')
     _write_csv(result.curves, folder/'recall_at_k.csv', index=True)
     with atomic_path(folder/'customers.txt') as tmp: tmp.write_text(result.customers+'\n', encoding='utf8')
@@ -441,7 +464,7 @@ def plot_by_popularity(result: InferenceResult) -> Any: # matplotlib axes
     "recall@k by how popular the bought product was."
     return plot_groups(result.by_popularity, 'recall', f'recall@{result.k}', 'popularity of the product (a third of all purchases each)', 'targets')
 
-# %% ../nbs/05_inference.ipynb #69b99695
+# %% ../nbs/05_inference.ipynb #c34c90cf
 def _summary(result: InferenceResult, model: Recommender, settings: InferenceSettings) -> str:
     "What a person wants to know of the comparison."
     c, k = result.counts, result.k
@@ -452,7 +475,13 @@ def _summary(result: InferenceResult, model: Recommender, settings: InferenceSet
     metrics = [f'{m}@{k}' for m in ('recall', 'ndcg', 'mark', 'hit_rate', 'coverage')]
     t = result.comparison[result.comparison.metric.isin(metrics[:2])]
     table = printable(pd.concat([t, result.comparison[result.comparison.metric.isin(metrics[2:])].assign(low=np.nan)]), metrics)
-    return f'{head}\n\n{table}\n[ ]: {settings.level:.0%} bootstrap interval over users\n{describe_model(model)}\n\n{result.customers}'
+    return f'{head}\n\n{table}\n[ ]: {settings.level:.0%} bootstrap interval over users\n{describe_model(model)}\n\n{_cold_lines(result, model.name)}\n\n{result.customers}'
+
+def _cold_lines(result: InferenceResult, model: str) -> str:
+    "The model's lines of `cold`, and those that are of no method."
+    t = result.cold[result.cold.method.isin([model, 'any']) | (result.cold.of.eq('users') & result.cold.group.eq('new since the split'))]
+    lines = [f'  {r.of}: {r.group} ({r.targets:,.0f} targets): {r.recall:.4f} [{r.low:.4f}, {r.high:.4f}]' + (', the popular list' if r.method == 'popular' and model != 'popular' else '') for r in t.itertuples() if r.targets]
+    return '\n'.join([f'recall@{result.k} by what was known before the split', *lines])
 
 def run_inference(
     params: str|Path = 'params.yaml', # params file of a project whose earlier stages have run

@@ -6,9 +6,9 @@
 __all__ = ['NEXT', 'stage_needs', 'StageEngine', 'StageFailed', 'run_notebook', 'note_peak', 'stage_costs', 'cost_table',
            'settings_class', 'check_params', 'apply_overlay', 'own_events', 'comparison', 'comparison_table',
            'paired_table', 'example_customers', 'customer_story', 'customer_view', 'explained_view', 'show_results',
-           'run_pipeline', 'demo', 'main']
+           'run_pipeline', 'demo', 'tune', 'main']
 
-# %% ../nbs/05a_pipeline.ipynb #30bf6109
+# %% ../nbs/05a_pipeline.ipynb #39ebce7e
 import argparse, ast, contextlib, importlib, os, subprocess, sys, tempfile
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from rich.text import Text
 from ruamel.yaml import YAML
 from traitlets.config import Config
 
-from .core import (STAGES, ArtifactError, DataError, GnnEcommerceError, ProjectPaths, SettingsError, StageSettings,
+from .core import (SIDE_STAGES, STAGES, ArtifactError, DataError, GnnEcommerceError, ProjectPaths, SettingsError, StageSettings,
                                 atomic_path, check_table, load_settings, merge_params, project_root, read_params, read_table, resolve_params)
 
 # %% ../nbs/05a_pipeline.ipynb #5491db2a
@@ -151,16 +151,22 @@ def cost_table(
     table.add_row('together', f'{costs.seconds.sum():.1f}', '' if costs.peak_gb.isna().all() else f'{costs.peak_gb.max():.2f}', style='bold')
     return table
 
-# %% ../nbs/05a_pipeline.ipynb #a28a85b4
+# %% ../nbs/05a_pipeline.ipynb #aef0a72e
 def settings_class(stage: str) -> type[StageSettings]:
     "The settings of a stage: `DataPrepSettings` for `data_prep`."
-    if stage not in STAGES: raise SettingsError(f'stage: expected one of {", ".join(STAGES)}, found {stage!r}')
+    if stage not in (*STAGES, *SIDE_STAGES): raise SettingsError(f'stage: expected one of {", ".join((*STAGES, *SIDE_STAGES))}, found {stage!r}')
     return getattr(importlib.import_module(f'gnn_ecommerce.{stage}'), ''.join(w.capitalize() for w in stage.split('_'))+'Settings')
+
+def _has_extra(stage: str) -> bool:
+    "Is there what the module of a side stage imports? It may need an extra that the demo does without."
+    try: return bool(importlib.import_module(f'gnn_ecommerce.{stage}'))
+    except ModuleNotFoundError: return False
 
 def check_params(params: str|Path = 'params.yaml'):
     "Check every stage's section of a params file. Raises `SettingsError` that names all wrong keys of all sections."
     wrong = []
-    for stage in STAGES:
+    for stage in (*STAGES, *SIDE_STAGES):
+        if stage in SIDE_STAGES and not _has_extra(stage): continue
         try: load_settings(settings_class(stage), stage, params)
         except SettingsError as err: wrong.append(str(err))
     if wrong: raise SettingsError('\n'.join(dict.fromkeys(wrong)))
@@ -407,7 +413,7 @@ def run_pipeline(
 #: names a file to which a failing stage writes why, so that the caller of `dvc repro` can say it last
 _REASON = 'GNN_ECOMMERCE_REASON'
 
-# %% ../nbs/05a_pipeline.ipynb #c8da49e0
+# %% ../nbs/05a_pipeline.ipynb #7bd22026
 def demo(
     events: str|None = None,  # a file, a folder or a glob of your own events; default: what params.yaml says
     overlay: str|None = None, # a YAML file of settings that differ
@@ -415,15 +421,19 @@ def demo(
 ):
     "Run the pipeline and show its results. Raises `GnnEcommerceError` with what was expected, what was found, what to do."
     root, console = Path(root or project_root()), Console()
+    _prepare(root, events, overlay, console)
+    run_pipeline(root)
+    console.rule('results')
+    show_results(root, console)
+    console.print(Text.from_markup(NEXT))
+
+def _prepare(root: Path, events: str|None, overlay: str|None, console: Console):
+    "Put events and overlay into params.yaml, check every section, get DVC ready."
     changes = read_params(overlay) if overlay else {}
     if events: changes = merge_params(own_events(events, root), changes)
     if changes: _change_params(root, changes, console)
     check_params(root/'params.yaml')
     _prepare_dvc(root)
-    run_pipeline(root)
-    console.rule('results')
-    show_results(root, console)
-    console.print(Text.from_markup(NEXT))
 
 NEXT = '''[bold]Where things are[/]
   reports/notebooks/       each stage's notebook as executed, with its plots
@@ -434,10 +444,26 @@ NEXT = '''[bold]Where things are[/]
   make demo                             again: it says what is up to date
   make lab                              JupyterLab on the notebooks
   make demo EVENTS=path/to/your/events  your shop: nbs/guides/own_shop.ipynb
+  make tune BUDGET=30m                  search for better settings
   source .venv/bin/activate             then, an experiment beside this run:
   dvc exp run -S training.dim=32 && dvc exp show'''
 
-# %% ../nbs/05a_pipeline.ipynb #24c0b0a6
+# %% ../nbs/05a_pipeline.ipynb #aa7031e2
+def tune(
+    budget: str = '',         # such as 30m; '': tuning.budget
+    events: str|None = None,  # as for `demo`
+    overlay: str|None = None, # as for `demo`
+    root: str|Path|None = None, # the project; found from the current folder by default
+):
+    "Search for better settings; the answer is `reports/tuning/best.yaml`. Raises `GnnEcommerceError`."
+    root, console = Path(root or project_root()), Console()
+    if not _has_extra('tuning'): raise SettingsError("tune: expected the package optuna, found it missing: pip install -e '.[tune]', or use make tune, which does that")
+    if budget: importlib.import_module('gnn_ecommerce.tuning').seconds_of(budget)
+    _prepare(root, events, overlay, console)
+    run_pipeline(root, SIDE_STAGES['tuning'])
+    run_notebook(root/'nbs'/'04a_tuning.ipynb', root/'reports'/'notebooks'/'04a_tuning.ipynb', {'params': str(root/'params.yaml'), 'budget': budget})
+
+# %% ../nbs/05a_pipeline.ipynb #ef49ab9d
 def _parser() -> argparse.ArgumentParser:
     "Arguments of `python -m gnn_ecommerce.pipeline`."
     parser = argparse.ArgumentParser(prog='python -m gnn_ecommerce.pipeline', description='Run stage notebooks, the demo, and show results.')
@@ -447,6 +473,10 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument('-p', nargs=2, action='append', default=[], metavar=('NAME', 'VALUE'), help='a parameter')
     c.add_argument('--all', action='store_true', help='also run examples and tests')
     c = commands.add_parser('demo', help='run the pipeline and show its results')
+    c.add_argument('--events', help='a file, a folder or a glob of events')
+    c.add_argument('--params', help='a YAML file of settings that differ')
+    c = commands.add_parser('tune', help='search for better settings')
+    c.add_argument('--budget', default='', help='time for it, such as 30m')
     c.add_argument('--events', help='a file, a folder or a glob of events')
     c.add_argument('--params', help='a YAML file of settings that differ')
     commands.add_parser('show', help='show the results of the last run')
@@ -464,6 +494,7 @@ def main(
             run_notebook(args.notebook, args.output, dict(args.p), everything=args.all)
             note_peak(args.output)
         elif args.command == 'demo': demo(args.events, args.params)
+        elif args.command == 'tune': tune(args.budget, args.events, args.params)
         elif args.command == 'show': show_results()
         else: _change_params(project_root(), read_params(args.file), Console())
     except GnnEcommerceError as err: return _fail(err)

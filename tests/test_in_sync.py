@@ -27,6 +27,16 @@ def stages():
     return yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf8"))["stages"]
 
 
+def side_stages():
+    "Stages with a DVC file of their own, which a plain `dvc repro` leaves alone, by name."
+    from gnn_ecommerce.core import SIDE_STAGES
+
+    return {k: v for name in SIDE_STAGES for k, v in yaml.safe_load((ROOT / name / "dvc.yaml").read_text(encoding="utf8"))["stages"].items()}
+
+
+def all_stages(): return {**stages(), **side_stages()}
+
+
 def stage_call(cmd):
     "Notebook, output and parameters of a stage's papermill command."
     words = cmd.split()
@@ -113,21 +123,21 @@ def test_site_lists_every_notebook_once():
 
 
 def test_every_stage_of_the_package_is_in_dvc_yaml_and_has_a_notebook():
-    from gnn_ecommerce.core import STAGES
+    from gnn_ecommerce.core import SIDE_STAGES, STAGES
 
-    assert tuple(stages()) == STAGES
+    assert tuple(stages()) == STAGES and tuple(side_stages()) == tuple(SIDE_STAGES)
     for module in (ROOT / "gnn_ecommerce").glob("[a-z]*.py"):
         for name in re.findall(r"^def run_(\w+)\(params\b", module.read_text(encoding="utf8"), re.M):
             if name == "stage": continue
             assert module.stem == name, f"run_{name}: expected in module {name}, found in {module.stem}"
-            assert name in stages(), f"run_{name}: expected a stage {name} in dvc.yaml, found none"
+            assert name in all_stages(), f"run_{name}: expected a stage {name} in dvc.yaml, found none"
 
 
-@pytest.mark.parametrize("stage", stages())
+@pytest.mark.parametrize("stage", all_stages())
 def test_stage_hands_its_notebook_parameters_that_it_declares(stage):
     import papermill
 
-    spec = stages()[stage]
+    spec = all_stages()[stage]
     source, target, passed = stage_call(spec["cmd"])
     notebook = NUMBERED[Path(source).stem]
     assert re.fullmatch(rf"nbs/\d\d[a-z]?_{stage}\.ipynb", source) and notebook == ROOT / source
@@ -140,11 +150,11 @@ def test_stage_hands_its_notebook_parameters_that_it_declares(stage):
     assert any("stage" in directives(c) and f"run_{stage}(params" in c.source for c in nbformat.read(notebook, 4).cells)
 
 
-@pytest.mark.parametrize("stage", stages())
+@pytest.mark.parametrize("stage", all_stages())
 def test_stage_depends_on_what_it_uses(stage):
     from gnn_ecommerce.core import read_params
 
-    spec, values = stages()[stage], read_params(ROOT / "params.yaml")
+    spec, values = all_stages()[stage], read_params(ROOT / "params.yaml")
     for section in spec["params"]: assert section in values, f"{stage}: dvc.yaml names the section {section}, params.yaml has none"
     assert {stage, "seed"} <= set(spec["params"])
     deps = [d for d in spec["deps"] if d.endswith(".py")]
@@ -185,7 +195,7 @@ def settings():
 
 
 GROUPS = ("serve_requirements", "explore_requirements", "tune_requirements", "dev_requirements", "docs_requirements")
-EXTRAS = {name: ("serve_requirements",) for name in ("protocol", "stores", "model_client", "monitoring", "http_server", "model_server")}  # modules that need more than the base
+EXTRAS = {name: ("serve_requirements",) for name in ("protocol", "stores", "model_client", "monitoring", "http_server", "model_server")} | {"tuning": ("tune_requirements",)}  # modules that need more than the base
 
 
 def locked():

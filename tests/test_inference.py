@@ -136,7 +136,7 @@ def test_report_is_what_evaluate_says(project):
 
 def test_again_gives_the_same_bytes(project):
     run, paths = project
-    names = ["metrics.json", "comparison.csv", "by_activity.csv", "by_popularity.csv", "recall_at_k.csv", "differences.csv", "customers.txt", "recall_at_k.png"]
+    names = ["metrics.json", "comparison.csv", "by_activity.csv", "by_popularity.csv", "cold.csv", "recall_at_k.csv", "differences.csv", "customers.txt", "recall_at_k.png"]
     files = [paths.recommendations / "recommendations.parquet", *(paths.report("inference") / n for n in names)]
     run(chunk=1000)
     first = [f.read_bytes() for f in files]

@@ -1,0 +1,149 @@
+"""What event weights bring: purchases alone, all events alike, weights by behaviour, recency, weighted or plain propagation, what counts as positive."""
+import ibis
+import numpy as np
+import pandas as pd
+from gnn_ecommerce.baselines import ALSRecommender
+from gnn_ecommerce.core import example_project, load_settings, read_table
+from gnn_ecommerce.datasets import data_folder
+from gnn_ecommerce.evaluation import bootstrap_ci, evaluate
+from gnn_ecommerce.graph import InteractionGraph, pairs_csr
+from gnn_ecommerce.graph_build import EventWeights, GraphBuildSettings, build_graph
+from gnn_ecommerce.graph_filter import GraphFilter
+from gnn_ecommerce.recommender import Popular
+from gnn_ecommerce.training import TrainingSettings, fit
+from gnn_ecommerce.tuning import GraphMaker, on_nodes
+
+from benchmarks.common import FIELDS, machine, write
+from benchmarks.protocol import fit_final
+
+MILD, STRONG = EventWeights(view=.1, cart=.3, remove_from_cart=-.3), EventWeights(view=.2, cart=.5, remove_from_cart=-.5)
+#: name -> what of graph_build differs
+GRAPHS = {
+    "purchases alone": dict(scheme="purchase_only"),
+    "all events alike": dict(scheme="unweighted"),
+    "1 / .1 / .01 (the reference's)": dict(),
+    "1 / .3 / .1": dict(weights=MILD),
+    "1 / .5 / .2": dict(weights=STRONG),
+    "1 / .3 / .1, log": dict(scheme="log_count", weights=MILD),
+    "1 / .3 / .1, half-life 90 days": dict(scheme="recency", weights=MILD, half_life_days=90.),
+    "1 / .3 / .1, half-life 30 days": dict(scheme="recency", weights=MILD, half_life_days=30.),
+    "1 / .3 / .1, half-life 7 days": dict(scheme="recency", weights=MILD, half_life_days=7.),
+}
+#: what of training differs, on one of the graphs above
+TRAININGS = {
+    "1 / .3 / .1, plain propagation": ("1 / .3 / .1", dict(weighted=False)),
+    "1 / .3 / .1, positives: bought": ("1 / .3 / .1", dict(positives="bought")),
+    "1 / .3 / .1, positives by weight": ("1 / .3 / .1", dict(weighted_positives=True)),
+}
+REFERENCE = "1 / .1 / .01 (the reference's)"
+DRAWS = 1000
+
+
+def interval(name, dataset, metric, values, split, chosen_on):
+    "A row of a mean over users: min and max are its 95 % bootstrap interval, runs the draws."
+    ci = bootstrap_ci(np.asarray(values, float), DRAWS).iloc[0]
+    digits = {k: float(f"{v:.5g}") for k, v in dict(value=ci["mean"], min=ci.low, max=ci.high).items()}
+    digits |= dict(min=min(digits["min"], digits["value"]), max=max(digits["max"], digits["value"]))
+    filled = dict(name=name, dataset=dataset, metric=metric, split=split, unit="", runs=DRAWS, peer=None, ratio=None, chosen_on=chosen_on) | digits
+    return {k: filled[k] for k in FIELDS}
+
+
+def table(found, dataset, split, chosen_on, metrics, against):
+    "Rows of several methods: each metric with its interval, and the paired difference to one of them."
+    rows = []
+    for name, e in found.items():
+        for m in metrics:
+            rows.append(interval(name, dataset, m, e.per_user[m], split, chosen_on))
+            if name != against: rows.append(interval(name, dataset, f"{m} minus {against}", e.per_user[m] - found[against].per_user[m], split, chosen_on))
+    return rows
+
+
+class Retailrocket:
+    "Events, one purchase of each user held out for test, and the last one of the rest, with every event of that pair, for choosing."
+    def __init__(self):
+        folder = data_folder("retailrocket")
+        events, held = pd.read_csv(folder / "train_events.csv"), pd.read_csv(folder / "test_buy.csv")
+        self.n_users, self.n_items = (int(max(events[c].max(), held[c].max())) + 1 for c in ("user", "item"))
+        self.events = pd.DataFrame(dict(user_id=events.user, product_id=events["item"], event_type=events.behavior.replace({"buy": "purchase"}),
+                                        event_time=pd.to_datetime(events.timestamp, unit="s", utc=True), price=np.nan))
+        self.test = pairs_csr(held.user.to_numpy(), held["item"].to_numpy(), (self.n_users, self.n_items))
+        buys = self.events[self.events.event_type == "purchase"].sort_values(["user_id", "event_time", "product_id"], kind="stable")
+        first = buys.drop_duplicates(["user_id", "product_id"])
+        last = first.drop_duplicates("user_id", keep="last")[["user_id", "product_id"]]
+        gone = self.events.merge(last, how="left", indicator=True)._merge.eq("both").to_numpy()
+        self.part, self.valid = self.events[~gone], pairs_csr(last.user_id.to_numpy(), last.product_id.to_numpy(), (self.n_users, self.n_items))
+        self.nodes = InteractionGraph.from_arrays([], [], n_users=self.n_users, n_items=self.n_items)
+        self.products = pd.DataFrame(dict(product_id=np.arange(self.n_items)))
+
+    def graph(self, events, **settings):
+        "The graph that stage graph_build makes of some events, on all users and items."
+        graph = build_graph(ibis.memtable(events), self.products, GraphBuildSettings(**settings))[0]
+        return on_nodes(graph, self.nodes)
+
+
+def retailrocket():
+    "The graph filter and ALS on every graph, neither of them with any choice."
+    data, metrics, dataset, rows = Retailrocket(), ("hit_rate@10", "ndcg@10"), "retailrocket", []
+    graphs = {name: (data.graph(data.part, **s), data.graph(data.events, **s)) for name, s in GRAPHS.items()}
+    for method, make in {"graph filter": GraphFilter, "ALS": ALSRecommender}.items():
+        found = {}
+        for name, pair in graphs.items():
+            for graph, split, targets in ((pair[0], "validation", data.valid), (pair[1], "test", data.test)):
+                model = make().fit(graph)
+                for exclude, where in (("bought", dataset), ("seen", f"{dataset}, seen masked")):
+                    found.setdefault((where, split), {})[f"{method}: {name}"] = evaluate(model, targets, (10,), exclude)
+        for (where, split), evaluations in found.items():
+            rows += table(evaluations, where, split, "nothing: defaults", metrics, f"{method}: {REFERENCE}")
+            print(where, split, {k: round(e.metrics["ndcg@10"], 4) for k, e in evaluations.items()}, flush=True)
+    rows.append(interval("most popular", dataset, "hit_rate@10", evaluate(Popular().fit(graphs[REFERENCE][1]), data.test, (10,), "bought").per_user["hit_rate@10"], "test", "nothing: defaults"))
+    return rows
+
+
+CHOSEN = "validation: last purchase of each user's training events, with all events of that pair"
+HYBRIDS = (REFERENCE, "all events alike", "1 / .3 / .1", "1 / .5 / .2")
+
+
+def retailrocket_trained(exclude="bought"):
+    "LightGCN with the graph filter: epoch, b and exponents chosen on validation, trained again on all events."
+    data, metrics, dataset, values, found = Retailrocket(), ("hit_rate@10", "ndcg@10"), "retailrocket", {}, {}
+    graphs = {name: (data.graph(data.part, **GRAPHS[name]), data.graph(data.events, **GRAPHS[name])) for name in HYBRIDS}
+    for name, (at, settings) in {**{n: (n, {}) for n in HYBRIDS}, **TRAININGS}.items():
+        s = TrainingSettings(monitor="ndcg@10", ks=[10], filter="paths", temperature=.2, exclude=exclude, b=[0., 5., 15., 30., 50., 100., 200.], **settings)
+        final = fit_final(graphs[at][1], s, holdout=(graphs[at][0], data.valid))
+        found[f"LightGCN + graph filter: {name}"] = evaluate(final.recommender, data.test, (10,), exclude)
+        values[name] = final.validation
+        print(dataset, name, f"validation {final.validation:.4f}, epoch {final.best_epoch}, b {final.b:g}, {final.filter}", flush=True)
+    best = max(values, key=values.get)
+    found["LightGCN + graph filter: as validation chooses"] = found[f"LightGCN + graph filter: {best}"]
+    return table(found, dataset, "test", CHOSEN, metrics, f"LightGCN + graph filter: {REFERENCE}")
+
+
+def shop(events=200_000):
+    "The built-in shop: the same graphs through the pipeline's own split, all on the same users."
+    params = example_project("training", dict(sample_data=dict(events=events, users=None, items=2000), training=dict(dim=64, epochs=20, filter="paths")))
+    maker, base = GraphMaker(params.parent, load_settings(GraphBuildSettings, "graph_build", params)), load_settings(TrainingSettings, "training", params)
+    test, _ = maker.reference.encode_pairs(read_table(maker.paths.processed / "test.parquet", "targets", "data_prep"))
+    metrics, dataset, chosen_on = ("recall@20", "ndcg@20"), "built-in shop", "validation: its window in time"
+    plain, filters, values = {}, {}, {}
+    for name, (at, settings) in {**{n: (n, {}) for n in GRAPHS}, **TRAININGS}.items():
+        graph = maker(GraphBuildSettings(**GRAPHS[at]))
+        result = fit(graph, base.model_copy(update=settings), maker.targets)
+        values[name] = result.best_value
+        plain[f"LightGCN + graph filter: {name}"] = evaluate(result.recommender, test, (20,), "bought", maker.targets)
+        if not settings: filters[f"graph filter: {name}"] = evaluate(GraphFilter().fit(graph), test, (20,), "bought", maker.targets)
+        print(dataset, name, f"validation {result.best_value:.4f}, epoch {result.best_epoch}, {result.scoring}", flush=True)
+    plain["LightGCN + graph filter: as validation chooses"] = plain[f"LightGCN + graph filter: {max(values, key=values.get)}"]
+    return table(plain, dataset, "test", chosen_on, metrics, f"LightGCN + graph filter: {REFERENCE}") + table(filters, dataset, "test", "nothing: defaults", metrics, f"graph filter: {REFERENCE}")
+
+
+PARTS = {"retailrocket": retailrocket, "retailrocket-trained": retailrocket_trained, "shop": shop}
+
+
+def run(full=False, only=()):
+    "Measure each part and write its rows as soon as they are there."
+    on = machine()
+    unknown = [p for p in only if p not in PARTS]
+    if unknown: raise SystemExit(f"event_weights: expected parts among {', '.join(PARTS)}, found {', '.join(unknown)}")
+    for name in only or PARTS:
+        print(f"-- {name}", flush=True)
+        write("event_weights", PARTS[name](), on=on)
