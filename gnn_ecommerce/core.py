@@ -295,7 +295,7 @@ def array_hash(*arrays: np.ndarray) -> str:
         h.update('\0'.join(map(str, a.ravel())).encode() if a.dtype.hasobject else a.data)
     return h.hexdigest()
 
-# %% ../nbs/00_core.ipynb #c82e56d7
+# %% ../nbs/00_core.ipynb #57e38382
 class IdMap:
     "Ids (int64, or text) <-> dense indices 0..n-1, in the order of the sorted ids."
     def __init__(self, ids: Iterable): # distinct ids, all integers or all texts, in any order
@@ -319,39 +319,44 @@ class IdMap:
     @property
     def is_text(self): return self.ids.dtype == object
 
-    def encode(self,
-        ids: Iterable,                              # ids, (n,)
-        unknown: Literal['raise', 'mask'] = 'raise', # 'mask' gives -1 for an unknown id
-    ) -> np.ndarray: # int32 (n,)
-        "Dense indices of ids. Raises `UnknownIdError` naming the first unknown ones, unless `unknown='mask'`."
-        ids = list(ids) if not isinstance(ids, (np.ndarray, list)) else ids
-        index = self._encode_text(ids) if self.is_text else self._encode_integers(ids)
-        if unknown == 'raise' and (index < 0).any():
-            lost = [ids[i] for i in np.flatnonzero(index < 0)[:3]]
-            raise UnknownIdError(f'expected ids among the {len(self)} known ones, found {int((index < 0).sum())} unknown, such as {", ".join(map(repr, lost))}')
-        return index
+# %% ../nbs/00_core.ipynb #be615401
+@patch
+def encode(self: IdMap,
+    ids: Iterable,                              # ids, (n,)
+    unknown: Literal['raise', 'mask'] = 'raise', # 'mask' gives -1 for an unknown id
+) -> np.ndarray: # int32 (n,)
+    "Dense indices of ids. Raises `UnknownIdError` naming the first unknown ones, unless `unknown='mask'`."
+    ids = list(ids) if not isinstance(ids, (np.ndarray, list)) else ids
+    index = self._encode_text(ids) if self.is_text else self._encode_integers(ids)
+    if unknown == 'raise' and (index < 0).any():
+        lost = [ids[i] for i in np.flatnonzero(index < 0)[:3]]
+        raise UnknownIdError(f'expected ids among the {len(self)} known ones, found {int((index < 0).sum())} unknown, such as {", ".join(map(repr, lost))}')
+    return index
 
-    def _encode_text(self, ids):
-        if self._lookup is None: self._lookup = {o: i for i, o in enumerate(self.ids.tolist())}
-        return np.fromiter((self._lookup.get(o, -1) if isinstance(o, str) else -1 for o in ids), np.int32, len(ids))
+@patch
+def _encode_text(self: IdMap, ids):
+    if self._lookup is None: self._lookup = {o: i for i, o in enumerate(self.ids.tolist())}
+    return np.fromiter((self._lookup.get(o, -1) if isinstance(o, str) else -1 for o in ids), np.int32, len(ids))
 
-    def _encode_integers(self, ids):
-        values = np.asarray(ids)
-        if values.dtype.kind not in 'iu': # a list of mixed things: what is no integer is unknown
-            ok = np.array([isinstance(o, (int, np.integer)) and not isinstance(o, bool) and -2**63 <= o < 2**63 for o in ids], bool)
-            values = np.array([o if k else 0 for o, k in zip(ids, ok)], np.int64)
-        else: ok = values <= np.iinfo(np.int64).max
-        values = values.astype(np.int64)
-        at = np.searchsorted(self.ids, values)
-        found = ok & (at < len(self)) & (self.ids[np.minimum(at, max(len(self)-1, 0))] == values if len(self) else False)
-        return np.where(found, at, -1).astype(np.int32)
+@patch
+def _encode_integers(self: IdMap, ids):
+    values = np.asarray(ids)
+    if values.dtype.kind not in 'iu': # a list of mixed things: what is no integer is unknown
+        ok = np.array([isinstance(o, (int, np.integer)) and not isinstance(o, bool) and -2**63 <= o < 2**63 for o in ids], bool)
+        values = np.array([o if k else 0 for o, k in zip(ids, ok)], np.int64)
+    else: ok = values <= np.iinfo(np.int64).max
+    values = values.astype(np.int64)
+    at = np.searchsorted(self.ids, values)
+    found = ok & (at < len(self)) & (self.ids[np.minimum(at, max(len(self)-1, 0))] == values if len(self) else False)
+    return np.where(found, at, -1).astype(np.int32)
 
-    def decode(self, index: Iterable[int]) -> np.ndarray:
-        "Ids of dense indices, of any shape. Raises `UnknownIdError` for an index out of range."
-        index = np.asarray(index, dtype=np.int64)
-        if index.size and (index.min() < 0 or index.max() >= len(self)):
-            raise UnknownIdError(f'expected indices in 0..{len(self)-1}, found {int(index.min())}..{int(index.max())}')
-        return self.ids[index]
+@patch
+def decode(self: IdMap, index: Iterable[int]) -> np.ndarray:
+    "Ids of dense indices, of any shape. Raises `UnknownIdError` for an index out of range."
+    index = np.asarray(index, dtype=np.int64)
+    if index.size and (index.min() < 0 or index.max() >= len(self)):
+        raise UnknownIdError(f'expected indices in 0..{len(self)-1}, found {int(index.min())}..{int(index.max())}')
+    return self.ids[index]
 
 # %% ../nbs/00_core.ipynb #fd0619d3
 def rng(

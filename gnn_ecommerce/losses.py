@@ -26,7 +26,7 @@ if has_numba():
 __all__ = ['LOSSES', 'Loss', 'make_loss', 'sample_negatives', 'BPR', 'unit_rows', 'unit_rows_grad', 'SampledSoftmax',
            'fast_dtype', 'exp_block', 'pair_dots', 'add_pairs', 'Softmax', 'BSL']
 
-# %% ../nbs/03d_losses.ipynb #ab532e4e
+# %% ../nbs/03d_losses.ipynb #9a7112d8
 #: the losses by name
 LOSSES: dict[str, type[Loss]] = {}
 
@@ -76,6 +76,7 @@ class Loss:
         "Loss and gradient of one batch."
         raise NotImplementedError(f'{type(self).__name__}: a subclass must implement step')
 
+# %% ../nbs/03d_losses.ipynb #f5b60be4
 def make_loss(
     name: str, # one of LOSSES
     graph: InteractionGraph,

@@ -326,7 +326,7 @@ def _matmul_plain(self: Adjacency, x, out, scale, add, beta, rows=None, most=1 <
         part = x.index_select(0, self.indices[a:a+step])*self.values[a:a+step, None].to(x.dtype)
         out.index_add_(0, target[a:a+step], part, alpha=scale)
 
-# %% ../nbs/02c_propagation.ipynb #cfa6e325
+# %% ../nbs/02c_propagation.ipynb #d5e3f5eb
 class Propagation:
     "Z = sum over l of alpha_l A^l E (LightGCN, He et al. 2020), and its gradient. Call it for a result that autograd can see."
     def __init__(self,
@@ -346,37 +346,42 @@ class Propagation:
         "The same polynomial of the transpose."
         return self if self.adjacency.symmetric else Propagation(self.adjacency.t(), self.alpha, self.backend)
 
-    def forward(self,
-        e0: torch.Tensor,              # layer-0 embeddings, (n, d)
-        out: torch.Tensor|None = None, # (n, d), where to put the result; not `e0` itself
-        rows: torch.Tensor|None = None, # int64 (m,), the rows wanted; the others of the result are undefined. None: all
-    ) -> torch.Tensor: # final embeddings, (n, d)
-        "The final embeddings, outside of autograd."
-        e0 = e0.detach().contiguous()
-        out = torch.empty_like(e0) if out is None else out
-        if out.data_ptr() == e0.data_ptr() and e0.numel(): raise GnnEcommerceError('forward: expected out to be another tensor than e0, found the same: every layer adds e0 again')
-        layers = len(self.alpha)-1
-        if layers == 0: return torch.mul(e0, self.alpha[0], out=out)
-        other = self._borrow(e0) if layers > 1 else None
-        h, scale = e0, self.alpha[-1]
-        for left in reversed(range(layers)):
-            h = self.adjacency.matmul(h, self.backend, out if left % 2 == 0 else other, scale, e0, self.alpha[left], None if left else rows)
-            scale = 1.
-        if other is not None: self._spare.append(other)
-        return out
+# %% ../nbs/02c_propagation.ipynb #7d31b9bc
+@patch
+def forward(self: Propagation,
+    e0: torch.Tensor,              # layer-0 embeddings, (n, d)
+    out: torch.Tensor|None = None, # (n, d), where to put the result; not `e0` itself
+    rows: torch.Tensor|None = None, # int64 (m,), the rows wanted; the others of the result are undefined. None: all
+) -> torch.Tensor: # final embeddings, (n, d)
+    "The final embeddings, outside of autograd."
+    e0 = e0.detach().contiguous()
+    out = torch.empty_like(e0) if out is None else out
+    if out.data_ptr() == e0.data_ptr() and e0.numel(): raise GnnEcommerceError('forward: expected out to be another tensor than e0, found the same: every layer adds e0 again')
+    layers = len(self.alpha)-1
+    if layers == 0: return torch.mul(e0, self.alpha[0], out=out)
+    other = self._borrow(e0) if layers > 1 else None
+    h, scale = e0, self.alpha[-1]
+    for left in reversed(range(layers)):
+        h = self.adjacency.matmul(h, self.backend, out if left % 2 == 0 else other, scale, e0, self.alpha[left], None if left else rows)
+        scale = 1.
+    if other is not None: self._spare.append(other)
+    return out
 
-    def backward(self,
-        grad: torch.Tensor,            # dloss/dZ, (n, d)
-        out: torch.Tensor|None = None, # (n, d), where to put the result; not `grad` itself
-    ) -> torch.Tensor: # dloss/dE, (n, d)
-        "The gradient with respect to the layer-0 embeddings."
-        return self.t().forward(grad, out)
+@patch
+def _borrow(self: Propagation, like):
+    "A table to work in, kept for the next call; two calls at once get two."
+    try: table = self._spare.pop()
+    except IndexError: table = None
+    return table if table is not None and (table.shape, table.dtype, table.device) == (like.shape, like.dtype, like.device) else torch.empty_like(like)
 
-    def _borrow(self, like):
-        "A table to work in, kept for the next call; two calls at once get two."
-        try: table = self._spare.pop()
-        except IndexError: table = None
-        return table if table is not None and (table.shape, table.dtype, table.device) == (like.shape, like.dtype, like.device) else torch.empty_like(like)
+# %% ../nbs/02c_propagation.ipynb #082c9ba1
+@patch
+def backward(self: Propagation,
+    grad: torch.Tensor,            # dloss/dZ, (n, d)
+    out: torch.Tensor|None = None, # (n, d), where to put the result; not `grad` itself
+) -> torch.Tensor: # dloss/dE, (n, d)
+    "The gradient with respect to the layer-0 embeddings."
+    return self.t().forward(grad, out)
 
 class _Propagate(torch.autograd.Function):
     @staticmethod
