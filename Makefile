@@ -55,6 +55,7 @@ docs: $(VENV)/.full ## the site, into _docs/index.html
 	@$(BIN)/python tools/notebooks.py site
 	@$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --builder html _proc _docs $(ARGS)
 	@rm -rf jupyter_execute
+	@$(BIN)/python tools/check_site.py _docs
 	@echo "Site: _docs/index.html"
 
 new: $(VENV)/.full ## a new notebook from the template: make new N=08 NAME=model_server [STAGE=1]

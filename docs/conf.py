@@ -4,14 +4,22 @@ Built from _proc/, which tools/notebooks.py writes. Nothing is executed and noth
 """
 import inspect
 import re
+import sys
 from configparser import ConfigParser
 from dataclasses import is_dataclass
 from pathlib import Path
 
+import plotly
+from docutils import nodes
+from docutils.utils.math import MathError
+from docutils.utils.math.latex2mathml import tex2mathml
 from fastcore.docments import docments, empty
 from pydantic import BaseModel
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
 settings = ConfigParser(delimiters=["="])
 settings.read(ROOT / "settings.ini", encoding="utf8")
 settings = settings["DEFAULT"]
@@ -21,14 +29,17 @@ author = settings["author"]
 copyright = settings["copyright"]
 version = release = settings["version"]
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx.ext.mathjax"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 exclude_patterns = ["_static"]
 default_role = "code"
 
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_ipywidgets_js = {}
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist", "attrs_inline"]
 myst_heading_anchors = 3
+myst_update_mathjax = False
+html_math_renderer = "mathml"
 suppress_warnings = ["mystnb.unknown_mime_type"]
 
 autodoc_member_order = "bysource"
@@ -39,16 +50,18 @@ add_module_names = False
 
 html_theme = "pydata_sphinx_theme"
 html_title = project
-html_static_path = ["_static"]
+html_static_path = ["_static", str(Path(plotly.__file__).parent / "package_data" / "plotly.min.js")]
 html_css_files = ["site.css"]
+html_js_files = [("figures.js", {"defer": "defer"})]
 html_favicon = "_static/mark.svg"
 html_show_sourcelink = False
-html_sidebars = {"index": [], "changelog": [], "contributing": []}
+html_sidebars = {page: [] for page in ("index", "tutorial", "design", "changelog", "contributing")}
 html_theme_options = {
     "logo": {"image_light": "_static/mark.svg", "image_dark": "_static/mark.svg", "text": project},
     "navbar_align": "left",
     "show_toc_level": 2,
     "show_nav_level": 1,
+    "header_links_before_dropdown": 6,
     "pygments_light_style": "tango",
     "pygments_dark_style": "github-dark",
     "secondary_sidebar_items": {"**": ["page-toc"], "index": []},
@@ -110,6 +123,33 @@ def process_signature(app, what, name, obj, options, signature, returns):
     return None
 
 
+#: what docutils does not know, in words that it does
+TEX = {r"\\dots\b": r"\\ldots", r"\\[bB]ig(?![a-zA-Z])": ""}
+
+
+def mathml(self, node):
+    "A formula as MathML, which browsers draw themselves: no script, no network."
+    tex, block = node.astext(), isinstance(node, nodes.math_block)
+    for old, new in TEX.items(): tex = re.sub(old, new, tex)
+    try: html = tex2mathml(tex, as_block=block)
+    except MathError as err:
+        logging.getLogger(__name__).warning("%s: %s", err, tex, location=node)
+        html = f"<code>{self.encode(tex)}</code>"
+    self.body.append(f'<div class="formula">{html}</div>' if block else html)
+    raise nodes.SkipNode
+
+
+class HomePicture(SphinxDirective):
+    "The picture of the home page, drawn now."
+
+    def run(self):
+        import home_picture
+
+        return [nodes.raw("", home_picture.html(), format="html")]
+
+
 def setup(app):
+    app.add_directive("home-picture", HomePicture)
+    app.add_html_math_renderer("mathml", (mathml, None), (mathml, None))
     app.connect("autodoc-process-docstring", process_docstring)
     app.connect("autodoc-process-signature", process_signature)

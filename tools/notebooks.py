@@ -7,6 +7,7 @@
     python tools/notebooks.py lock          requirements.lock from the environment
 """
 import argparse
+import json
 import re
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from packaging.specifiers import SpecifierSet
 ROOT = Path(__file__).resolve().parents[1]
 DIRECTIVE = re.compile(r"\s*#\s*\|")
 HIDDEN = {"hide", "default_exp"}
+PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
 
 
 def notebooks(root=ROOT):
@@ -44,10 +46,24 @@ def strip(nb):
         flags = directives(cell)
         if flags & HIDDEN: continue
         if flags: cell.source = "\n".join(line for line in cell.source.splitlines() if not DIRECTIVE.match(line)).strip("\n")
-        if cell.source.strip(): cells.append(cell)
+        if not cell.source.strip(): continue
+        if cell.cell_type == "code": cell.outputs = [out for out in map(for_a_page, cell.outputs) if out]
+        cells.append(cell)
     nb.cells = cells
     nb.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
     return nb
+
+
+def for_a_page(out):
+    "An output as a page without a kernel can show it: a plotly figure for figures.js, no widgets. None for nothing to show."
+    data = out.get("data", {})
+    if WIDGET in data: return None
+    if PLOTLY in data:
+        figure = data.pop(PLOTLY)
+        height = figure.get("layout", {}).get("height", 400)
+        text = json.dumps({k: figure[k] for k in ("data", "layout") if k in figure}).replace("</", "<\\/")
+        data["text/html"] = f'<div class="plotly-figure" style="height:{height}px"><script type="application/json">{text}</script></div>'
+    return out
 
 
 def readme(root=ROOT):
@@ -79,10 +95,10 @@ def site(root=ROOT, out=None):
     for file in (root / "nbs").rglob("*.yaml"): shutil.copy(file, out / file.relative_to(root))
     for name in ("CHANGELOG.md", "CONTRIBUTING.md"): shutil.copy(root / name, out / name.lower())
     (out / "api").mkdir()
-    numbered = (f for f in notebooks(root) if f.parent == root / "nbs")
-    for i, file in enumerate(f for f in numbered if (root / "gnn_ecommerce" / f"{module(f)}.py").is_file()):
-        text = API_PAGE.format(name=module(file), notebook=file.stem)
-        (out / "api" / f"{i:02d}_{module(file)}.md").write_text(text, encoding="utf8")
+    modules = [f for f in notebooks(root) if f.parent == root / "nbs" and (root / "gnn_ecommerce" / f"{module(f)}.py").is_file()]
+    for file in modules: (out / "api" / f"{module(file)}.md").write_text(API_PAGE.format(name=module(file), notebook=file.stem), encoding="utf8")
+    listing = (out / "api.md").read_text(encoding="utf8")
+    (out / "api.md").write_text(listing.replace("MODULES\n", "".join(f"api/{module(f)}\n" for f in modules)), encoding="utf8")
     return out
 
 
