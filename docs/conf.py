@@ -55,7 +55,7 @@ html_css_files = ["site.css"]
 html_js_files = [("figures.js", {"defer": "defer"})]
 html_favicon = "_static/mark.svg"
 html_show_sourcelink = False
-html_sidebars = {page: [] for page in ("index", "tutorial", "design", "changelog", "contributing")}
+html_sidebars = {page: [] for page in ("index", "tutorial", "nbs/guides/benchmarks", "design", "changelog", "contributing")}
 html_theme_options = {
     "logo": {"image_light": "_static/mark.svg", "image_dark": "_static/mark.svg", "text": project},
     "navbar_align": "left",

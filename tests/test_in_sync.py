@@ -113,6 +113,14 @@ def test_links_of_readme_lead_to_files():
     assert links and not lost, f"README.md: expected files behind its links, found none at {', '.join(lost)}"
 
 
+@pytest.mark.parametrize("path", ALL)
+def test_links_of_notebooks_lead_to_files(path):
+    texts = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "markdown"]
+    links = [link for text in texts for link in re.findall(r"\]\((?!\w+:|#|/)([^)#\s]+)", text)]
+    lost = [link for link in links if not (path.parent / link).exists()]
+    assert not lost, f"{path.name}: expected files behind its links, found none at {', '.join(lost)}: link what is there, name what is not yet"
+
+
 def test_site_lists_every_notebook_once():
     expected = {f.relative_to(ROOT).with_suffix("").as_posix() for f in notebooks() if f.name != "index.ipynb"}
     found = listed()

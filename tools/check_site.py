@@ -4,6 +4,7 @@
 
 What a page loads must be a file of the site, so that it works without a network; only what a reader clicks may lead elsewhere.
 """
+import posixpath
 import re
 import sys
 from dataclasses import dataclass, field
@@ -48,19 +49,20 @@ class Report:
 def check(root):
     "Follow all links of the site in a folder."
     root, report = Path(root).resolve(), Report()
-    pages = {f: Page(f.read_text(encoding="utf8")) for f in sorted(root.rglob("*.html")) if "_static" not in f.parts}
+    files = {f.relative_to(root).as_posix(): f.stat().st_size for f in root.rglob("*") if f.is_file()}
+    pages = {f: Page((root / f).read_text(encoding="utf8")) for f in sorted(files) if f.endswith(".html") and not f.startswith("_static/")}
     report.pages = len(pages)
     for file, page in pages.items():
-        for url in page.loads: follow(root, file, url, pages, report, loaded=True)
-        for url in page.follows: follow(root, file, url, pages, report)
-    for file in root.rglob("*.css"):
-        for url in CSS_URL.findall(file.read_text(encoding="utf8")): follow(root, file, url, pages, report, loaded=True)
+        for url in page.loads: follow(file, url, files, pages, report, loaded=True)
+        for url in page.follows: follow(file, url, files, pages, report)
+    for file in (f for f in files if f.endswith(".css")):
+        for url in CSS_URL.findall((root / file).read_text(encoding="utf8")): follow(file, url, files, pages, report, loaded=True)
     return report
 
 
-def follow(root, file, url, pages, report, loaded=False):
-    "One address: count it, and say what is wrong with it."
-    def wrong(why): report.broken.append(f"{file.relative_to(root)}: {url[:120]}: {why}")
+def follow(file, url, files, pages, report, loaded=False):
+    "One address in a file: count it, and say what is wrong with it."
+    def wrong(why): report.broken.append(f"{file}: {url[:120]}: {why}")
     parts = urlsplit(url)
     if parts.scheme in ("data", "javascript", "mailto") or (loaded and url.startswith("#")): return
     if parts.scheme or parts.netloc:
@@ -69,12 +71,12 @@ def follow(root, file, url, pages, report, loaded=False):
         report.outside.add(url)
         return
     report.links += 1
-    target = (file.parent / unquote(parts.path)).resolve() if parts.path else file
     if parts.path.startswith("/"): return wrong("expected a relative address: the site may live in a folder")
-    if not target.is_relative_to(root): return wrong("expected a file of the site, found one outside of it")
-    if target.is_dir(): target = target / "index.html"
-    if not target.is_file(): return wrong("expected a file there, found none")
-    if not target.stat().st_size: return wrong("expected a file with something in it")
+    target = posixpath.normpath(posixpath.join(posixpath.dirname(file), unquote(parts.path))) if parts.path else file
+    if target.startswith(".."): return wrong("expected a file of the site, found one outside of it")
+    if target not in files: target = posixpath.normpath(posixpath.join(target, "index.html"))
+    if target not in files: return wrong("expected a file there, found none")
+    if not files[target]: return wrong("expected a file with something in it")
     anchor = unquote(parts.fragment)
     if anchor and target in pages and anchor not in pages[target].ids: wrong(f"expected an anchor {anchor!r} in that page, found none")
 
