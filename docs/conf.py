@@ -30,6 +30,7 @@ copyright = settings["copyright"]
 version = release = settings["version"]
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+viewcode_follow_imported_members = False
 exclude_patterns = ["_static"]
 default_role = "code"
 
@@ -40,7 +41,7 @@ myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist", "at
 myst_heading_anchors = 3
 myst_update_mathjax = False
 html_math_renderer = "mathml"
-suppress_warnings = ["mystnb.unknown_mime_type"]
+suppress_warnings = ["mystnb.unknown_mime_type", "ref.python"]  # a word of a docstring may name two classes: then there is no link
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"

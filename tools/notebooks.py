@@ -21,6 +21,7 @@ from packaging.specifiers import SpecifierSet
 ROOT = Path(__file__).resolve().parents[1]
 DIRECTIVE = re.compile(r"\s*#\s*\|")
 HIDDEN = {"hide", "default_exp"}
+ANCHOR = re.compile(r"(\]\((?:[\w./-]+\.ipynb)?)#([^)\s]+)\)")
 PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
 
 
@@ -47,11 +48,17 @@ def strip(nb):
         if flags & HIDDEN: continue
         if flags: cell.source = "\n".join(line for line in cell.source.splitlines() if not DIRECTIVE.match(line)).strip("\n")
         if not cell.source.strip(): continue
+        if cell.cell_type == "markdown": cell.source = ANCHOR.sub(lambda m: f"{m[1]}#{slug(m[2])})", cell.source)
         if cell.cell_type == "code": cell.outputs = [out for out in map(for_a_page, cell.outputs) if out]
         cells.append(cell)
     nb.cells = cells
     nb.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
     return nb
+
+
+def slug(heading):
+    "The anchor of a heading on the site and on GitHub; JupyterLab's is `How-good-is-it?`, theirs `how-good-is-it`."
+    return re.sub(r"[^\w-]", "", heading.lower().replace(" ", "-"))
 
 
 def for_a_page(out):
