@@ -115,7 +115,7 @@ class ModelClient:
         self.counts['failures'] += 1
         self.breaker.failure()
 
-# %% ../nbs/09c_model_client.ipynb #a70f0e6f
+# %% ../nbs/09c_model_client.ipynb #b7c6dcdc
 @patch
 async def _tries(self: ModelClient, method, path, answer, body, request_id):
     "Calls until one works or the budget is spent."
@@ -125,7 +125,7 @@ async def _tries(self: ModelClient, method, path, answer, body, request_id):
             if found.status_code < 400: out = msgspec.json.decode(found.content, type=answer); self.breaker.success(); return out
             why = f'status {found.status_code}'
         except (httpx.HTTPError, httpx.StreamError, msgspec.DecodeError, UnicodeDecodeError, OSError) as err: found, why = None, type(err).__name__
-        if found is not None and found.status_code < 500 and found.status_code not in (408, 429):
+        if found is not None and found.status_code in (404, 413, 422) and 'problem' in found.headers.get('content-type', ''):
             self.breaker.success()
             raise ProblemError(found.status_code, _detail(found.content))
         if not self.budget.retry():

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Operation', 'to_json', 'from_json', 'apply', 'Overlay', 'Recorder']
 
-# %% ../nbs/09b_recorder.ipynb #7efd8dcb
-import asyncio, functools, itertools, json, os, time
+# %% ../nbs/09b_recorder.ipynb #f7f9b9f5
+import asyncio, functools, itertools, json, logging, os, time, traceback
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -107,11 +107,11 @@ class Recorder:
 
     async def _spool(self, work, *args): return await asyncio.get_running_loop().run_in_executor(self._disk, functools.partial(work, *args))
 
-# %% ../nbs/09b_recorder.ipynb #74f3d8d3
+# %% ../nbs/09b_recorder.ipynb #586c44eb
 @patch
 async def start(self: Recorder):
     "Read what was left in the spool, keys and deletions, and begin to write."
-    self._queue, self._wake = asyncio.Queue(10_000), asyncio.Event()
+    self._queue, self._wake, self._turn = asyncio.Queue(10_000), asyncio.Event(), asyncio.Lock()
     for part in self.spool.pending(): self.overlay.add(op for op in map(_operation, part) if op is not None)
     try: await self._refresh()
     except StoreDown: self._load_snapshot()
@@ -181,13 +181,14 @@ def record_later(self: Recorder, op: Served):
     try: self._queue.put_nowait(([op], done))
     except asyncio.QueueFull: done.cancel(); self.counts['served_lost'] += 1
 
-# %% ../nbs/09b_recorder.ipynb #a338bfd4
+# %% ../nbs/09b_recorder.ipynb #3ad680f9
 @patch
 async def _write_loop(self: Recorder):
     while True:
         batch = [await self._queue.get()]
         while not self._queue.empty() and sum(len(ops) for ops, _ in batch) < 1000: batch.append(self._queue.get_nowait())
-        try: await self._write(batch)
+        try:
+            async with self._turn: await self._write(batch)
         except Exception as err:
             for _, done in batch:
                 if not done.done(): done.set_exception(err if isinstance(err, SpoolFull) else SpoolFull(str(err)))
@@ -205,6 +206,7 @@ async def _write(self: Recorder, batch):
                 if not done.done(): done.set_result(('stored', part))
             return
         except (StoreDown, DataError): pass
+        except Exception as err: _unexpected(err)
     ops = [op for ops, _ in batch for op in ops]
     await self._spool(self.spool.append, [to_json(op) for op in ops])
     self.overlay.add(ops)
@@ -213,7 +215,7 @@ async def _write(self: Recorder, batch):
     for _, done in batch:
         if not done.done(): done.set_result(('spooled', None))
 
-# %% ../nbs/09b_recorder.ipynb #494fb569
+# %% ../nbs/09b_recorder.ipynb #c915785f
 @patch
 async def _care_loop(self: Recorder):
     while True:
@@ -224,14 +226,21 @@ async def _care_loop(self: Recorder):
         self._wake.clear()
         try:
             await self._refresh()
-            while len(self.spool): await self._replay()
+            while len(self.spool):
+                async with self._turn: await self._replay() # in turns with new operations, of which there are fewer: so it gets empty under load too
         except StoreDown: await asyncio.sleep(.25)
         except OSError: await asyncio.sleep(1) # the spool's disk
+        except Exception as err: _unexpected(err); await asyncio.sleep(1) # whatever it is, nothing is lost and it goes on
+
+def _unexpected(err: Exception):
+    "In the log, where it happened but not what it said, which could hold data."
+    frame = traceback.extract_tb(err.__traceback__)[-1]
+    logging.getLogger('gnn_ecommerce.api').error(json.dumps({'level': 'error', 'event': 'failed', 'error': type(err).__name__, 'at': f'{frame.filename.rsplit("/", 1)[-1]}:{frame.lineno}'}))
 
 @patch
 async def _replay(self: Recorder):
     "The spool's first records into the store."
-    records, size = await self._spool(self.spool.peek)
+    records, size = await self._spool(self.spool.peek, 2000)
     ops = [_operation(r) for r in records]
     good = [op for op in ops if op is not None]
     try: self._count(await self._ask(self.write_patience, apply, self.store, good))

@@ -197,7 +197,7 @@ def _engine(url: sa.URL, pool: int, timeout: float) -> sa.Engine:
     return sa.create_engine(url, pool_pre_ping=True, connect_args={'connect_timeout': s, 'application_name': 'gnn_ecommerce', 'tcp_user_timeout': ms, 'keepalives_idle': s, 'keepalives_interval': 2,
         'keepalives_count': 3, 'options': f'-c statement_timeout={ms} -c idle_in_transaction_session_timeout={ms*6} -c timezone=UTC {more}'}, **common)
 
-# %% ../nbs/09_stores.ipynb #18b7452d
+# %% ../nbs/09_stores.ipynb #fa1c5b9b
 class Store:
     "Everything that a shop's servers remember, in one database. Safe to use from several threads and processes."
     def __init__(self,
@@ -227,7 +227,7 @@ class Store:
             try:
                 with (self._writer if write else self.engine).begin() as con: return work(con)
             except sa.exc.DataError as err: raise DataError(f'store: expected values that {self.name} can hold, found: {_reason(err)}') from None
-            except (sa.exc.DBAPIError, sa.exc.TimeoutError) as err:
+            except sa.exc.SQLAlchemyError as err:
                 if last or not str(getattr(getattr(err, 'orig', None), 'sqlstate', '')).startswith('40'): # 40: a deadlock, do it again
                     raise StoreDown(f'store: expected {self.name} to answer, found: {_reason(err)}. Is it running, and is there room on its disk?') from None
 

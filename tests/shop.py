@@ -1,0 +1,184 @@
+"""Servers for the tests, in processes of their own: a small model server that speaks the protocol, and the API server; and clients that count."""
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections import Counter
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).resolve().parents[1]
+
+MODEL = """
+import asyncio, json, os, sys
+import msgspec, uvicorn
+from gnn_ecommerce.protocol import *
+
+N, state = 300, {"delay": 0.0, "status": 200, "garbage": False}
+CATALOGUE = {p: ("lips.gloss" if p % 2 else "nails", "brand%d" % (p % 5), float(p)) for p in range(1, N + 1)}
+
+def items(ranked): return [Item(p, n, 1 / n, "product %d" % p, CATALOGUE[p][1], CATALOGUE[p][0], CATALOGUE[p][2]) for n, p in enumerate(ranked, 1)]
+
+def result(r):
+    basket = [b if isinstance(b, int) else b.product_id for b in r.basket if isinstance(b, int) or isinstance(b.product_id, int)]
+    known = isinstance(r.customer, int) and 0 < r.customer <= 1000
+    start = r.customer % N if known else basket[-1] % N if basket else 0
+    out = set(r.exclude_products) | (set(basket) if r.exclude != "none" else set())
+    ranked = [p for p in ((start + i) % N + 1 for i in range(N)) if p not in out and p in CATALOGUE]
+    return Result(r.customer, "model" if known else "fold_in" if basket else "popular", "test-1", items(ranked[:r.k]))
+
+async def answer(path, query, body):
+    if path == "/control": state.update(json.loads(body)); return 200, b"{}"
+    if path == "/livez": return 200, b"{}"
+    await asyncio.sleep(state["delay"])
+    if state["garbage"]: return 200, b'{"model_version": '
+    if state["status"] != 200: return state["status"], b"oops"
+    if path == "/recommend":
+        asked = decode(body, RecommendRequest)
+        return 200, encode(RecommendResponse("test-1", [result(r) for r in asked.requests]))
+    if path.startswith("/products/"):
+        name, k = path.split("/")[2], int(query.split("k=")[1])
+        if not name.isdigit() or int(name) not in CATALOGUE: raise ProblemError(404, "no such product")
+        return 200, encode(SimilarResponse(int(name), "test-1", items([p for p in CATALOGUE if p != int(name)][:k])))
+    raise ProblemError(404, path)
+
+async def app(scope, receive, send):
+    if scope["type"] != "http": return
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message.get("body", b""), message.get("more_body", False)
+    kind = b"application/json"
+    try: status, out = await answer(scope["path"], scope["query_string"].decode(), body)
+    except ProblemError as err: status, out, kind = err.status, encode(err.problem()), b"application/problem+json"
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", kind)]})
+    await send({"type": "http.response.body", "body": out})
+
+uvicorn.run(app, host="127.0.0.1", port=int(os.environ["MODEL_PORT"]), log_level="error", lifespan="off", http="httptools")
+"""
+
+
+def post(url, value):
+    "POST JSON with the standard library; status and answer."
+    request = urllib.request.Request(url, json.dumps(value).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=5) as r: return r.status, r.read()
+
+
+def wait_for(what, seconds=20, step=.02):
+    "Until `what()` is true."
+    until = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until, f"waited {seconds} s in vain"
+        time.sleep(step)
+
+
+def answers(url):
+    try: return urllib.request.urlopen(url, timeout=1).status == 200
+    except (urllib.error.URLError, OSError): return False
+
+
+class Process:
+    "A server in a process of its own."
+    def __init__(self, command, env, ready, limits=None):
+        self.command, self.env, self.ready, self.limits, self.process = command, env, ready, limits, None
+        self.log = tempfile.NamedTemporaryFile("w+", suffix=".log", delete=False)
+
+    def start(self, wait=True):
+        self.process = subprocess.Popen(self.command, env={**os.environ, **self.env}, cwd=ROOT, stdout=self.log, stderr=self.log, preexec_fn=self.limits)
+        if wait: wait_for(lambda: answers(self.ready) or self.process.poll() is not None, 40)
+        assert self.process.poll() is None, self.text()[-3000:]
+        return self
+
+    def text(self): return Path(self.log.name).read_text()
+    def kill(self): self.process.send_signal(signal.SIGKILL); self.process.wait()
+
+    def stop(self):
+        if self.process and self.process.poll() is None:
+            self.process.terminate()
+            try: self.process.wait(30)
+            except subprocess.TimeoutExpired: self.process.kill(); self.process.wait()
+        return self.process.returncode if self.process else None
+
+
+class Model(Process):
+    def __init__(self):
+        from postgres import free_port
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        super().__init__([sys.executable, "-c", MODEL], {"MODEL_PORT": str(self.port)}, f"{self.url}/livez")
+    def control(self, **values): post(f"{self.url}/control", values)
+
+
+class Api(Process):
+    "The API server, with a key that may do everything."
+    def __init__(self, folder, model_url, database_url=None, limits=None, **env):
+        from postgres import free_port
+
+        from gnn_ecommerce.stores import SCOPES, Store
+        self.folder, self.port = Path(folder), free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.database_url = database_url or f"sqlite:///{folder}/shop.db"
+        self.store = Store(self.database_url)
+        self.key, _ = self.store.create_key("test", SCOPES)
+        settings = {"PORT": self.port, "MODEL_URL": model_url, "DATABASE_URL": self.database_url, "SPOOL": f"{folder}/spool", "RATE": 1e6, "BURST": 1e6, "FAILED_RATE": 1e6, "REFRESH_SECONDS": .5, **env}
+        super().__init__([sys.executable, "-m", "gnn_ecommerce.api_server"], {k: str(v) for k, v in settings.items()}, f"{self.url}/readyz", limits)
+
+    def client(self, key=None, **more):
+        key = self.key if key is None else key
+        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=30, trust_env=False, verify=False, **more)
+    def state(self): return httpx.get(f"{self.url}/readyz", trust_env=False).json()
+    def stop(self):
+        code = super().stop()
+        self.store.close()
+        return code
+
+
+class Load:
+    "Clients that go on calling until they are told to stop, and count what came back."
+    def __init__(self, api, clients=8, events=True):
+        self.api, self.clients, self.events, self.name = api, clients, events, f"load-{uuid.uuid4().hex[:6]}"
+        self.status, self.sources, self.failed, self.sent, self.acknowledged, self.slowest, self.running = Counter(), Counter(), [], set(), set(), 0., True
+
+    async def _one(self, http, turn):
+        n = 0
+        while self.running:
+            n += 1
+            start = time.monotonic()
+            try:
+                if self.events and n % 2:
+                    name = f"{self.name}-{turn}-{n}"
+                    self.sent.add(name)
+                    r = await http.post("/v1/events", json={"events": [{"event_id": name, "event_type": "view", "product_id": n % 50 + 1, "customer_id": turn * 1000 + n}]})
+                    if r.status_code in (200, 202): self.acknowledged.add(name)
+                else:
+                    r = await http.get(f"/v1/customers/{n % 900 + 1}/recommendations", params={"k": 5})
+                    if r.status_code == 200: self.sources[r.json()["source"]] += 1
+                self.status[r.status_code] += 1
+                if r.status_code >= 400: self.failed.append(r.text[:200])
+            except httpx.HTTPError as err: self.failed.append(repr(err)[:200])
+            self.slowest = max(self.slowest, time.monotonic() - start)
+
+    async def _all(self):
+        async with httpx.AsyncClient(base_url=self.api.url, headers={"Authorization": f"Bearer {self.api.key}"}, timeout=30, trust_env=False, verify=False) as http:
+            await asyncio.gather(*(self._one(http, turn) for turn in range(self.clients)))
+
+    def __enter__(self):
+        import threading
+        self.thread = threading.Thread(target=lambda: asyncio.run(self._all()))
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.running = False
+        self.thread.join()
+
+    @property
+    def requests(self): return sum(self.status.values()) + sum("status" not in f for f in self.failed if f.startswith(("Read", "Conn", "Remote")))
