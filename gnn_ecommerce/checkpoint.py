@@ -114,14 +114,14 @@ def build_recommender(
 def load_checkpoint(
     folder: str|Path,        # `model-checkpoints/lightgcn`
     graph: InteractionGraph, # the graph that it was trained on
-) -> Recommender: # with `metadata` and `model_version` set
+) -> Recommender: # with `metadata`, `model_version` and `folder` set
     "The best model as a recommender. Raises `ArtifactError` if it is damaged or belongs to another graph."
     tensors, metadata = load_model(folder)
     if metadata['graph_hash'] != graph.hash:
         raise ArtifactError(f'expected a checkpoint of this graph ({graph.n_users} users, {graph.n_items} items, hash {graph.hash[:12]}), '
                             f'found one of another ({metadata["graph_hash"][:12]}): run `dvc repro training`')
     model = build_recommender(graph, tensors, metadata['scoring'])
-    model.metadata, model.model_version = metadata, metadata['model_version']
+    model.metadata, model.model_version, model.folder = metadata, metadata['model_version'], Path(folder)
     return model
 
 # %% ../nbs/03e_checkpoint.ipynb #a166fd74
