@@ -14,7 +14,7 @@ export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo repro tune test check bench bench-full torchserve-archive lab docs new lock clean
+.PHONY: help demo repro tune test check bench bench-full torchserve-archive lab explore docs new lock clean
 
 help:
 	@echo "make TARGET:"
@@ -50,6 +50,9 @@ torchserve-archive: $(VENV)/.full ## the newest bundle as model-checkpoints/torc
 
 lab: $(VENV)/.full ## JupyterLab on nbs/
 	@$(BIN)/jupyter lab nbs $(ARGS)
+
+explore: $(VENV)/.full ## the explorer as a page without code, on the trained project or a small shop
+	@$(BIN)/voila nbs/guides/explorer.ipynb --Voila.ip=127.0.0.1 --TagRemovePreprocessor.remove_cell_tags='["static"]' $(ARGS)
 
 docs: $(VENV)/.full ## the site, into _docs/index.html
 	@$(BIN)/python tools/notebooks.py site

@@ -1,0 +1,329 @@
+"""The explorer: its state without a browser, its page in a browser without a kernel, its view in a real JupyterLab."""
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+CHROMIUM = "/usr/bin/chromium"
+OVERLAY = {"sample_data": {"events": 10_000, "users": None, "items": 200}, "graph_build": {"min_user_events": 3}, "training": {"epochs": 4, "dim": 16}}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    "A small trained shop."
+    from gnn_ecommerce.core import example_project
+
+    return example_project("inference", OVERLAY, tmp_path_factory.mktemp("shop")).parent
+
+
+@pytest.fixture()
+def state(project):
+    from gnn_ecommerce.explorer_state import ExplorerState
+
+    return ExplorerState.from_project(project)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    "Debian's chromium. Skips where there is none."
+    if not Path(CHROMIUM).is_file(): pytest.skip(f"no {CHROMIUM}: apt-get install chromium")
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+# The state
+
+
+def test_list_is_the_recommenders_and_every_split_adds_up_to_its_score(state, project):
+    from gnn_ecommerce.checkpoint import load_checkpoint
+    from gnn_ecommerce.graph import InteractionGraph
+
+    graph = InteractionGraph.load(project / "data/processed/graph")
+    model = load_checkpoint(project / "model-checkpoints/lightgcn", graph)
+    for _ in range(5):
+        state.surprise()
+        items, scores = model.recommend(np.array([state.user]), state.k, "bought", state.also_exclude)
+        assert state.recommendations().item.tolist() == items[0].tolist()
+        for item in items[0][:3]:
+            state.pick(item)
+            assert state.score() == pytest.approx(scores[0][list(items[0]).index(item)], abs=1e-4)
+            sums = state.splits().groupby("split").share.sum()
+            assert len(sums) == 4 and np.allclose(sums, state.score(), atol=1e-6)
+
+
+def test_a_loaded_recommender_is_explained_like_its_project(project):
+    from gnn_ecommerce.checkpoint import load_checkpoint
+    from gnn_ecommerce.explorer_state import ExplorerState
+    from gnn_ecommerce.graph import InteractionGraph
+
+    model = load_checkpoint(project / "model-checkpoints/lightgcn", InteractionGraph.load(project / "data/processed/graph"))
+    state = ExplorerState(model)
+    state.surprise()
+    assert state.mode == "shares" and len(state.splits()) and len(state.timeline())
+
+
+def test_what_if_is_what_the_explainer_says_and_can_be_undone(state):
+    state.surprise("buyers")
+    before, item = state.recommendations(), int(state.products().item[0])
+    state.toggle(item)
+    effect = state.effect()
+    expected = state.explainer.what_if(state.user, [item], effect.item)
+    assert np.allclose(effect.after, expected.after, atol=1e-9) and np.abs(effect.change).max() > 1e-4
+    new = state.recommendations()
+    assert (np.diff(new.score) <= 1e-12).all() and (new.rank_before > 0).all()
+    assert not set(new.item) & set(state.history().item[state.history().event == "purchase"]), "what was bought stays out"
+    state.toggle(item)
+    pd.testing.assert_frame_equal(state.recommendations(), before)
+
+
+def test_filters_and_search(state):
+    ids = state.graph.user_ids.ids
+    for prefix in ("", "1", str(ids[3])[:2], str(ids[-1])):
+        expected = [i for i in ids.tolist() if str(i).startswith(prefix)]
+        found, count = state.find(prefix, n=10**6)
+        assert sorted(found) == expected and count == len(expected)
+    buyers, viewers = state.find("", "buyers", 10**6)[0], state.find("", "viewers", 10**6)[0]
+    assert buyers and viewers and not set(buyers) & set(viewers)
+    state.surprise("viewers")
+    assert state.id in viewers and not (state.history().event == "purchase").any()
+    new, count = state.find("", "new", 10**6)
+    assert count == len(new) > 0
+    state.choose(new[0])
+    assert state.note and len(state.recommendations()) == state.k and not state.personal
+
+
+def test_unknown_customers_get_the_popular_list_and_are_told(state):
+    for id in (-5, 10**17, "nobody", "12x", "", "007", None, 3.5):
+        state.choose(id)
+        assert "No customer" in state.note and "most customers buy" in state.note
+        assert len(state.recommendations()) == state.k and not len(state.history()) and not len(state.timeline())
+        assert not len(state.paths()) and not len(state.splits()) and not len(state.similar_customers())
+
+
+def test_five_thousand_events_and_products_without_a_name(tmp_path):
+    from gnn_ecommerce.explorer_figures import effect_figure, history_figure, paths_figure, shares_figure
+    from gnn_ecommerce.explorer_state import ExplorerState
+    from gnn_ecommerce.graph import InteractionGraph, random_graph
+    from gnn_ecommerce.training import TrainingSettings, fit
+
+    base = random_graph(300, 900, 6000, seed=3)
+    user, item = np.concatenate([base.user[base.user > 0], np.zeros(800, int)]), np.concatenate([base.item[base.user > 0], np.arange(800)])
+    names = pd.DataFrame({"product_id": np.arange(900), "name": [None] * 450 + [f"<b>Brush & comb {i}</b>" for i in range(450)], "brand": [None] * 900, "price": [np.nan] * 900})
+    graph = InteractionGraph.from_arrays(user, item, n_users=300, n_items=900, purchased=np.arange(len(user)) % 3 == 0, items=names)
+
+    class Events:
+        outside = pd.DataFrame({"user_id": [], "product_id": [], "bought": []})
+        def of(self, user_id):
+            n = 5000 if user_id == 0 else 3
+            return pd.DataFrame({"event_time": pd.date_range("2020-01-01", periods=n, freq="40min"), "event_type": np.resize(["view", "cart", "purchase"], n), "product_id": np.resize(np.arange(800), n), "price": np.nan})
+
+    state = ExplorerState(fit(graph, TrainingSettings(epochs=1, dim=8)), events=Events())
+    start = time.perf_counter()
+    state.choose(0)
+    figures = [f(state) for f in (history_figure, paths_figure, shares_figure, effect_figure)]
+    seconds = time.perf_counter() - start
+    assert len(state.timeline()) == 5000 and len(state.history()) == 800 and seconds < 5
+    assert sum(len(trace.x) for trace in figures[0].data) < 500
+    assert "product 3" in set(state.history().name)
+    assert not any("<b>Brush" in f.to_json() or "\\u003cb\\u003eBrush" in f.to_json() for f in figures[1:]), "names are escaped"
+
+
+def test_graph_filter_and_plain_recommenders_are_shown_too(state):
+    from gnn_ecommerce.baselines import BASELINES
+    from gnn_ecommerce.explorer_figures import effect_figure, map_figure, paths_figure, shares_figure
+    from gnn_ecommerce.explorer_state import ExplorerState
+    from gnn_ecommerce.graph_filter import GraphFilter
+
+    for kind in ("paths", "chebyshev"):
+        other = ExplorerState(GraphFilter(kind, 20).fit(state.graph))
+        other.surprise("buyers")
+        assert len(other.paths()) and np.allclose(other.splits().groupby("split").share.sum(), other.score(), atol=1e-6)
+        assert len(paths_figure(other).data) > 2
+    svd = ExplorerState(BASELINES["svd"](seed=0).fit(state.graph))
+    svd.surprise()
+    assert svd.mode == "shortest" and len(svd.paths()) and len(svd.similar()) and not len(svd.splits())
+    for figure in (paths_figure, shares_figure, effect_figure): figure(svd)
+    assert sum(len(trace.x) for trace in map_figure(svd, method="pca").data) >= svd.graph.n_items
+
+
+# The page
+
+
+@pytest.fixture(scope="module")
+def static(project):
+    from gnn_ecommerce.explorer_figures import page
+    from gnn_ecommerce.explorer_state import ExplorerState
+
+    state = ExplorerState.from_project(project)
+    ids = [state.surprise("buyers"), state.find("", "new")[0][0]]
+    return page(state, project / "why.html", ids), ids
+
+
+def test_page_works_without_kernel_and_network(static, browser):
+    file, ids = static
+    context = browser.new_context(offline=True, viewport={"width": 1000, "height": 800})
+    view, problems = context.new_page(), []
+    view.on("pageerror", lambda e: problems.append(str(e)))
+    view.on("request", lambda r: problems.append(r.url) if not r.url.startswith(("file:", "data:", "blob:")) else None)
+    view.goto(file.as_uri())
+    view.wait_for_selector("#paths .main-svg")
+    rows, title = view.locator("#list tr"), view.locator("#paths .gtitle")
+    assert rows.count() == 10 and rows.nth(0).get_attribute("aria-selected") == "true"
+    first = title.text_content()
+    rows.nth(2).click()
+    assert rows.nth(2).get_attribute("aria-selected") == "true" and title.text_content() != first
+    lines = view.locator("#paths .scatterlayer .trace").count()
+    view.locator("#top").press("End")
+    assert view.locator("#count").text_content() == "10" and view.locator("#paths .scatterlayer .trace").count() > lines
+    view.get_by_label("shortest paths").check()
+    assert "shortest" in title.text_content()
+    with view.expect_download() as saved: view.locator("#svg").click()
+    assert saved.value.suggested_filename == "paths.svg" and "<svg" in Path(saved.value.path()).read_text(encoding="utf8")[:200]
+    view.locator("#customer").select_option(label=str(ids[1]))
+    assert view.locator("#note").is_visible() and "most customers buy" in view.locator("#note").text_content()
+    assert view.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert not problems
+    context.close()
+
+
+# JupyterLab
+
+
+def notebook_for(project, folder):
+    "The guide's notebook, on the small shop."
+    nb = nbformat.read(ROOT / "nbs/guides/explorer.ipynb", 4)
+    for cell in nb.cells:
+        cell["outputs"] = [] if cell.cell_type == "code" else cell.get("outputs")
+        if cell.cell_type != "code": cell.pop("outputs", None)
+        if "parameters" in cell.metadata.get("tags", ()): cell.source = f"project, customer = {str(project)!r}, ''"
+    nbformat.write(nb, folder / "explorer.ipynb")
+
+
+@pytest.fixture(scope="module")
+def lab(project, tmp_path_factory):
+    "A JupyterLab of its own, on a port that the system chose; its address."
+    folder = tmp_path_factory.mktemp("lab")
+    notebook_for(project, folder)
+    env = {**os.environ, "JUPYTER_RUNTIME_DIR": str(folder / "run"), "JUPYTER_CONFIG_DIR": str(folder / "config"), "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(folder / "spaces"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0", "--IdentityProvider.token=explorer", f"--ServerApp.root_dir={folder}", "--allow-root", "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    with open(folder / "log", "w") as log: server = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log)
+    try:
+        for _ in range(300):
+            facts = list((folder / "run").glob("jpserver-*.json"))
+            if facts or server.poll() is not None: break
+            time.sleep(.1)
+        assert facts and server.poll() is None, (folder / "log").read_text(encoding="utf8")[-2000:]
+        yield json.loads(facts[0].read_text(encoding="utf8"))["url"]
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def drawn(view, label):
+    "The plot of a name, once it has been drawn."
+    plot = view.locator(f".gx-plot[aria-label^='{label}:']")
+    plot.locator(".main-svg").first.wait_for(timeout=60_000)
+    return plot
+
+
+def changes(view, what, act, timeout=20):
+    "Do something and wait until `what()` gives something else; returns both."
+    before = what()
+    act()
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        after = what()
+        if after != before: return before, after
+        view.wait_for_timeout(100)
+    raise AssertionError(f"expected a change, found {before!r} still after {timeout} s")
+
+
+@pytest.mark.slow
+def test_explorer_in_jupyterlab(lab, browser):
+    "Choose a customer, click a product, slide, switch, take a product out, export; each changes what is shown."
+    context = browser.new_context(viewport={"width": 1000, "height": 900}, accept_downloads=True)
+    view = context.new_page()
+    view.goto(f"{lab}lab/tree/explorer.ipynb?token=explorer&reset")
+    view.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=60_000)
+    view.locator("#jp-main-statusbar").get_by_text("| Idle").wait_for(timeout=60_000)
+    view.locator(".lm-MenuBar-item", has_text="Run").click()
+    view.locator('.lm-Menu-item:has-text("Run All Cells")').first.click()
+    paths = drawn(view, "paths")
+    title = lambda: paths.get_attribute("aria-label")
+    listed = view.locator("table[aria-label=recommendations] tbody tr")
+    assert listed.count() == 10
+
+    # another customer, by search
+    head = view.locator(".gx-head").first
+    search = view.get_by_placeholder("id, or its beginning")
+    found = view.locator(".gx-dim", has_text="found")
+    everybody, some = changes(view, found.text_content, lambda: search.fill(head.text_content().split()[-1][:2]))
+    assert everybody != some
+    choices = view.locator("select", has=view.locator("option", has_text="choose one"))
+    wanted = choices.locator("option").nth(2).text_content()
+    changes(view, head.text_content, lambda: choices.select_option(label=wanted))
+    assert wanted in head.text_content()
+
+    # another product, with the keyboard
+    picks = view.locator("table[aria-label=recommendations] .gx-pick")
+    picks.nth(0).focus()
+    view.keyboard.press("ArrowDown")
+    changes(view, title, lambda: view.keyboard.press("Enter"))
+    assert listed.nth(1).get_attribute("aria-selected") == "true"
+
+    # and with the mouse; then more and fewer paths, and the shortest ones
+    changes(view, title, lambda: listed.nth(3).click())
+    slider = view.get_by_role("slider").first
+    changes(view, title, lambda: slider.press("ArrowLeft"))
+    assert re.search(r"heaviest [1-4] paths?", title())
+    changes(view, title, lambda: view.get_by_role("button", name="shortest paths").click())
+    assert "shortest" in title()
+    changes(view, title, lambda: view.get_by_role("button", name="exact shares").click())
+
+    # what if not
+    effect = drawn(view, "effect")
+    switch = view.locator("table[aria-label=history] .gx-toggle").first
+    changes(view, lambda: effect.get_attribute("aria-label"), switch.click)
+    assert "without" in effect.get_attribute("aria-label") and view.locator("table[aria-label=history] .gx-toggle").first.get_attribute("aria-pressed") == "true"
+
+    # take along
+    for button, ending, begins in (("CSV", ".csv", "customer_id,"), ("SVG", ".svg", "<svg"), ("PNG", ".png", None), ("Page", ".html", "<!DOCTYPE html>")):
+        with view.expect_download(timeout=30_000) as saved: view.get_by_role("button", name=button, exact=True).click()
+        assert saved.value.suggested_filename.endswith(ending) and wanted in saved.value.suggested_filename
+        content = Path(saved.value.path()).read_bytes()
+        assert content.startswith(begins.encode() if begins else b"\x89PNG") and len(content) > 200
+
+    # another customer by a node of the picture, and back
+    def node():
+        box = paths.locator("path.point").nth(1).bounding_box()
+        view.mouse.move(box["x"] + box["width"] / 2 - 1, box["y"] + box["height"] / 2)
+        view.wait_for_timeout(200)
+        view.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    paths.scroll_into_view_if_needed()
+    changes(view, head.text_content, node)
+    changes(view, head.text_content, lambda: view.get_by_role("button", name="Back").click())
+    assert wanted in head.text_content()
+
+    # the other tabs
+    view.get_by_role("tab", name="Map of products").click()
+    assert "products by brand" in drawn(view, "map").get_attribute("aria-label")
+    view.get_by_role("tab", name="Similar").click()
+    near = view.locator("table[aria-label='similar products'] tbody tr")
+    near.first.wait_for()
+    assert near.count() == 10
+
+    # nothing sticks out
+    assert view.evaluate("""() => [...document.querySelectorAll('.jp-OutputArea-output')].every(e => e.scrollWidth <= e.clientWidth + 1)""")
+    context.close()
