@@ -133,7 +133,7 @@ def _heights(node: dict, line: dict, last: int) -> dict:
         y |= {s: (k+.5)/len(here) for k, s in enumerate(here)}
     return y
 
-# %% ../nbs/06d_explorer_figures.ipynb #9dc3847d
+# %% ../nbs/06d_explorer_figures.ipynb #6cad985d
 def _bow(a: tuple, b: tuple, n: int = 17) -> tuple[np.ndarray, np.ndarray]:
     "An S-shaped line."
     t = np.linspace(0, 1, n)
@@ -155,7 +155,8 @@ def _path_lines(state: ExplorerState, nodes: pd.DataFrame, lines: pd.DataFrame, 
         x, y = _bow((a.column, -a.y), (b.column, -b.y))
         if weighted and score: text += f'<br>{100*r.share/score:.1f} % of the score'
         line = dict(color=EVENT_COLORS.get(event, '#999999'), width=1.2+9*abs(r.share)/widest if weighted else 2.5, dash='dot' if not event else 'dash' if r.share < 0 else 'solid')
-        out.append(dict(type='scatter', x=x.round(3), y=y.round(4), mode='lines', line=line, opacity=.8, hovertext=text, hoverinfo='text', name=EVENT_NAMES.get(event, event), legendgroup=event or 'learned', showlegend=event not in seen))
+        ends = [[n.kind, int(n['index'])] if n.kind != 'lane' else None for n in (a, b)]
+        out.append(dict(type='scatter', x=x.round(3), y=y.round(4), customdata=[ends[0], *[None]*(len(x)-2), ends[1]], mode='lines', line=line, opacity=.8, hovertext=text, hoverinfo='text', name=EVENT_NAMES.get(event, event), legendgroup=event or 'learned', showlegend=event not in seen))
         seen.add(event)
     return out
 
