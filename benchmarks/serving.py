@@ -1,6 +1,6 @@
 """The model server beside TorchServe over HTTP: requests a second and times of an answer at 1, 32 and 128 connections; and a shop of 1.64 million customers.
 
-Both serve the same bundle: 50,000 customers, 54,571 products, 64 numbers each, the 20 best less what was bought. Every request asks for one random customer. Load comes from wrk, in one thread.
+Both serve the same bundle: 10,000 customers, 54,571 products, 64 numbers each, the 20 best less what was bought. Every request asks for one random customer. Load comes from wrk, in one thread.
 TorchServe needs an environment of its own: GNN_ECOMMERCE_TORCHSERVE names its `torchserve` command. `--only whole_shop` measures the large bundle."""
 import json
 import os
@@ -153,16 +153,47 @@ def compare(seconds=5, rounds=2):
     command = os.environ.get("GNN_ECOMMERCE_TORCHSERVE")
     with tempfile.TemporaryDirectory() as d, ExitStack() as stack:
         folder = Path(d)
-        listed, plain = (random_bundle(folder / "bundles", 50_000, 54_571, 350_000, lists, f"random-{lists}") for lists in (50, 0))
+        listed, plain = (random_bundle(folder / "bundles", 10_000, 54_571, 310_000, lists, f"random-{lists}") for lists in (50, 0))
         servers = {"gnn_ecommerce, lists in the bundle": (*stack.enter_context(ours(listed, folder, 2)), True), "gnn_ecommerce, every list scored": (*stack.enter_context(ours(plain, folder, 2)), True)}
         if command: servers["TorchServe"] = (*stack.enter_context(torchserve(command, plain, folder)), False)
         else: print("GNN_ECOMMERCE_TORCHSERVE is unset: TorchServe is left out")
-        for url, _, mine in servers.values(): wrk(url, mine, 8, 2, 50_000)
+        for url, _, mine in servers.values(): wrk(url, mine, 8, 2, 10_000)
         for _ in range(rounds):
             for connections in CONNECTIONS:
-                for name, (url, _, mine) in servers.items(): measured.setdefault((name, connections), []).append(wrk(url, mine, connections, seconds, 50_000))
+                for name, (url, _, mine) in servers.items(): measured.setdefault((name, connections), []).append(wrk(url, mine, connections, seconds, 10_000))
     versions = {"torchserve": "0.12.0"} if command else {}
     write("serving", rows_of(measured), extra_versions=versions, on=on)
+
+
+@contextmanager
+def other(command, bundle, folder, name):
+    "Another server with the same engine; yields its address."
+    port = free_port()
+    with open(folder / f"{name}.log", "w") as log:
+        env = {**os.environ, "GNN_ECOMMERCE_BUNDLE": str(bundle.path), "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen([sys.executable, "-m", *command, "--host", "127.0.0.1", "--port", str(port), "--workers", "2"], cwd=ROOT, stdout=log, stderr=log, env=env)
+        try:
+            wait_for(f"http://127.0.0.1:{port}/livez", process)
+            yield f"http://127.0.0.1:{port}", process
+        finally: process.send_signal(signal.SIGTERM); process.wait(30)
+
+
+OTHERS = {"same answer, FastAPI and pydantic, uvicorn": ("uvicorn", "benchmarks.serving_apps:fastapi", "--factory", "--log-level", "warning", "--loop", "uvloop", "--http", "httptools"),
+          "same answer, plain ASGI and msgspec, uvicorn": ("uvicorn", "benchmarks.serving_apps:plain", "--log-level", "warning", "--loop", "uvloop", "--http", "httptools", "--no-access-log"),
+          "same answer, plain ASGI and msgspec, Granian": ("granian", "benchmarks.serving_apps:plain", "--interface", "asgi", "--log-level", "warning", "--loop", "uvloop")}
+
+
+def servers(seconds=4, rounds=2):
+    "What the HTTP side costs: one bundle and one engine behind several servers."
+    on, measured = machine(), {}
+    with tempfile.TemporaryDirectory() as d, ExitStack() as stack:
+        bundle = random_bundle(Path(d) / "bundles", 20_000, 54_571, 140_000, 50, "random")
+        urls = {"model server, lists of 20,000 customers": stack.enter_context(ours(bundle, Path(d), 2))[0]}
+        for n, (name, command) in enumerate(OTHERS.items()): urls[name] = stack.enter_context(other(command, bundle, Path(d), f"other-{n}"))[0]
+        for url in urls.values(): wrk(url, True, 8, 2, 20_000)
+        for _ in range(rounds):
+            for name, url in urls.items(): measured.setdefault((name, 32), []).append(wrk(url, True, 32, seconds, 20_000))
+    write("serving", rows_of(measured), on=on)
 
 
 def memory(process):
@@ -195,12 +226,12 @@ def whole_shop(seconds=5):
     write("serving", rows, on=on)
 
 
-PARTS = {"compare": compare, "whole_shop": whole_shop}
+PARTS = {"compare": compare, "servers": servers, "whole_shop": whole_shop}
 
 
 def run(full=False, only=None):
-    "The comparison; with `full` also the whole shop."
+    "The comparison; with `full` also other servers with the same engine, and the whole shop."
     if shutil.which("wrk") is None: raise GnnEcommerceError("load: expected wrk on the PATH, found none: apt-get install wrk")
     for part in only or (PARTS if full else ["compare"]):
-        if part not in PARTS: raise GnnEcommerceError(f"only: expected {' or '.join(PARTS)}, found {part}")
+        if part not in PARTS: raise GnnEcommerceError(f"only: expected {', '.join(PARTS)}, found {part}")
         PARTS[part]()
