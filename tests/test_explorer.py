@@ -238,6 +238,17 @@ def drawn(view, label):
     return plot
 
 
+def settle(view):
+    "Wait until the kernel has nothing left to do and nothing is drawn any more."
+    drawings = lambda: view.evaluate("[...document.querySelectorAll('[data-drawn]')].map(e => e.dataset.drawn).join()")
+    view.wait_for_timeout(200)
+    seen = None
+    while seen != drawings():
+        view.locator("#jp-main-statusbar").get_by_text("| Idle").wait_for(timeout=60_000)
+        seen = drawings()
+        view.wait_for_timeout(500)
+
+
 def changes(view, what, act, timeout=20):
     "Do something and wait until `what()` gives something else; returns both."
     before = what()
@@ -245,7 +256,7 @@ def changes(view, what, act, timeout=20):
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         after = what()
-        if after != before: return before, after
+        if after != before: settle(view); return before, after
         view.wait_for_timeout(100)
     raise AssertionError(f"expected a change, found {before!r} still after {timeout} s")
 
@@ -263,6 +274,7 @@ def test_explorer_in_jupyterlab(lab, browser):
     paths = drawn(view, "paths")
     title = lambda: paths.get_attribute("aria-label")
     listed = view.locator("table[aria-label=recommendations] tbody tr")
+    settle(view)
     assert listed.count() == 10
 
     # another customer, by search
@@ -306,7 +318,7 @@ def test_explorer_in_jupyterlab(lab, browser):
         assert content.startswith(begins.encode() if begins else b"\x89PNG") and len(content) > 200
 
     # the customer before
-    changes(view, head.text_content, lambda: view.get_by_role("button", name="Back").click())
+    changes(view, head.text_content, lambda: view.get_by_title("the customer before this one").click())
 
     # the other tabs
     view.get_by_role("tab", name="Map of products").click()
@@ -318,4 +330,14 @@ def test_explorer_in_jupyterlab(lab, browser):
 
     # nothing sticks out
     assert view.evaluate("""() => [...document.querySelectorAll('.jp-OutputArea-output')].every(e => e.scrollWidth <= e.clientWidth + 1)""")
+
+    # another customer, by a node of the picture
+    view.get_by_role("tab", name="Customer").click()
+    settle(view)
+    paths.scroll_into_view_if_needed()
+    box = paths.locator("path.point").nth(1).bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    view.mouse.move(x - 1, y)
+    view.wait_for_timeout(300)
+    changes(view, head.text_content, lambda: view.mouse.click(x, y))
     context.close()
