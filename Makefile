@@ -14,7 +14,7 @@ export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo repro tune test check bench bench-full torchserve-archive lab explore docs new lock clean
+.PHONY: help demo serve repro tune test check bench bench-full torchserve-archive lab explore docs new lock clean
 
 help:
 	@echo "make TARGET:"
@@ -22,6 +22,9 @@ help:
 
 demo: $(VENV)/.base ## the pipeline on the built-in shop, then its results; EVENTS=path [PARAMS=overlay.yaml] takes your own files
 	@$(BIN)/python -m gnn_ecommerce.pipeline demo $(if $(EVENTS),--events '$(EVENTS)') $(if $(PARAMS),--params '$(PARAMS)') $(ARGS)
+
+serve: $(VENV)/.serve ## the shop's servers on 127.0.0.1: API on PORT (8000), model on MODEL_PORT (8001); builds what is missing, prints what to try
+	@$(BIN)/python -m gnn_ecommerce.supervisor $(ARGS)
 
 repro: $(VENV)/.base ## run the stages that are out of date (dvc repro)
 	@$(BIN)/dvc repro $(ARGS)
@@ -79,6 +82,11 @@ $(VENV)/.base: requirements.lock settings.ini setup.py pyproject.toml
 	@echo "Building the environment in $(VENV) from requirements.lock: a few minutes, once."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.serve: $(VENV)/.base
+	@test -e $(VENV)/.full || echo "Adding what the servers need to $(VENV)."
+	@test -e $(VENV)/.full || $(PIP) --editable '.[serve]'
 	@touch $@
 
 $(VENV)/.full: $(VENV)/.base

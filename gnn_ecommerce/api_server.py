@@ -7,7 +7,7 @@ __all__ = ['AnyId', 'PathId', 'Text', 'K', 'Price', 'PriceIn', 'Texts', 'ExpiryT
            'In', 'BasketIn', 'SessionIn', 'EventIn', 'EventsIn', 'KeyIn', 'ReasonOut', 'ItemOut', 'ListOut',
            'EventsOut', 'DeletedOut', 'KeyOut', 'ProblemOut', 'Shop', 'Guard', 'create_app', 'serve', 'main']
 
-# %% ../nbs/10_api_server.ipynb #144f14f2
+# %% ../nbs/10_api_server.ipynb #00b3cab0
 import asyncio, contextlib, functools, json, logging, math, re, resource, sys, time, uuid
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -31,7 +31,7 @@ from starlette.middleware.cors import CORSMiddleware
 from .core import DataError, SettingsError, atomic_path
 from .gate import PROBLEM, Figures, Gate, Http, Note, RateLimit, log, logger, problem
 from .model_client import Fallback, ModelClient, ModelDown
-from .protocol import MAX_BASKET, MAX_K, MAX_PRODUCTS, BasketItem, Filters, Item, ProblemError, Request
+from .protocol import MAX_BASKET, MAX_K, MAX_PRODUCTS, BasketItem, Filters, Item, ModelMetadata, ProblemError, Request
 from .recorder import Recorder
 from .spool import SpoolFull
 from .stores import EVENT_TYPES, SCOPES, Event, History, Served, Store, StoreDown, check_id, check_key, check_text, check_time
@@ -237,7 +237,7 @@ class Shop:
         await self.recorder.stop()
         await self.model.close()
 
-# %% ../nbs/10_api_server.ipynb #55453cc3
+# %% ../nbs/10_api_server.ipynb #326f8d83
 @patch
 async def _keep_popular(self: Shop):
     "Look now and then at what is popular, for the time when the model server is away."
@@ -254,9 +254,19 @@ async def look_at_popular(self: Shop, k: int = 200):
         found = await self.recorder._ask(5, self.recorder.store.popular, k)
         self.fallback.products = [self.model_id(p, 'product') for p in found]
     items = (await self.model.recommend([Request(k=k)])).results[0].items
+    await self.look_at_ids()
     if items and items != self.fallback.items:
         self.fallback.items = items
         with contextlib.suppress(Exception), atomic_path(self.popular_file) as tmp: tmp.write_bytes(msgspec.json.encode(items))
+
+@patch
+async def look_at_ids(self: Shop):
+    "Are ids integers or texts? The model server's metadata say it; a model server that has none leaves it at what they read as."
+    if 'auto' not in self.kinds.values(): return
+    try: found = await self.model.call('GET', '/v2/models/recommender', ModelMetadata)
+    except ProblemError: return
+    types = {t.name: 'integer' if t.datatype == 'INT64' else 'string' for t in [*found.inputs, *found.outputs]}
+    self.kinds = {kind: asked if asked != 'auto' else types.get(name, 'auto') for (kind, asked), name in zip(self.kinds.items(), ('customer', 'product'))}
 
 # %% ../nbs/10_api_server.ipynb #077e53fd
 @patch
