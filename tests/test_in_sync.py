@@ -203,9 +203,8 @@ def settings():
 
 
 GROUPS = ("serve_requirements", "explore_requirements", "tune_requirements", "dev_requirements", "docs_requirements")
-EXTRAS = {name: ("serve_requirements",) for name in ("protocol", "stores", "model_client", "monitoring", "http_server", "model_server", "gate", "api_server")} | {"tuning": ("tune_requirements",)}  # modules that need more than the base
+EXTRAS = {name: ("serve_requirements",) for name in ("protocol", "stores", "model_client", "monitoring", "engine", "http_server", "model_server", "gate", "api_server")} | {"tuning": ("tune_requirements",)}  # modules that need more than the base
 EXTRAS |= {name: ("explore_requirements",) for name in ("explorer_state", "explorer")}
-EXTRAS = {name: ("serve_requirements",) for name in ("protocol", "stores", "model_client", "monitoring", "engine", "http_server", "model_server")} | {"tuning": ("tune_requirements",)}  # modules that need more than the base
 
 
 def locked():
