@@ -6,7 +6,8 @@
 __all__ = ['METRICS', 'hit_matrix', 'ranking_metrics', 'Evaluation', 'evaluate', 'bootstrap_ci', 'compare', 'comparison_table',
            'by_user_group', 'by_item_group', 'quantile_groups', 'popularity_groups', 'plot_curve']
 
-# %% ../nbs/02b_evaluation.ipynb #ab8baddb
+# %% ../nbs/02b_evaluation.ipynb #a741119f
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -155,7 +156,7 @@ def evaluate(
     out.n_without_targets, out.n_masked = len(asked)-len(chosen), 0 if mask is None else int(mask.multiply(mine).nnz)
     return out
 
-# %% ../nbs/02b_evaluation.ipynb #47c1ec59
+# %% ../nbs/02b_evaluation.ipynb #aa378ee3
 def bootstrap_ci(
     values: pd.DataFrame|np.ndarray, # (n,) or (n, m): one row a user
     n_boot: int = 1000,   # draws
@@ -175,7 +176,8 @@ def bootstrap_ci(
         for b in range(n_boot):
             sums = np.bincount(draw.integers(0, len(x), len(x), np.int32), minlength=len(x))@both
             means[b] = sums[:x.shape[1]]/sums[x.shape[1]:]
-        low, high = np.nanquantile(means, [(1-level)/2, (1+level)/2], axis=0)
+        with warnings.catch_warnings(action='ignore', category=RuntimeWarning): # a column without weight has no interval: nan
+            low, high = np.nanquantile(means, [(1-level)/2, (1+level)/2], axis=0)
         return pd.DataFrame(dict(mean=x.sum(0)/w.sum(0), low=low, high=high), index=names)
 
 # %% ../nbs/02b_evaluation.ipynb #4ab28c11
