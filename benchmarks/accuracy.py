@@ -127,14 +127,14 @@ def weighted_graph(events, n_users, n_items):
 
 
 def retailrocket():
-    "One purchase of each user held out; for choosing, the last purchase of the rest likewise."
+    "One purchase of each user held out, with every event of that pair; for choosing, the last purchase of the rest likewise."
     folder, rows = data_folder("retailrocket"), []
     events, held = pd.read_csv(folder / "train_events.csv"), pd.read_csv(folder / "test_buy.csv")
     n_users, n_items = (int(max(events[c].max(), held[c].max())) + 1 for c in ("user", "item"))
     test, graph = pairs_csr(held.user.to_numpy(), held.item.to_numpy(), (n_users, n_items)), weighted_graph(events, n_users, n_items)
     buys = events[events.behavior == "buy"].groupby(["user", "item"], as_index=False).timestamp.min().sort_values(["user", "timestamp", "item"])
     last = buys[buys.user.duplicated()].drop_duplicates("user", keep="last")
-    gone = events.merge(last[["user", "item"]], how="left", indicator=True)._merge.eq("both").to_numpy() & events.behavior.eq("buy").to_numpy()
+    gone = events.merge(last[["user", "item"]], how="left", indicator=True)._merge.eq("both").to_numpy()  # every event of the pair, as in test_buy.csv
     valid = pairs_csr(last.user.to_numpy(), last.item.to_numpy(), (n_users, n_items))
     final = fit_final(graph, TrainingSettings(), holdout=(weighted_graph(events[~gone], n_users, n_items), valid))
     print(f"retailrocket: epoch {final.best_epoch}, b {final.b:g}, {final.filter}", flush=True)

@@ -8,7 +8,7 @@ from gnn_ecommerce.datasets import data_folder
 from gnn_ecommerce.evaluation import bootstrap_ci, evaluate
 from gnn_ecommerce.graph import InteractionGraph, pairs_csr
 from gnn_ecommerce.graph_build import EventWeights, GraphBuildSettings, build_graph
-from gnn_ecommerce.graph_filter import GraphFilter
+from gnn_ecommerce.graph_filter import GraphFilter, choose_filter
 from gnn_ecommerce.recommender import Popular
 from gnn_ecommerce.training import TrainingSettings, fit
 from gnn_ecommerce.tuning import GraphMaker, on_nodes
@@ -118,6 +118,29 @@ def retailrocket_trained(exclude="bought"):
     return table(found, dataset, "test", CHOSEN, metrics, f"LightGCN + graph filter: {REFERENCE}")
 
 
+WIDE = {"alpha": (.5, .3, 0., .66), "gamma": (.5, .84, .25), "beta": (0., .1, .2), "weighted": (True, False)}
+CANDIDATES = (REFERENCE, "all events alike", "1 / .3 / .1", "1 / .5 / .2")
+
+
+def retailrocket_chosen():
+    "Weights, exponents, epoch and b all chosen on validation, for both masks, beside ALS with weights chosen likewise."
+    data, metrics, rows = Retailrocket(), ("hit_rate@10", "ndcg@10"), []
+    graphs = {name: (data.graph(data.part, **GRAPHS[name]), data.graph(data.events, **GRAPHS[name])) for name in CANDIDATES}
+    for exclude, dataset in (("bought", "retailrocket"), ("seen", "retailrocket, seen masked")):
+        chosen = {n: choose_filter(g[0], data.valid, "paths", WIDE, "ndcg@10", exclude) for n, g in graphs.items()}
+        best = max(chosen, key=lambda n: chosen[n][1]["ndcg@10"].max())
+        params = {k: chosen[best][0].params[k] for k in WIDE}
+        s = TrainingSettings(monitor="ndcg@10", ks=[10], filter="paths", temperature=.2, exclude=exclude, b=[0., 5., 15., 30., 50., 100., 200.], filter_search=False, filter_params=params)
+        final = fit_final(graphs[best][1], s, holdout=(graphs[best][0], data.valid))
+        als = max(graphs, key=lambda n: evaluate(ALSRecommender().fit(graphs[n][0]), data.valid, (10,), exclude).metrics["ndcg@10"])
+        print(dataset, best, params, f"validation {final.validation:.4f}, epoch {final.best_epoch}, b {final.b:g}; ALS {als}", flush=True)
+        found = {"ALS: weights chosen": evaluate(ALSRecommender().fit(graphs[als][1]), data.test, (10,), exclude),
+                 "LightGCN + graph filter: weights and exponents chosen": evaluate(final.recommender, data.test, (10,), exclude),
+                 "graph filter: weights and exponents chosen": evaluate(GraphFilter(**chosen[best][0].params).fit(graphs[best][1]), data.test, (10,), exclude)}
+        rows += table(found, dataset, "test", CHOSEN, metrics, "ALS: weights chosen")
+    return rows
+
+
 def shop(events=200_000):
     "The built-in shop: the same graphs through the pipeline's own split, all on the same users."
     params = example_project("training", dict(sample_data=dict(events=events, users=None, items=2000), training=dict(dim=64, epochs=20, filter="paths")))
@@ -136,7 +159,7 @@ def shop(events=200_000):
     return table(plain, dataset, "test", chosen_on, metrics, f"LightGCN + graph filter: {REFERENCE}") + table(filters, dataset, "test", "nothing: defaults", metrics, f"graph filter: {REFERENCE}")
 
 
-PARTS = {"retailrocket": retailrocket, "retailrocket-trained": retailrocket_trained, "shop": shop}
+PARTS = {"retailrocket": retailrocket, "retailrocket-trained": retailrocket_trained, "retailrocket-chosen": retailrocket_chosen, "shop": shop}
 
 
 def run(full=False, only=()):

@@ -9,8 +9,8 @@ __all__ = ['SPACE', 'SECTIONS', 'FIXED', 'TuningSettings', 'seconds_of', 'value_
            'plot_parallel', 'TuningResult', 'study_name', 'make_tuner', 'tuning_result', 'write_answer', 'write_plots',
            'run_tuning', 'gain_on_test']
 
-# %% ../nbs/04a_tuning.ipynb #edeb54aa
-import contextlib, io, json, math, os, re, socket, time, warnings
+# %% ../nbs/04a_tuning.ipynb #f3b8ea7f
+import contextlib, io, json, math, os, re, socket, sys, time, warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -565,7 +565,7 @@ def write_answer(folder: str|Path, tuner: Tuner, result: TuningResult):
     with atomic_path(folder/'trials.csv') as tmp: result.table.to_csv(tmp, index=False)
     write_json(result.metrics, folder/'metrics.json')
 
-# %% ../nbs/04a_tuning.ipynb #ed8c753c
+# %% ../nbs/04a_tuning.ipynb #4ee35a02
 def write_plots(folder: str|Path, result: TuningResult):
     "search.png, importance.png, slices.png, parallel.png."
     import matplotlib.pyplot as plt
@@ -578,8 +578,10 @@ def write_plots(folder: str|Path, result: TuningResult):
 
 class _Clock:
     "The progress bar: seconds of the budget, with what has been found."
-    def __init__(self, bar: progress, start: float, folder: Path): self.bar, self.start, self.folder, self.n = bar, start, folder, -1
+    def __init__(self, bar: progress, start: float, folder: Path): self.bar, self.start, self.folder, self.n, self.out = bar, start, folder, -1, sys.stdout
     def __call__(self, tuner: Tuner):
+        with contextlib.redirect_stdout(self.out): self.show(tuner) # what a trial prints is not shown
+    def show(self, tuner: Tuner):
         self.bar.step(max(0, min(int(time.monotonic()-self.start), self.bar.total)-self.bar.done))
         done = tuner.finished()
         if len(done) == self.n: return
@@ -587,7 +589,7 @@ class _Clock:
         self.bar.set(trials=self.n, **({'best': float(best.value), 'in trial': best.number} if best else {}))
         if best: write_answer(self.folder, tuner, tuning_result(tuner))
 
-# %% ../nbs/04a_tuning.ipynb #2bc8fd5b
+# %% ../nbs/04a_tuning.ipynb #a660f164
 def run_tuning(
     params: str|Path = 'params.yaml', # the project's settings
     budget: str = '',                 # such as 30m; '': tuning.budget
@@ -599,7 +601,7 @@ def run_tuning(
     seed_everything(settings.seed)
     with progress(desc='tuning, seconds', total=max(1, int(total))) as bar:
         clock = _Clock(bar, start, folder)
-        tuner = make_tuner(params, settings, start+total-min(5., .05*total), on_epoch=clock)
+        tuner = make_tuner(params, settings, start+total-min(20., .05*total), on_epoch=clock)
         before = len(tuner.finished())
         try: tuner.run()
         except KeyboardInterrupt: print('stopped by hand: what was found so far is written')
