@@ -601,7 +601,7 @@ def run_tuning(
     seed_everything(settings.seed)
     with progress(desc='tuning, seconds', total=max(1, int(total))) as bar:
         clock = _Clock(bar, start, folder)
-        tuner = make_tuner(params, settings, start+total-min(20., .05*total), on_epoch=clock)
+        tuner = make_tuner(params, settings, start+total-min(30., .05*total), on_epoch=clock)
         before = len(tuner.finished())
         try: tuner.run()
         except KeyboardInterrupt: print('stopped by hand: what was found so far is written')
