@@ -14,7 +14,7 @@ export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve repro tune test check bench bench-full torchserve-archive lab explore docs new lock clean
+.PHONY: help demo serve repro tune test check bench bench-full torchserve-archive lab explore docs new lock monitor clean
 
 help:
 	@echo "make TARGET:"
@@ -69,6 +69,9 @@ new: $(VENV)/.full ## a new notebook from the template: make new N=08 NAME=model
 
 lock: $(VENV)/.full ## write requirements.lock from the environment as it is
 	@$(BIN)/python tools/notebooks.py lock
+
+monitor: $(VENV)/.full ## how what is live is doing: ARGS='--database sqlite:///data/shop.db --html reports/monitoring.html'
+	@$(BIN)/python -m gnn_ecommerce.cli monitor $(ARGS)
 
 clean: ## remove what the site and the tests left; data, models and the environment stay
 	@rm -rf _docs _proc jupyter_execute build dist .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,245 @@
+"""The command: what it prints, its exit codes, and that its lists are those of the stages."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from gnn_ecommerce import cli
+from gnn_ecommerce.core import ProjectPaths, example_project, run_stage
+
+
+@pytest.fixture(scope="module")
+def project():
+    "A tiny project with recommendations."
+    params = example_project("inference", {"inference": {"report": False, "k": 10}})
+    run_stage("inference", params)
+    return params.parent
+
+
+@pytest.fixture
+def run(project):
+    def typed(*words):
+        done = CliRunner().invoke(cli.app, [str(w) for w in words], env={"GNN_ECOMMERCE_ROOT": str(project)})
+        if done.exception is not None and not isinstance(done.exception, SystemExit): raise done.exception
+        return done.exit_code, done.stdout, done.stderr
+    return typed
+
+
+def batch(project):
+    "recommendations.parquet: user -> products in order."
+    table = pq.read_table(ProjectPaths(project).recommendations / "recommendations.parquet").to_pandas()
+    return {u: part.sort_values("rank") for u, part in table.groupby("user_id")}
+
+
+def commands(app, before=()):
+    "Every command with its path."
+    for c in app.registered_commands: yield (*before, c.name), c.callback
+    for g in app.registered_groups: yield from commands(g.typer_instance, (*before, g.name))
+
+
+@pytest.mark.parametrize("words", [w for w, _ in commands(cli.app)], ids=" ".join)
+def test_help_of_every_command_says_what_it_does(words):
+    done = CliRunner().invoke(cli.app, [*words, "--help"])
+    assert done.exit_code == 0 and f"Usage: root {' '.join(words)}" in done.stdout
+    text = done.stdout.split("Options")[0]
+    assert len(text.split()) > 8, f"{words}: expected a sentence on what it does"
+
+
+def test_the_console_command_is_declared_and_starts_without_the_heavy_libraries():
+    from configparser import ConfigParser
+    config = ConfigParser(delimiters=["="])
+    config.read(cli.__file__.rpartition("/gnn_ecommerce/")[0] + "/settings.ini")
+    assert "gnn-ecommerce=gnn_ecommerce.cli:main" in config["DEFAULT"]["console_scripts"].split()
+    code = "import sys; from gnn_ecommerce.cli import main; print([m for m in ('torch', 'duckdb', 'ibis', 'matplotlib', 'fastapi') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_exit_codes_of_the_process(tmp_path):
+    def process(*words): return subprocess.run([sys.executable, "-m", "gnn_ecommerce.cli", *words], capture_output=True, text=True, cwd=tmp_path, env={k: v for k, v in os.environ.items() if k != "GNN_ECOMMERCE_ROOT"})
+    wrong, usage, version = process("recommend", "5"), process("recommend", "-k", "many"), process("--version")
+    assert (wrong.returncode, wrong.stdout) == (1, "") and "expected params.yaml in" in wrong.stderr and "Traceback" not in wrong.stderr
+    assert usage.returncode == 2 and "Invalid value for '-k'" in usage.stderr
+    assert version.returncode == 0 and version.stdout.strip()
+
+
+def test_lists_are_those_of_stage_inference(run, project):
+    lists = batch(project)
+    users = list(lists)[:40]
+    code, out, _ = run("recommend", *users, "-k", 10, "--json")
+    found = json.loads(out)
+    assert code == 0 and [r["customer"] for r in found["results"]] == users
+    for r in found["results"]:
+        assert [i["product_id"] for i in r["items"]] == lists[r["customer"]].product_id.tolist()
+        assert [i["score"] for i in r["items"]] == pytest.approx(lists[r["customer"]].score.tolist(), abs=1e-4)
+        assert (r["source"], r["model_version"]) == ("model", lists[r["customer"]].model_version.iloc[0])
+
+
+def test_filters_hold_and_rank_as_without(run, project):
+    user = list(batch(project))[0]
+    everything = json.loads(run("recommend", user, "-k", 1000, "--json")[1])["results"][0]["items"]
+    cheap = json.loads(run("recommend", user, "-k", 1000, "--max-price", 5, "--json")[1])["results"][0]["items"]
+    assert [i["product_id"] for i in cheap] == [i["product_id"] for i in everything if i.get("price", 9e9) <= 5]
+    assert run("recommend", user, "--brand", "no such brand")[1].endswith("nothing is left to recommend\n")
+
+
+def test_a_basket_with_content_prefers_what_is_like_it(run, project):
+    shop = cli.open_project(project)
+    one = int(shop.graph.item_ids.ids[3])
+    plain, blended = (json.loads(run("recommend", "-b", one, "-k", 10, "--content-weight", w, "--json")[1])["results"][0] for w in (0, 1))
+    like = shop.catalogue.content_scores(_row(shop, one))[0]
+    def mean(r): return like[shop.graph.item_ids.encode([i["product_id"] for i in r["items"]])].mean()
+    assert plain["source"] == blended["source"] == "fold_in" and mean(blended) > mean(plain)
+
+
+def _row(shop, product):
+    "A basket of one product."
+    from gnn_ecommerce.graph_filter import basket_matrix
+    return basket_matrix([shop.graph.item_ids.encode([product])], shop.graph.n_items)
+
+
+def test_reasons_add_up(run, project):
+    user = list(batch(project))[1]
+    for words in ((user,), ("-b", ",".join(map(str, cli.open_project(project).graph.item_ids.ids[:4])))):
+        code, out, _ = run("explain", *words, "-k", 5, "--reasons", 2, "--json")
+        assert code == 0
+        for item in json.loads(out)["items"]:
+            assert sum(r["share"] for r in item["reasons"]) == pytest.approx(item["score"], abs=1e-4) and item["sentence"]
+
+
+def test_unknown_customer_and_product(run):
+    assert json.loads(run("recommend", 1, "--json")[1])["results"][0]["source"] == "popular"
+    code, out, err = run("explain", 1)
+    assert (code, out) == (1, "") and err.startswith("gnn-ecommerce explain: customer: expected one of the")
+    code, out, err = run("recommend", "-b", "1")
+    assert (code, out) == (1, "") and "found 1 unknown, such as 1" in err
+
+
+def store(tmp_path, clicked=30):
+    "A store with 100 lists of an hour ago, some of them clicked."
+    from datetime import UTC, datetime, timedelta
+
+    from gnn_ecommerce.stores import Event, Served, Store
+    url, at = f"sqlite:///{tmp_path}/shop.db", datetime.now(UTC) - timedelta(hours=1)
+    s = Store(url)
+    s.add_served([Served(f"r{i}", "customer", "model", "v1", [i % 9, 99], f"u{i}", at, 0.01) for i in range(100)])
+    s.add_events([Event(f"e{i}", "view", i % 9, f"u{i}", at + timedelta(minutes=1), price=5.0) for i in range(clicked)] + [Event("p", "purchase", 99, "u0", at + timedelta(minutes=2), price=5.0)])
+    s.close()
+    return url
+
+
+def test_monitor_says_what_is_in_the_store(run, tmp_path):
+    url = store(tmp_path)
+    code, out, err = run("monitor", "-d", url, "--json")
+    found = json.loads(out)
+    assert code == 0 and found["findings"] == [] and (found["lists"], found["events"]) == (100, 31), err
+    rate = found["rates"][0]
+    assert (rate["model_version"], rate["clicked"], rate["bought"], rate["click_rate"]) == ("v1", 30, 1, 0.3)
+    code, out, _ = run("monitor", "-d", url, "--days", 0.01)
+    assert code == 3 and "No list was given out." in out
+
+
+def test_events_export_and_keys(run, tmp_path):
+    url = store(tmp_path, 10)
+    code, out, _ = run("events", "export", tmp_path / "out.parquet", "-d", url, "--json")
+    assert code == 0 and json.loads(out)["events"] == 11 == pq.read_table(tmp_path / "out.parquet").num_rows
+    made = json.loads(run("keys", "create", "shop", "-s", "recommend", "-s", "events", "-d", url, "--json")[1])
+    listed = json.loads(run("keys", "list", "-d", url, "--json")[1])
+    assert made["key"].startswith("gk_") and [k["key_id"] for k in listed] == [made["key_id"]] and made["key"].split("_", 2)[2] not in json.dumps(listed)
+    assert [run("keys", "revoke", made["key_id"], "-d", url)[0] for _ in range(2)] == [0, 1]
+    assert run("keys", "create", "shop", "-s", "everything", "-d", url)[0] == 1
+    assert run("events", "export", tmp_path / "x", "-d", url, "--since", "yesterday")[0] == 2
+    assert run("keys", "list", "-d", "mysql://x")[0] == 1
+
+
+def test_bundles_by_name(run, project, tmp_path):
+    made = json.loads(run("bundle", "build", "--json")[1])
+    assert [b["bundle"] for b in json.loads(run("bundle", "list", "--json")[1])] == [made["bundle"]]
+    for name in (made["bundle"], "latest", made["path"]): assert json.loads(run("bundle", "verify", name, "--json")[1])["whole"]
+    assert json.loads(run("bundle", "diff", made["bundle"], "--json")[1])["lists"]["same"] == 1
+    copy = tmp_path / "copy"
+    shutil.copytree(made["path"], copy)
+    data = bytearray((copy / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (copy / "model.safetensors").chmod(0o644)
+    (copy / "model.safetensors").write_bytes(data)
+    code, out, err = run("bundle", "verify", copy)
+    assert (code, out) == (1, "") and "it is damaged" in err
+    assert run("bundle", "verify", "../etc")[0] == 1
+
+
+def test_activate_asks_the_server_and_says_why_it_would_not(run, project, monkeypatch):
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+    from threading import Thread
+    seen = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_POST(self):
+            seen.append((self.path, self.headers["Authorization"], json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+            ok = seen[-1][2]["bundle"] != "bad"
+            body = json.dumps({"active": "new", "previous": "old", "canary": None, "share": 0} if ok else {"title": "Invalid", "detail": "it is damaged"}).encode()
+            self.send_response(200 if ok else 422)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+        def log_message(self, *args): pass
+
+    server = HTTPServer(("127.0.0.1", 0), Server)
+    Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("GNN_ECOMMERCE_ADMIN_TOKEN", "t")
+    try:
+        assert run("bundle", "activate", "abc", "--share", 0.1, "--url", url)[:2] == (0, "serving new; before: old\n")
+        code, out, err = run("bundle", "activate", "bad", "--url", url)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert (code, out) == (1, "") and "found status 422: it is damaged" in err
+    assert seen[0] == ("/admin/activate", "Bearer t", {"bundle": "abc", "share": 0.1})
+    code, _, err = run("bundle", "activate", "abc", "--url", url)
+    assert code == 1 and "expected a model server at" in err
+
+
+def test_the_pointer_can_be_written_and_rolled_back_without_a_server(run, project):
+    from gnn_ecommerce.bundle import read_pointer
+    from gnn_ecommerce.core import write_json
+    name = json.loads(run("bundle", "build", "--json")[1])["bundle"]
+    pointer = ProjectPaths(project).serving / "active.json"
+    assert run("bundle", "activate", name, "--offline", "--share", 0.5)[0] == 1  # nothing is served beside it
+    assert run("bundle", "activate", name, "--offline")[0] == 0 and read_pointer(pointer)["active"] == name
+    assert run("bundle", "activate", "previous", "--offline")[0] == 1
+    write_json({"active": "0123", "previous": name}, pointer)
+    assert json.loads(run("bundle", "activate", "previous", "--offline", "--json")[1]) == {"active": name, "canary": None, "share": 0.0, "previous": "0123"}
+    assert run("bundle", "activate", "0123", "--offline")[0] == 1  # there is no such bundle
+
+
+def test_a_served_bundle_answers_is_swapped_by_the_command_and_stops_when_told(run, project):
+    import signal
+    import socket
+    import time
+    import urllib.request
+    name = json.loads(run("bundle", "build", "--json")[1])["bundle"]
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    server = subprocess.Popen([sys.executable, "-m", "gnn_ecommerce.cli", "serve", "model", "--model-port", str(port), "--bundle", name, "--workers", "1", "-C", str(project)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        for _ in range(600):
+            assert server.poll() is None, server.stderr.read()
+            try:
+                if urllib.request.urlopen(f"{url}/readyz", timeout=2).status == 200: break
+            except OSError: time.sleep(0.1)
+        else: raise AssertionError("expected the server to be ready within a minute")
+        code, out, err = run("bundle", "activate", name, "--url", url, "--json")
+        assert code == 0 and json.loads(out)["active"] == name, err
+        assert run("bundle", "activate", "0123456789abcdef", "--url", url)[0] == 1
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.communicate(timeout=30)
+    assert server.returncode == 0
