@@ -468,7 +468,7 @@ def deleted(self: Store) -> list[str]:
     t = deleted_customers.c
     return list(self.run(lambda con: con.execute(sa.select(t.user_id).order_by(t.deleted_at, t.user_id)).scalars()))
 
-# %% ../nbs/09_stores.ipynb #f9ff2fe9
+# %% ../nbs/09_stores.ipynb #e24f34e0
 _ARROW = pa.schema([(c, {'event_time': pa.timestamp('us', 'UTC'), 'price': pa.float64()}.get(c, pa.string())) for c in EXPORT])
 
 @patch
@@ -493,4 +493,6 @@ def export_events(self: Store,
                 out.write_table(pa.Table.from_pylist([dict(r) for r in rows], _ARROW))
                 n += len(rows)
         return n
-    return self.run(work)
+    n, gone = self.run(work), self.deleted()
+    with atomic_path(Path(path).parent/'.forget') as tmp: tmp.write_text(''.join(json.dumps(user)+'\n' for user in gone))
+    return n
