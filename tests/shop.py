@@ -72,7 +72,7 @@ def post(url, value):
     with urllib.request.urlopen(request, timeout=5) as r: return r.status, r.read()
 
 
-def wait_for(what, seconds=20, step=.02):
+def wait_for(what, seconds=90, step=.02):
     "Until `what()` is true."
     until = time.monotonic() + seconds
     while not what():
