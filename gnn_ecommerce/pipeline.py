@@ -460,7 +460,7 @@ def tune(
     if not _has_extra('tuning'): raise SettingsError("tune: expected the package optuna, found it missing: pip install -e '.[tune]', or use make tune, which does that")
     if budget: importlib.import_module('gnn_ecommerce.tuning').seconds_of(budget)
     _prepare(root, events, overlay, console)
-    run_pipeline(root, SIDE_STAGES['tuning'])
+    run_pipeline(root, (SIDE_STAGES['tuning'],))
     run_notebook(root/'nbs'/'04a_tuning.ipynb', root/'reports'/'notebooks'/'04a_tuning.ipynb', {'params': str(root/'params.yaml'), 'budget': budget})
 
 # %% ../nbs/05a_pipeline.ipynb #ef49ab9d

@@ -153,3 +153,16 @@ def test_params_yaml_shows_the_default_space():
 def test_make_tune_says_what_is_wrong_with_a_budget(capsys):
     assert main(["tune", "--budget", "half an hour"]) == 1
     assert "expected a time such as 90s, 30m or 1h30m" in capsys.readouterr().err
+
+
+def test_make_tune_brings_the_stages_before_it_up_to_date_and_runs_the_notebook(shop, monkeypatch):
+    from gnn_ecommerce import pipeline
+
+    ran, executed = [], []
+    monkeypatch.setenv("GNN_ECOMMERCE_ROOT", str(shop.parent))
+    monkeypatch.setattr(pipeline.subprocess, "run", lambda args, **kw: ran.append(list(args)) or subprocess.CompletedProcess(args, 0))
+    monkeypatch.setattr(pipeline, "run_notebook", lambda *args: executed.append(args))
+    assert main(["tune", "--budget", "90s"]) == 0
+    assert ran[-1][1:] == ["-m", "dvc", "repro", "data_prep"]
+    (source, _, parameters), = executed
+    assert source.name == "04a_tuning.ipynb" and parameters == {"params": str(shop), "budget": "90s"}
