@@ -174,6 +174,7 @@ class ListOut(BaseModel):
     model_version: str|None = None
     items: list[ItemOut]
 
+# %% ../nbs/10_api_server.ipynb #f0f8dca8
 class EventsOut(BaseModel):
     "What became of events."
     state: Literal['stored', 'spooled'] = Field(description='spooled: safe on disk, the database gets them later')

@@ -225,6 +225,7 @@ def write_bundle(
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return path
 
+# %% ../nbs/07_bundle.ipynb #113e082f
 def _save(arrays: dict[str, np.ndarray], path: Path):
     "Arrays to a file that reached the disk."
     try: save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, path)

@@ -404,6 +404,7 @@ def choose_content_weight(
     best = table.loc[table[metric].idxmax()]
     return ContentChoice(float(best.weight) if best.low > 0 else 0., table, found)
 
+# %% ../nbs/06a_catalogue.ipynb #dff559d2
 def evaluate_content(
     catalogue: Catalogue,
     score: Callable,         # as in `choose_content_weight`

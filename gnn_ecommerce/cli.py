@@ -115,6 +115,7 @@ class Trained:
         from gnn_ecommerce.inference import read_val
         return read_val(self.paths.processed/'val.parquet', self.graph)[0]
 
+# %% ../nbs/12_cli.ipynb #7068d0c8
 def open_project(
     folder: Path|None, # of the project; None: found from the current one
 ) -> Trained:
@@ -460,6 +461,7 @@ def _key(k: Any) -> dict:
     from datetime import UTC, datetime
     return {'key_id': k.key_id, 'name': k.name, 'scopes': list(k.scopes), 'created_at': k.created_at, 'expires_at': k.expires_at, 'revoked_at': k.revoked_at, 'active': k.active(datetime.now(UTC))}
 
+# %% ../nbs/12_cli.ipynb #db1f532f
 @command(keys_app, 'create')
 def keys_create(
     name: Annotated[str, typer.Argument(help='Who will use it, such as "web shop".')],
@@ -484,6 +486,7 @@ def keys_revoke(key_id: Annotated[str, typer.Argument(help='Id of the key, as `k
     if not open_store(database).revoke_key(key_id): raise GnnEcommerceError(f'expected the id of a valid key, found {key_id!r}: `gnn-ecommerce keys list` shows them')
     say({'key_id': key_id, 'revoked': True}, as_json, lambda: f'revoked {key_id}')
 
+# %% ../nbs/12_cli.ipynb #6024e7a4
 @command(events_app, 'export')
 def events_export(
     path: Annotated[Path, typer.Argument(help='Parquet file to write; it is replaced when all is written.')],
@@ -524,6 +527,7 @@ def _monitored_text(r: dict) -> str:
         if r[name]: lines += ['', name, columns([list(row.values()) for row in r[name]], list(r[name][0]))]
     return '\n'.join(lines)
 
+# %% ../nbs/12_cli.ipynb #810465e8
 @command(app, 'monitor')
 def monitor(
     database: Database = None,

@@ -21,7 +21,7 @@ from .explorer_figures import STYLE, effect_figure, history_figure, map_figure, 
 from .explorer_state import KINDS, MODES, TABLES, ExplorerState
 
 # %% auto #0
-__all__ = ['Library', 'Plot', 'Rows', 'Saver', 'PathExplorer']
+__all__ = ['ROWS_SCRIPT', 'Library', 'Plot', 'Rows', 'Saver', 'PathExplorer']
 
 # %% ../nbs/06e_explorer.ipynb #47e93d99
 _READY = """
@@ -73,16 +73,7 @@ export default { render };
     def show(self, fig): self.figure = fig.to_json()
 
 # %% ../nbs/06e_explorer.ipynb #c4ae5d95
-class Rows(anywidget.AnyWidget):
-    "A table whose rows can be chosen; choosing sends the row's key."
-    heads = t.List().tag(sync=True)     # names of the columns; one that begins with '#' holds numbers
-    rows = t.List().tag(sync=True)      # dicts: key, cells (texts), detail (text below the first text cell), on (the switch)
-    selected = t.Any(None).tag(sync=True) # key of the chosen row
-    toggle = t.Unicode('').tag(sync=True) # what the switch is called; '' for none
-    label = t.Unicode('').tag(sync=True)  # what the list is, for screen readers
-    empty = t.Unicode('Nothing here.').tag(sync=True)
-    _css = STYLE
-    _esm = """
+ROWS_SCRIPT = """
 function make(tag, more, ...inside) { const e = Object.assign(document.createElement(tag), more); e.append(...inside); return e; }
 function render({model, el}) {
   el.classList.add('gx', 'gx-scroll'); el.tabIndex = -1;
@@ -121,6 +112,18 @@ function render({model, el}) {
 }
 export default { render };
 """
+
+# %% ../nbs/06e_explorer.ipynb #4a5db479
+class Rows(anywidget.AnyWidget):
+    "A table whose rows can be chosen; choosing sends the row's key."
+    heads = t.List().tag(sync=True)     # names of the columns; one that begins with '#' holds numbers
+    rows = t.List().tag(sync=True)      # dicts: key, cells (texts), detail (text below the first text cell), on (the switch)
+    selected = t.Any(None).tag(sync=True) # key of the chosen row
+    toggle = t.Unicode('').tag(sync=True) # what the switch is called; '' for none
+    label = t.Unicode('').tag(sync=True)  # what the list is, for screen readers
+    empty = t.Unicode('Nothing here.').tag(sync=True)
+    _css = STYLE
+    _esm = ROWS_SCRIPT
 
 # %% ../nbs/06e_explorer.ipynb #df8034c9
 class Saver(anywidget.AnyWidget):

@@ -353,6 +353,7 @@ h1 {{ font-size: 20px; margin: 6px 0; }} .bar {{ display: flex; flex-wrap: wrap;
 </script></body></html>
 """
 
+# %% ../nbs/06d_explorer_figures.ipynb #202c4f46
 PAGE_SCRIPT = """
 const data = JSON.parse(document.getElementById('data').textContent), at = id => document.getElementById(id), now = {customer: 0, item: null, mode: data.modes[0], top: 1};
 function make(tag, more, ...inside) { const e = Object.assign(document.createElement(tag), more); e.append(...inside); return e; }

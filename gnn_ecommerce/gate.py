@@ -159,6 +159,7 @@ async def _body(self: Gate, scope, receive, headers) -> bytes|None: # None: the 
                 if not message.get('more_body'): return b''.join(parts)
     except TimeoutError: raise _Refused(408, f'body: expected all of it within {self.body_seconds:g} s, found {size:,} bytes') from None
 
+# %% ../nbs/09d_gate.ipynb #ee411c5d
 def _receiver(body: bytes, receive):
     "`receive` for the application: the body, then what comes from the client."
     given = []

@@ -290,6 +290,7 @@ def model(self: App, request, respond, name):
 @patch
 def model_ready(self: App, request, respond, name): _must_be(name); self.live(request, respond)
 
+# %% ../nbs/08_model_server.ipynb #ba7a1ec1
 @patch
 def infer(self: App, request, respond, name):
     "`POST /v2/models/{name}/infer`."
@@ -315,6 +316,7 @@ def _basket_of(text: Any) -> list:
     if not isinstance(basket, list): raise ProblemError(422, 'basket: expected a JSON list of product ids in each row, found something else')
     return basket
 
+# %% ../nbs/08_model_server.ipynb #520b426a
 def _tensors(body: InferRequest, k: int, found: list[Listed], engines: list[Engine]) -> bytes:
     "Lists as tensors."
     n, ids = len(found), [[e.bundle.item_ids.id(i) for i in f.items.tolist()] for f, e in zip(found, engines)]

@@ -237,6 +237,7 @@ def _unexpected(err: Exception):
     frame = traceback.extract_tb(err.__traceback__)[-1]
     logging.getLogger('gnn_ecommerce.api').error(json.dumps({'level': 'error', 'event': 'failed', 'error': type(err).__name__, 'at': f'{frame.filename.rsplit("/", 1)[-1]}:{frame.lineno}'}))
 
+# %% ../nbs/09b_recorder.ipynb #5b5d9f45
 @patch
 async def _replay(self: Recorder):
     "The spool's first records into the store."
@@ -258,6 +259,7 @@ def _set_aside(self: Recorder, op: Operation):
     self.counts['set_aside'] += 1
     with open(self.spool.folder/'refused.jsonl', 'a') as f: f.write(json.dumps(to_json(op))+'\n')
 
+# %% ../nbs/09b_recorder.ipynb #08499c5f
 @patch
 async def stop(self: Recorder, seconds: float = 5.):
     "Write what is in hand, give the store a last chance to take the spool, and close. What it does not take stays on disk."

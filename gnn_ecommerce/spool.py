@@ -92,6 +92,7 @@ def append(self: Spool, records: Iterable[Any]):
         raise SpoolFull(err.errno, f'expected room in {self.folder}, found: {err.strerror}: free some space') from None
     self._end, self._n = self._end+len(data), self._n+len(lines)
 
+# %% ../nbs/09a_spool.ipynb #7c0b7b9d
 @patch
 def peek(self: Spool, n: int = 500) -> tuple[list, int]: # records; bytes that they take, for `done`
     "The first records that are not done. Damaged ones among them are set aside."

@@ -164,6 +164,7 @@ def batches(self: Trainer, epoch: int) -> Iterator: # one epoch's batches
     "The batches of an epoch, drawn from a stream of the epoch's own."
     return self.loss.batches(rng(self.settings.seed, 'epoch', epoch))
 
+# %% ../nbs/04_training.ipynb #79b9a17b
 @patch
 def run_epoch(self: Trainer,
     state: TrainState,             # changed in place
@@ -184,6 +185,7 @@ def run_epoch(self: Trainer,
     e.grad = None
     return float(np.mean(losses))
 
+# %% ../nbs/04_training.ipynb #a1639dec
 @patch
 def one_step(self: Trainer, optimizer, batch, z, grad_z, grad_e) -> float:
     "Forward (only the rows that the batch reads), loss, backward, Adam; not the last one where the loss is no number."

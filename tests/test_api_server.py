@@ -226,7 +226,7 @@ def test_slow_clients_are_let_go(api, shop):
         bodies, heads = threads.map(slow, [head] * 20), threads.map(slow, [b"GET /livez HTTP/1.1\r\nHost"] * 20)
         answers = [shop.get(GET).status_code for _ in range(20)]
         assert answers == [200] * 20 and all(b" 408 " in b for b in bodies) and not any(heads)
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 5
     print(f"\n20 slow bodies: 408; 20 slow heads: closed; meanwhile 20 requests, 0 failed; {time.monotonic() - start:.1f} s")
 
 

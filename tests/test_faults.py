@@ -73,7 +73,7 @@ def test_model_server_killed_under_load_with_a_supervisor(api, model):
         before = load.sources["model"]
         wait_for(lambda: load.sources["model"] > before + 10)
     says("kill -9 of the model server", load, all_there(api, load))
-    assert not load.failed and set(load.status) == {200} and load.slowest < 30
+    assert not load.failed and set(load.status) == {200} and load.slowest < 10
 
 
 def test_model_server_slow_broken_or_talking_nonsense(api, model):
@@ -87,7 +87,7 @@ def test_model_server_slow_broken_or_talking_nonsense(api, model):
                                                                            shop.get("/v1/customers/17/explanations", params={"k": 4})]
             seconds = time.monotonic() - start
             assert [(a.status_code, a.json()["source"], a.json()["fallback"], len(a.json()["items"])) for a in answers] == [(200, "fallback", True, 4)] * len(answers)
-            assert seconds < 25
+            assert seconds < 8
             model.control(delay=0, status=200, garbage=False)
             wait_for(lambda: shop.get(GET).json()["source"] == "model")
             figures.append(f"{name}: {len(answers)} requests, 0 failed, all marked fallback, {seconds:.1f} s")
@@ -152,7 +152,7 @@ def test_postgres_that_hangs(api, postgres):
             for p in processes: p.resume()
             wait_for(lambda: api.state()["store"] == "up" and api.state()["spool"] == 0, 30)
         says("PostgreSQL that hangs", load, all_there(api, load))
-        assert not load.failed and load.slowest < 30
+        assert not load.failed and load.slowest < 9
     finally:
         for p in processes:
             if p.is_running(): p.resume()

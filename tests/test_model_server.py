@@ -254,7 +254,7 @@ def test_five_hundred_idle_and_slow_connections(shop):
     for n, s in enumerate(idle[:100]): s.sendall(b"POST /recommend HTTP/1.1\r\nContent-Length: 100\r\n\r\n{"[: 10 + n % 50])
     start = time.perf_counter()
     for _ in range(50): server.recommend({"customer": 4, "k": 3})
-    assert time.perf_counter() - start < 30
+    assert time.perf_counter() - start < 5
     for s in idle: s.close()
 
 

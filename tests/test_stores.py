@@ -187,7 +187,7 @@ def test_postgres_killed_and_started_again(postgres):
     start = time.monotonic()
     try:
         with pytest.raises(StoreDown, match="expected postgresql"): store.add_events(events(10, first=500))
-        assert time.monotonic() - start < 20
+        assert time.monotonic() - start < 3
     finally: postgres.start()
     assert store.add_events(events(510)) == Added(10, 500, 0)
     assert len(stored(store)) == 510
