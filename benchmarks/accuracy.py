@@ -1,17 +1,16 @@
 """Ranking metrics on public data and on the built-in shop. Validation chooses; each test part is read once, by what was chosen."""
 import numpy as np
-import pandas as pd
 from gnn_ecommerce.baselines import ALSRecommender, SVDRecommender
 from gnn_ecommerce.core import example_project, run_stage
-from gnn_ecommerce.datasets import data_folder, load_benchmark
+from gnn_ecommerce.datasets import load_benchmark
 from gnn_ecommerce.evaluation import evaluate
-from gnn_ecommerce.graph import InteractionGraph, pairs_csr
+from gnn_ecommerce.graph import pairs_csr
 from gnn_ecommerce.graph_filter import GraphFilter
 from gnn_ecommerce.recommender import Popular
 from gnn_ecommerce.training import TrainingSettings, fit
 
 from benchmarks.common import RESULTS, Clock, machine, read, row, save, write
-from benchmarks.protocol import fit_final
+from benchmarks.protocol import RETAILROCKET_CHOSEN, Retailrocket, fit_final
 
 TAIL, DEFAULTS = "validation: last 10 % of each user's line", "nothing: defaults"
 FAST = dict(epochs=4, schedule="constant", eval_every=4, eval_users=5_000, filter="paths", filter_search=False, b=[0., 5., 10., 20., 30.], exclude="seen")
@@ -118,31 +117,17 @@ def lastfm():
     return rows
 
 
-def weighted_graph(events, n_users, n_items):
-    "Graph of retailrocket's events: the pipeline's `sum` weights (view .01, cart .1, purchase 1; above 1: 1 if purchased, else .5)."
-    events = events.assign(weight=events.behavior.map(dict(view=.01, cart=.1, buy=1.)), bought=events.behavior == "buy")
-    pairs = events.groupby(["user", "item"], as_index=False).agg(weight=("weight", "sum"), bought=("bought", "any"))
-    weight = np.where(pairs.weight > 1, np.where(pairs.bought, 1., .5), pairs.weight)
-    return InteractionGraph.from_arrays(pairs.user, pairs.item, weight, pairs.bought, n_users, n_items, scheme="sum")
-
-
 def retailrocket():
     "One purchase of each user held out, with every event of that pair; for choosing, the last purchase of the rest likewise."
-    folder, rows = data_folder("retailrocket"), []
-    events, held = pd.read_csv(folder / "train_events.csv"), pd.read_csv(folder / "test_buy.csv")
-    n_users, n_items = (int(max(events[c].max(), held[c].max())) + 1 for c in ("user", "item"))
-    test, graph = pairs_csr(held.user.to_numpy(), held.item.to_numpy(), (n_users, n_items)), weighted_graph(events, n_users, n_items)
-    buys = events[events.behavior == "buy"].groupby(["user", "item"], as_index=False).timestamp.min().sort_values(["user", "timestamp", "item"])
-    last = buys[buys.user.duplicated()].drop_duplicates("user", keep="last")
-    gone = events.merge(last[["user", "item"]], how="left", indicator=True)._merge.eq("both").to_numpy()  # every event of the pair, as in test_buy.csv
-    valid = pairs_csr(last.user.to_numpy(), last.item.to_numpy(), (n_users, n_items))
-    final = fit_final(graph, TrainingSettings(), holdout=(weighted_graph(events[~gone], n_users, n_items), valid))
+    data, rows = Retailrocket(), []
+    graph = data.graph(data.events)
+    final = fit_final(graph, TrainingSettings(), holdout=(data.graph(data.part), data.valid))
     print(f"retailrocket: epoch {final.best_epoch}, b {final.b:g}, {final.filter}", flush=True)
     made = {"LightGCN + graph filter, defaults": final.recommender}
     if final.b: made |= {"LightGCN + graph filter, defaults: LightGCN alone": final.recommender.embedding_part}
-    chosen = dict.fromkeys(made, "validation: last purchase of each user's training events")
+    chosen = dict.fromkeys(made, RETAILROCKET_CHOSEN)
     made |= {"most popular": Popular().fit(graph), "graph filter, paths": GraphFilter().fit(graph), "truncated SVD, d 64": SVDRecommender(64).fit(graph), "ALS, d 64": ALSRecommender().fit(graph)}
-    for name, model in made.items(): rows += scores(name, "retailrocket", [evaluate(model, test, (10,), "bought")], chosen.get(name, DEFAULTS), ("hit_rate@10", "ndcg@10"))
+    for name, model in made.items(): rows += scores(name, "retailrocket", [evaluate(model, data.test, (10,), "bought")], chosen.get(name, DEFAULTS), ("hit_rate@10", "ndcg@10"))
     return rows
 
 

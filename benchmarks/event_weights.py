@@ -1,20 +1,16 @@
 """What event weights bring: purchases alone, all events alike, weights by behaviour, recency, weighted or plain propagation, what counts as positive."""
-import ibis
 import numpy as np
-import pandas as pd
 from gnn_ecommerce.baselines import ALSRecommender
 from gnn_ecommerce.core import example_project, load_settings, read_table
-from gnn_ecommerce.datasets import data_folder
 from gnn_ecommerce.evaluation import bootstrap_ci, evaluate
-from gnn_ecommerce.graph import InteractionGraph, pairs_csr
-from gnn_ecommerce.graph_build import EventWeights, GraphBuildSettings, build_graph
+from gnn_ecommerce.graph_build import EventWeights, GraphBuildSettings
 from gnn_ecommerce.graph_filter import GraphFilter, choose_filter
 from gnn_ecommerce.recommender import Popular
 from gnn_ecommerce.training import TrainingSettings, fit
-from gnn_ecommerce.tuning import GraphMaker, on_nodes
+from gnn_ecommerce.tuning import GraphMaker
 
 from benchmarks.common import FIELDS, machine, write
-from benchmarks.protocol import fit_final
+from benchmarks.protocol import RETAILROCKET_CHOSEN, Retailrocket, fit_final
 
 MILD, STRONG = EventWeights(view=.1, cart=.3, remove_from_cart=-.3), EventWeights(view=.2, cart=.5, remove_from_cart=-.5)
 #: name -> what of graph_build differs
@@ -58,29 +54,6 @@ def table(found, dataset, split, chosen_on, metrics, against):
     return rows
 
 
-class Retailrocket:
-    "Events, one purchase of each user held out for test, and the last one of the rest, with every event of that pair, for choosing."
-    def __init__(self):
-        folder = data_folder("retailrocket")
-        events, held = pd.read_csv(folder / "train_events.csv"), pd.read_csv(folder / "test_buy.csv")
-        self.n_users, self.n_items = (int(max(events[c].max(), held[c].max())) + 1 for c in ("user", "item"))
-        self.events = pd.DataFrame(dict(user_id=events.user, product_id=events["item"], event_type=events.behavior.replace({"buy": "purchase"}),
-                                        event_time=pd.to_datetime(events.timestamp, unit="s", utc=True), price=np.nan))
-        self.test = pairs_csr(held.user.to_numpy(), held["item"].to_numpy(), (self.n_users, self.n_items))
-        buys = self.events[self.events.event_type == "purchase"].sort_values(["user_id", "event_time", "product_id"], kind="stable")
-        first = buys.drop_duplicates(["user_id", "product_id"])
-        last = first.drop_duplicates("user_id", keep="last")[["user_id", "product_id"]]
-        gone = self.events.merge(last, how="left", indicator=True)._merge.eq("both").to_numpy()
-        self.part, self.valid = self.events[~gone], pairs_csr(last.user_id.to_numpy(), last.product_id.to_numpy(), (self.n_users, self.n_items))
-        self.nodes = InteractionGraph.from_arrays([], [], n_users=self.n_users, n_items=self.n_items)
-        self.products = pd.DataFrame(dict(product_id=np.arange(self.n_items)))
-
-    def graph(self, events, **settings):
-        "The graph that stage graph_build makes of some events, on all users and items."
-        graph = build_graph(ibis.memtable(events), self.products, GraphBuildSettings(**settings))[0]
-        return on_nodes(graph, self.nodes)
-
-
 def retailrocket():
     "The graph filter and ALS on every graph, neither of them with any choice."
     data, metrics, dataset, rows = Retailrocket(), ("hit_rate@10", "ndcg@10"), "retailrocket", []
@@ -99,7 +72,6 @@ def retailrocket():
     return rows
 
 
-CHOSEN = "validation: last purchase of each user's training events, with all events of that pair"
 HYBRIDS = (REFERENCE, "all events alike", "1 / .3 / .1", "1 / .5 / .2")
 
 
@@ -115,17 +87,16 @@ def retailrocket_trained(exclude="bought"):
         print(dataset, name, f"validation {final.validation:.4f}, epoch {final.best_epoch}, b {final.b:g}, {final.filter}", flush=True)
     best = max(values, key=values.get)
     found["LightGCN + graph filter: as validation chooses"] = found[f"LightGCN + graph filter: {best}"]
-    return table(found, dataset, "test", CHOSEN, metrics, f"LightGCN + graph filter: {REFERENCE}")
+    return table(found, dataset, "test", RETAILROCKET_CHOSEN, metrics, f"LightGCN + graph filter: {REFERENCE}")
 
 
 WIDE = {"alpha": (.5, .3, 0., .66), "gamma": (.5, .84, .25), "beta": (0., .1, .2), "weighted": (True, False)}
-CANDIDATES = (REFERENCE, "all events alike", "1 / .3 / .1", "1 / .5 / .2")
 
 
 def retailrocket_chosen():
     "Weights, exponents, epoch and b all chosen on validation, for both masks, beside ALS with weights chosen likewise."
     data, metrics, rows = Retailrocket(), ("hit_rate@10", "ndcg@10"), []
-    graphs = {name: (data.graph(data.part, **GRAPHS[name]), data.graph(data.events, **GRAPHS[name])) for name in CANDIDATES}
+    graphs = {name: (data.graph(data.part, **GRAPHS[name]), data.graph(data.events, **GRAPHS[name])) for name in HYBRIDS}
     for exclude, dataset in (("bought", "retailrocket"), ("seen", "retailrocket, seen masked")):
         chosen = {n: choose_filter(g[0], data.valid, "paths", WIDE, "ndcg@10", exclude) for n, g in graphs.items()}
         best = max(chosen, key=lambda n: chosen[n][1]["ndcg@10"].max())
@@ -137,7 +108,7 @@ def retailrocket_chosen():
         found = {"ALS: weights chosen": evaluate(ALSRecommender().fit(graphs[als][1]), data.test, (10,), exclude),
                  "LightGCN + graph filter: weights and exponents chosen": evaluate(final.recommender, data.test, (10,), exclude),
                  "graph filter: weights and exponents chosen": evaluate(GraphFilter(**chosen[best][0].params).fit(graphs[best][1]), data.test, (10,), exclude)}
-        rows += table(found, dataset, "test", CHOSEN, metrics, "ALS: weights chosen")
+        rows += table(found, dataset, "test", RETAILROCKET_CHOSEN, metrics, "ALS: weights chosen")
     return rows
 
 

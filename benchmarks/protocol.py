@@ -1,14 +1,18 @@
 """How a final model is made where a data set has no validation part: choose on the last tenth of each user's line, train again on all of it."""
 from dataclasses import dataclass, field
 
+import ibis
 import numpy as np
 import pandas as pd
 from gnn_ecommerce.core import DataError
-from gnn_ecommerce.datasets import temporal_holdout
+from gnn_ecommerce.datasets import data_folder, temporal_holdout
+from gnn_ecommerce.graph import InteractionGraph, pairs_csr
+from gnn_ecommerce.graph_build import GraphBuildSettings, build_graph
 from gnn_ecommerce.graph_filter import GraphFilter, HybridRecommender
 from gnn_ecommerce.lightgcn import LightGCNRecommender
 from gnn_ecommerce.recommender import Recommender
 from gnn_ecommerce.training import Trainer, TrainingSettings, fit
+from gnn_ecommerce.tuning import on_nodes
 
 from benchmarks.common import Clock
 
@@ -49,3 +53,28 @@ def fit_final(graph, settings: TrainingSettings, fraction=.1, holdout=None):
     seconds |= dict(retrain=again.wall, retrain_cpu=again.cpu)
     return Final(model, chosen.best_epoch, b, params, chosen.best_value, seconds, chosen.history.assign(seconds=times))
 
+
+RETAILROCKET_CHOSEN = "validation: last purchase of each user's training events, with all events of that pair"
+
+
+class Retailrocket:
+    "Events, one purchase of each user held out for test, and the last one of the rest, with every event of that pair, for choosing."
+    def __init__(self):
+        folder = data_folder("retailrocket")
+        events, held = pd.read_csv(folder / "train_events.csv"), pd.read_csv(folder / "test_buy.csv")
+        self.n_users, self.n_items = (int(max(events[c].max(), held[c].max())) + 1 for c in ("user", "item"))
+        self.events = pd.DataFrame(dict(user_id=events.user, product_id=events["item"], event_type=events.behavior.replace({"buy": "purchase"}),
+                                        event_time=pd.to_datetime(events.timestamp, unit="s", utc=True), price=np.nan))
+        self.test = pairs_csr(held.user.to_numpy(), held["item"].to_numpy(), (self.n_users, self.n_items))
+        buys = self.events[self.events.event_type == "purchase"].sort_values(["user_id", "event_time", "product_id"], kind="stable")
+        first = buys.drop_duplicates(["user_id", "product_id"])
+        last = first.drop_duplicates("user_id", keep="last")[["user_id", "product_id"]]
+        gone = self.events.merge(last, how="left", indicator=True)._merge.eq("both").to_numpy()
+        self.part, self.valid = self.events[~gone], pairs_csr(last.user_id.to_numpy(), last.product_id.to_numpy(), (self.n_users, self.n_items))
+        self.nodes = InteractionGraph.from_arrays([], [], n_users=self.n_users, n_items=self.n_items)
+        self.products = pd.DataFrame(dict(product_id=np.arange(self.n_items)))
+
+    def graph(self, events, **settings):
+        "The graph that stage graph_build makes of some events, on all users and items."
+        graph = build_graph(ibis.memtable(events), self.products, GraphBuildSettings(**settings))[0]
+        return on_nodes(graph, self.nodes)

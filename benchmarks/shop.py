@@ -27,7 +27,7 @@ def costs_of(events, folder):
     apply_overlay(dict(sample_data=dict(events=events, items=None)), project / "params.yaml")
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = str(project)  # the clone's package, whichever one is installed
-    try: run_pipeline(project, STAGES[-1])
+    try: run_pipeline(project)
     finally: os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
     costs = stage_costs(project)
     if list(costs.stage) != list(STAGES): raise GnnEcommerceError(f"expected the costs of {', '.join(STAGES)}, found {', '.join(costs.stage)}")

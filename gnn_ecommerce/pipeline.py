@@ -395,12 +395,13 @@ def _change_params(root: Path, overlay: dict, console: Console):
         undo = f'cp {saved.relative_to(root)} params.yaml'
     console.print(f'  To undo: {undo}\n', markup=False, highlight=False)
 
-# %% ../nbs/05a_pipeline.ipynb #d6cc3da1
+# %% ../nbs/05a_pipeline.ipynb #077771df
 def run_pipeline(
     root: str|Path,          # the project
-    targets: tuple[str, ...] = ('explainability', 'bundle'), # stages to run; those that they need run first
+    targets: str|tuple[str, ...] = ('explainability', 'bundle'), # stages to run; those that they need run first
 ):
     "`dvc repro` of some stages and what they need. Raises `StageFailed` with the failing stage's own reason."
+    targets = (targets,) if isinstance(targets, str) else targets
     fd, reason = tempfile.mkstemp(prefix='gnn_ecommerce_', suffix='.txt')
     os.close(fd)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')])
@@ -460,7 +461,7 @@ def tune(
     if not _has_extra('tuning'): raise SettingsError("tune: expected the package optuna, found it missing: pip install -e '.[tune]', or use make tune, which does that")
     if budget: importlib.import_module('gnn_ecommerce.tuning').seconds_of(budget)
     _prepare(root, events, overlay, console)
-    run_pipeline(root, (SIDE_STAGES['tuning'],))
+    run_pipeline(root, SIDE_STAGES['tuning'])
     run_notebook(root/'nbs'/'04a_tuning.ipynb', root/'reports'/'notebooks'/'04a_tuning.ipynb', {'params': str(root/'params.yaml'), 'budget': budget})
 
 # %% ../nbs/05a_pipeline.ipynb #ef49ab9d

@@ -100,3 +100,25 @@ def test_accuracy_figures_in_the_readme_are_those_of_the_files():
     known = {f"{r['value']:.4f}"[1:] for s in SUITES for r in load(s)["rows"] if r["split"]}
     for figure in re.findall(r"(?<![\w.])0?(\.\d{4})(?!\d)", (ROOT / "README.md").read_text(encoding="utf8")):
         assert figure in known, f"README.md: expected {figure} in a result file"
+
+
+def test_whole_shop_runs_every_stage_and_reads_what_each_took(tmp_path, monkeypatch):
+    import subprocess
+
+    from benchmarks import shop
+    from gnn_ecommerce import pipeline
+    calls = []
+    def clone(folder): folder.mkdir(); (folder / "params.yaml").write_text("sample_data:\n  events: 1\n  items: 5\n"); return folder
+    def run(command, cwd, **more):
+        calls.append(command[command.index("repro") + 1:])
+        (cwd / "reports" / "notebooks").mkdir(parents=True)
+        for n, stage in enumerate(shop.STAGES, 1):
+            nb = nbformat.v4.new_notebook(metadata={"papermill": {"duration": float(n), "peak_gb": n / 10}})
+            nbformat.write(nb, cwd / "reports" / "notebooks" / f"0{n}_{stage}.ipynb")
+        return subprocess.CompletedProcess(command, 0)
+    monkeypatch.setattr(shop, "clone", clone)
+    monkeypatch.setattr(pipeline.subprocess, "run", run)
+    rows = shop.rows_of("some", shop.costs_of(4000, tmp_path / "shop"))
+    assert calls == [["explainability", "bundle"]] and "events: 4000" in (tmp_path / "shop" / "params.yaml").read_text()
+    assert {(r["name"], r["metric"]): r["value"] for r in rows if r["name"] in ("data_prep", "total")} == {
+        ("data_prep", "seconds"): 2, ("data_prep", "peak_gb"): 0.2, ("total", "seconds"): 28, ("total", "peak_gb"): 0.7}
