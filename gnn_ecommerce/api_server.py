@@ -238,7 +238,7 @@ class Shop:
         await self.recorder.stop()
         await self.model.close()
 
-# %% ../nbs/10_api_server.ipynb #326f8d83
+# %% ../nbs/10_api_server.ipynb #10770cee
 @patch
 async def _keep_popular(self: Shop):
     "Look now and then at what is popular, for the time when the model server is away."
@@ -251,14 +251,16 @@ async def _keep_popular(self: Shop):
 @patch
 async def look_at_popular(self: Shop, k: int = 200):
     "Popular products of the model server; until it has answered once, those of the store."
-    if not self.fallback.items and self.recorder.up:
-        found = await self.recorder._ask(5, self.recorder.store.popular, k)
-        self.fallback.products = [self.model_id(p, 'product') for p in found]
-    items = (await self.model.recommend([Request(k=k)])).results[0].items
-    await self.look_at_ids()
+    try: items = (await self.model.recommend([Request(k=k)])).results[0].items
+    except ModelDown:
+        if not self.fallback.items and not self.fallback.products and self.recorder.up:
+            found = await asyncio.to_thread(self.recorder.store.popular, k)
+            self.fallback.products = [self.model_id(p, 'product') for p in found]
+        raise
     if items and items != self.fallback.items:
         self.fallback.items = items
         with contextlib.suppress(Exception), atomic_path(self.popular_file) as tmp: tmp.write_bytes(msgspec.json.encode(items))
+    await self.look_at_ids()
 
 @patch
 async def look_at_ids(self: Shop):
@@ -348,7 +350,7 @@ class Guard:
             return found
         return Depends(check)
 
-# %% ../nbs/10_api_server.ipynb #341c3cae
+# %% ../nbs/10_api_server.ipynb #e2acabb6
 def _problem(request: HttpRequest, status: int, detail: str, headers: dict|None = None, **more) -> JSONResponse:
     return JSONResponse(problem(status, detail, request.scope['note'].request_id, **more), status, headers, media_type=PROBLEM)
 
@@ -364,6 +366,7 @@ def _add_errors(app: FastAPI):
     app.add_exception_handler(StarletteHTTPException, lambda r, e: _problem(r, e.status_code, str(e.detail), e.headers))
     app.add_exception_handler(ProblemError, lambda r, e: _problem(r, e.status, e.detail))
     app.add_exception_handler(DataError, lambda r, e: _problem(r, 422, str(e)))
+    app.add_exception_handler(Exception, lambda r, e: _problem(r, 500, 'an error that should not be: report it with this id'))
     for kind in (StoreDown, SpoolFull): app.add_exception_handler(kind, lambda r, e: _problem(r, 503, 'expected the database or room on disk, found neither: send it again', {'Retry-After': '5'}))
 
 # %% ../nbs/10_api_server.ipynb #67cc2041

@@ -365,7 +365,7 @@ def check_all(con: ibis.BaseBackend, sources: list[Source], settings: DataPrepSe
         if (found := kinds_found(counts, asked)) == kinds: return kinds, checked, counts
         kinds = found
 
-# %% ../nbs/01_data_prep.ipynb #389f4d72
+# %% ../nbs/01_data_prep.ipynb #1a7f6b7b
 FORGET = '.forget'
 
 def forgotten(settings: DataPrepSettings, paths: ProjectPaths) -> list[str]:
@@ -375,6 +375,8 @@ def forgotten(settings: DataPrepSettings, paths: ProjectPaths) -> list[str]:
     if not path.is_file(): return []
     try: ids = [json.loads(line) for line in path.read_text(encoding='utf8').splitlines() if line.strip()]
     except ValueError: raise DataError(f'expected one JSON text a line in {path}, found something else: write it again with the export of events') from None
+    wrong = next((o for o in ids if isinstance(o, bool) or not isinstance(o, (str, int))), None)
+    if wrong is not None or None in ids: raise DataError(f'expected one id a line in {path}, found {wrong!r}: write it again with the export of events')
     return [str(o) for o in ids]
 
 def leave_out(

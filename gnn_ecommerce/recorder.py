@@ -20,7 +20,7 @@ from .core import DataError, atomic_path
 from .spool import Spool, SpoolFull
 from .stores import Added, ApiKey, Event, History, Served, Store, StoreDown, check_id
 
-# %% ../nbs/09b_recorder.ipynb #68436c4a
+# %% ../nbs/09b_recorder.ipynb #4a1dad73
 Operation = Event | Served | str # a text is the id of a customer to delete
 
 def to_json(op: Operation) -> dict:
@@ -36,24 +36,25 @@ def from_json(record: dict) -> Operation:
     return cls(**{**value, when: datetime.fromisoformat(value[when]), **({} if cls is Event else {'model_version': value.get('model_version')})})
 
 def apply(store: Store, ops: Iterable[Operation]) -> Added:
-    "Put operations into the store, in order; runs of one kind in one transaction. Doing it again does no harm."
+    "Put operations into the store: between two deletions, all events in one transaction and all lists in another. Doing it again does no harm."
     total, new, refused = [0, 0, 0], frozenset(), frozenset()
-    for kind, group in itertools.groupby(ops, type):
-        if kind is Event:
-            done = store.add_events(group)
+    for deletions, group in itertools.groupby(ops, lambda op: isinstance(op, str)):
+        group = list(group)
+        if deletions:
+            for user in group: store.delete_customer(user)
+            continue
+        if found := [op for op in group if isinstance(op, Event)]:
+            done = store.add_events(found)
             total = [a+b for a, b in zip(total, (done.added, done.duplicates, done.ignored))]
             new, refused = new | done.new, refused | done.refused
-        elif kind is Served: store.add_served(group)
-        else:
-            for user in group: store.delete_customer(user)
+        if found := [op for op in group if isinstance(op, Served)]: store.add_served(found)
     return Added(*total, new, refused)
 
-# %% ../nbs/09b_recorder.ipynb #58b6f722
+# %% ../nbs/09b_recorder.ipynb #07ee4a7a
 class Overlay:
-    "What customers did since the database went away."
-    def __init__(self, limit: int = 100_000): # customers
+    "What customers did lately, whether or not the database knows it."
+    def __init__(self, limit: int = 100_000): # customers, the last ones to do something
         self.limit, self.users, self.deleted = limit, OrderedDict(), set()
-    def clear(self): self.users.clear(); self.deleted.clear()
 
     def add(self, ops: Iterable[Operation]):
         for op in ops:
@@ -75,7 +76,7 @@ class Overlay:
         seen = {p: kind for p, (b, kind) in new.items() if not b} | {p: kind for p, kind in history.seen if p not in new}
         return History(False, bought, tuple((p, kind) for p, kind in seen.items() if p not in bought))
 
-# %% ../nbs/09b_recorder.ipynb #75e46778
+# %% ../nbs/09b_recorder.ipynb #7263b8a8
 class Recorder:
     "Writes behind a server's back, and knows what the store would say when it is away."
     def __init__(self,
@@ -92,7 +93,7 @@ class Recorder:
         self.snapshot = Path(folder)/'snapshot.json'
         self.keys: dict[str, ApiKey]|None = None # None: not known yet
         self.deleted: set[str] = set()
-        self.up, self.stopping = True, False
+        self.up, self.stopping, self._piece = True, False, 2000 # records of a piece of the replay
         self.counts = dict.fromkeys(('stored', 'duplicates', 'ignored', 'spooled', 'replayed', 'set_aside', 'served_lost'), 0)
         self._last: OrderedDict[str, History] = OrderedDict()
         self._threads = ThreadPoolExecutor(12, thread_name_prefix='store')
@@ -107,7 +108,7 @@ class Recorder:
 
     async def _spool(self, work, *args): return await asyncio.get_running_loop().run_in_executor(self._disk, functools.partial(work, *args))
 
-# %% ../nbs/09b_recorder.ipynb #586c44eb
+# %% ../nbs/09b_recorder.ipynb #70a2ff28
 @patch
 async def start(self: Recorder):
     "Read what was left in the spool, keys and deletions, and begin to write."
@@ -127,7 +128,7 @@ async def _refresh(self: Recorder):
     "Look at keys and deletions, and keep them in a file for a start without the database."
     def look(): return self.store.keys(), set(self.store.deleted())
     keys, deleted = await self._ask(self.write_patience, look)
-    self.up = True
+    self.up, deleted = True, deleted | self.deleted # a deletion is never undone, also not by a look that began before it
     if (keys, deleted) != (self.keys, self.deleted):
         self.keys, self.deleted = keys, deleted
         await self._spool(self._save_snapshot)
@@ -181,7 +182,7 @@ def record_later(self: Recorder, op: Served):
     try: self._queue.put_nowait(([op], done))
     except asyncio.QueueFull: done.cancel(); self.counts['served_lost'] += 1
 
-# %% ../nbs/09b_recorder.ipynb #3ad680f9
+# %% ../nbs/09b_recorder.ipynb #eaefa293
 @patch
 async def _write_loop(self: Recorder):
     while True:
@@ -202,6 +203,7 @@ async def _write(self: Recorder, batch):
         try:
             result = await self._ask(self.write_patience, apply, self.store, [op for ops, _ in batch for op in ops])
             self._count(result)
+            self.overlay.add(op for ops, _ in batch for op in ops if not isinstance(op, Event) or op.event_id in result.new)
             for done, part in _parts(batch, result):
                 if not done.done(): done.set_result(('stored', part))
             return
@@ -237,27 +239,30 @@ def _unexpected(err: Exception):
     frame = traceback.extract_tb(err.__traceback__)[-1]
     logging.getLogger('gnn_ecommerce.api').error(json.dumps({'level': 'error', 'event': 'failed', 'error': type(err).__name__, 'at': f'{frame.filename.rsplit("/", 1)[-1]}:{frame.lineno}'}))
 
-# %% ../nbs/09b_recorder.ipynb #5b5d9f45
+# %% ../nbs/09b_recorder.ipynb #58ffd90b
 @patch
 async def _replay(self: Recorder):
-    "The spool's first records into the store."
-    records, size = await self._spool(self.spool.peek, 2000)
+    "The spool's first records into the store; fewer of them where the store did not take so many in time."
+    records, size = await self._spool(self.spool.peek, self._piece)
     ops = [_operation(r) for r in records]
     good = [op for op in ops if op is not None]
     try: self._count(await self._ask(self.write_patience, apply, self.store, good))
+    except StoreDown: self._piece = max(20, self._piece//2); raise
     except DataError: # one by one, to find out which
         for op in good:
             try: self._count(await self._ask(self.write_patience, apply, self.store, [op]))
-            except DataError: await self._spool(self._set_aside, op)
+            except DataError: self.counts['set_aside'] += 1; await self._spool(self._keep, to_json(op))
     await self._spool(self.spool.done, len(records), size)
     self.counts['replayed'] += len(good)
     self.counts['set_aside'] += len(records)-len(good)
-    if not len(self.spool): self.overlay.clear()
+    for record, op in zip(records, ops):
+        if op is None and record is not None: await self._spool(self._keep, record)
+    self._piece = min(2000, 2*self._piece)
 
 @patch
-def _set_aside(self: Recorder, op: Operation):
-    self.counts['set_aside'] += 1
-    with open(self.spool.folder/'refused.jsonl', 'a') as f: f.write(json.dumps(to_json(op))+'\n')
+def _keep(self: Recorder, record: dict):
+    "A record that cannot be stored, where a person can look at it."
+    with open(self.spool.folder/'refused.jsonl', 'a') as f: f.write(json.dumps(record)+'\n')
 
 # %% ../nbs/09b_recorder.ipynb #08499c5f
 @patch

@@ -289,7 +289,7 @@ def _upsert_interactions(self: Store, con: sa.Connection, rows: list[dict]):
     insert = insert.on_conflict_do_update(index_elements=['user_id', 'product_id'], set_={'bought': sa.or_(t.bought, new.bought), 'at': later('at'), 'event_type': later('event_type')})
     for part in _chunks(rows): con.execute(insert, part)
 
-# %% ../nbs/09_stores.ipynb #a055a32c
+# %% ../nbs/09_stores.ipynb #8d8403a5
 @patch
 def _among(self: Store, con: sa.Connection, column: sa.Column, values: Iterable[str]) -> set[str]:
     "Which of the values a column holds."
@@ -306,7 +306,9 @@ def add_events(self: Store, batch: Iterable[Event]) -> Added:
     def work(con):
         self._share_lock(con)
         deleted = self._among(con, deleted_customers.c.user_id, (e.user_id for e in batch))
-        unique = {e.event_id: e for e in batch if e.user_id not in deleted}
+        unique = {}
+        for e in batch:
+            if e.user_id not in deleted: unique.setdefault(e.event_id, e) # the first one counts
         refused, now, added = [e.event_id for e in batch if e.user_id in deleted], datetime.now(UTC), set()
         insert = self._insert(events).on_conflict_do_nothing(index_elements=['event_id']).returning(events.c.event_id)
         for part in _chunks([{**asdict(e), 'stored_at': now} for e in unique.values()]): added |= set(con.execute(insert, part).scalars())
