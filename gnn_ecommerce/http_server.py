@@ -64,13 +64,13 @@ def problem(
     "An error as an answer."
     return err.status, encode(err.problem(instance)), b'application/problem+json', err.headers
 
-# %% ../nbs/07c_http_server.ipynb #c35caf8b
+# %% ../nbs/07c_http_server.ipynb #89076d23
 class HttpConnection(asyncio.Protocol):
     "One client. Requests are handled one at a time; further ones wait."
     def __init__(self, server: HttpServer):
         self.server, self.limits, self.transport = server, server.limits, None
         self.parser, self.waiting = httptools.HttpRequestParser(self), deque()
-        self.closing = self.arriving = self.paused = False
+        self.closing = self.arriving = self.paused = self.handling = False
         self.current, self.since, self.stuck = None, server.now, 0. # request in hand; since when it arrives, is answered, or none is there; since when the client takes nothing
         self._clear()
 
@@ -141,17 +141,23 @@ def on_message_complete(self):
 
 for _f in (on_message_begin, on_url, on_header, on_headers_complete, on_body, on_message_complete, _too_large): setattr(HttpConnection, _f.__name__, _f)
 
-# %% ../nbs/07c_http_server.ipynb #b5d479a5
+# %% ../nbs/07c_http_server.ipynb #aa8963f9
 def _go_on(self):
     "Handle what waits, until something is not answered at once."
-    while self.waiting and self.current is None and not self.closing:
-        request = self.current = self.waiting.popleft()
-        self.since, self.server.requests = self.server.now, self.server.requests+1
-        def respond(status, body, kind=b'application/json', headers=None, request=request): self._answer(request, status, body, kind, headers)
-        try: self.server.handler(request, respond)
-        except ProblemError as err: respond(*problem(err))
-        except Exception as err: self.server.failed(request, err); respond(*problem(ProblemError(500, 'something went wrong; it is in the log')))
+    if self.handling: return # an answer within the loop below, which goes on by itself
+    self.handling = True
+    try:
+        while self.waiting and self.current is None and not self.closing: self._handle(self.waiting.popleft())
+    finally: self.handling = False
     if self.paused and len(self.waiting) < self.limits.pipelined and not self.closing: self.paused = False; self.transport.resume_reading()
+
+def _handle(self, request):
+    "Give a request to the handler."
+    self.current, self.since, self.server.requests = request, self.server.now, self.server.requests+1
+    def respond(status, body, kind=b'application/json', headers=None): self._answer(request, status, body, kind, headers)
+    try: self.server.handler(request, respond)
+    except ProblemError as err: respond(*problem(err))
+    except Exception as err: self.server.failed(request, err); respond(*problem(ProblemError(500, 'something went wrong; it is in the log')))
 
 def _answer(self, request, status, body, kind, headers):
     "Write an answer; a second one, or one that comes too late, is dropped."
@@ -161,10 +167,10 @@ def _answer(self, request, status, body, kind, headers):
     self.current, self.since = None, self.server.now
     self.server.answered(request, status)
     if last: self._end()
-    elif self.waiting and not self.server.inside: self._go_on()
+    else: self._go_on()
 
 def refuse(self, err: ProblemError):
-    "Answer with an error and close, after what is in hand."
+    "Answer with an error and close at once; what is in hand gets no other answer."
     if self.closing: return
     self.transport.write(response(*problem(err), close=True))
     self.server.refused(err.status)
@@ -190,9 +196,9 @@ def check(self, now: float):
         if t > limits.receive: self.refuse(ProblemError(408, f'request: expected all of it within {limits.receive:g} s, found a part'))
     elif t > limits.idle: self.transport.close()
 
-for _f in (_go_on, _answer, refuse, _end, check): setattr(HttpConnection, _f.__name__, _f)
+for _f in (_go_on, _handle, _answer, refuse, _end, check): setattr(HttpConnection, _f.__name__, _f)
 
-# %% ../nbs/07c_http_server.ipynb #46b2ce98
+# %% ../nbs/07c_http_server.ipynb #703dfd81
 class HttpServer:
     "Serves a handler on sockets of the current event loop."
     def __init__(self,
@@ -202,7 +208,7 @@ class HttpServer:
         failed: Callable = lambda request, err: None, # told of an exception in the handler
     ):
         self.handler, self.limits, self.answered, self.failed = handler, limits, answered, failed
-        self.connections, self.requests, self.stopping, self.inside = set(), 0, False, False
+        self.connections, self.requests, self.stopping = set(), 0, False
         self.now, self.servers, self.loop, self.refusals = time.monotonic(), [], None, 0
 
     def refused(self, status: int): self.refusals += 1; self.answered(None, status)
@@ -227,7 +233,7 @@ class HttpServer:
         "No new connections; requests in hand are answered; then all are closed."
         self.stopping, end = True, time.monotonic()+seconds
         for s in self.servers: s.close()
-        while any(c.current is not None or (c.arriving and not c.closing) for c in self.connections) and time.monotonic() < end: await asyncio.sleep(.02)
+        while any(c.current is not None or (c.arriving and not c.closing) or c.transport.get_write_buffer_size() for c in self.connections) and time.monotonic() < end: await asyncio.sleep(.02)
         self.sweeper.cancel()
         for c in list(self.connections): c.transport.close()
         await asyncio.sleep(0)
