@@ -70,7 +70,7 @@ new: $(VENV)/.full ## a new notebook from the template: make new N=08 NAME=model
 lock: $(VENV)/.full ## write requirements.lock from the environment as it is
 	@$(BIN)/python tools/notebooks.py lock
 
-monitor: $(VENV)/.full ## how what is live is doing: ARGS='--database sqlite:///data/shop.db --html reports/monitoring.html'
+monitor: $(VENV)/.full ## how what is live is doing: ARGS='--project . --html reports/monitoring.html'
 	@$(BIN)/python -m gnn_ecommerce.cli monitor $(ARGS)
 
 clean: ## remove what the site and the tests left; data, models and the environment stay

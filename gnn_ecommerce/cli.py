@@ -20,8 +20,8 @@ from .core import GnnEcommerceError, IdMap, ProjectPaths, UnknownIdError, projec
 
 # %% auto #0
 __all__ = ['app', 'Project', 'Json', 'Basket', 'Exclude', 'bundle_app', 'Which', 'keys_app', 'events_app', 'Database', 'command',
-           'say', 'columns', 'Trained', 'open_project', 'as_ids', 'read_basket', 'Wish', 'list_of', 'folded', 'result',
-           'recommend', 'explained', 'explain', 'find_bundle', 'bundle_build', 'bundle_list', 'bundle_verify',
+           'say', 'columns', 'Trained', 'open_project', 'as_ids', 'read_basket', 'Wish', 'list_of', 'basket_rows',
+           'result', 'recommend', 'explained', 'explain', 'find_bundle', 'bundle_build', 'bundle_list', 'bundle_verify',
            'bundle_diff', 'bundle_activate', 'store_address', 'open_store', 'keys_create', 'keys_list', 'keys_revoke',
            'events_export', 'monitored', 'monitor', 'report', 'serve', 'main']
 
@@ -115,7 +115,7 @@ class Trained:
         from gnn_ecommerce.inference import read_val
         return read_val(self.paths.processed/'val.parquet', self.graph)[0]
 
-# %% ../nbs/12_cli.ipynb #7068d0c8
+# %% ../nbs/12_cli.ipynb #11faef01
 def open_project(
     folder: Path|None, # of the project; None: found from the current one
 ) -> Trained:
@@ -130,8 +130,10 @@ def as_ids(
     "Typed ids as the graph has them. Raises `UnknownIdError` where an integer is expected and none was typed."
     texts = list(texts)
     if ids.is_text: return texts
-    try: return [int(t) for t in texts]
-    except ValueError: raise UnknownIdError(f'{what}: expected integers as in the events, found {next(t for t in texts if not t.lstrip("-").isdigit())!r}') from None
+    def parsed(text):
+        try: return int(text)
+        except ValueError: raise UnknownIdError(f'{what}: expected integers as in the events, found {text!r}') from None
+    return [parsed(t) for t in texts]
 
 def read_basket(
     typed: list[str]|None, # 'ID', 'ID:EVENT', several with commas between
@@ -144,7 +146,7 @@ def read_basket(
     items = shop.graph.item_ids.encode(as_ids([p for p, _ in split], shop.graph.item_ids, 'product'))
     return [(int(i), e) for i, (_, e) in zip(items, split)]
 
-# %% ../nbs/12_cli.ipynb #f3105f36
+# %% ../nbs/12_cli.ipynb #54493844
 @dataclass
 class Wish:
     "What a list shall be like."
@@ -164,25 +166,28 @@ def list_of(
     user = int(shop.graph.user_ids.encode([customer], unknown='mask')[0]) if customer is not None else -1
     allowed = np.flatnonzero(shop.catalogue.allowed(wish.filters))
     if user < 0 and not basket: return (*_popular(shop, wish), None)
-    who = folded(shop, user, basket) if basket else shop.scorer.customers(np.array([user]))
+    rows = basket_rows(shop, basket)
+    who = shop.scorer.fold_in(rows, np.array([user])) if basket else shop.scorer.customers(np.array([user]))
     mask = exclusion(who.history, 'seen' if wish.exclude == 'bought' and user < 0 else wish.exclude)
     since = shop.bought_since[[user]] if user >= 0 and wish.exclude != 'none' else None
-    mask = since if mask is None else mask if since is None else mask.astype(bool)+since
-    if basket and wish.content_weight: items, scores = _blended(shop, who, mask, allowed, wish)
+    masks = [m for m in (mask, since, rows.csr('weight') if basket and wish.exclude != 'none' else None) if m is not None] # what is in the basket is not recommended
+    mask = sum((m.astype(bool) for m in masks[1:]), masks[0].astype(bool)) if masks else None
+    weight = wish.content_weight if basket else 0.
+    if weight: items, scores = _blended(shop, who, rows, mask, allowed, wish)
     else: items, scores = (o[0] for o in shop.scorer.best(who, wish.k, mask, allowed.astype(np.int32))) if len(allowed) else (np.zeros(0, np.int32), np.zeros(0))
-    return 'model' if not basket else 'fold_in', items[items >= 0], scores[items >= 0], who
+    return 'content' if weight == 1 else 'model' if user >= 0 else 'fold_in', items[items >= 0], scores[items >= 0], who
 
-def folded(shop: Trained, user: int, basket: list[tuple[int, str]]) -> Any: # `Customers`
-    "A basket, added to what is known of a customer (user index, or -1)."
+def basket_rows(shop: Trained, basket: list[tuple[int, str]]) -> Any: # `History` of one row
+    "A basket with the weights that its events have in the graph."
     from gnn_ecommerce.fold_in import EdgeRule, basket_history
     rule = EdgeRule(shop.scheme.get('scheme', 'sum'), shop.scheme.get('weights'))
-    return shop.scorer.fold_in(basket_history([basket], rule, shop.graph.n_items, shop.scorer.history.event_types), np.array([user]))
+    return basket_history([basket], rule, shop.graph.n_items, shop.scorer.history.event_types)
 
-def _blended(shop, who, mask, allowed, wish) -> tuple[np.ndarray, np.ndarray]:
+def _blended(shop, who, rows, mask, allowed, wish) -> tuple[np.ndarray, np.ndarray]:
     "The list of a basket with content in the score."
     from gnn_ecommerce.catalogue import blend
     from gnn_ecommerce.recommender import topk
-    scores = blend(shop.scorer.scores(who), shop.catalogue.content_scores(who.history.csr('weight')), wish.content_weight)
+    scores = blend(shop.scorer.scores(who), shop.catalogue.content_scores(rows.csr('weight')), wish.content_weight)
     at, values = (o[0] for o in topk(scores[:, allowed], wish.k, None if mask is None else mask[:, allowed])) if len(allowed) else (np.zeros(0, int), np.zeros(0))
     return np.where(at >= 0, allowed[at], -1), values
 
@@ -387,7 +392,7 @@ def _diff_text(d: dict) -> str:
     s = d['lists']
     return '\n'.join(lines+([f'lists of {s["customers"]:,} customers: {s["same"]:.1%} of the first {s["k"]} products are the same, {s["same_first"]:.1%} have the same first product'] if s['customers'] else []))
 
-# %% ../nbs/12_cli.ipynb #abe40753
+# %% ../nbs/12_cli.ipynb #ad51ea2a
 @command(bundle_app, 'activate')
 def bundle_activate(
     bundle: Annotated[str, typer.Argument(help="Hash of a bundle in the server's folder, or 'latest'; 'previous' is a rollback (from this project's pointer).", metavar='BUNDLE')],
@@ -409,13 +414,12 @@ def bundle_activate(
 
 def _point(pointer: Path, name: str, share: float, project: Path|None) -> dict:
     "Write the pointer, if the bundle is whole."
-    from gnn_ecommerce.bundle import open_bundle, read_pointer
+    from gnn_ecommerce.bundle import bundle_path, open_bundle, pointed, read_pointer
     from gnn_ecommerce.core import write_json
-    open_bundle(find_bundle(name, project))
+    open_bundle(bundle_path(ProjectPaths(project_root(project)).bundles, name))
     now = read_pointer(pointer) or {'active': None, 'canary': None, 'share': 0., 'previous': None}
     if share < 1 and now['active'] is None: raise GnnEcommerceError('expected a bundle that is served beside the canary, found none: activate one for all customers first')
-    if share == 1: new = {'active': name, 'canary': None, 'share': 0., 'previous': now['active'] if now['active'] != name else now['previous']}
-    else: new = now | {'canary': name if share > 0 else None, 'share': share}
+    new = pointed(now, name, share)
     write_json(new, pointer)
     return new
 
@@ -527,7 +531,7 @@ def _monitored_text(r: dict) -> str:
         if r[name]: lines += ['', name, columns([list(row.values()) for row in r[name]], list(r[name][0]))]
     return '\n'.join(lines)
 
-# %% ../nbs/12_cli.ipynb #810465e8
+# %% ../nbs/12_cli.ipynb #cde19020
 @command(app, 'monitor')
 def monitor(
     database: Database = None,
@@ -541,7 +545,7 @@ def monitor(
 ):
     """How what is live is doing: sources, clicks, purchases, coverage, drift, backlog. Exit code 3 if somebody should look.
 
-    gnn-ecommerce monitor --database sqlite:///data/shop.db --project . --html reports/monitoring.html
+    gnn-ecommerce monitor --project . --html reports/monitoring.html
     """
     found = monitored(database, days, window_hours, project, spool, exported)
     if html is not None: found['report'] = str(report(html, database, days, window_hours, project, spool, exported))

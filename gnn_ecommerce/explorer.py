@@ -72,7 +72,7 @@ export default { render };
     def __init__(self, label: str): super().__init__(label=label)
     def show(self, fig): self.figure = fig.to_json()
 
-# %% ../nbs/06e_explorer.ipynb #c4ae5d95
+# %% ../nbs/06e_explorer.ipynb #904aac4a
 ROWS_SCRIPT = """
 function make(tag, more, ...inside) { const e = Object.assign(document.createElement(tag), more); e.append(...inside); return e; }
 function render({model, el}) {
@@ -83,8 +83,8 @@ function render({model, el}) {
       : make('td', {}, make('button', {type: 'button', className: 'gx-pick'}, text), ...(r.detail ? [make('div', {className: 'gx-dim'}, r.detail)] : [])));
     const line = make('tr', {}, ...cells);
     line.dataset.key = r.key; line.setAttribute('aria-selected', chosen); line.querySelector('.gx-pick').setAttribute('aria-current', chosen);
-    line.addEventListener('click', () => send({kind: 'choose'}));
-    if (model.get('toggle')) {
+    if (r.key !== null) line.addEventListener('click', () => send({kind: 'choose'})); // a line such as 'and 600 earlier products' is there to be read
+    if (model.get('toggle') && r.key !== null) {
       const button = make('button', {type: 'button', className: 'gx-toggle'}, model.get('toggle'));
       button.setAttribute('aria-pressed', !!r.on); button.setAttribute('aria-label', model.get('toggle') + ': ' + r.cells[main]);
       button.addEventListener('click', e => { e.stopPropagation(); send({kind: 'toggle'}); });

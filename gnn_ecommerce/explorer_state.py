@@ -310,7 +310,7 @@ def timeline(self: ExplorerState) -> pd.DataFrame: # event_time, event_type, ite
     names = {int(i): short_name(g, int(i)) for i in np.unique(item[item >= 0])}
     return rows.assign(item=item, name=[names.get(int(i), f'product {p}') for i, p in zip(item, rows.product_id)])
 
-# %% ../nbs/06c_explorer_state.ipynb #841d894c
+# %% ../nbs/06c_explorer_state.ipynb #5d34f81b
 @patch
 def recommendations(self: ExplorerState) -> pd.DataFrame: # rank, columns of `facts`, score, reason, rank_before (0: it was not in the list), score_before
     "The customer's list, best first."
@@ -331,7 +331,7 @@ def _list(self: ExplorerState) -> pd.DataFrame:
 def _popular(self: ExplorerState) -> tuple[np.ndarray, np.ndarray]: # int (k,), float (k,)
     "What is recommended to somebody of whom nothing is known, without what he bought."
     mine = self.own_outside()
-    mine = mine[mine.bought] if self.exclude == 'bought' else mine
+    mine = mine[mine.bought] if self.exclude == 'bought' else mine[:0] if self.exclude == 'none' else mine
     known = self.graph.item_ids.encode(mine.product_id.to_numpy(), unknown='mask')
     known = np.unique(known[known >= 0])
     mask = sp.csr_array((np.ones(len(known), bool), known, np.array([0, len(known)])), shape=(1, self.graph.n_items))

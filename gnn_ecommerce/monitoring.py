@@ -327,7 +327,7 @@ def drift(
         rows.append(dict(variable=name, events=len(events), psi=psi, chance=chance, level=level, most=f'{most.bin}: {most.training:.1%} to {most.live:.1%}' if level != 'ok' else ''))
     return pd.DataFrame(rows).set_index('variable')
 
-# %% ../nbs/11_monitoring.ipynb #bb5bfaa2
+# %% ../nbs/11_monitoring.ipynb #ee8700f4
 def backlog(
     events: pd.DataFrame,            # from `read_store`
     spool: str|Path|None = None,     # folder of the API server's spool; None: not looked at
@@ -346,7 +346,7 @@ def backlog(
     if exported is not None:
         last = _last_exported(Path(exported))
         late = kept[kept.event_time > last] if last is not None else kept
-        rows += [('export: events not in it', len(late), ''), ('export: lag', (newest-last).total_seconds() if last is not None and len(late) else 0., 's')]
+        rows += [('export: events not in it', len(late), ''), ('export: lag', (newest-(kept.event_time.min() if last is None else last)).total_seconds() if len(late) else 0., 's')]
     if trained is not None:
         rows += [('training: events since', int((kept.event_time >= pd.Timestamp(trained)).sum()), ''), ('training: age of its data', (now-pd.Timestamp(trained)).total_seconds(), 's')]
     return pd.DataFrame(rows, columns=['what', 'value', 'unit']).set_index('what').astype({'value': 'float64'})

@@ -94,7 +94,30 @@ def test_a_basket_with_content_prefers_what_is_like_it(run, project):
     plain, blended = (json.loads(run("recommend", "-b", one, "-k", 10, "--content-weight", w, "--json")[1])["results"][0] for w in (0, 1))
     like = shop.catalogue.content_scores(_row(shop, one))[0]
     def mean(r): return like[shop.graph.item_ids.encode([i["product_id"] for i in r["items"]])].mean()
-    assert plain["source"] == blended["source"] == "fold_in" and mean(blended) > mean(plain)
+    assert [plain["source"], blended["source"]] == ["fold_in", "content"] and mean(blended) > mean(plain)
+
+
+def test_lists_are_those_of_the_server(run, project):
+    "Customers, baskets, both, with and without content: what the engine behind the model server says of the same bundle."
+    from gnn_ecommerce.bundle import bundle_path, open_bundle
+    from gnn_ecommerce.engine import Engine
+    from gnn_ecommerce.protocol import BasketItem, Request
+    paths = ProjectPaths(project)
+    engine = Engine(open_bundle(bundle_path(paths.bundles, json.loads(run("bundle", "build", "--json")[1])["bundle"])))
+    user, (one, other) = list(batch(project))[2], engine.bundle.item_ids.ids[[3, 8]].tolist()
+    basket, typed = [BasketItem(one, "view"), BasketItem(other, "purchase")], f"{one}:view,{other}:purchase"
+    for customer, in_it, weight in ((user, False, 0), (None, True, 0), (user, True, 0), (None, True, 0.4), (user, True, 0.4), (user, True, 1), (None, False, 0)):
+        words = [*([user] if customer is not None else []), *(["-b", typed] if in_it else []), "-k", 7, "--content-weight", weight, "--json"]
+        found = json.loads(run("recommend", *words)[1])["results"][0]
+        listed, = engine.answer([Request(customer=customer, basket=basket if in_it else [], k=7, content_weight=float(weight))])
+        assert (found["source"], [i["product_id"] for i in found["items"]]) == (listed.source, [engine.bundle.item_ids.id(i) for i in listed.items.tolist()]), words
+        assert not in_it or not {one, other} & {i["product_id"] for i in found["items"]}
+
+
+def test_an_id_that_is_no_integer_is_named(run):
+    for text in ("--5", "\u00b2", "5.0"):
+        code, _, err = run("recommend", "--", text)
+        assert code == 1 and f"expected integers as in the events, found {text!r}" in err
 
 
 def _row(shop, product):
@@ -216,6 +239,7 @@ def test_the_pointer_can_be_written_and_rolled_back_without_a_server(run, projec
     write_json({"active": "0123", "previous": name}, pointer)
     assert json.loads(run("bundle", "activate", "previous", "--offline", "--json")[1]) == {"active": name, "canary": None, "share": 0.0, "previous": "0123"}
     assert run("bundle", "activate", "0123", "--offline")[0] == 1  # there is no such bundle
+    assert run("bundle", "activate", ProjectPaths(project).bundles / name, "--offline")[0] == 1  # a name is wanted: servers follow no paths
 
 
 def test_a_served_bundle_answers_is_swapped_by_the_command_and_stops_when_told(run, project):

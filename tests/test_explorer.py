@@ -112,6 +112,19 @@ def test_unknown_customers_get_the_popular_list_and_are_told(state):
         assert not len(state.paths()) and not len(state.splits()) and not len(state.similar_customers())
 
 
+def test_what_is_left_out_of_the_list_of_somebody_new(state, monkeypatch):
+    from types import SimpleNamespace
+    from gnn_ecommerce.explorer_state import EVENT_COLUMNS
+    state.choose("nobody")
+    first = state.recommendations().item.tolist()[:2]
+    outside = pd.DataFrame({"user_id": [10**15] * 2, "product_id": state.graph.item_ids.ids[first], "bought": [True, False]})
+    monkeypatch.setattr(state, "events", SimpleNamespace(outside=outside, of=lambda id: pd.DataFrame(columns=EVENT_COLUMNS)))
+    for exclude, gone in (("bought", first[:1]), ("seen", first), ("none", [])):
+        monkeypatch.setattr(state, "exclude", exclude)
+        state.choose(10**15)
+        assert [i for i in first if i not in state.recommendations().item.tolist()] == gone
+
+
 def test_five_thousand_events_and_products_without_a_name(tmp_path):
     from gnn_ecommerce.explorer_figures import effect_figure, history_figure, paths_figure, shares_figure
     from gnn_ecommerce.explorer_state import ExplorerState
