@@ -3,7 +3,7 @@ from benchmarks.shop import SIZES, run_sizes
 
 
 def run(full=False, only=()):
-    "All sizes, the first one alone, or those whose name begins with one of `only`, such as `2 M`."
-    chosen = [d for d in SIZES if any(d.startswith(f"shop of {o}") for o in only)] if only else list(SIZES) if full else list(SIZES)[:1]
+    "All sizes, the first one alone, or those of `only`, in millions of events, such as `0.2`."
+    chosen = [d for d in SIZES if d.split()[2] in [o.split()[0] for o in only]] if only else list(SIZES) if full else list(SIZES)[:1]
     if not chosen: raise SystemExit(f"whole_shop: expected sizes among {', '.join(d.removeprefix('shop of ').removesuffix(' events') for d in SIZES)}, found {', '.join(only)}")
     run_sizes(chosen)
