@@ -23,7 +23,7 @@ help:
 demo: $(VENV)/.base ## the pipeline on the built-in shop, then its results; EVENTS=path [PARAMS=overlay.yaml] takes your own files
 	@$(BIN)/python -m gnn_ecommerce.pipeline demo $(if $(EVENTS),--events '$(EVENTS)') $(if $(PARAMS),--params '$(PARAMS)') $(ARGS)
 
-serve: $(VENV)/.serve ## the shop's servers on 127.0.0.1: API on PORT (8000), model on MODEL_PORT (8001); builds what is missing, prints what to try
+serve: $(VENV)/.serve ## the shop's servers on 127.0.0.1: API on PORT (8000), model on MODEL_PORT (8001), Prometheus on MONITOR_PORT (if set); builds what is missing, prints what to try
 	@$(BIN)/python -m gnn_ecommerce.supervisor $(ARGS)
 
 repro: $(VENV)/.base ## run the stages that are out of date (dvc repro)
@@ -70,7 +70,7 @@ new: $(VENV)/.full ## a new notebook from the template: make new N=08 NAME=model
 lock: $(VENV)/.full ## write requirements.lock from the environment as it is
 	@$(BIN)/python tools/notebooks.py lock
 
-monitor: $(VENV)/.full ## how what is live is doing: ARGS='--project . --html reports/monitoring.html'
+monitor: $(VENV)/.full ## how what is live is doing: ARGS='--bundle active --html reports/monitoring.html'
 	@$(BIN)/python -m gnn_ecommerce.cli monitor $(ARGS)
 
 clean: ## remove what the site and the tests left; data, models and the environment stay

@@ -23,7 +23,7 @@ __all__ = ['app', 'Project', 'Json', 'Basket', 'Exclude', 'bundle_app', 'Which',
            'say', 'columns', 'Trained', 'open_project', 'as_ids', 'read_basket', 'Wish', 'list_of', 'basket_rows',
            'result', 'recommend', 'explained', 'explain', 'find_bundle', 'bundle_build', 'bundle_list', 'bundle_verify',
            'bundle_diff', 'bundle_activate', 'store_address', 'open_store', 'keys_create', 'keys_list', 'keys_revoke',
-           'events_export', 'monitored', 'monitor', 'report', 'serve', 'main']
+           'events_export', 'references', 'monitored', 'monitor', 'report', 'export_figures', 'serve', 'main']
 
 # %% ../nbs/12_cli.ipynb #8e30dffd
 app = typer.Typer(help='A graph neural network recommender for online shops: recommendations from a trained project, bundles, servers and what watches them.',
@@ -322,19 +322,21 @@ def explain(
     found = explained(shop, who, read_basket(basket, shop), wanted, k, reasons)
     say(found, as_json, lambda: _explained_text(found))
 
-# %% ../nbs/12_cli.ipynb #fcb27980
+# %% ../nbs/12_cli.ipynb #b32933d9
 bundle_app = typer.Typer(help='Bundles: everything that a model server needs, in one folder that never changes.', no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bundle_app, name='bundle')
 
 def find_bundle(
-    name: str,          # hash, folder, or 'latest'
+    name: str,          # hash, folder, 'latest', or 'active': what servers are told to serve, or else the latest
     project: Path|None, # whose bundles are meant
 ) -> Path:
     "Folder of a bundle. Raises `ArtifactError` if there is none."
-    from gnn_ecommerce.bundle import bundle_path
+    from gnn_ecommerce.bundle import bundle_path, read_pointer
     from gnn_ecommerce.core import read_json
     if os.sep in name or Path(name).is_dir(): return Path(name)
-    folder = ProjectPaths(project_root(project)).bundles
+    paths = ProjectPaths(project_root(project))
+    folder = paths.bundles
+    if name == 'active': name = (read_pointer(paths.serving/'active.json') or {'active': 'latest'})['active']
     return bundle_path(folder, read_json(folder/'latest.json', 'bundle')['bundle'] if name == 'latest' else name)
 
 def _facts(m: dict) -> dict:
@@ -503,24 +505,37 @@ def events_export(
     n = open_store(database).export_events(path, _time(since), _time(before))
     say({'path': str(path), 'events': n}, as_json, lambda: f'{n:,} events -> {path}')
 
-# %% ../nbs/12_cli.ipynb #3a86998a
+# %% ../nbs/12_cli.ipynb #75857495
+def references(
+    bundle: str|None,   # hash, folder, 'latest' or 'active'; None: the project's training events, if one is named
+    project: Path|None, # whose bundles are meant, or whose training events
+) -> Callable[[], Any]: # gives a `Reference`; that of another bundle when another one is active
+    "What the live model was trained on."
+    from gnn_ecommerce.bundle import open_bundle
+    from gnn_ecommerce.monitoring import Reference
+    known = {}
+    def from_bundle():
+        path = find_bundle(bundle, project)
+        if path not in known:
+            known.clear()
+            known[path] = Reference.from_bundle(open_bundle(path, 'sizes'))
+        return known[path]
+    if bundle is not None: return from_bundle
+    if project is None: return Reference
+    return functools.cache(lambda: Reference.from_project(ProjectPaths(project_root(project)).processed))
+
 def monitored(
-    database: str|None, days: float, window_hours: float, project: Path|None, spool: Path|None, exported: Path|None,
+    database: str|None, days: float, window_hours: float, reference: Callable[[], Any], spool: Path|None, exported: Path|None,
 ) -> dict:
     "All figures of the last days, ready for JSON."
     from datetime import UTC, datetime, timedelta
     from gnn_ecommerce import monitoring as m
-    from gnn_ecommerce.core import read_table
-    now = datetime.now(UTC)
+    now, known = datetime.now(UTC), reference()
     events, served = m.read_store(open_store(database), now-timedelta(days=days), now)
-    drifted = n_items = None
-    if project is not None:
-        processed = ProjectPaths(project_root(project)).processed
-        products = read_table(processed/'products.parquet', 'products', 'data_prep', ['product_id', 'brand'])
-        live, n_items = m.training_like(events, products), len(products)
-        if len(live): drifted = m.drift(m.Profile.from_training(processed), live)
-    waiting = m.backlog(events, spool, exported, now=now)
-    tables = {'sources': m.sources(served), 'rates': m.rates(events, served, timedelta(hours=window_hours)), 'coverage': m.coverage(served, n_items), 'drift': drifted, 'backlog': waiting}
+    live = m.training_like(events, known.products)
+    drifted = m.drift(known.profile, live) if known.profile is not None and len(live) else None
+    waiting = m.backlog(events, spool, exported, known.trained, now)
+    tables = {'sources': m.sources(served), 'rates': m.rates(events, served, timedelta(hours=window_hours)), 'coverage': m.coverage(served, known.n_items), 'drift': drifted, 'backlog': waiting}
     return {'from': now-timedelta(days=days), 'to': now, 'lists': len(served), 'events': len(events), 'findings': m.findings(served, drifted, waiting)} | {
         k: [] if t is None else [{c: None if v != v else v for c, v in row.items()} for row in t.reset_index().to_dict('records')] for k, t in tables.items()}
 
@@ -531,37 +546,63 @@ def _monitored_text(r: dict) -> str:
         if r[name]: lines += ['', name, columns([list(row.values()) for row in r[name]], list(r[name][0]))]
     return '\n'.join(lines)
 
-# %% ../nbs/12_cli.ipynb #cde19020
+# %% ../nbs/12_cli.ipynb #0c2cc04e
 @command(app, 'monitor')
 def monitor(
     database: Database = None,
     days: Annotated[float, typer.Option(min=.01, max=3650, help='How far to look back.')] = 14.,
     window_hours: Annotated[float, typer.Option(min=.01, help='How long after a list an event counts as its click.')] = 24.,
-    project: Annotated[Path|None, typer.Option('--project', '-C', help='Project of the live model: its training events are what live ones are compared with (drift).')] = None,
+    bundle: Annotated[str|None, typer.Option(help="Bundle of the live model: hash, folder, 'latest', or 'active' for what servers are told to serve. Live events are compared with those that it was trained on (drift).")] = None,
+    project: Annotated[Path|None, typer.Option('--project', '-C', help='Project whose bundles are meant; without --bundle, its training events are what live ones are compared with.')] = None,
     spool: Annotated[Path|None, typer.Option(help="Folder of the API server's spool.")] = None,
     exported: Annotated[Path|None, typer.Option(help='Parquet file of the last export for training.')] = None,
     html: Annotated[Path|None, typer.Option(help='Write the report with plots into this file too. Takes some seconds.')] = None,
+    listen: Annotated[int|None, typer.Option(min=0, max=65535, metavar='PORT', help='Answer Prometheus at http://127.0.0.1:PORT/metrics until told to stop; 0: a free port.')] = None,
+    every: Annotated[float, typer.Option(min=.1, help='Seconds between two looks at the store, with --listen.')] = 300.,
     as_json: Json = False,
 ):
     """How what is live is doing: sources, clicks, purchases, coverage, drift, backlog. Exit code 3 if somebody should look.
 
-    gnn-ecommerce monitor --project . --html reports/monitoring.html
+    gnn-ecommerce monitor --bundle active --html reports/monitoring.html
+
+    gnn-ecommerce monitor --bundle active --days 1 --listen 8002
     """
-    found = monitored(database, days, window_hours, project, spool, exported)
-    if html is not None: found['report'] = str(report(html, database, days, window_hours, project, spool, exported))
+    reference = references(bundle, project)
+    if listen is not None: return export_figures(database, days, window_hours, reference, spool, exported, listen, every)
+    found = monitored(database, days, window_hours, reference, spool, exported)
+    if html is not None: found['report'] = str(report(html, database, days, window_hours, bundle, project, spool, exported))
     say(found, as_json, lambda: _monitored_text(found))
     if found['findings']: raise typer.Exit(3)
 
-def report(html, database, days, window_hours, project, spool, exported) -> Path:
+def report(html, database, days, window_hours, bundle, project, spool, exported) -> Path:
     "The report as HTML; the database's address goes by the environment, because it may hold a password."
     import contextlib
     from gnn_ecommerce.monitoring import write_report
-    root, parameters = project_root(project), {'days': days, 'window_hours': window_hours, 'database': 'DATABASE_URL', 'spool': str(spool.resolve()) if spool else '', 'exported': str(exported.resolve()) if exported else ''}
-    if project is not None: parameters['params'] = str(root/'params.yaml')
+    def where(path): return str(path.resolve()) if path else ''
+    root = project_root(project)
+    parameters = {'days': days, 'window_hours': window_hours, 'database': 'DATABASE_URL', 'spool': where(spool), 'exported': where(exported)}
+    if bundle is not None: parameters['bundle'] = where(find_bundle(bundle, project))
+    elif project is not None: parameters['params'] = str(root/'params.yaml')
     before, os.environ['DATABASE_URL'] = os.environ.get('DATABASE_URL'), store_address(database)
     try:
         with contextlib.redirect_stdout(sys.stderr): return write_report(html, parameters, root/'nbs'/'guides'/'monitoring.ipynb')
     finally: os.environ.pop('DATABASE_URL') if before is None else os.environ.update(DATABASE_URL=before)
+
+def export_figures(database, days, window_hours, reference, spool, exported, port, every):
+    "Answer Prometheus until a signal comes."
+    import signal
+    import threading
+    from datetime import timedelta
+    from gnn_ecommerce import monitoring as m
+    reference() # a bundle that is not there is an error now
+    store, stop = open_store(database), threading.Event()
+    monitor = m.Monitor(lambda since: m.read_store(store, since), reference, 24*days, every, timedelta(hours=window_hours), spool, exported)
+    server, _ = m.listen(monitor, port)
+    for name in (signal.SIGINT, signal.SIGTERM): signal.signal(name, lambda *_: stop.set())
+    typer.echo(f'figures for Prometheus at http://127.0.0.1:{server.server_port}/metrics')
+    stop.wait()
+    server.shutdown()
+    store.close()
 
 # %% ../nbs/12_cli.ipynb #ac232999
 @command(app, 'serve')

@@ -124,20 +124,26 @@ def curl_lines(
                       f'curl -s {auth} "{url}/v1/customers/somebody-new/recommendations?k=3"   # a newcomer: popular products',
                       f"curl -s {auth} --json '{event}' {url}/v1/events   # she buys the first one: the first call has it no more"])
 
-# %% ../nbs/10a_supervisor.ipynb #d0838911
+# %% ../nbs/10a_supervisor.ipynb #83dbe5f3
 def known_customer(paths: ProjectPaths): # id
     "A customer whom the newest bundle knows."
     from gnn_ecommerce.bundle import open_bundle
     found = open_bundle(paths.bundles/json.loads((paths.bundles/'latest.json').read_text())['bundle'])
     return found.user_ids.id(0)
 
-def programs(paths: ProjectPaths, settings: ApiSettings, model_port: int) -> list[Program]:
-    "The two servers of a shop."
+def programs(
+    paths: ProjectPaths, settings: ApiSettings, model_port: int,
+    monitor_port: int|None = None, # where Prometheus finds figures of the last day; None: nowhere
+) -> list[Program]:
+    "The servers of a shop."
     store = paths.root/'data'/'store'
     store.mkdir(parents=True, exist_ok=True)
     run = lambda module, *args: [sys.executable, '-m', f'gnn_ecommerce.{module}', *args]
-    return [Program('model server', run('model_server', '--port', str(model_port)), {}, f'http://127.0.0.1:{model_port}/readyz', cwd=paths.root, log=store/'model_server.log'),
-            Program('API server', run('api_server'), {'MODEL_URL': settings.model_url, 'PORT': str(settings.port)}, f'http://127.0.0.1:{settings.port}/readyz', cwd=paths.root, log=store/'api_server.log')]
+    out = [Program('model server', run('model_server', '--port', str(model_port)), {}, f'http://127.0.0.1:{model_port}/readyz', cwd=paths.root, log=store/'model_server.log'),
+           Program('API server', run('api_server'), {'MODEL_URL': settings.model_url, 'PORT': str(settings.port)}, f'http://127.0.0.1:{settings.port}/readyz', cwd=paths.root, log=store/'api_server.log')]
+    if monitor_port is None: return out
+    look = run('cli', 'monitor', '--bundle', 'active', '--days', '1', '--spool', settings.spool, '--project', str(paths.root), '--listen', str(monitor_port))
+    return [*out, Program('monitoring', look, {'DATABASE_URL': settings.database_url}, f'http://127.0.0.1:{monitor_port}/metrics', cwd=paths.root, log=store/'monitoring.log')]
 
 def try_these(paths: ProjectPaths, settings: ApiSettings, key: str) -> str:
     "Calls to try, with a customer and products of this shop."
@@ -157,11 +163,13 @@ def main() -> int:
             print('No bundle yet: running the pipeline, a few minutes, once.', flush=True)
             if subprocess.run([sys.executable, '-m', 'dvc', 'repro', 'bundle']).returncode: raise ArtifactError('expected a bundle, found that `dvc repro bundle` failed: see above')
         key = demo_key(Store(settings.database_url), paths.root/'data'/'store'/'demo-key')
-        watch = Supervisor(programs(paths, settings, model_port), lambda text: print(text, flush=True))
+        monitor_port = int(found) if (found := os.environ.get('MONITOR_PORT')) else None
+        watch = Supervisor(programs(paths, settings, model_port, monitor_port), lambda text: print(text, flush=True))
         for name in (signal.SIGINT, signal.SIGTERM): signal.signal(name, watch.stop)
         try:
             watch.start()
             if not watch.stopping: print(try_these(paths, settings, key), flush=True)
+            if monitor_port and not watch.stopping: print(f'Figures for Prometheus, and how the last day went: http://127.0.0.1:{monitor_port}/metrics', flush=True)
             watch.run()
         finally: watch.end()
     except GnnEcommerceError as err: print(err, file=sys.stderr); return 1

@@ -4,6 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -167,6 +169,81 @@ def test_monitor_says_what_is_in_the_store(run, tmp_path):
     assert code == 3 and "No list was given out." in out
 
 
+def live(project, tmp_path, factor):
+    "A store with events of the training, of now, at another price; nothing else of the project is needed."
+    from datetime import UTC, datetime, timedelta
+
+    from gnn_ecommerce.stores import Event, Store
+    e = pq.read_table(ProjectPaths(project).processed / "train_events.parquet").to_pandas().tail(2000)
+    url, shift = f"sqlite:///{tmp_path}/live{factor}.db", timedelta(days=(datetime.now(UTC) - e.event_time.max()).days + 1)
+    s = Store(url)
+    s.add_events([Event(f"e{i}", r.event_type, r.product_id, r.user_id, (r.event_time + shift - timedelta(days=1)).to_pydatetime(), price=None if r.price != r.price else r.price * factor) for i, r in enumerate(e.itertuples())])
+    s.close()
+    return url
+
+
+def test_drift_from_a_bundle_and_a_store_alone(run, project, tmp_path):
+    made = json.loads(run("bundle", "build", "--json")[1])
+    alone = tmp_path / "elsewhere" / made["bundle"]
+    shutil.copytree(made["path"], alone)
+    for factor, level in ((1, "ok"), (3, "drift")):
+        url = live(project, tmp_path, factor)
+        code, out, err = run("monitor", "-d", url, "--days", 3650, "--bundle", alone, "--json")
+        found = json.loads(out)
+        assert {r["variable"]: r["level"] for r in found["drift"]}["price"] == level, (err, found["drift"])
+        assert code == 3 and ("price of the events has drifted" in str(found["findings"])) == (level == "drift")  # no list was given out: that is a finding
+        assert {"training: events since", "training: age of its data"} <= {r["what"] for r in found["backlog"]}
+        for other in (("--bundle", "active"), ("--bundle", "latest"), ("-C", project)):
+            same = json.loads(run("monitor", "-d", url, "--days", 3650, *other, "--json")[1])["drift"]
+            assert [(r["variable"], r["psi"]) for r in same] == [(r["variable"], pytest.approx(r["psi"], abs=1e-3)) for r in found["drift"]], other
+    code, out, err = run("monitor", "-d", url, "--bundle", tmp_path / "none")
+    assert (code, out) == (1, "") and "expected a bundle in none" in err
+
+
+def test_a_bundle_without_a_profile_is_no_error(run, project, tmp_path):
+    from gnn_ecommerce.bundle import _name, open_bundle
+    made = json.loads(run("bundle", "build", "--json")[1])
+    manifest = json.loads((Path(made["path"]) / "manifest.json").read_text())
+    assert manifest.pop("event_profile")["events"] == pq.read_metadata(ProjectPaths(project).processed / "train_events.parquet").num_rows
+    old = tmp_path / _name(manifest)
+    shutil.copytree(made["path"], old)
+    (old / "manifest.json").chmod(0o644)
+    (old / "manifest.json").write_text(json.dumps(manifest | {"bundle": old.name}))
+    assert open_bundle(old).name == old.name
+    code, out, err = run("monitor", "-d", store(tmp_path), "--bundle", old, "--json")
+    found = json.loads(out)
+    assert code == 0 and found["drift"] == [] and found["coverage"][0]["coverage"] > 0, err
+
+
+def test_monitor_answers_prometheus_and_follows_the_pointer(run, project, tmp_path):
+    import re
+    import signal
+    import urllib.request
+
+    from gnn_ecommerce.core import write_json
+    run("bundle", "build")
+    pointer = ProjectPaths(project).serving / "active.json"
+    server = subprocess.Popen([sys.executable, "-m", "gnn_ecommerce.cli", "monitor", "-d", live(project, tmp_path, 3), "--days", "3650", "--bundle", "active", "-C", str(project), "--listen", "0", "--every", "0.1"],
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    try:
+        url = re.search(r"http://127\.0\.0\.1:\d+/metrics", server.stdout.readline())[0]
+        def look():
+            text = urllib.request.urlopen(url, timeout=30).read().decode()
+            return {name: float(x) for name, x in re.findall(r"^gnn_ecommerce_monitor_(\S+) (\S+)$", text, re.M)}
+        found = look()
+        assert found["up"] == 1 and found['drift{variable="price"}'] == 1 and found['drift{variable="brand"}'] == 0 and found['events{event_type="view"}'] > 100
+        pointer.parent.mkdir(parents=True, exist_ok=True)
+        write_json({"active": "0123"}, pointer)
+        time.sleep(0.2)
+        found = look()
+        assert found["up"] == 0 and found['drift{variable="price"}'] == 1  # the pointed bundle is not there: said, and the last figures stay
+    finally:
+        pointer.unlink(missing_ok=True)
+        server.send_signal(signal.SIGTERM)
+        _, err = server.communicate(timeout=30)
+    assert server.returncode == 0 and "no '0123'" in err, err
+
+
 def test_events_export_and_keys(run, tmp_path):
     url = store(tmp_path, 10)
     code, out, _ = run("events", "export", tmp_path / "out.parquet", "-d", url, "--json")
@@ -245,7 +322,6 @@ def test_the_pointer_can_be_written_and_rolled_back_without_a_server(run, projec
 def test_a_served_bundle_answers_is_swapped_by_the_command_and_stops_when_told(run, project):
     import signal
     import socket
-    import time
     import urllib.request
     name = json.loads(run("bundle", "build", "--json")[1])["bundle"]
     with socket.socket() as s:
@@ -267,3 +343,27 @@ def test_a_served_bundle_answers_is_swapped_by_the_command_and_stops_when_told(r
         server.send_signal(signal.SIGTERM)
         server.communicate(timeout=30)
     assert server.returncode == 0
+
+
+@pytest.mark.slow
+def test_serve_starts_monitoring_where_a_port_is_set(run, project, tmp_path):
+    import signal
+    import urllib.request
+
+    from postgres import free_port
+    run("bundle", "build")
+    ports = {name: str(free_port()) for name in ("PORT", "MODEL_PORT", "MONITOR_PORT")}
+    env = {k: v for k, v in os.environ.items() if k not in ("MODEL_URL", "DATABASE_URL", "SPOOL")} | ports | {"GNN_ECOMMERCE_ROOT": str(project)}
+    with open(tmp_path / "log", "w+") as log:
+        server = subprocess.Popen([sys.executable, "-m", "gnn_ecommerce.cli", "serve"], stdout=log, stderr=log, env=env)
+        try:
+            until = time.monotonic() + 120
+            while "Figures for Prometheus" not in (said := (tmp_path / "log").read_text()):
+                assert server.poll() is None and time.monotonic() < until, said
+                time.sleep(0.1)
+            text = urllib.request.urlopen(f"http://127.0.0.1:{ports['MONITOR_PORT']}/metrics", timeout=30).read().decode()
+            assert "gnn_ecommerce_monitor_up 1.0" in text and 'what="spool: records"} 0.0' in text
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.wait(60)
+    assert server.returncode == 0, (tmp_path / "log").read_text()

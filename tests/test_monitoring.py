@@ -9,6 +9,7 @@ from conftest import ROOT
 
 from gnn_ecommerce import monitoring as m
 from gnn_ecommerce.core import DataError, ProjectPaths, example_project, read_table
+from gnn_ecommerce.event_profile import Profile
 
 START = pd.Timestamp("2024-03-01", tz="UTC")
 
@@ -79,7 +80,7 @@ def shop():
 
 def test_the_same_shop_has_not_drifted_and_one_with_double_prices_has(shop):
     paths, live, products = shop
-    profile = m.Profile.from_training(paths.processed)
+    profile = Profile.from_training(paths.processed)
     same = m.drift(profile, m.training_like(live, products))
     assert not (same.level == "drift").any(), same
     dear = m.drift(profile, m.training_like(live.assign(price=live.price * 2), products))
@@ -89,7 +90,7 @@ def test_the_same_shop_has_not_drifted_and_one_with_double_prices_has(shop):
 
 def test_other_changes_are_found_where_they_are(shop):
     paths, live, products = shop
-    profile = m.Profile.from_training(paths.processed)
+    profile = Profile.from_training(paths.processed)
     for variable, changed in {"event_type": live[live.event_type != "cart"], "brand": live.assign(product_id="new-" + live.product_id, brand="another"),
                               "hour": live.assign(event_time=live.event_time.dt.floor("D") + timedelta(hours=3))}.items():
         assert m.drift(profile, m.training_like(changed, products)).level[variable] == "drift", variable
@@ -97,14 +98,14 @@ def test_other_changes_are_found_where_they_are(shop):
 
 def test_few_events_are_never_called_drift(shop):
     paths, live, products = shop
-    profile = m.Profile.from_training(paths.processed)
+    profile = Profile.from_training(paths.processed)
     for n in range(1, 30, 4): assert (m.drift(profile, m.training_like(live[:n], products)).level == "ok").all()
 
 
-def test_a_profile_is_the_same_after_a_file(shop, tmp_path):
-    profile = m.Profile.from_training(shop[0].processed)
-    profile.save(tmp_path / "p.json")
-    again = m.Profile.load(tmp_path / "p.json")
+def test_a_profile_is_the_same_after_json(shop):
+    profile = Profile.from_training(shop[0].processed)
+    again = Profile.from_dict(json.loads(json.dumps(profile.to_dict())))
+    assert again.until == profile.until and pd.Timestamp(again.until) <= shop[1].event_time.min()
     live = m.training_like(shop[1], shop[2])
     pd.testing.assert_frame_equal(m.drift(again, live), m.drift(profile, live))
 
@@ -112,7 +113,7 @@ def test_a_profile_is_the_same_after_a_file(shop, tmp_path):
 def test_tables_without_rows_are_no_error():
     events, served = lists(0, 0, 0)
     assert len(m.traffic(events, served)) == len(m.sources(served)) == len(m.rates(events, served)) == len(m.coverage(served)) == len(m.backlog(events)) == 0
-    with pytest.raises(DataError, match="expected events, found none"): m.Profile.from_events(events)
+    with pytest.raises(DataError, match="expected events, found none"): Profile.from_events(events)
 
 
 @pytest.mark.slow
