@@ -184,7 +184,7 @@ def _report(self: Gate, scope, note, seconds):
     log(logging.INFO, 'request', request_id=note.request_id, method=method, route=route, status=note.status, ms=round(1000*seconds, 1), key=note.key_id, source=note.source,
         path=scope['path'] if self.log_paths else None)
 
-# %% ../nbs/09d_gate.ipynb #35a5bb17
+# %% ../nbs/09d_gate.ipynb #70cc9fdd
 class Http(H11Protocol):
     "uvicorn's HTTP/1.1 with a limit on the time until a request's head is complete."
     head_seconds = 10.
@@ -197,11 +197,14 @@ class Http(H11Protocol):
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE: self._head.cancel()
     def _too_slow(self):
-        if not self.transport.is_closing() and self.conn.their_state is h11.IDLE and (self.cycle is None or self.cycle.response_complete): self.transport.close()
-    def send_400_response(self, msg):
-        body = json.dumps(problem(400, 'expected an HTTP/1.1 request, found something else')).encode()
+        if self.transport.is_closing() or self.conn.their_state is not h11.IDLE or not (self.cycle is None or self.cycle.response_complete): return
+        if self.conn.trailing_data[0]: self._refuse(408, f'head: expected all of it within {self.head_seconds:g} s, found a part')
+        else: self.transport.close() # nothing was asked
+    def _refuse(self, status, detail):
+        body = json.dumps(problem(status, detail)).encode()
         try:
-            for event in (h11.Response(status_code=400, headers=[(b'content-type', PROBLEM.encode()), (b'content-length', str(len(body)).encode()), (b'connection', b'close')]),
+            for event in (h11.Response(status_code=status, headers=[(b'content-type', PROBLEM.encode()), (b'content-length', str(len(body)).encode()), (b'connection', b'close')]),
                           h11.Data(data=body), h11.EndOfMessage()): self.transport.write(self.conn.send(event))
         except h11.LocalProtocolError: pass # an answer is on its way already
         self.transport.close()
+    def send_400_response(self, msg): self._refuse(400, 'expected an HTTP/1.1 request, found something else')

@@ -2,6 +2,7 @@
 import asyncio
 import json
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -218,35 +219,80 @@ def test_what_is_no_http(api):
     assert b" 413 " in raw(api, b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999999\r\n\r\n")
 
 
+def drip(api, data, more=b"x", every=.1):
+    "Send something, then byte after byte (none for every=0) until the server has enough: its answer, and after how long."
+    start, out = time.monotonic(), b""
+    with socket.create_connection(("127.0.0.1", api.port), timeout=5) as s:
+        s.sendall(data)
+        s.settimeout(every or 5)
+        while time.monotonic() - start < 5:
+            try:
+                if not (part := s.recv(65536)): break
+                out += part
+            except TimeoutError: s.send(more)
+            except ConnectionError: break
+    return out, time.monotonic() - start
+
+
 def test_slow_clients_are_let_go(api, shop):
-    start = time.monotonic()
-    head = b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{"
-    def slow(data): return raw(api, data, 5)
-    with ThreadPoolExecutor(41) as threads:
-        bodies, heads = threads.map(slow, [head] * 20), threads.map(slow, [b"GET /livez HTTP/1.1\r\nHost"] * 20)
+    "Heads and bodies that come byte by byte, and such as stop half-way: 408 when their time is over (1 s here), while others are answered."
+    body, head = b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{", b"GET /livez HTTP/1.1\r\nHost"
+    slow = [(body, b" "), (head, b"x"), (body, b" ", 0), (head, b"x", 0)] * 10
+    with ThreadPoolExecutor(len(slow)) as threads:
+        running = [threads.submit(drip, api, *what) for what in slow]
         answers = [shop.get(GET).status_code for _ in range(20)]
-        assert answers == [200] * 20 and all(b" 408 " in b for b in bodies) and not any(heads)
-    assert time.monotonic() - start < 5
-    print(f"\n20 slow bodies: 408; 20 slow heads: closed; meanwhile 20 requests, 0 failed; {time.monotonic() - start:.1f} s")
+        assert answers == [200] * 20 and not any(r.done() for r in running)
+        found = [r.result() for r in running]
+    for out, seconds in found:
+        first, _, rest = out.partition(b"\r\n\r\n")
+        assert b" 408 " in first.splitlines()[0] and b"application/problem+json" in first and b"connection: close" in first.lower() and json.loads(rest)["status"] == 408
+        assert .9 < seconds < 3
+    print(f"\n{len(slow)} slow heads and bodies: 408 after {min(t for _, t in found):.2f} to {max(t for _, t in found):.2f} s; meanwhile 20 requests, 0 failed")
 
 
-def test_idle_connections_cost_little(api, shop):
-    process = psutil.Process(api.process.pid)
-    before, opened = process.memory_info().rss, []
-    n = 500
+def rss(pid): return int(re.search(r"VmRSS:\s+(\d+) kB", open(f"/proc/{pid}/status").read())[1]) * 1024
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from /proc")
+def test_two_thousand_idle_connections(model, tmp_path):
+    "Half of them have asked once, half have never said a word. Others are answered beside them, memory is bounded, and all are closed in time."
+    n, idle = 2000, 6
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < n + 500: pytest.skip(f"expected {n + 500} open files to be allowed, found {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, n + 500) if soft != resource.RLIM_INFINITY else soft, hard))
+    api, opened = Api(tmp_path, model.url, IDLE_SECONDS=idle, HEAD_SECONDS=idle).start(), []
     try:
-        for _ in range(n):
-            s = socket.create_connection(("127.0.0.1", api.port), timeout=5)
-            s.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
-            opened.append(s)
-        for s in opened: assert b" 200 " in s.recv(4096)
-        start = time.monotonic()
-        assert [shop.get(GET).status_code for _ in range(20)] == [200] * 20
-        seconds, more = (time.monotonic() - start) / 20, process.memory_info().rss - before
-        assert more < 64 << 20
+        with api.client() as shop:
+            for _ in range(100): assert shop.get(GET).status_code == 200
+            before, start = rss(api.process.pid), time.monotonic()
+            for i in range(n):
+                s = socket.create_connection(("127.0.0.1", api.port), timeout=30)
+                if i % 2: s.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+                opened.append(s)
+            for s in opened[1::2]:
+                out = b""
+                while not out.endswith(b'{"status":"ok"}'): out += s.recv(4096) or pytest.fail(f"closed too early, after {out}")
+            took = time.monotonic() - start
+            there = sum(c.status == "ESTABLISHED" for c in psutil.Process(api.process.pid).net_connections("tcp"))
+            more, start = rss(api.process.pid) - before, time.monotonic()
+            assert [shop.get(GET).status_code for _ in range(20)] == [200] * 20
+            seconds = (time.monotonic() - start) / 20
+            assert (there >= n or took > idle / 2) and more < 64 << 20 and seconds < 1
+            start, left = time.monotonic(), []
+            for s in opened:
+                s.settimeout(max(.01, 2 * idle + 5 - (time.monotonic() - start)))
+                left.append(s.recv(4096))
+            assert left == [b""] * n, "closed without a word"
+            closed = time.monotonic() - start
+            wait_for(lambda: sum(c.status == "ESTABLISHED" for c in psutil.Process(api.process.pid).net_connections("tcp")) < 20, 10)
+            figures = shop.get("/metrics").text
+            assert not re.search(r'gnn_api_requests_total\{[^}]*status="5\d\d"\}', figures), figures
     finally:
         for s in opened: s.close()
-    print(f"\n{n} idle connections: {more / n / 1024:.1f} kB each, a request beside them {1000 * seconds:.1f} ms")
+        api.stop()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert "Traceback" not in api.text() and '"event": "failed"' not in api.text(), api.text()[-3000:]
+    print(f"\n{there:,} idle connections (opened in {took:.1f} s): {more / n / 1024:.1f} kB each, {before / 2**20:.0f} -> {(before + more) / 2**20:.0f} MB; a request beside them {1000 * seconds:.1f} ms; all closed {closed:.1f} s later, 0 answers 5xx")
 
 
 @pytest.mark.slow
