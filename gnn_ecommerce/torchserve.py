@@ -46,7 +46,7 @@ class _Model:
         best = torch.topk(scores, k, 1)
         return best.indices.tolist(), best.values.tolist()
 
-# %% ../nbs/08a_torchserve.ipynb #2e88b78c
+# %% ../nbs/08a_torchserve.ipynb #f12f8a11
 def _floats(a, name): # a stored table as float32
     return a[name].astype(np.float32)*(a[f'{name}.scale'][:, None] if f'{name}.scale' in a else 1)
 
@@ -82,7 +82,7 @@ def _read(d): # one request as a dict with a sane k
     except ValueError: body = {}
     body = body if isinstance(body, dict) else {}
     k, customer = body.get('k', 20), body.get('customer')
-    return {'customer': customer if isinstance(customer, int | str) else None, 'k': k if isinstance(k, int) and 1 <= k <= 1000 else 20}
+    return {'customer': customer if isinstance(customer, int | str) and not isinstance(customer, bool) else None, 'k': k if isinstance(k, int) and not isinstance(k, bool) and 1 <= k <= 1000 else 20}
 
 # %% ../nbs/08a_torchserve.ipynb #5dc9f123
 def write_archive(

@@ -129,19 +129,31 @@ def test_all_kinds_of_requests(shop):
     assert 'gnn_model_results_total{source="random"} 1' in metrics and re.search(r"gnn_model_seconds_count [1-9]", metrics)
 
 
-def load(server, seconds_or_stop, check, threads=6):
-    "Clients that ask until told to stop; returns numbers of answers and of failures."
+def spread(server, n, workers=2):
+    "So many connections to each worker: [(its process, connection)]."
+    made = []
+    for _ in range(1000):
+        c = server.connect()
+        pid = server.ask("GET", "/version", connection=c)[1]["worker"]
+        if sum(pid == p for p, _ in made) < n: made.append((pid, c))
+        else: c.close()
+        if len(made) == n * workers: return made
+    raise AssertionError(f"expected {workers} workers to answer, found {set(p for p, _ in made)}")
+
+
+def load(server, seconds_or_stop, check, threads=6, connections=None):
+    "Clients that ask until told to stop; returns numbers of answers and of failures. With connections, `check` is told which one it was."
     counts, lock = {"answers": 0, "failed": 0}, threading.Lock()
     def client(n):
-        draw, c, mine = random.Random(n), server.connect(), 0
+        draw, c, mine = random.Random(n), connections[n] if connections else server.connect(), 0
         while not seconds_or_stop.is_set():
             some = [{"customer": draw.randrange(N_USERS) * 2, "k": 10} for _ in range(3)] + [{"customer": draw.randrange(N_USERS) * 2, "k": 10, "exclude": "seen"}]
-            try: check(server.recommend(*some, connection=c)); mine += 1
+            try: check(server.recommend(*some, connection=c), *([n] if connections else [])); mine += 1
             except Exception as err:
                 with lock: counts["failed"] += 1; counts.setdefault("errors", []).append(repr(err))
                 c.close()
         with lock: counts["answers"] += mine
-    all_ = [threading.Thread(target=client, args=(n,)) for n in range(threads)]
+    all_ = [threading.Thread(target=client, args=(n,)) for n in range(len(connections) if connections else threads)]
     for t in all_: t.start()
     return all_, counts
 
@@ -149,23 +161,29 @@ def load(server, seconds_or_stop, check, threads=6):
 def test_ten_swaps_under_load(shop):
     _, made, server = shop
     expected = {v: lists_of(job, range(0, 2 * N_USERS, 2)) for v, (_, job) in made.items()}
-    stop, mixed, seen = threading.Event(), [], set()
-    def check(answer):
+    workers, connections = zip(*spread(server, 3))
+    stop, mixed, seen = threading.Event(), [], {pid: [] for pid in workers}
+    def check(answer, n):
         versions = {r["model_version"] for r in answer["results"]} | {answer["model_version"]}
-        seen.update(versions)
+        if seen[workers[n]][-1:] != [answer["model_version"]]: seen[workers[n]].append(answer["model_version"])
         first = answer["results"][0]
         wrong = [i["product_id"] for i in first["items"]] != expected[first["model_version"]][first["customer"]][0][:10]
         if len(versions) != 1 or wrong: mixed.append(answer)
-    threads, counts = load(server, stop, check)
+    threads, counts = load(server, stop, check, connections=connections)
     for n in range(10):
         status, answer = server.activate(made["two" if n % 2 == 0 else "one"][0].name)
         assert status == 200 and answer["workers"] == 2 and answer["active"] == made["two" if n % 2 == 0 else "one"][0].name
-        for _ in range(4): assert server.ask("GET", "/version")[1]["bundle"] == answer["active"], "every worker serves it when the answer comes"
+        for pid, c in spread(server, 1):
+            found = server.ask("GET", "/version", connection=c)[1]
+            assert (found["worker"], found["bundle"]) == (pid, answer["active"]), "every worker serves it when the answer comes"
+            c.close()
         time.sleep(0.05)
     stop.set()
     for t in threads: t.join()
     print(f"{counts['answers']} answers during ten swaps, {counts['failed']} failed, {len(mixed)} mixed")
-    assert counts["failed"] == 0 and not mixed and seen == {"one", "two"} and counts["answers"] > 50, counts
+    print(f"models that each worker answered with, in turns: {[len(turns) for turns in seen.values()]}")
+    assert counts["failed"] == 0 and not mixed and counts["answers"] > 50, counts
+    assert len(seen) == 2 and all(len(turns) >= 5 and {*turns} == {"one", "two"} for turns in seen.values()), {pid: len(turns) for pid, turns in seen.items()}
 
 
 def test_canary_rollback_and_pointer(shop):
