@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Operation', 'to_json', 'from_json', 'apply', 'Overlay', 'Recorder']
 
-# %% ../nbs/09b_recorder.ipynb #f7f9b9f5
-import asyncio, functools, itertools, json, logging, os, time, traceback
+# %% ../nbs/09b_recorder.ipynb #d59c5932
+import asyncio, functools, itertools, json, logging, math, os, time, traceback
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from fastcore.basics import patch
@@ -76,7 +76,7 @@ class Overlay:
         seen = {p: kind for p, (b, kind) in new.items() if not b} | {p: kind for p, kind in history.seen if p not in new}
         return History(False, bought, tuple((p, kind) for p, kind in seen.items() if p not in bought))
 
-# %% ../nbs/09b_recorder.ipynb #7263b8a8
+# %% ../nbs/09b_recorder.ipynb #f6e8787b
 class Recorder:
     "Writes behind a server's back, and knows what the store would say when it is away."
     def __init__(self,
@@ -93,6 +93,7 @@ class Recorder:
         self.snapshot = Path(folder)/'snapshot.json'
         self.keys: dict[str, ApiKey]|None = None # None: not known yet
         self.deleted: set[str] = set()
+        self._looked, self._looked_at_all = datetime.now(UTC), -math.inf # at deletions
         self.up, self.stopping, self._piece = True, False, 2000 # records of a piece of the replay
         self.counts = dict.fromkeys(('stored', 'duplicates', 'ignored', 'spooled', 'replayed', 'set_aside', 'served_lost'), 0)
         self._last: OrderedDict[str, History] = OrderedDict()
@@ -108,7 +109,7 @@ class Recorder:
 
     async def _spool(self, work, *args): return await asyncio.get_running_loop().run_in_executor(self._disk, functools.partial(work, *args))
 
-# %% ../nbs/09b_recorder.ipynb #70a2ff28
+# %% ../nbs/09b_recorder.ipynb #d604eeb4
 @patch
 async def start(self: Recorder):
     "Read what was left in the spool, keys and deletions, and begin to write."
@@ -125,12 +126,15 @@ def _operation(record) -> Operation|None:
 
 @patch
 async def _refresh(self: Recorder):
-    "Look at keys and deletions, and keep them in a file for a start without the database."
-    def look(): return self.store.keys(), set(self.store.deleted())
+    "Look at keys and new deletions (now and then at all of them), and keep them in a file for a start without the database."
+    all_, now = time.monotonic()-self._looked_at_all > 300, datetime.now(UTC)
+    def look(): return self.store.keys(), self.store.deleted(None if all_ else self._looked-timedelta(hours=1)) # clocks of servers differ
     keys, deleted = await self._ask(self.write_patience, look)
-    self.up, deleted = True, deleted | self.deleted # a deletion is never undone, also not by a look that began before it
-    if (keys, deleted) != (self.keys, self.deleted):
-        self.keys, self.deleted = keys, deleted
+    self.up, self._looked = True, now
+    if all_: self._looked_at_all = time.monotonic()
+    new = set(deleted)-self.deleted # a deletion is never undone, also not by a look that began before it
+    if new or keys != self.keys:
+        self.keys, self.deleted = keys, self.deleted | new
         await self._spool(self._save_snapshot)
 
 @patch
@@ -239,30 +243,44 @@ def _unexpected(err: Exception):
     frame = traceback.extract_tb(err.__traceback__)[-1]
     logging.getLogger('gnn_ecommerce.api').error(json.dumps({'level': 'error', 'event': 'failed', 'error': type(err).__name__, 'at': f'{frame.filename.rsplit("/", 1)[-1]}:{frame.lineno}'}))
 
-# %% ../nbs/09b_recorder.ipynb #58ffd90b
+# %% ../nbs/09b_recorder.ipynb #21974ab1
 @patch
 async def _replay(self: Recorder):
     "The spool's first records into the store; fewer of them where the store did not take so many in time."
     records, size = await self._spool(self.spool.peek, self._piece)
     ops = [_operation(r) for r in records]
     good = [op for op in ops if op is not None]
+    refused = [(record, 'damaged, or no operation') for record, op in zip(records, ops) if op is None and record is not None]
     try: self._count(await self._ask(self.write_patience, apply, self.store, good))
     except StoreDown: self._piece = max(20, self._piece//2); raise
-    except DataError: # one by one, to find out which
-        for op in good:
-            try: self._count(await self._ask(self.write_patience, apply, self.store, [op]))
-            except DataError: self.counts['set_aside'] += 1; await self._spool(self._keep, to_json(op))
+    except Exception as err: refused += await self._one_by_one(good, err)
+    if refused: await self._spool(self._keep, refused)
     await self._spool(self.spool.done, len(records), size)
     self.counts['replayed'] += len(good)
-    self.counts['set_aside'] += len(records)-len(good)
-    for record, op in zip(records, ops):
-        if op is None and record is not None: await self._spool(self._keep, record)
+    self.counts['set_aside'] += len(refused)+records.count(None)
     self._piece = min(2000, 2*self._piece)
 
 @patch
-def _keep(self: Recorder, record: dict):
-    "A record that cannot be stored, where a person can look at it."
-    with open(self.spool.folder/'refused.jsonl', 'a') as f: f.write(json.dumps(record)+'\n')
+async def _one_by_one(self: Recorder,
+    good: list[Operation],
+    why: Exception, # that together they failed with
+) -> list[tuple[dict, str]]: # records that fail alone, with the reason
+    "Find out which operation it is that the store refuses. Raises `why` if it is no matter of one of them, and `StoreDown`."
+    out, wrong = [], 0
+    for op in good:
+        try: self._count(await self._ask(self.write_patience, apply, self.store, [op]))
+        except StoreDown: raise
+        except Exception as err:
+            wrong += not isinstance(err, DataError)
+            out.append((to_json(op), str(err) if isinstance(err, DataError) else type(err).__name__))
+    if wrong == len(good) > 1: raise why # none at all goes in: the store or the program is broken, and not the records
+    if wrong: _unexpected(why)
+    return out
+
+@patch
+def _keep(self: Recorder, refused: list[tuple[dict, str]]):
+    "Records that cannot be stored, where a person can look at them, with the reasons."
+    with open(self.spool.folder/'refused.jsonl', 'a') as f: f.writelines(json.dumps({**record, 'why': why})+'\n' for record, why in refused)
 
 # %% ../nbs/09b_recorder.ipynb #08499c5f
 @patch

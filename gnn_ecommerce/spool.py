@@ -28,19 +28,21 @@ def _record(line: bytes) -> Any:
     if len(line) < 10 or line[8:9] != b' ' or int(line[:8], 16) != zlib.crc32(line[9:]): raise ValueError('damaged')
     return json.loads(line[9:])
 
-# %% ../nbs/09a_spool.ipynb #caf60e40
+# %% ../nbs/09a_spool.ipynb #780a2d22
 class Spool:
     "A queue on disk. Not for several threads at once; one process at a time."
     def __init__(self,
         folder: str|Path,         # where its files lie
-        limit: int = 1 << 30,     # bytes, at most
+        limit: int = 1 << 30,     # bytes of the file, at most
         name: str = 'spool',
     ):
         self.folder, self.limit = Path(folder), limit
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = self.folder/f'{name}.log'
         self._file = os.fdopen(os.open(self.path, os.O_RDWR|os.O_CREAT, 0o600), 'r+b', buffering=0)
-        try: fcntl.flock(self._file, fcntl.LOCK_EX|fcntl.LOCK_NB)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX|fcntl.LOCK_NB)
+            if os.fstat(self._file.fileno()).st_ino != self.path.stat().st_ino: raise OSError('replaced') # by another process, just now
         except OSError:
             self._file.close()
             raise ArtifactError(f'expected {self.path} to be free, found another process that uses it: give each server a folder of its own') from None
@@ -71,17 +73,23 @@ class Spool:
             os.fsync(self._file)
 
     def _set_aside(self, lines):
-        self.damaged += len(lines)
-        if lines:
-            with open(self.folder/'damaged', 'ab') as aside: aside.writelines(lines)
+        "Keep damaged lines for a person to look at; one that was read before, each once."
+        if not lines: return
+        with open(self.folder/'damaged', 'a+b') as aside:
+            aside.seek(0)
+            before = set(aside)
+            new = [line for line in dict.fromkeys(lines) if line not in before]
+            aside.writelines(new)
+        self.damaged += len(new)
 
-# %% ../nbs/09a_spool.ipynb #6ca06c4b
+# %% ../nbs/09a_spool.ipynb #e10cc1a6
 @patch
 def append(self: Spool, records: Iterable[Any]):
     "Put records at the end; they are on disk when this returns. Raises `SpoolFull`, and then none of them is there."
     lines = [_line(r) for r in records]
     data = b''.join(lines)
-    if self.bytes+len(data) > self.limit: raise SpoolFull(errno.ENOSPC, f'expected room for {len(data):,} bytes in {self.path}, found its limit of {self.limit:,}: bring the database back, or raise the limit')
+    if self._end+len(data) > self.limit and 4*self._at >= self._end > 0: self._compact()
+    if self._end+len(data) > self.limit: raise SpoolFull(errno.ENOSPC, f'expected room for {len(data):,} bytes in {self.path}, found its limit of {self.limit:,}: bring the database back, or raise the limit')
     try:
         self._file.seek(self._end)
         view = memoryview(data)
@@ -91,6 +99,34 @@ def append(self: Spool, records: Iterable[Any]):
         self._file.truncate(self._end)
         raise SpoolFull(err.errno, f'expected room in {self.folder}, found: {err.strerror}: free some space') from None
     self._end, self._n = self._end+len(data), self._n+len(lines)
+
+# %% ../nbs/09a_spool.ipynb #13cfe940
+@patch
+def _compact(self: Spool):
+    "Cut off what is done. Where there is no room for that, everything stays as it is."
+    new, tmp = None, self.path.with_suffix('.new')
+    try:
+        new = os.fdopen(os.open(tmp, os.O_RDWR|os.O_CREAT|os.O_TRUNC, 0o600), 'r+b', buffering=0)
+        fcntl.flock(new, fcntl.LOCK_EX|fcntl.LOCK_NB)
+        with open(self.path, 'rb') as f:
+            f.seek(self._at)
+            left = self._end-self._at
+            while left:
+                view = memoryview(f.read(min(left, 1 << 20)))
+                if not view: raise OSError(errno.EIO, 'the spool is shorter than it was')
+                left -= len(view)
+                while view: view = view[new.write(view):]
+        os.fsync(new)
+        os.replace(tmp, self.path)
+    except OSError:
+        if new is not None: new.close()
+        tmp.unlink(missing_ok=True)
+        return
+    self._file.close()
+    self._file, self._at, self._end = new, 0, self._end-self._at
+    folder = os.open(self.folder, os.O_RDONLY)
+    try: os.fsync(folder)
+    finally: os.close(folder)
 
 # %% ../nbs/09a_spool.ipynb #7c0b7b9d
 @patch

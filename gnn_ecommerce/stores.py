@@ -197,7 +197,7 @@ def _engine(url: sa.URL, pool: int, timeout: float) -> sa.Engine:
     return sa.create_engine(url, pool_pre_ping=True, connect_args={'connect_timeout': s, 'application_name': 'gnn_ecommerce', 'tcp_user_timeout': ms, 'keepalives_idle': s, 'keepalives_interval': 2,
         'keepalives_count': 3, 'options': f'-c statement_timeout={ms} -c idle_in_transaction_session_timeout={ms*6} -c timezone=UTC {more}'}, **common)
 
-# %% ../nbs/09_stores.ipynb #fa1c5b9b
+# %% ../nbs/09_stores.ipynb #e4d60de4
 class Store:
     "Everything that a shop's servers remember, in one database. Safe to use from several threads and processes."
     def __init__(self,
@@ -226,7 +226,7 @@ class Store:
         for last in (False, False, True):
             try:
                 with (self._writer if write else self.engine).begin() as con: return work(con)
-            except sa.exc.DataError as err: raise DataError(f'store: expected values that {self.name} can hold, found: {_reason(err)}') from None
+            except (sa.exc.DataError, sa.exc.IntegrityError) as err: raise DataError(f'store: expected values that {self.name} can hold, found: {_reason(err)}') from None
             except sa.exc.SQLAlchemyError as err:
                 if last or not str(getattr(getattr(err, 'orig', None), 'sqlstate', '')).startswith('40'): # 40: a deadlock, do it again
                     raise StoreDown(f'store: expected {self.name} to answer, found: {_reason(err)}. Is it running, and is there room on its disk?') from None
@@ -453,7 +453,7 @@ def revoke_key(self: Store, key_id: str) -> bool: # was there such a key, still 
     t, now = api_keys.c, datetime.now(UTC)
     return self.run(lambda con: con.execute(api_keys.update().where(t.key_id == key_id, t.revoked_at.is_(None)).values(revoked_at=now)).rowcount > 0, write=True)
 
-# %% ../nbs/09_stores.ipynb #831c0bf6
+# %% ../nbs/09_stores.ipynb #1b1473f2
 @patch
 def delete_customer(self: Store, user_id: str|int) -> dict[str, int]: # table -> rows that were removed
     "Remove a customer everywhere, for good. Doing it again does no harm."
@@ -465,10 +465,14 @@ def delete_customer(self: Store, user_id: str|int) -> dict[str, int]: # table ->
     return self.run(work, write=True)
 
 @patch
-def deleted(self: Store) -> list[str]:
+def deleted(self: Store,
+    since: datetime|None = None, # only those deleted from then on; None: all
+) -> list[str]:
     "Ids of the customers who were deleted, in the order of the deletions."
     t = deleted_customers.c
-    return list(self.run(lambda con: con.execute(sa.select(t.user_id).order_by(t.deleted_at, t.user_id)).scalars()))
+    query = sa.select(t.user_id).order_by(t.deleted_at, t.user_id)
+    if since is not None: query = query.where(t.deleted_at >= since)
+    return list(self.run(lambda con: con.execute(query).scalars()))
 
 # %% ../nbs/09_stores.ipynb #e24f34e0
 _ARROW = pa.schema([(c, {'event_time': pa.timestamp('us', 'UTC'), 'price': pa.float64()}.get(c, pa.string())) for c in EXPORT])
