@@ -115,7 +115,7 @@ class MappedIds:
         "The id of an index."
         return self.texts[i].decode() if self.is_text else int(self.values[i])
 
-# %% ../nbs/07_bundle.ipynb #3a6cf126
+# %% ../nbs/07_bundle.ipynb #68e0f4c3
 @patch
 def encode(self: MappedIds,
     ids: Iterable,
@@ -123,9 +123,15 @@ def encode(self: MappedIds,
 ) -> np.ndarray: # int32 (n,)
     "Indices of ids. Raises `UnknownIdError`, unless `unknown='mask'`."
     ids = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
-    index = np.fromiter((self.find(o) for o in ids), np.int32, len(ids))
+    at_once = not self.is_text and len(self) and all(type(o) is int and -2**63 <= o < 2**63 for o in ids)
+    index = self._find_integers(np.array(ids, np.int64)) if at_once else np.fromiter((self.find(o) for o in ids), np.int32, len(ids))
     if unknown == 'raise' and (index < 0).any(): raise UnknownIdError(f'expected ids among the {len(self)} known ones, found {int((index < 0).sum())} unknown, such as {ids[int(np.argmax(index < 0))]!r}')
     return index
+
+@patch
+def _find_integers(self: MappedIds, ids: np.ndarray) -> np.ndarray: # int32 (n,), -1 where an id is not known
+    at = np.minimum(self.values.searchsorted(ids), len(self)-1)
+    return np.where(self.values[at] == ids, at, -1).astype(np.int32)
 
 @patch
 def decode(self: MappedIds, index: Iterable[int]) -> np.ndarray:
@@ -163,7 +169,7 @@ def as_used(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         out[name] = rows if name == 'user_embedding' else np.asarray(rows[:], np.float32)
     return out
 
-# %% ../nbs/07_bundle.ipynb #f4d0e3d3
+# %% ../nbs/07_bundle.ipynb #7af7df83
 def bundle_arrays(
     graph: InteractionGraph,
     tensors: dict,          # the checkpoint's
@@ -171,9 +177,11 @@ def bundle_arrays(
     rule: EdgeRule,         # what events weigh
     hidden: sp.csr_array|None = None, # bool (n_users, n_items), bought since training
     precision: Literal['fp32', 'fp16', 'int8'] = 'fp32',
+    scored: tuple[dict[str, np.ndarray], dict]|None = None, # from `scoring_arrays`, where somebody has them already
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict]: # file -> arrays, without lists; facts of the score
     "Everything but the lists."
-    arrays, facts = scoring_arrays(graph, tensors, scoring, rule.weights)
+    arrays, facts = scored or scoring_arrays(graph, tensors, scoring, rule.weights)
+    arrays = dict(arrays)
     small = {}
     for name in ('user_embedding', 'item_embedding', 'fold'): small |= stored(name, arrays.pop(name), precision)
     hidden = sp.csr_array((graph.n_users, graph.n_items), dtype=bool) if hidden is None else hidden
@@ -349,7 +357,7 @@ def _misfit(a: dict[str, np.ndarray], m: dict) -> str|None:
         if len(MappedIds(a, side)) != n: return f'{n} ids of {side}, found {len(MappedIds(a, side))}'
     return None
 
-# %% ../nbs/07_bundle.ipynb #348d4faf
+# %% ../nbs/07_bundle.ipynb #e0dfa09c
 def build_bundle(
     folder: str|Path,      # where bundles are
     graph: InteractionGraph,
@@ -359,15 +367,17 @@ def build_bundle(
     hidden: sp.csr_array|None = None, # bool (n_users, n_items), bought since training
     rule: EdgeRule|None = None,       # what events weigh; by the graph's scheme
     valid: sp.csr_array|None = None,  # bool (n_users, n_items), on which a smaller form's loss is measured
+    scored: tuple[dict[str, np.ndarray], dict]|None = None, # from `scoring_arrays`, where somebody has them already
     **about,               # for the manifest: model_version, metrics, content_weight, git_commit, ...
 ) -> Bundle:
     "Write a bundle, or find that it is there, and open it."
     s, rule = settings or BundleSettings(), rule or EdgeRule(graph.scheme)
-    files, facts = bundle_arrays(graph, tensors, scoring, rule, hidden, s.precision)
+    scored = scored or scoring_arrays(graph, tensors, scoring, rule.weights)
+    files, facts = bundle_arrays(graph, tensors, scoring, rule, hidden, s.precision, scored)
     flat = {k: v for arrays in files.values() for k, v in arrays.items()}
     scorer, hidden = Scorer(as_used(flat), facts), sp.csr_array((graph.n_users, graph.n_items), dtype=bool) if hidden is None else hidden
     if s.lists: files['users'] |= top_lists(scorer, hidden, s.lists, s.exclude)
-    loss = {} if s.precision == 'fp32' else precision_loss(Scorer(*scoring_arrays(graph, tensors, scoring, rule.weights)), scorer, hidden, valid, s)
+    loss = {} if s.precision == 'fp32' else precision_loss(Scorer(*scored), scorer, hidden, valid, s)
     known = dict(model_version='unnamed', data_hash=graph.hash, dvc=None, git_commit=None, metrics={}, content_weight=s.content_weight or 0.) | about
     path = write_bundle(folder, files, known | dict(n_users=graph.n_users, n_items=graph.n_items, n_edges=graph.n_edges, dim=flat['item_embedding'].shape[1], score=facts, scheme=rule.scheme, event_weights=rule.weights,
                         lists=dict(k=s.lists, exclude=s.exclude), precision=s.precision, precision_loss=loss, versions=library_versions()))
@@ -514,7 +524,7 @@ def prune(
     for name in old: shutil.rmtree(folder/name)
     return old
 
-# %% ../nbs/07_bundle.ipynb #90afb952
+# %% ../nbs/07_bundle.ipynb #c1935861
 def run_bundle(
     params: str|Path = 'params.yaml', # params file of a project whose earlier stages have run
 ) -> Bundle:
@@ -528,9 +538,10 @@ def run_bundle(
     rule = EdgeRule(graph.scheme, built.get('weights'))
     splits = {name: graph.encode_pairs(read_table(paths.processed/f'{name}.parquet', 'targets', 'data_prep', ['user_id', 'product_id']))[0] for name in {'val', *s.hide}}
     hidden = sum((splits[h].astype(bool) for h in s.hide[1:]), splits[s.hide[0]]).astype(bool) if s.hide else None
-    weight, sessions = content_weight(paths, Scorer(*scoring_arrays(graph, tensors, metadata['scoring'], rule.weights)), Catalogue.from_graph(graph), rule, s)
+    scored = scoring_arrays(graph, tensors, metadata['scoring'], rule.weights)
+    weight, sessions = content_weight(paths, Scorer(*scored), Catalogue.from_graph(graph), rule, s)
     folder = paths.bundles
-    made = build_bundle(folder, graph, tensors, metadata['scoring'], s, hidden, rule, splits['val'], model_version=metadata['model_version'], dvc=data_revisions(paths.root), git_commit=git_commit(paths.root),
+    made = build_bundle(folder, graph, tensors, metadata['scoring'], s, hidden, rule, splits['val'], scored, model_version=metadata['model_version'], dvc=data_revisions(paths.root), git_commit=git_commit(paths.root),
                         metrics={f'val_{k}': v for k, v in metadata['metrics'].items()}, content_weight=weight, content_sessions=sessions, epoch=metadata['best_epoch'], event_profile=training_profile(paths))
     write_json({'bundle': made.name}, folder/'latest.json')
     gone = prune(folder, paths.serving/'active.json', s.keep, made.name)

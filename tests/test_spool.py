@@ -22,20 +22,20 @@ def number(i): return {"n": f"{i:08d}"}
 def test_the_file_stays_within_its_limit_while_it_never_gets_empty(tmp_path):
     spool, limit, largest, expected = Spool(tmp_path, limit=1 << 14), 1 << 14, 0, 0
     for i in range(200): spool.append([number(i)])
-    for i in range(200, 6_000):
+    for i in range(200, 2_500):
         records, size = spool.peek(1)
         assert records == [number(expected)]
         expected += 1
         spool.done(1, size)
         spool.append([number(i)])
         largest = max(largest, os.path.getsize(spool.path))
-    assert largest <= limit and len(spool) == 200 and expected == 5_800
-    assert [r for part in spool.pending() for r in part] == [number(i) for i in range(5_800, 6_000)]
+    assert largest <= limit and len(spool) == 200 and expected == 2_300
+    assert [r for part in spool.pending() for r in part] == [number(i) for i in range(2_300, 2_500)]
     with pytest.raises(ArtifactError, match="another process"): Spool(tmp_path)
     spool.close()
     again = Spool(tmp_path)
-    assert again.peek(10_000)[0][-200:] == [number(i) for i in range(5_800, 6_000)]
-    print(f"\n6,000 records of {size} bytes through a file of at most {largest:,} (limit {limit:,})")
+    assert again.peek(10_000)[0][-200:] == [number(i) for i in range(2_300, 2_500)]
+    print(f"\n2,500 records of {size} bytes through a file of at most {largest:,} (limit {limit:,})")
 
 
 def test_a_full_spool_refuses_and_has_room_again(tmp_path):
