@@ -130,7 +130,15 @@ def test_plotly_figures_draw_from_files_in_both_colours(built, tab):
     tab.evaluate("document.documentElement.dataset.theme = 'dark'")
     tab.wait_for_timeout(300)
     assert light != ink(), "expected a figure to follow the page's colours"
+    behind = figure.evaluate("e => { while (getComputedStyle(e).backgroundColor === 'rgba(0, 0, 0, 0)') e = e.parentElement; return getComputedStyle(e).backgroundColor }")
+    assert max(map(int, re.findall(r"\d+", behind)[:3])) < 80, f"expected a dark ground in the dark theme, found {behind}"
     assert not tab.asked and not tab.errors
+
+
+def test_tables_in_outputs_are_tables(built):
+    "Markdown that a cell printed is read with its tables."
+    page = (built / "nbs" / "guides" / "benchmarks.html").read_text(encoding="utf8")
+    assert page.count("<table") > 5 and "| \u2014 |" not in page and "|---" not in page
 
 
 @pytest.mark.parametrize("page", FIVE)
