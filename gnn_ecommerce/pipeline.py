@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NEXT', 'stage_needs', 'StageEngine', 'StageFailed', 'run_notebook', 'note_peak', 'stage_costs', 'cost_table',
            'settings_class', 'check_params', 'apply_overlay', 'own_events', 'comparison', 'comparison_table',
-           'paired_table', 'example_customers', 'customer_story', 'customer_view', 'explained_view', 'show_results',
-           'run_pipeline', 'demo', 'tune', 'main']
+           'paired_table', 'example_customers', 'customer_story', 'customer_view', 'explained_view', 'explained_page',
+           'show_results', 'run_pipeline', 'demo', 'tune', 'main']
 
 # %% ../nbs/05a_pipeline.ipynb #39ebce7e
 import argparse, ast, contextlib, importlib, os, subprocess, sys, tempfile
@@ -345,7 +345,7 @@ def customer_view(root: str|Path, who: str, user_id: Any, k: int = 5, n: int = 6
                                                f'{story["hits"]} are among the {story["k"]} recommended.'))
     return Group(*parts, Text())
 
-# %% ../nbs/05a_pipeline.ipynb #0719e792
+# %% ../nbs/05a_pipeline.ipynb #8d30403a
 def explained_view(root: str|Path, k: int = 3) -> Group|None: # None where stage `explainability` has not run
     "The first explained customer: the best `k` products, each with the sentence that its largest shares give."
     file = ProjectPaths(root).recommendations/'explanations.parquet'
@@ -356,19 +356,38 @@ def explained_view(root: str|Path, k: int = 3) -> Group|None: # None where stage
     lines = [Text.assemble((f'{r.rank}  {r.product}\n', 'bold'), f'   {r.sentence}') for r in mine.itertuples()]
     return Group(Text.assemble(('and why: ', 'bold'), f'customer {rows.user_id.iloc[0]}'), *lines, Text())
 
-# %% ../nbs/05a_pipeline.ipynb #77999242
+# %% ../nbs/05a_pipeline.ipynb #f97aff20
+def explained_page(
+    root: str|Path,     # the project
+    customers: int = 1, # explained customers that are on it, from the first
+) -> Path|None: # reports/why.html; None where stage `explainability` has not run
+    "One page to click through, without kernel and network: lists, reasons and paths. Written again when the explanations are newer than it."
+    paths = ProjectPaths(root)
+    file, page = paths.recommendations/'explanations.parquet', paths.report('why.html')
+    if not file.is_file(): return None
+    if page.is_file() and page.stat().st_mtime > file.stat().st_mtime: return page
+    ids = pq.read_table(file, columns=['user_id']).column(0).to_pandas().unique()[:customers].tolist()
+    if not ids: return None
+    state, figures = (importlib.import_module(f'gnn_ecommerce.{name}') for name in ('explorer_state', 'explorer_figures')) # notebooks that come later
+    return figures.page(state.ExplorerState.from_project(root), page, ids)
+
+# %% ../nbs/05a_pipeline.ipynb #b74698f0
 def show_results(
     root: str|Path|None = None,   # the project; found from the current folder by default
     console: Console|None = None, # where to print
+    note: str = '',               # markup that is printed before the last part
 ):
-    "Print the comparison, what the stages took, and three customers. Raises `ArtifactError` when a stage has not run."
+    "Print the comparison, what the stages took, three customers, and why one of them gets this. Raises `ArtifactError` when a stage has not run."
     root, console = Path(root or project_root()), console or Console()
     console.print(comparison_table(comparison(root)))
     paired = ProjectPaths(root).report('inference')/'differences.csv'
     if paired.is_file() and (table := paired_table(pd.read_csv(paired))) is not None: console.print(table)
     if len(costs := stage_costs(root)): console.print(cost_table(costs))
     for who, user_id in example_customers(root): console.print(customer_view(root, who, user_id))
-    if (why := explained_view(root)) is not None: console.print(why)
+    if note: console.print(Text.from_markup(note))
+    if (why := explained_view(root)) is None: return
+    console.print('\n', why)
+    console.print(f'To click through, open in a browser: {explained_page(root)}', markup=False, highlight=False, soft_wrap=True)
 
 # %% ../nbs/05a_pipeline.ipynb #9cd9477d
 def _git(root: Path, *args) -> subprocess.CompletedProcess:
@@ -414,7 +433,7 @@ def run_pipeline(
 #: names a file to which a failing stage writes why, so that the caller of `dvc repro` can say it last
 _REASON = 'GNN_ECOMMERCE_REASON'
 
-# %% ../nbs/05a_pipeline.ipynb #7bd22026
+# %% ../nbs/05a_pipeline.ipynb #0ac90ede
 def demo(
     events: str|None = None,  # a file, a folder or a glob of your own events; default: what params.yaml says
     overlay: str|None = None, # a YAML file of settings that differ
@@ -425,8 +444,7 @@ def demo(
     _prepare(root, events, overlay, console)
     run_pipeline(root)
     console.rule('results')
-    show_results(root, console)
-    console.print(Text.from_markup(NEXT))
+    show_results(root, console, NEXT)
 
 def _prepare(root: Path, events: str|None, overlay: str|None, console: Console):
     "Put events and overlay into params.yaml, check every section, get DVC ready."
@@ -441,8 +459,10 @@ NEXT = '''[bold]Where things are[/]
   reports/inference/       the comparison, whole and in groups
   model-recommendations/   recommendations for every customer
   model-checkpoints/       the model, and bundles/ for servers
+  reports/why.html         reasons of one customer, to click through
 [bold]What to type next[/]
   make demo                             again: it says what is up to date
+  make explore                          any customer, and why, to click through
   make lab                              JupyterLab on the notebooks
   make demo EVENTS=path/to/your/events  your shop: nbs/guides/own_shop.ipynb
   make tune BUDGET=30m                  search for better settings
