@@ -330,7 +330,7 @@ class Bundle:
         at = np.concatenate([[0], np.cumsum([len(p) for p in parts])]).astype(np.int64)
         return sp.csr_array((np.ones(at[-1], bool), np.concatenate([*parts, items[:0]]), at), shape=(len(parts), self.n_items))
 
-# %% ../nbs/07_bundle.ipynb #f807193d
+# %% ../nbs/07_bundle.ipynb #3b44cea5
 def open_bundle(
     path: str|Path, # a bundle's folder
     check: Literal['full', 'sizes'] = 'full', # hash every file, or look at their sizes
@@ -349,6 +349,7 @@ def _misfit(a: dict[str, np.ndarray], m: dict) -> str|None:
     except KeyError as err: return f'{err} in the manifest, found none'
     wanted = {'user_embedding': (u, d), 'user_norm': (u,), 'item_embedding': (i, d), 'fold': (i, d), 'history.indptr': (u+1,), 'hidden.indptr': (u+1,), 'popularity': (i,)}
     if score.get('filter') is not None: wanted['filter.indptr'] = (i+1,)
+    if (score.get('filter') or {}).get('recency') and 'history.items' in a: wanted['history.age'] = a['history.items'].shape
     for name, shape in wanted.items():
         if name not in a: return f'an array {name}, found none'
         if a[name].shape != shape: return f'{name} of shape {shape}, found {a[name].shape}'

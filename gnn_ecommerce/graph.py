@@ -19,9 +19,10 @@ from .core import (ArtifactError, DataError, IdMap, array_hash, atomic_path, che
                                 read_table, rng, write_json, write_table)
 
 # %% auto #0
-__all__ = ['GRAPH_FILES', 'InteractionGraph', 'toy_graph', 'random_graph', 'pairs_csr', 'draw_graph', 'plot_degrees']
+__all__ = ['GRAPH_FILES', 'InteractionGraph', 'toy_graph', 'random_graph', 'pairs_csr', 'count_newer', 'draw_graph',
+           'plot_degrees']
 
-# %% ../nbs/01a_graph.ipynb #7fc4f78d
+# %% ../nbs/01a_graph.ipynb #2fc01ada
 @dataclass(frozen=True, eq=False)
 class InteractionGraph:
     "A weighted bipartite user-item graph; edges are distinct pairs sorted by (user, item). Raises `DataError` if they are not."
@@ -52,6 +53,11 @@ class InteractionGraph:
         "`(order, ptr)`, int64 (E,) and (n_items+1,): the edges of item i are `order[ptr[i]:ptr[i+1]]`, users ascending."
         ptr = np.concatenate([[0], np.cumsum(np.bincount(self.item, minlength=self.n_items))]).astype(np.int64)
         return np.argsort(self.item, kind='stable'), ptr
+    @cached_property
+    def ages(self) -> np.ndarray|None:
+        "int32 (E,): how many of the user's edges are newer, by column `position`, `last_time` or `first_time` of `edges`; None without any of them."
+        by = next((c for c in ('position', 'last_time', 'first_time') if self.edges is not None and c in self.edges), None)
+        return None if by is None else count_newer(self.user_ptr, self.edges[by].to_numpy())
     @cached_property
     def hash(self) -> str:
         "sha256 in hex over ids, structure, weights and the purchased flags."
@@ -262,6 +268,21 @@ def subset(self: InteractionGraph,
     edges = self.edges[keep].reset_index(drop=True) if self.edges is not None else None
     return InteractionGraph(self.user[keep], self.item[keep], self.weight[keep], self.purchased[keep],
                             self.user_ids, self.item_ids, self.items, edges, self.scheme)
+
+# %% ../nbs/01a_graph.ipynb #f6a55d61
+def count_newer(
+    ptr: np.ndarray,  # int64 (n_users+1,), where each user's edges begin
+    when: np.ndarray, # (E,) numbers or times, larger is newer
+) -> np.ndarray: # int32 (E,)
+    "How many edges of the same user are newer than each."
+    user = np.repeat(np.arange(len(ptr)-1), np.diff(ptr))
+    order = np.lexsort((when, user))
+    last = np.ones(len(order), bool)
+    last[:-1] = (user[order][1:] != user[order][:-1]) | (when[order][1:] != when[order][:-1])
+    at = np.flatnonzero(last)
+    ages = np.empty(len(order), np.int32)
+    ages[order] = ptr[1:][user[order]]-1-np.repeat(at, np.diff(at, prepend=-1))
+    return ages
 
 # %% ../nbs/01a_graph.ipynb #1fa621c8
 @patch

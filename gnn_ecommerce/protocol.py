@@ -31,7 +31,7 @@ Price = Annotated[float, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 EventType = Literal['view', 'cart', 'remove_from_cart', 'purchase']
 
-# %% ../nbs/07a_protocol.ipynb #9342625c
+# %% ../nbs/07a_protocol.ipynb #8a096864
 class BasketItem(Struct, forbid_unknown_fields=True):
     "A product of the basket or session, and what was done with it last."
     product_id: Id
@@ -48,7 +48,7 @@ class Filters(Struct, forbid_unknown_fields=True, omit_defaults=True):
 class Request(Struct, forbid_unknown_fields=True, omit_defaults=True):
     "One list for one customer."
     customer: Id|None = None
-    basket: Annotated[list[BasketItem|Id], Meta(max_length=MAX_BASKET)] = [] # a bare id is a product in the cart
+    basket: Annotated[list[BasketItem|Id], Meta(max_length=MAX_BASKET)] = [] # the newest last; a bare id is a product in the cart
     k: K = 20
     exclude: Literal['bought', 'seen', 'none'] = 'bought'
     exclude_products: Annotated[list[Id], Meta(max_length=MAX_PRODUCTS)] = [] # such as what is out of stock; unknown ids do nothing

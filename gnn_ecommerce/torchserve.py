@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-# %% ../nbs/08a_torchserve.ipynb #34143cfc
+# %% ../nbs/08a_torchserve.ipynb #5fa640fa
 class _Model:
     "A bundle's model in memory."
     def __init__(self, folder):
@@ -32,7 +32,9 @@ class _Model:
 
     def add_filter(self, scores, u): # the graph filter's part of one customer's scores
         a, h = self.arrays, slice(*self.arrays['history.indptr'][u:u+2])
-        w = a['history.weight'][h] if self.about['score']['filter']['weighted'] else np.ones(h.stop-h.start, np.float32)
+        about = self.about['score']['filter']
+        w = a['history.weight'][h] if about['weighted'] else np.ones(h.stop-h.start, np.float32)
+        if about.get('recency'): w = w*(1+a['history.age'][h].astype(np.float32))**-about['recency']
         factor = self.b*float(a['filter.scale'][0])*max(float(w.sum()), 1e-30)**-.5
         for i, x in zip(a['history.items'][h], w):
             row = slice(*a['filter.indptr'][i:i+2])

@@ -32,16 +32,16 @@ from .losses import LOSSES, Loss, Softmax, make_loss
 from .propagation import Adjacency, Propagation, own_threads
 from .recommender import Recommender
 
-# %% ../nbs/04_training.ipynb #63b9d9c5
+# %% ../nbs/04_training.ipynb #83a63402
 def fixed_params(s) -> dict[str, dict]: # kind -> what of `filter_params` it knows
     "The filter's exponents that the settings name. Raises `ValueError` for one that no kind has, or a value out of range."
     own = {kind: GraphFilter(kind).params.keys()-{'kind', 'n', 'seed', 'name', 'dtype'} for kind in KINDS}
-    if strange := set(s.filter_params)-set().union(*own.values()): raise ValueError(f'expected in filter_params names such as alpha, beta, gamma, diagonal and weighted, found {sorted(strange)[0]!r}')
+    if strange := set(s.filter_params)-set().union(*own.values()): raise ValueError(f'expected in filter_params names such as alpha, beta, gamma, recency, closeness, diagonal and weighted, found {sorted(strange)[0]!r}')
     fixed = {kind: {k: v for k, v in s.filter_params.items() if k in own[kind]} for kind in KINDS}
     for kind, values in fixed.items(): GraphFilter(kind, **values)
     return fixed
 
-# %% ../nbs/04_training.ipynb #2d03615f
+# %% ../nbs/04_training.ipynb #85018855
 class TrainingSettings(StageSettings):
     "Section `training` of params.yaml."
     loss: Literal['softmax', 'bpr', 'sampled_softmax', 'bsl'] = Field('softmax', description='see 03d_losses; bpr is the paper\'s')
@@ -72,7 +72,7 @@ class TrainingSettings(StageSettings):
     filter_n: int = Field(200, ge=1, le=65_535, description='entries kept in a row of the filter\'s item table')
     filter_search: bool = Field(True, description='choose the filter\'s exponents on validation; false: its defaults')
     filter_params: dict[str, float|int|bool] = Field({}, description='exponents and switches of the filter that are set here, such as {alpha: 0.5, diagonal: false}; the others as filter_search says')
-    b: list[float] = Field([0., 1., 2., 3., 5., 10., 15., 20., 30., 50.], min_length=1, description='weights of the filter to choose from on validation')
+    b: list[float] = Field([0., 1., 2., 3., 5., 10., 15., 20., 30., 50., 100.], min_length=1, description='weights of the filter to choose from on validation')
     checkpoint_every: int = Field(1, ge=1, description='epochs between writes of last/')
 
     @model_validator(mode='after')
@@ -121,7 +121,7 @@ def targets_hash(targets: sp.csr_matrix|None) -> str:
     "sha256 of a targets matrix's structure; of nothing where there are none."
     return array_hash(*(() if targets is None else (targets.indptr.astype(np.int64), targets.indices.astype(np.int64))))
 
-# %% ../nbs/04_training.ipynb #81c3a0ae
+# %% ../nbs/04_training.ipynb #b72b3522
 def training_loss(graph: InteractionGraph, s: TrainingSettings) -> Loss:
     "The loss that the settings name, ready for `graph`."
     extra = dict(precision=s.precision, weighted_positives=s.weighted_positives) if s.loss in ('softmax', 'bsl') else {}
@@ -139,7 +139,7 @@ def make_filter(
     fixed = fixed_params(s)
     if targets is None or not s.filter_search: return GraphFilter(kind := 'paths' if s.filter == 'auto' else s.filter, n=s.filter_n, **fixed[kind]).fit(graph), None
     passes = 1 if s.exclude == 'seen' else 2
-    kinds = [s.filter] if s.filter != 'auto' else ['paths'] if choose_kind(graph, s.filter_budget/passes, n=s.filter_n, tables=9) == 'paths' else ['paths', 'chebyshev']
+    kinds = [s.filter] if s.filter != 'auto' else ['paths'] if choose_kind(graph, s.filter_budget/passes, n=s.filter_n, tables=10) == 'paths' else ['paths', 'chebyshev']
     found = [choose_filter(graph, targets, kind, {k: (fixed[kind].get(k),) if k in fixed[kind] else v for k, v in default_grid(graph, kind, s.exclude).items()},
                            s.monitor, s.exclude, n=s.filter_n, **fixed[kind]) for kind in kinds]
     best = max(range(len(kinds)), key=lambda i: found[i][1][s.monitor].max())

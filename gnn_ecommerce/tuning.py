@@ -47,6 +47,8 @@ SPACE = {
     'training.filter_params.alpha': {'low': 0., 'high': 1., 'when': {'training.filter': 'paths', 'training.filter_search': False}},
     'training.filter_params.beta': {'low': 0., 'high': .6, 'when': {'training.filter': 'paths', 'training.filter_search': False}},
     'training.filter_params.gamma': {'low': 0., 'high': 1., 'when': {'training.filter': 'paths', 'training.filter_search': False}},
+    'training.filter_params.recency': {'low': 0., 'high': 1.2, 'when': {'training.filter': 'paths', 'training.filter_search': False}},
+    'training.filter_params.closeness': {'low': 0., 'high': 1., 'when': {'training.filter': 'paths', 'training.filter_search': False}},
     'graph_build.scheme': ['sum', 'log_count', 'recency', 'unweighted', 'purchase_only'],
     'graph_build.weights.view': {'low': .01, 'high': 1., 'log': True, 'when': {'graph_build.scheme': ['sum', 'log_count', 'recency']}},
     'graph_build.weights.cart': {'low': .03, 'high': 1., 'log': True, 'when': {'graph_build.scheme': ['sum', 'log_count', 'recency']}},

@@ -1,14 +1,17 @@
 """The graph filter against its formulas on many random graphs, without numba, in threads, at the edges of what a table can hold, on public data."""
+import dataclasses
+import itertools
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from gnn_ecommerce.core import rng
-from gnn_ecommerce.graph import InteractionGraph, random_graph
+from gnn_ecommerce.graph import InteractionGraph, pairs_csr, random_graph
 from gnn_ecommerce.graph_filter import (
     GraphFilter,
     HybridRecommender,
@@ -209,12 +212,64 @@ def test_choose_b_finds_the_better_part():
     assert again[0] == 0 and again[1].b.tolist() == [0, 1, 30]
 
 
+def in_order(graph, seed):
+    "The graph with times on its edges, some of them equal."
+    return dataclasses.replace(graph, edges=pd.DataFrame({"last_time": pd.to_datetime(rng(seed, "times").integers(0, 40, graph.n_edges), unit="h")}))
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_order_in_table_and_history(backend, seed):
+    "closeness and recency as they are written, edge by edge in float64; with a cap that leaves edges out."
+    draw = rng(seed, "order")
+    graph = in_order(random_graph(*draw.integers(20, 60, 2), int(draw.integers(100, 400)), seed=seed), seed)
+    c, r, cap = draw.uniform(.1, 1.5), draw.uniform(.1, 1.5), (4, 2000)[seed % 2]
+    f = GraphFilter("paths", 500, alpha=.4, beta=.1, gamma=.6, closeness=c, cap=cap, recency=r, dtype="float32")
+    f.backend = backend
+    f.fit(graph)
+    when, weight = graph.edges.last_time.to_numpy(), graph.weight.astype(float)
+    age = np.array([sum(when[g] > when[e] for g in range(graph.n_edges) if graph.user[g] == graph.user[e]) for e in range(graph.n_edges)])
+    assert (age == graph.ages).all()
+    du, di = np.bincount(graph.user, weight, graph.n_users), np.bincount(graph.item, weight, graph.n_items)
+    rare, counted = np.bincount(graph.item, minlength=graph.n_items), np.zeros(graph.n_edges, bool)
+    for v in range(graph.n_users):
+        mine = np.flatnonzero(graph.user == v)
+        counted[sorted(mine, key=lambda e: (-graph.weight[e], rare[graph.item[e]], graph.item[e]))[:cap]] = True
+    w = np.zeros((graph.n_items,)*2)
+    for v in range(graph.n_users):
+        mine = np.flatnonzero((graph.user == v) & counted)
+        for e, h in itertools.permutations(mine, 2):
+            i, j = graph.item[e], graph.item[h]
+            w[i, j] += weight[e]*weight[h]*du[v]**-.6*(1+abs(int(age[e])-int(age[h])))**-c*di[i]**-.4*di[j]**-.1
+    np.testing.assert_allclose(f.table.to_csr().toarray(), w, rtol=1e-5, atol=1e-7)
+    own = np.zeros((graph.n_users, graph.n_items))
+    own[graph.user, graph.item] = weight*(1.+age)**-r
+    np.testing.assert_allclose(f.score(np.arange(graph.n_users)), own@w, rtol=1e-4, atol=1e-6)
+
+
+def test_the_order_is_found_where_it_matters():
+    "Customers whose next product follows from the last one: recency is chosen, and raises the score; of a graph without order it is not asked."
+    draw = rng(0, "next")
+    user, item, at, held = [], [], [], []
+    for u in range(400):
+        walk = [int(draw.integers(60))]
+        while len(walk) < 9: walk.append((walk[-1]+int(draw.integers(1, 4))) % 60 if draw.random() < .8 else int(draw.integers(60)))
+        walk = list(dict.fromkeys(walk))
+        user += [u]*(len(walk)-1); item += walk[:-1]; at += range(len(walk)-1); held.append(walk[-1])
+    graph = InteractionGraph.from_arrays(np.array(user), np.array(item), n_users=400, n_items=60, edges=pd.DataFrame({"position": at}))
+    targets = pairs_csr(np.arange(400), np.array(held), (400, 60))
+    f, table = choose_filter(graph, targets, metric="ndcg@10", exclude="seen")
+    assert f.recency > 0 and table["ndcg@10"].max() > 1.2*table["ndcg@10"][0]
+    blind, table = choose_filter(dataclasses.replace(graph, edges=None), targets, metric="ndcg@10", exclude="seen")
+    assert blind.recency == 0 and "recency" not in table
+
+
 def test_choose_filter_is_repeatable_and_as_served():
     graph = random_graph(300, 120, 4000, seed=8)
     held = random_graph(300, 120, 900, seed=9).csr("seen")
     one, two = (choose_filter(graph, held, max_users=100, n=25) for _ in range(2))
     assert one[0].params == two[0].params and one[1].equals(two[1])
-    named = {name: one[0].params[name] for name in ("beta", "alpha", "gamma", "diagonal")}
+    named = {name: one[0].params[name] for name in ("gamma", "beta", "alpha", "diagonal")}
     assert list(one[1].columns[:4]) == list(named) and one[1]["ndcg@20"].max() == one[1]["ndcg@20"][(one[1][list(named)] == list(named.values())).all(axis=1)].iloc[0]
 
 
