@@ -5,7 +5,8 @@ import ibis
 import numpy as np
 import pandas as pd
 from gnn_ecommerce.core import DataError
-from gnn_ecommerce.datasets import data_folder, temporal_holdout
+from gnn_ecommerce.datasets import data_folder
+from gnn_ecommerce.datasets import holdout as hold_out
 from gnn_ecommerce.graph import InteractionGraph, pairs_csr
 from gnn_ecommerce.graph_build import GraphBuildSettings, build_graph
 from gnn_ecommerce.graph_filter import GraphFilter, HybridRecommender
@@ -42,9 +43,9 @@ def retrain(graph, settings, epochs):
 
 
 def fit_final(graph, settings: TrainingSettings, fraction=.1, holdout=None):
-    "Choose epoch, filter exponents and b on the last `fraction` of each user's edges, or on `holdout` (graph, targets); then train and build the filter on all of `graph`."
+    "Choose epoch, filter exponents and b on the last `fraction` of each user's edges (random ones where no order is known), or on `holdout` (graph, targets); then train and build the filter on all of `graph`."
     clock, times = Clock(), []
-    part, valid = holdout or temporal_holdout(graph, fraction)
+    part, valid = holdout or hold_out(graph, fraction)
     chosen = fit(part, settings, valid, on_epoch=lambda r: times.append(clock.wall))
     seconds = dict(choose=clock.wall, choose_cpu=clock.cpu)
     again = Clock()
