@@ -141,7 +141,7 @@ export default { render };
 """
     def save(self, name: str, text: str, mime: str = 'text/csv'): self.send(dict(name=name, text=text, mime=mime))
 
-# %% ../nbs/06e_explorer.ipynb #c5f230a2
+# %% ../nbs/06e_explorer.ipynb #e4f3c840
 def _box(*inside, cls: str = '', **layout) -> w.Box:
     "Widgets in a box with a style."
     box = w.VBox(inside, layout=w.Layout(overflow='visible', **layout))
@@ -183,14 +183,14 @@ class PathExplorer:
         from IPython.display import display
         display(self.view)
 
-# %% ../nbs/06e_explorer.ipynb #ee17b435
+# %% ../nbs/06e_explorer.ipynb #42047ff9
 @patch
 def _controls(self: PathExplorer):
     "What is typed, moved and pressed."
     self._quiet, wide = False, dict(description_width='initial')
-    self.search = w.Text(placeholder='id, or its beginning', description='Customer', continuous_update=True, style=wide, layout=w.Layout(width='230px'))
-    self.kind = w.Dropdown(options=[(v, k) for k, v in KINDS.items()], value='all', description='of', style=wide, layout=w.Layout(width='150px'))
-    self.matches = w.Dropdown(options=[], description='', layout=w.Layout(width='210px'))
+    self.search = w.Text(placeholder='id, or its beginning', description='Customer', continuous_update=True, style=wide, layout=w.Layout(width='190px'))
+    self.kind = w.Dropdown(options=[(v, k) for k, v in KINDS.items()], value='all', description='of', style=wide, layout=w.Layout(width='135px'))
+    self.matches = w.Dropdown(options=[], description='', layout=w.Layout(width='160px'))
     self.lucky = w.Button(description='Surprise me', icon='random', button_style='primary', tooltip='a customer with something to see', layout=w.Layout(width='auto'))
     self.back = w.Button(description='Back', icon='arrow-left', tooltip='the customer before this one', layout=w.Layout(width='auto'), disabled=True)
     self.mode = w.ToggleButtons(options=[(v, k) for k, v in MODES.items() if k == 'shortest' or self.state.explainer is not None], value=self.state.mode, style=dict(button_width='auto'), tooltips=['the paths that carry most of the score', 'the paths with the fewest steps'][-(1+(self.state.explainer is not None)):])

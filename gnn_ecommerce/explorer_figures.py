@@ -68,7 +68,7 @@ def wrapped(text: str, n: int = 50) -> str:
         else: lines[-1] = f'{lines[-1]} {w}'.strip()
     return '<br>'.join(map(safe, lines))
 
-# %% ../nbs/06d_explorer_figures.ipynb #205c205d
+# %% ../nbs/06d_explorer_figures.ipynb #3b85cbb9
 def by_day(
     events: pd.DataFrame, # from `ExplorerState.timeline`
 ) -> pd.DataFrame: # event_time (day), event_type, count, name, item
@@ -88,16 +88,15 @@ def history_figure(
     if many: events, count = by_day(events), len(events)
     title = f'{count:,} events, one mark a day and kind' if many else f'{len(events)} events'
     kinds = [k for k in EVENT_COLORS if (events.event_type == k).any()]
-    fig = blank(title, 70+34*max(len(kinds), 2), showlegend=False, hovermode='closest')
+    drawn = []
     for kind in reversed(kinds):
         part = events[events.event_type == kind]
         size = 7+3*np.log2(part['count']) if many else np.full(len(part), 10)
         text = [f'<b>{safe(short(r.name_, 60))}</b><br>{EVENT_NAMES[kind]}'+(f', {r.count} events' if many else '')+f'<br>{str(r.event_time)[:10 if many else 16]}'+('' if many or pd.isna(r.price) else f'<br>price {r.price:.2f}')
                 for r in part.rename(columns={'name': 'name_'}).itertuples()]
-        fig.add_scatter(x=part.event_time, y=[EVENT_NAMES[kind]]*len(part), mode='markers', name=EVENT_NAMES[kind], customdata=part.item, hovertext=text, hoverinfo='text',
-                        marker=dict(color=EVENT_COLORS[kind], symbol=EVENT_SHAPES[kind], size=size, line=dict(color='white', width=.7), opacity=.85))
-    fig.update_yaxes(showgrid=True, gridcolor='rgba(128,128,128,.25)')
-    return fig
+        drawn.append(dict(type='scatter', x=part.event_time.to_numpy(), y=[EVENT_NAMES[kind]]*len(part), mode='markers', name=EVENT_NAMES[kind], customdata=part.item.to_numpy(), hovertext=text, hoverinfo='text',
+                          marker=dict(color=EVENT_COLORS[kind], symbol=EVENT_SHAPES[kind], size=size, line=dict(color='white', width=.7), opacity=.85)))
+    return blank(title, 70+34*max(len(kinds), 2), drawn, showlegend=False, hovermode='closest', yaxis=dict(showgrid=True, gridcolor='rgba(128,128,128,.25)'))
 
 # %% ../nbs/06d_explorer_figures.ipynb #c88e2185
 def layers(
@@ -226,7 +225,7 @@ def shares_figure(
     fig.update_xaxes(title=dict(text=unit, font=dict(size=11)), zeroline=True)
     return fig.update_yaxes(autorange='reversed')
 
-# %% ../nbs/06d_explorer_figures.ipynb #d06e11f6
+# %% ../nbs/06d_explorer_figures.ipynb #16f79aed
 def effect_figure(
     state: ExplorerState,
     n: int = 8, # products of the history at most
@@ -235,12 +234,12 @@ def effect_figure(
     if state.item is None or not state.explained: return said('Nothing can be taken out: '+('the history is empty.' if state.item is not None and not state.personal else 'the score cannot be taken apart.'), 120)
     if state.without: return _moves_figure(state)
     table = state.products().head(n)
-    fig = blank('without one product of the history, the score would fall by', 110+30*len(table), bargap=.3, barmode='group')
-    names = [safe(short(x, 30)) for x in table.name]
+    names, bars = [safe(short(x, 30)) for x in table.name], []
     unit = 100/state.score() if state.score() > 0 else 1.
     for name, column, color in (('fall of the score', 'effect', PALETTE[3]), ('share in the score', 'share', PALETTE[5])):
         text = [f'<b>{wrapped(r.name_)}</b><br>{name}: {getattr(r, column)*unit:.1f}{" % of the score" if state.score() > 0 else ""}' for r in table.rename(columns={'name': 'name_'}).itertuples()]
-        fig.add_bar(y=list(range(len(table))), x=table[column]*unit, orientation='h', name=name, marker_color=color, hovertext=text, hoverinfo='text', customdata=table.item)
+        bars.append(dict(type='bar', y=list(range(len(table))), x=(table[column]*unit).to_numpy(), orientation='h', name=name, marker=dict(color=color), hovertext=text, hoverinfo='text', customdata=table.item.to_numpy()))
+    fig = blank('without one product of the history, the score would fall by', 110+30*len(table), bars, bargap=.3, barmode='group')
     fig.update_yaxes(autorange='reversed', tickvals=list(range(len(table))), ticktext=names)
     return fig.update_xaxes(title=dict(text='% of the score' if state.score() > 0 else 'share', font=dict(size=11)), zeroline=True).update_layout(legend=dict(y=1, yanchor='bottom', x=1, xanchor='right'), margin=dict(t=58))
 
@@ -248,14 +247,14 @@ def _moves_figure(state: ExplorerState) -> go.Figure:
     "The list before and after, a line for each product."
     table = state.effect()
     gone = ', '.join(short(short_name(state.graph, i), 24) for i in sorted(state.without)[:3])+(f' and {len(state.without)-3} more' if len(state.without) > 3 else '')
-    fig = blank(f'without {safe(gone)}', 100+30*len(table), showlegend=True)
     y, names = list(range(len(table))), [safe(short(n, 30)) for n in table.name]
-    for k, r in zip(y, table.itertuples()): fig.add_scatter(x=[r.before, r.after], y=[k, k], mode='lines', line=dict(color='#999999', width=2), hoverinfo='skip', showlegend=False)
+    drawn = [dict(type='scatter', x=[r.before, r.after], y=[k, k], mode='lines', line=dict(color='#999999', width=2), hoverinfo='skip', showlegend=False) for k, r in zip(y, table.itertuples())]
     places = [f'{b} → {a}' if a else f'{b} → below {len(table)}' for b, a in zip(table.rank_before, table.rank_after)]
     text = [f'<b>{wrapped(n)}</b><br>score {b:.3g} → {a:.3g}<br>place {p}' for n, b, a, p in zip(table.name, table.before, table.after, places)]
-    fig.add_scatter(x=table.before, y=y, mode='markers', name='before', marker=dict(symbol='circle-open', size=11, color=PALETTE[0], line=dict(width=2)), hovertext=text, hoverinfo='text', customdata=table.item)
-    fig.add_scatter(x=table.after, y=y, mode='markers', name='after', marker=dict(symbol='circle', size=11, color=PALETTE[3]), hovertext=text, hoverinfo='text', customdata=table.item)
-    for k, p in enumerate(places): fig.add_annotation(x=1.01, xref='paper', xanchor='left', y=k, text=p, showarrow=False, font=dict(size=11))
+    for name, x, marker in (('before', table.before, dict(symbol='circle-open', size=11, color=PALETTE[0], line=dict(width=2))), ('after', table.after, dict(symbol='circle', size=11, color=PALETTE[3]))):
+        drawn.append(dict(type='scatter', x=x.to_numpy(), y=y, mode='markers', name=name, marker=marker, hovertext=text, hoverinfo='text', customdata=table.item.to_numpy()))
+    said_places = [dict(x=1.01, xref='paper', xanchor='left', y=k, text=p, showarrow=False, font=dict(size=11)) for k, p in enumerate(places)]
+    fig = blank(f'without {safe(gone)}', 100+30*len(table), drawn, showlegend=True, annotations=said_places)
     fig.update_yaxes(autorange='reversed', tickvals=y, ticktext=names)
     return fig.update_xaxes(title=dict(text='score', font=dict(size=11))).update_layout(margin=dict(r=90, t=52), legend=dict(y=1, yanchor='bottom', x=1, xanchor='right'))
 
@@ -296,7 +295,7 @@ def map_figure(
     fig.update_xaxes(showticklabels=False, showgrid=False, zeroline=False)
     return fig.update_yaxes(showticklabels=False, zeroline=False).update_layout(legend=dict(traceorder='reversed'))
 
-# %% ../nbs/06d_explorer_figures.ipynb #53bc83d2
+# %% ../nbs/06d_explorer_figures.ipynb #b437504a
 #: colours and layout of the explorer, in JupyterLab (whose theme it follows) and on a page
 STYLE = """
 .gx { --fg: var(--jp-content-font-color1, var(--page-fg, #1f1f1f)); --dim: color-mix(in srgb, var(--fg) 72%, var(--bg)); --bg: var(--jp-layout-color1, var(--page-bg, #fff));
@@ -306,6 +305,7 @@ STYLE = """
 .gx .js-plotly-plot .main-svg { background: transparent !important; }
 .gx .js-plotly-plot .bg, .gx .js-plotly-plot rect.legendtoggle + .bg { fill: transparent !important; }
 .gx .js-plotly-plot :is(.gtitle, .g-xtitle text, .g-ytitle text, .g-x2title text, .xtick text, .ytick text, .legendtext, .annotation-text, .textpoint text) { fill: var(--fg) !important; }
+.gx .js-plotly-plot .textpoint text { paint-order: stroke; stroke: var(--bg); stroke-width: 4px; stroke-linejoin: round; }
 .gx-plot { width: 100%; min-width: 0; overflow: hidden; }
 .gx-cols { display: flex; flex-wrap: wrap; gap: 4px 18px; align-items: flex-start; width: 100%; }
 .gx-cols > * { flex: 1 1 400px; min-width: min(100%, 340px); max-width: 100%; }
@@ -313,7 +313,7 @@ STYLE = """
 .gx-note { color: var(--fg); background: var(--soft); border-left: 4px solid #E69F00; padding: 5px 10px; border-radius: 3px; }
 .gx-note:empty { display: none; }
 .gx-dim { color: var(--dim); font-size: 12px; }
-.gx-scroll { max-height: 520px; overflow: auto; border: 1px solid var(--edge); border-radius: 4px; background: var(--bg); }
+.gx-scroll { max-height: 640px; overflow: auto; border: 1px solid var(--edge); border-radius: 4px; background: var(--bg); }
 .gx table.gx-rows { border-collapse: collapse; width: 100%; margin: 0; font-size: 13px; color: var(--fg); background: transparent; table-layout: auto; }
 .gx-rows th { position: sticky; top: 0; z-index: 1; text-align: left; font-weight: 600; font-size: 12px; color: var(--dim); padding: 4px 7px; background: var(--soft); }
 .gx table.gx-rows tbody tr { cursor: pointer; background: transparent; border-top: 1px solid var(--edge); }
@@ -328,7 +328,7 @@ STYLE = """
 .gx :is(button, select, input, [tabindex]):focus-visible { outline: 2px solid var(--mark); outline-offset: 2px; border-radius: 3px; }
 """
 
-# %% ../nbs/06d_explorer_figures.ipynb #95aa8a85
+# %% ../nbs/06d_explorer_figures.ipynb #335ad210
 PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
 <style>
@@ -337,6 +337,7 @@ PAGE = """<!DOCTYPE html>
 body {{ margin: 0; background: var(--page-bg, #fff); }} main {{ max-width: 1400px; margin: 0 auto; padding: 12px 18px 30px; }}
 h1 {{ font-size: 20px; margin: 6px 0; }} .bar {{ display: flex; flex-wrap: wrap; gap: 8px 20px; align-items: center; margin: 6px 0; }} .bar > * {{ display: inline-flex; gap: 6px; align-items: center; border: 0; padding: 0; margin: 0; }}
 .bar button, select {{ font: inherit; padding: 3px 9px; }}
+@media (max-width: 600px) {{ section {{ overflow-x: auto; }} section .gx-plot {{ min-width: 36rem; }} }}
 {style}</style>{library}</head>
 <body><main class="gx"><h1>{title}</h1>
 <div class="bar"><label>Customer <select id="customer"></select></label><span id="about" class="gx-dim"></span></div>

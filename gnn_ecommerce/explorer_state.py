@@ -176,7 +176,7 @@ def outside_ids(self: ExplorerState) -> np.ndarray: # sorted
     if '_outside_ids' not in self.__dict__: self._outside_ids = np.sort(self.events.outside.user_id.unique()).astype(self.graph.user_ids.ids.dtype) if self.events is not None else self.graph.user_ids.ids[:0]
     return self._outside_ids
 
-# %% ../nbs/06c_explorer_state.ipynb #9b70f6c8
+# %% ../nbs/06c_explorer_state.ipynb #f2f6cc1a
 @patch
 def surprise(self: ExplorerState,
     kind: str = 'all', # one of KINDS
@@ -195,9 +195,11 @@ def surprise(self: ExplorerState,
 @patch
 def _interest(self: ExplorerState, user: int) -> tuple:
     "What makes a customer worth a look: purchases, kinds of events, products, but not too many."
-    g, e = self.graph, self.graph.edges_of(user=user)
-    kinds = sum(bool((g.edges[c].iloc[e] > 0).any()) for c in (g.edges.columns if g.edges is not None else []) if c.startswith('n_'))
-    return len(e) <= 50, bool(g.purchased[e].any()), kinds, len(e)
+    g = self.graph
+    if '_counts' not in self.__dict__: self._counts = [g.edges[c].to_numpy() for c in (g.edges.columns if g.edges is not None else []) if c.startswith('n_')]
+    start, stop = g.user_ptr[user], g.user_ptr[user+1]
+    kinds = sum(bool((c[start:stop] > 0).any()) for c in self._counts)
+    return stop-start <= 50, bool(g.purchased[start:stop].any()), kinds, stop-start
 
 # %% ../nbs/06c_explorer_state.ipynb #f85dd008
 @patch

@@ -2,6 +2,8 @@
 import json
 import os
 import re
+import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -354,3 +356,35 @@ def test_explorer_in_jupyterlab(lab, browser):
     view.wait_for_timeout(300)
     changes(view, head.text_content, lambda: view.mouse.click(x, y))
     context.close()
+
+
+@pytest.mark.slow
+def test_page_of_make_explore(project, browser, tmp_path):
+    "Voila with the options of `make explore`: the explorer, none of the cells that are only for the site, no error."
+    notebook_for(project, tmp_path)
+    options = re.search(r"voila nbs/guides/explorer.ipynb (.*) \$\(ARGS\)", (ROOT / "Makefile").read_text(encoding="utf8"))[1]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with open(tmp_path / "log", "w") as log: server = subprocess.Popen([sys.executable, "-m", "voila", "explorer.ipynb", *shlex.split(options), "--no-browser", f"--port={port}"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=log, stderr=log)
+    try:
+        for _ in range(600):
+            with socket.socket() as s:
+                if s.connect_ex(("127.0.0.1", port)) == 0: break
+            assert server.poll() is None, (tmp_path / "log").read_text(encoding="utf8")[-2000:]
+            time.sleep(.1)
+        context, problems = browser.new_context(viewport={"width": 1000, "height": 900}), []
+        view = context.new_page()
+        view.on("pageerror", lambda e: problems.append(str(e)))
+        view.goto(f"http://127.0.0.1:{port}", timeout=180_000)
+        for name in ("history", "paths", "shares", "effect"): drawn(view, name)
+        head = view.locator(".gx-head").first
+        before = head.text_content()
+        view.get_by_role("button", name="Surprise me").click()
+        view.wait_for_function("before => document.querySelector('.gx-head').textContent !== before", arg=before)
+        assert view.locator("h2", has_text="How to read it").count() and not view.locator("h2", has_text="One customer").count()
+        assert view.evaluate("document.documentElement.scrollWidth <= innerWidth") and not problems
+        context.close()
+    finally:
+        server.terminate()
+        server.wait(20)
