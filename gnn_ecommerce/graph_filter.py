@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'GRIDS', 'PathSettings', 'ChebyshevSettings', 'history_matrix', 'recent', 'ItemTable', 'TablePacker',
            'cap_history', 'under_cap', 'path_rows', 'plateau', 'chebyshev_coefficients', 'ChebyshevFilter',
            'chebyshev_rows', 'GraphFilter', 'fit_filters', 'basket_matrix', 'basket_ages', 'HybridRecommender',
-           'choose_b', 'default_grid', 'choose_filter', 'FilterCost', 'estimate_cost', 'choose_kind']
+           'choose_b', 'default_grid', 'choose_filter', 'between', 'FilterCost', 'estimate_cost', 'choose_kind']
 
 # %% ../nbs/03a_graph_filter.ipynb #64442f31
 import difflib, itertools
@@ -778,7 +778,7 @@ def _rank_grid(hybrid, users, grid, k, exclude, also_exclude) -> np.ndarray: # i
     run_blocks(_rank_blends, _pieces(len(users)), model, added, np.array(grid, np.float32), items, values)
     return np.take_along_axis(items, np.lexsort((items, -values)), -1)
 
-# %% ../nbs/03a_graph_filter.ipynb #5ab62d32
+# %% ../nbs/03a_graph_filter.ipynb #9b5628a3
 #: kind -> the values that `choose_filter` tries by default, its defaults first
 GRIDS = {'paths': {'recency': (0., .25, .5, .75, 1.), 'closeness': (0., .25, .5, .75), 'gamma': (.84, .5, .25), 'beta': (.2, .4, .3, 0.), 'alpha': (.66, .5, .8), 'diagonal': (False, True), 'weighted': (True, False)},
          'chebyshev': {'recency': (0., .25, .5, .75, 1.), 'alpha': (.2, .1, .4), 'beta': (.4, .2, .3), 'diagonal': (False, True)}}
@@ -803,6 +803,7 @@ def choose_filter(
     exclude: Literal['bought', 'seen', 'none'] = 'bought', # what of the graph is masked
     also_exclude: sp.csr_array|None = None, # (n_users, n_items), further pairs to mask
     max_users: int = 10000,          # validate on so many users at most, drawn by the seed
+    refine: bool = False,            # then try what lies halfway to the neighbours of each chosen number
     show: bool = False,              # a progress bar, where it takes long
     **params,                        # other parameters of every `GraphFilter` tried: n, weighted, seed, ...
 ) -> tuple[GraphFilter, pd.DataFrame]: # the best one, fitted; a row for each tried: its settings, recall@k, ndcg@k, ...
@@ -812,8 +813,9 @@ def choose_filter(
     if len(users) > max_users: users = np.sort(rng(params.get('seed', 0), 'choose_filter').choice(users, max_users, replace=False))
     best, top, rows, kept = None, -np.inf, [], {}
     together = [name for name in grid if name in ('alpha', 'beta')] if kind == 'chebyshev' else []
-    for names in ([together] if together else [])+[[name] for name in grid if name not in together]:
-        tried = [dict(zip(names, values)) for values in itertools.product(*(grid[name] for name in names))]
+    steps = ([together] if together else [])+[[name] for name in grid if name not in together]
+    for names, finer in [(names, False) for names in steps]+[([name], True) for name in grid if refine]:
+        tried = [dict(zip(names, values)) for values in itertools.product(*(between(grid[name], best.params[name]) if finer else grid[name] for name in names))]
         tried = [c for c in tried if best is None or any(best.params[name] != value for name, value in c.items())]
         for f in _fitted_filters([GraphFilter(kind, **params | kept | c) for c in tried], graph, show, best):
             means = evaluate(f, targets, [k], exclude, also_exclude, users).metrics
@@ -821,6 +823,17 @@ def choose_filter(
             if means[metric] > top: best, top = f, means[metric]
         kept = {name: best.params[name] for name in grid}
     return best, pd.DataFrame(rows)
+
+def between(
+    values: Iterable, # that were tried
+    chosen: float,    # one of them
+) -> list[float]: # up to two, >= 0; none for switches, texts, whole numbers and where there was no choice
+    "What lies halfway between a chosen number and its neighbours; beyond the last one, as far as halfway back."
+    steps = sorted(set(values))
+    if len(steps) < 2 or not all(isinstance(x, float) for x in steps): return []
+    at = steps.index(chosen)
+    below, above = chosen-(steps[at]-steps[at-1] if at else steps[1]-steps[0])/2, chosen+(steps[at+1]-steps[at] if at+1 < len(steps) else steps[-1]-steps[-2])/2
+    return [round(x, 4) for x in (below, above) if x >= 0]
 
 def _fitted_filters(filters, graph, show, last) -> Iterator[GraphFilter]:
     "Fit filters: of kind `paths` one by one, so that one table is in memory; of kind `chebyshev` together. One that differs from the last in recency only shares its table."

@@ -6,7 +6,7 @@
 __all__ = ['fixed_params', 'TrainingSettings', 'learning_rate', 'Trainer', 'sized', 'targets_hash', 'training_loss',
            'make_filter', 'eval_users', 'FitResult', 'fit', 'plot_history', 'LiveCurve', 'run_training']
 
-# %% ../nbs/04_training.ipynb #6d91935f
+# %% ../nbs/04_training.ipynb #f7d49095
 import contextlib, math, sys, time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from .core import (ArtifactError, DataError, GnnEcommerceError, ProjectPaths, St
                                 read_table, resolve_params, rng, seed_everything, write_json)
 from .evaluation import evaluate
 from .graph import InteractionGraph
-from .graph_filter import KINDS, GraphFilter, HybridRecommender, choose_b, choose_filter, choose_kind, default_grid
+from .graph_filter import KINDS, GraphFilter, HybridRecommender, choose_b, choose_filter, choose_kind, default_grid, estimate_cost
 from .lightgcn import LightGCNRecommender, init_embedding
 from .losses import LOSSES, Loss, Softmax, make_loss
 from .propagation import Adjacency, Propagation, own_threads
@@ -121,7 +121,7 @@ def targets_hash(targets: sp.csr_matrix|None) -> str:
     "sha256 of a targets matrix's structure; of nothing where there are none."
     return array_hash(*(() if targets is None else (targets.indptr.astype(np.int64), targets.indices.astype(np.int64))))
 
-# %% ../nbs/04_training.ipynb #b72b3522
+# %% ../nbs/04_training.ipynb #224bc1f8
 def training_loss(graph: InteractionGraph, s: TrainingSettings) -> Loss:
     "The loss that the settings name, ready for `graph`."
     extra = dict(precision=s.precision, weighted_positives=s.weighted_positives) if s.loss in ('softmax', 'bsl') else {}
@@ -140,8 +140,9 @@ def make_filter(
     if targets is None or not s.filter_search: return GraphFilter(kind := 'paths' if s.filter == 'auto' else s.filter, n=s.filter_n, **fixed[kind]).fit(graph), None
     passes = 1 if s.exclude == 'seen' else 2
     kinds = [s.filter] if s.filter != 'auto' else ['paths'] if choose_kind(graph, s.filter_budget/passes, n=s.filter_n, tables=10) == 'paths' else ['paths', 'chebyshev']
+    affordable = np.count_nonzero(np.diff(targets.indptr)) >= 1000 and estimate_cost(graph, 'paths', s.filter_n, 20).seconds <= s.filter_budget # a second round, where it is quick and there is enough to choose on
     found = [choose_filter(graph, targets, kind, {k: (fixed[kind].get(k),) if k in fixed[kind] else v for k, v in default_grid(graph, kind, s.exclude).items()},
-                           s.monitor, s.exclude, n=s.filter_n, **fixed[kind]) for kind in kinds]
+                           s.monitor, s.exclude, n=s.filter_n, refine=kind == 'paths' and affordable, **fixed[kind]) for kind in kinds]
     best = max(range(len(kinds)), key=lambda i: found[i][1][s.monitor].max())
     return found[best][0], pd.concat([table.assign(kind=kind) for kind, (_, table) in zip(kinds, found)], ignore_index=True)
 
