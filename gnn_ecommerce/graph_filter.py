@@ -778,7 +778,7 @@ def _rank_grid(hybrid, users, grid, k, exclude, also_exclude) -> np.ndarray: # i
     run_blocks(_rank_blends, _pieces(len(users)), model, added, np.array(grid, np.float32), items, values)
     return np.take_along_axis(items, np.lexsort((items, -values)), -1)
 
-# %% ../nbs/03a_graph_filter.ipynb #9b5628a3
+# %% ../nbs/03a_graph_filter.ipynb #89891370
 #: kind -> the values that `choose_filter` tries by default, its defaults first
 GRIDS = {'paths': {'recency': (0., .25, .5, .75, 1.), 'closeness': (0., .25, .5, .75), 'gamma': (.84, .5, .25), 'beta': (.2, .4, .3, 0.), 'alpha': (.66, .5, .8), 'diagonal': (False, True), 'weighted': (True, False)},
          'chebyshev': {'recency': (0., .25, .5, .75, 1.), 'alpha': (.2, .1, .4), 'beta': (.4, .2, .3), 'diagonal': (False, True)}}
@@ -794,6 +794,7 @@ def default_grid(
     if graph.ages is None: idle |= {'recency', 'closeness'}
     return {name: values for name, values in GRIDS[kind].items() if name not in idle}
 
+# %% ../nbs/03a_graph_filter.ipynb #670bc10b
 def choose_filter(
     graph: InteractionGraph,         # the training graph
     targets: sp.csr_array,           # bool (n_users, n_items), validation pairs
@@ -824,6 +825,7 @@ def choose_filter(
         kept = {name: best.params[name] for name in grid}
     return best, pd.DataFrame(rows)
 
+# %% ../nbs/03a_graph_filter.ipynb #04cab684
 def between(
     values: Iterable, # that were tried
     chosen: float,    # one of them
