@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['HELP', 'Program', 'Supervisor', 'demo_key', 'curl_lines', 'known_customer', 'programs', 'try_these', 'main']
 
-# %% ../nbs/10a_supervisor.ipynb #25220891
+# %% ../nbs/10a_supervisor.ipynb #7b8dff42
 import argparse, ctypes, json, os, signal, subprocess, sys, time, urllib.error, urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -124,7 +124,7 @@ def curl_lines(
                       f'curl -s {auth} "{url}/v1/customers/somebody-new/recommendations?k=3"   # a newcomer: popular products',
                       f"curl -s {auth} --json '{event}' {url}/v1/events   # she buys the first one: the first call has it no more"])
 
-# %% ../nbs/10a_supervisor.ipynb #66d3a85c
+# %% ../nbs/10a_supervisor.ipynb #898caec1
 def known_customer(paths: ProjectPaths): # id
     "A customer whom the newest bundle knows."
     from gnn_ecommerce.bundle import open_bundle
@@ -157,10 +157,10 @@ Settings are environment variables: PORT (8000), MODEL_PORT (8001), MONITOR_PORT
 others of notebook 10_api_server."""
 
 def main(
-    argv: list[str]|None = None, # arguments; by default those of the command line
+    argv: Sequence[str] = (), # arguments of the command line
 ) -> int:
     "`make serve`."
-    argparse.ArgumentParser('python -m gnn_ecommerce.supervisor', description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
+    argparse.ArgumentParser('python -m gnn_ecommerce.supervisor', description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(list(argv))
     paths = ProjectPaths(project_root())
     os.chdir(paths.root)
     try:
@@ -182,5 +182,5 @@ def main(
     except GnnEcommerceError as err: print(err, file=sys.stderr); return 1
     return 0
 
-# %% ../nbs/10a_supervisor.ipynb #c254490d
-if __name__ == '__main__' and __spec__ is not None: sys.exit(main())
+# %% ../nbs/10a_supervisor.ipynb #7aadff03
+if __name__ == '__main__' and __spec__ is not None: sys.exit(main(sys.argv[1:]))
