@@ -55,7 +55,7 @@ lab: $(VENV)/.full ## JupyterLab on nbs/
 	@$(BIN)/jupyter lab nbs $(ARGS)
 
 explore: $(VENV)/.full ## the explorer as a page without code, on the trained project or a small shop
-	@$(BIN)/voila nbs/guides/explorer.ipynb --Voila.ip=127.0.0.1 --TagRemovePreprocessor.remove_cell_tags='{"static"}' $(ARGS)
+	@$(BIN)/voila nbs/guides/explorer.ipynb --Voila.ip=127.0.0.1 --TagRemovePreprocessor.remove_cell_tags=static $(ARGS)
 
 docs: $(VENV)/.full ## the site, into _docs/index.html
 	@$(BIN)/python tools/notebooks.py site

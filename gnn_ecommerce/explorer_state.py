@@ -176,11 +176,11 @@ def outside_ids(self: ExplorerState) -> np.ndarray: # sorted
     if '_outside_ids' not in self.__dict__: self._outside_ids = np.sort(self.events.outside.user_id.unique()).astype(self.graph.user_ids.ids.dtype) if self.events is not None else self.graph.user_ids.ids[:0]
     return self._outside_ids
 
-# %% ../nbs/06c_explorer_state.ipynb #f2f6cc1a
+# %% ../nbs/06c_explorer_state.ipynb #ea993405
 @patch
 def surprise(self: ExplorerState,
     kind: str = 'all', # one of KINDS
-    among: int = 200,  # customers drawn, of whom the most interesting one is taken
+    among: int = 200,  # customers drawn, an eighth of all at most, of whom the most interesting one is taken
 ) -> Any: # id, None where there is nobody
     "Choose a customer with something to see; another one at each call, the same ones for the same seed."
     self.surprises += 1
@@ -188,7 +188,8 @@ def surprise(self: ExplorerState,
     users = np.arange(self.graph.n_users) if mask is None else np.flatnonzero(mask)
     if kind == 'new': users = np.concatenate([self.graph.user_ids.ids[users], self.outside_ids])
     if not len(users): return None
-    drawn = draw.choice(users, min(among, len(users)), replace=False)
+    drawn = draw.choice(users, min(among, max(2, len(users)//8), len(users)), replace=False)
+    drawn = drawn[drawn != (self.id if kind == 'new' else self.user)] if len(drawn) > 1 else drawn
     if kind == 'new': return self.choose(drawn[0])
     return self.choose(self.graph.user_ids.ids[max(drawn.tolist(), key=self._interest)])
 
