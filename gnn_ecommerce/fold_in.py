@@ -54,7 +54,7 @@ class EdgeRule:
         if self.scheme == 'recency' or total <= 1: return total
         return 1. if 'purchase' in events else .5
 
-# %% ../nbs/06b_fold_in.ipynb #6323e553
+# %% ../nbs/06b_fold_in.ipynb #e5c04e5f
 @dataclass(frozen=True, eq=False)
 class History:
     "Rows of the user-item matrix: customer u has the entries `indptr[u]` to `indptr[u+1]`, ascending by item."
@@ -82,14 +82,6 @@ class History:
             part = np.arange(ptr[-1])+np.repeat(self.indptr[users]-ptr[:-1], count)
         return History(ptr, self.items[part], self.weight[part], self.bought[part], self.event[part], self.n_items, self.event_types, None if self.age is None else self.age[part])
 
-    def taste(self,
-        weighted: bool, # by the edges' weights, or 1 each
-        recency: float, # exponent of the age
-    ) -> np.ndarray: # float32 (E,)
-        "What each product counts in the graph filter's sum."
-        w = self.weight if weighted else np.ones(len(self.items), np.float32)
-        return w*recent(self.age, recency) if recency and self.age is not None else w
-
     def csr(self, kind: Literal['seen', 'bought', 'weight'] = 'seen') -> sp.csr_array: # (n, n_items)
         "As `InteractionGraph.csr`."
         ptr, item, data = self.indptr, self.items, self.weight if kind == 'weight' else np.ones(len(self.items), bool)
@@ -103,7 +95,7 @@ def _csr(data, indices, indptr, n_columns: int) -> sp.csr_array:
     m.has_sorted_indices = m.has_canonical_format = True
     return m
 
-# %% ../nbs/06b_fold_in.ipynb #62cb36c8
+# %% ../nbs/06b_fold_in.ipynb #a8156c70
 def graph_history(
     graph: InteractionGraph,
     event_weights: dict[str, float]|None = None, # what one event of each type counts
@@ -117,9 +109,9 @@ def graph_history(
         into = count*np.maximum([weights.get(t, 1.) for t in types], 0)
         event = np.where((into.sum(1) > 0)[:, None], into, count).argmax(1)
     else: event = ~graph.purchased
-    return History(graph.user_ptr, graph.item, graph.weight, graph.purchased, event.astype(np.uint8), graph.n_items, types, graph.ages)
+    return History(graph.user_ptr, graph.item, graph.weight, graph.purchased, event.astype(np.uint8), graph.n_items, types)
 
-# %% ../nbs/06b_fold_in.ipynb #c9496c10
+# %% ../nbs/06b_fold_in.ipynb #fd31cb4a
 def scoring_arrays(
     graph: InteractionGraph,
     tensors: dict[str, torch.Tensor], # `embedding.weight`, `alpha`, and `filter.*`: a checkpoint's
@@ -137,7 +129,7 @@ def scoring_arrays(
     arrays = {'user_embedding': model.user_embedding, 'user_norm': norm.astype(np.float32), 'item_embedding': model.item_embedding, 'fold': after*degree_power(degree, -.5)[:, None]}
     arrays |= {f'history.{k}': getattr(history, k) for k in ('indptr', 'items', 'weight', 'bought', 'event')}
     arrays |= {k: v.numpy() for k, v in tensors.items() if k.startswith('filter.')}
-    if (scoring['filter'] or {}).get('recency'): arrays['history.age'] = np.minimum(history.age, 2**16-1).astype(np.uint16)
+    if (scoring['filter'] or {}).get('recency'): arrays['history.age'] = np.minimum(graph.ages, 2**16-1).astype(np.uint16)
     return arrays, dict({k: scoring[k] for k in ('weighted', 'cosine', 'b', 'filter')}, event_types=list(history.event_types))
 
 # %% ../nbs/06b_fold_in.ipynb #37ee71f2
@@ -274,7 +266,7 @@ def basket_history(
     item = _check_indices(np.array(item, np.int64), n_items, 'items')
     return History(np.array(ptr), item.astype(np.int32), np.array(weight, np.float32), np.array(bought, bool), np.array(event, np.uint8), n_items, event_types, np.array(age, np.int32))
 
-# %% ../nbs/06b_fold_in.ipynb #a73d0fd6
+# %% ../nbs/06b_fold_in.ipynb #927f0eb2
 @patch
 def _add_filter(self: Scorer, out: np.ndarray, who: Customers):
     "Add b d_u^-1/2 filter to scores (n, n_items)."
@@ -289,7 +281,10 @@ def _add_filter(self: Scorer, out: np.ndarray, who: Customers):
 @patch
 def _filtered(self: Scorer, h: History) -> History:
     "Histories with the weights that the graph filter takes."
-    return h if self.filter.weighted and not self.filter.recency else replace(h, weight=h.taste(self.filter.weighted, self.filter.recency))
+    f, w = self.filter, h.weight
+    if not f.weighted: w = np.ones(len(h.items), np.float32)
+    if f.recency and h.age is not None: w = w*recent(h.age, f.recency)
+    return h if w is h.weight else replace(h, weight=w)
 
 @patch
 def _filter_scale(self: Scorer, h: History) -> np.ndarray: # float32 (n,)

@@ -175,16 +175,16 @@ def _kth_largest(x, k):
         else: return x[want]
     return x[want]
 
-# %% ../nbs/03a_graph_filter.ipynb #43f98ceb
+# %% ../nbs/03a_graph_filter.ipynb #50e6c767
 @_jit()
-def _gather_row(i, user_ptr, user_item, item_ptr, item_user, item_weight, user_weight, user_scale, sums, touched):
-    "Add up the histories of the customers of item i in `sums`; the items touched go to `touched`. Returns how many."
-    m = 0
+def _gather_row(i, user_ptr, user_item, item_ptr, item_user, item_weight, user_weight, user_scale, user_age, item_age, near, sums, touched):
+    "Add up the histories of the customers of item i in `sums`, each term times `near` at the distance of the two in the customer's order (1 where `near` is empty); the items touched go to `touched`. Returns how many."
+    m, ordered = 0, len(near) > 0
     for e in range(item_ptr[i], item_ptr[i+1]):
-        v = item_user[e]
+        v, age = item_user[e], item_age[e] if ordered else 0
         weight = item_weight[e]*user_scale[v]
         for f in range(user_ptr[v], user_ptr[v+1]):
-            j, x = user_item[f], weight*user_weight[f]
+            j, x = user_item[f], weight*user_weight[f]*(near[abs(user_age[f]-age)] if ordered else np.float32(1))
             if x > 0:
                 if sums[j] == 0:
                     touched[m] = j
@@ -225,24 +225,7 @@ def _cut_row(sums, touched, scratch, n, index, value):
     for j in touched: sums[j] = 0
     return kept
 
-# %% ../nbs/03a_graph_filter.ipynb #9d6d909b
-@_jit()
-def _gather_near(i, user_ptr, user_item, item_ptr, item_user, item_weight, user_weight, user_scale, user_age, item_age, near, sums, touched):
-    "As `_gather_row`, times `near` at the distance of the two in the customer's order."
-    m = 0
-    for e in range(item_ptr[i], item_ptr[i+1]):
-        v, age = item_user[e], item_age[e]
-        weight = item_weight[e]*user_scale[v]
-        for f in range(user_ptr[v], user_ptr[v+1]):
-            j, x = user_item[f], weight*user_weight[f]*near[abs(user_age[f]-age)]
-            if x > 0:
-                if sums[j] == 0:
-                    touched[m] = j
-                    m += 1
-                sums[j] += x
-    return m
-
-# %% ../nbs/03a_graph_filter.ipynb #03a6bf6b
+# %% ../nbs/03a_graph_filter.ipynb #697c7887
 @_jit()
 def _paths_rows(offset, user_ptr, user_item, item_ptr, item_user, item_weight, user_weight, user_scale, user_age, item_age, near, item_scale, target, diagonal, index, value, count, first, last):
     "Rows first..last-1 of a block of the `paths` table that begins with item `offset`, cut to index.shape[1] entries."
@@ -250,20 +233,22 @@ def _paths_rows(offset, user_ptr, user_item, item_ptr, item_user, item_weight, u
     sums, scratch, touched = np.zeros(n_items, np.float32), np.empty(n_items, np.float32), np.empty(n_items, np.int32)
     for r in range(first, last):
         i = offset+r
-        if len(near) == 0: m = _gather_row(i, user_ptr, user_item, item_ptr, item_user, item_weight, user_weight, user_scale, sums, touched)
-        else: m = _gather_near(i, user_ptr, user_item, item_ptr, item_user, item_weight, user_weight, user_scale, user_age, item_age, near, sums, touched)
+        m = _gather_row(i, user_ptr, user_item, item_ptr, item_user, item_weight, user_weight, user_scale, user_age, item_age, near, sums, touched)
         for j in touched[:m]: sums[j] *= target[j]
         if not diagonal: sums[i] = 0
         count[r] = _cut_row(sums, touched[:m], scratch, index.shape[1], index[r], value[r])
         for k in range(count[r]): value[r, k] *= item_scale[i]
 
-# %% ../nbs/03a_graph_filter.ipynb #4dfa781c
+# %% ../nbs/03a_graph_filter.ipynb #61bf3b9d
 def cap_history(
     r: sp.csr_array, # history matrix
     cap: int,        # products that count of each customer
 ) -> sp.csr_array: # the same without the edges above the cap
     "Of longer histories, keep the `cap` edges of largest weight, ties by rarer item, then by lower index."
-    keep = under_cap(r, cap)
+    return _kept_edges(r, under_cap(r, cap))
+
+def _kept_edges(r: sp.csr_array, keep: np.ndarray|None) -> sp.csr_array:
+    "A matrix with some of its entries; None keeps all."
     if keep is None: return r
     ptr = np.concatenate([[0], np.cumsum(keep)])[r.indptr]
     return sp.csr_array((r.data[keep], r.indices[keep], ptr), shape=r.shape)
@@ -279,7 +264,7 @@ def under_cap(r: sp.csr_array, cap: int) -> np.ndarray|None: # bool (nnz,), None
     keep[order] = np.arange(r.nnz)-r.indptr[user] < cap
     return keep
 
-# %% ../nbs/03a_graph_filter.ipynb #3d174398
+# %% ../nbs/03a_graph_filter.ipynb #b8b22936
 def path_rows(
     r: sp.csr_array,        # history matrix (n_users, n_items)
     s: PathSettings,        # exponents and cap
@@ -290,7 +275,8 @@ def path_rows(
     ages: np.ndarray|None = None, # int32 (nnz,), how many newer products the customer has; needed for `closeness`
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]: # blocks for `TablePacker.add`
     "The `paths` table, row block by row block."
-    keep, (du, di), r = under_cap(r, s.cap), degrees(r), cap_history(r, s.cap)
+    keep, (du, di) = under_cap(r, s.cap), degrees(r)
+    r = _kept_edges(r, keep)
     order = _order_of(r, ages if keep is None else ages[keep], s.closeness) if s.closeness else (np.zeros(0, np.int32),)*2+(np.zeros(0, np.float32),)
     user_scale, item_scale, target = degree_power(du, -s.gamma), degree_power(di, -s.alpha), degree_power(di, -s.beta)
     down, n = r.T.tocsr(), min(n, r.shape[1])

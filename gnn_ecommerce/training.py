@@ -121,7 +121,7 @@ def targets_hash(targets: sp.csr_matrix|None) -> str:
     "sha256 of a targets matrix's structure; of nothing where there are none."
     return array_hash(*(() if targets is None else (targets.indptr.astype(np.int64), targets.indices.astype(np.int64))))
 
-# %% ../nbs/04_training.ipynb #224bc1f8
+# %% ../nbs/04_training.ipynb #72968412
 def training_loss(graph: InteractionGraph, s: TrainingSettings) -> Loss:
     "The loss that the settings name, ready for `graph`."
     extra = dict(precision=s.precision, weighted_positives=s.weighted_positives) if s.loss in ('softmax', 'bsl') else {}
@@ -139,7 +139,7 @@ def make_filter(
     fixed = fixed_params(s)
     if targets is None or not s.filter_search: return GraphFilter(kind := 'paths' if s.filter == 'auto' else s.filter, n=s.filter_n, **fixed[kind]).fit(graph), None
     passes = 1 if s.exclude == 'seen' else 2
-    kinds = [s.filter] if s.filter != 'auto' else ['paths'] if choose_kind(graph, s.filter_budget/passes, n=s.filter_n, tables=10) == 'paths' else ['paths', 'chebyshev']
+    kinds = [s.filter] if s.filter != 'auto' else ['paths'] if choose_kind(graph, s.filter_budget/passes, n=s.filter_n, tables=9) == 'paths' else ['paths', 'chebyshev']
     affordable = np.count_nonzero(np.diff(targets.indptr)) >= 1000 and estimate_cost(graph, 'paths', s.filter_n, 20).seconds <= s.filter_budget # a second round, where it is quick and there is enough to choose on
     found = [choose_filter(graph, targets, kind, {k: (fixed[kind].get(k),) if k in fixed[kind] else v for k, v in default_grid(graph, kind, s.exclude).items()},
                            s.monitor, s.exclude, n=s.filter_n, refine=kind == 'paths' and affordable, **fixed[kind]) for kind in kinds]
