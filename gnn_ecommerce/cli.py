@@ -146,7 +146,7 @@ def read_basket(
     items = shop.graph.item_ids.encode(as_ids([p for p, _ in split], shop.graph.item_ids, 'product'))
     return [(int(i), e) for i, (_, e) in zip(items, split)]
 
-# %% ../nbs/12_cli.ipynb #54493844
+# %% ../nbs/12_cli.ipynb #ac0cb665
 @dataclass
 class Wish:
     "What a list shall be like."
@@ -177,6 +177,7 @@ def list_of(
     else: items, scores = (o[0] for o in shop.scorer.best(who, wish.k, mask, allowed.astype(np.int32))) if len(allowed) else (np.zeros(0, np.int32), np.zeros(0))
     return 'content' if weight == 1 else 'model' if user >= 0 else 'fold_in', items[items >= 0], scores[items >= 0], who
 
+# %% ../nbs/12_cli.ipynb #c7b49f7e
 def basket_rows(shop: Trained, basket: list[tuple[int, str]]) -> Any: # `History` of one row
     "A basket with the weights that its events have in the graph."
     from gnn_ecommerce.fold_in import EdgeRule, basket_history
@@ -546,7 +547,7 @@ def _monitored_text(r: dict) -> str:
         if r[name]: lines += ['', name, columns([list(row.values()) for row in r[name]], list(r[name][0]))]
     return '\n'.join(lines)
 
-# %% ../nbs/12_cli.ipynb #0c2cc04e
+# %% ../nbs/12_cli.ipynb #820c05fc
 @command(app, 'monitor')
 def monitor(
     database: Database = None,
@@ -568,12 +569,14 @@ def monitor(
     gnn-ecommerce monitor --bundle active --days 1 --listen 8002
     """
     reference = references(bundle, project)
+    if listen is not None and (html is not None or as_json): raise typer.BadParameter('expected --listen alone, found --html or --json beside it: run the command once more for them')
     if listen is not None: return export_figures(database, days, window_hours, reference, spool, exported, listen, every)
     found = monitored(database, days, window_hours, reference, spool, exported)
     if html is not None: found['report'] = str(report(html, database, days, window_hours, bundle, project, spool, exported))
     say(found, as_json, lambda: _monitored_text(found))
     if found['findings']: raise typer.Exit(3)
 
+# %% ../nbs/12_cli.ipynb #cbe3eb9e
 def report(html, database, days, window_hours, bundle, project, spool, exported) -> Path:
     "The report as HTML; the database's address goes by the environment, because it may hold a password."
     import contextlib

@@ -28,7 +28,7 @@ def _record(line: bytes) -> Any:
     if len(line) < 10 or line[8:9] != b' ' or int(line[:8], 16) != zlib.crc32(line[9:]): raise ValueError('damaged')
     return json.loads(line[9:])
 
-# %% ../nbs/09a_spool.ipynb #780a2d22
+# %% ../nbs/09a_spool.ipynb #20306187
 class Spool:
     "A queue on disk. Not for several threads at once; one process at a time."
     def __init__(self,
@@ -56,31 +56,34 @@ class Spool:
     def bytes(self) -> int: return self._end-self._at
     def close(self): self._file.close()
 
-    def _recover(self):
-        "Count the records; cut off a half-written end."
-        good = end = n = 0
-        tail = []
-        for line in open(self.path, 'rb'):
-            n, end = n+1, end+len(line)
-            tail.append(line)
-            try: _record(line.removesuffix(b'\n') if line.endswith(b'\n') else b'')
-            except ValueError: continue
-            good, self._n, tail = end, n, []
-        self._end = good
-        if tail:
-            self._set_aside([line for line in tail if line.endswith(b'\n')])
-            self._file.truncate(good)
-            os.fsync(self._file)
+# %% ../nbs/09a_spool.ipynb #6f0720e2
+@patch
+def _recover(self: Spool):
+    "Count the records; cut off a half-written end."
+    good = end = n = 0
+    tail = []
+    for line in open(self.path, 'rb'):
+        n, end = n+1, end+len(line)
+        tail.append(line)
+        try: _record(line.removesuffix(b'\n') if line.endswith(b'\n') else b'')
+        except ValueError: continue
+        good, self._n, tail = end, n, []
+    self._end = good
+    if tail:
+        self._set_aside([line for line in tail if line.endswith(b'\n')])
+        self._file.truncate(good)
+        os.fsync(self._file)
 
-    def _set_aside(self, lines):
-        "Keep damaged lines for a person to look at; one that was read before, each once."
-        if not lines: return
-        with open(self.folder/'damaged', 'a+b') as aside:
-            aside.seek(0)
-            before = set(aside)
-            new = [line for line in dict.fromkeys(lines) if line not in before]
-            aside.writelines(new)
-        self.damaged += len(new)
+@patch
+def _set_aside(self: Spool, lines: list[bytes]):
+    "Keep damaged lines for a person to look at; one that was read before, each once."
+    if not lines: return
+    with open(self.folder/'damaged', 'a+b') as aside:
+        aside.seek(0)
+        before = set(aside)
+        new = [line for line in dict.fromkeys(lines) if line not in before]
+        aside.writelines(new)
+    self.damaged += len(new)
 
 # %% ../nbs/09a_spool.ipynb #e10cc1a6
 @patch

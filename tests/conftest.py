@@ -53,6 +53,16 @@ def store_url(request, tmp_path):
     return f"sqlite:///{tmp_path}/store.db" if request.param == "sqlite" else request.getfixturevalue("postgres").database()
 
 
+@pytest.fixture
+def store(store_url):
+    "An open store in an empty database."
+    from gnn_ecommerce.stores import Store
+
+    found = Store(store_url)
+    yield found
+    found.close()
+
+
 def git(folder, *args):
     "Run git in a folder with an identity of its own; returns what it prints."
     identity = ["-c", "user.name=test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false"]

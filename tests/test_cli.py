@@ -367,3 +367,17 @@ def test_serve_starts_monitoring_where_a_port_is_set(run, project, tmp_path):
             server.send_signal(signal.SIGTERM)
             server.wait(60)
     assert server.returncode == 0, (tmp_path / "log").read_text()
+
+
+def test_monitor_that_listens_writes_nothing_else(run, tmp_path):
+    "--listen goes on until it is stopped: a report or JSON beside it would never come, so it is refused."
+    for more in (("--html", tmp_path / "report.html"), ("--json",)):
+        code, _, err = run("monitor", "--listen", 0, *more)
+        assert code == 2 and "--listen alone" in " ".join(err.split()), err
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_serve_names_a_port_that_is_none(run, monkeypatch):
+    monkeypatch.setenv("MONITOR_PORT", "nine")
+    code, _, err = run("serve")
+    assert code == 1 and "MONITOR_PORT: expected a port, 0 to 65535, found 'nine'" in err

@@ -13,6 +13,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from postgres import free_port
 from conftest import ROOT
 
 CHROMIUM = "/usr/bin/chromium"
@@ -363,9 +364,7 @@ def test_page_of_make_explore(project, browser, tmp_path):
     "Voila with the options of `make explore`: the explorer, none of the cells that are only for the site, no error."
     notebook_for(project, tmp_path)
     options = re.search(r"voila nbs/guides/explorer.ipynb (.*) \$\(ARGS\)", (ROOT / "Makefile").read_text(encoding="utf8"))[1]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with open(tmp_path / "log", "w") as log: server = subprocess.Popen([sys.executable, "-m", "voila", "explorer.ipynb", *shlex.split(options), "--no-browser", f"--port={port}"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=log, stderr=log)
     try:
         for _ in range(600):

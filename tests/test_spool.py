@@ -94,13 +94,6 @@ async def until(what, seconds=20):
         while not what(): await asyncio.sleep(.02)
 
 
-@pytest.fixture
-def store(store_url):
-    found = Store(store_url)
-    yield found
-    found.close()
-
-
 class Poisoned(Store):
     "Cannot take some events, for a reason that nobody thought of."
     bad, tried = (), 0

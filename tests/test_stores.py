@@ -31,13 +31,6 @@ def events(n, user=lambda i: i % 20, first=0, **more):
 def stored(store): return set(store.table("events", columns=["event_id"]).event_id)
 
 
-@pytest.fixture
-def store(store_url):
-    found = Store(store_url)
-    yield found
-    found.close()
-
-
 # Schema
 
 
