@@ -21,6 +21,20 @@ def pytest_report_header(config):
     return f"real data (GNN_ECOMMERCE_DATA): {'set' if data else 'unset, tests that use it are skipped'}"
 
 
+@pytest.fixture(autouse=True)
+def process_stays_as_it_was():
+    "A test that leaves another folder or other settings behind would make later ones fail: it fails itself, and they do not."
+    def ours(): return {k: v for k, v in os.environ.items() if k.startswith("GNN_ECOMMERCE_") or k in ("PORT", "MODEL_PORT", "MONITOR_PORT", "MODEL_URL", "DATABASE_URL", "SPOOL")}
+    folder, settings = os.getcwd(), ours()
+    yield
+    left, found = os.getcwd(), ours()
+    os.chdir(folder)
+    for name in found.keys() - settings.keys(): del os.environ[name]
+    os.environ.update(settings)
+    assert left == folder, f"the test went to {left} and did not come back: use monkeypatch.chdir or a process of its own"
+    assert found == settings, f"the test left settings behind: use monkeypatch.setenv: {sorted(found.items() ^ settings.items())}"
+
+
 @pytest.fixture(scope="session")
 def root():
     "The project's folder."

@@ -377,7 +377,7 @@ def test_monitor_that_listens_writes_nothing_else(run, tmp_path):
     assert not (tmp_path / "report.html").exists()
 
 
-def test_serve_names_a_port_that_is_none(run, monkeypatch):
-    monkeypatch.setenv("MONITOR_PORT", "nine")
-    code, _, err = run("serve")
-    assert code == 1 and "MONITOR_PORT: expected a port, 0 to 65535, found 'nine'" in err
+def test_serve_names_a_port_that_is_none(project):
+    "In a process of its own, because `serve` makes the project the folder that it runs in."
+    done = subprocess.run([sys.executable, "-m", "gnn_ecommerce.cli", "serve", "-C", str(project)], capture_output=True, text=True, env={**os.environ, "MONITOR_PORT": "nine"})
+    assert done.returncode == 1 and "MONITOR_PORT: expected a port, 0 to 65535, found 'nine'" in done.stderr, done.stderr
