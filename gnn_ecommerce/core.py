@@ -384,11 +384,12 @@ class progress:
         total: int|None = None,   # how many; `len(items)` by default
         mode: Literal['bar', 'log', 'none']|None = None, # None: by environment
         every: float = 5.,        # seconds between lines in a log
+        done: int = 0,            # how many an earlier run has done
     ):
         self.items, self.desc, self.every = items, desc, every
         self.total = total if total is not None else len(items) if hasattr(items, '__len__') else None
         self.mode = mode or os.environ.get('GNN_ECOMMERCE_PROGRESS') or self._guess()
-        self.figures, self.done = {}, 0
+        self.figures, self.done, self.first = {}, done, done
     @staticmethod
     def _guess():
         notebook = 'IPython' in sys.modules and getattr(sys.modules['IPython'].get_ipython(), 'kernel', None) is not None
@@ -397,7 +398,7 @@ class progress:
     def __enter__(self):
         if self.mode == 'bar':
             from tqdm.auto import tqdm
-            self._bar = tqdm(desc=self.desc, total=self.total)
+            self._bar = tqdm(desc=self.desc, total=self.total, initial=self.first)
         self._start = self._last = time.monotonic()
         return self
 
@@ -431,7 +432,7 @@ def _texts(self: progress) -> dict: return {k: f'{v:.4g}' if isinstance(v, float
 @patch
 def _line(self: progress):
     seconds, of = time.monotonic()-self._start, f'/{self.total}' if self.total is not None else ''
-    left = f', {seconds/self.done*(self.total-self.done):.0f} s left' if self.total and 0 < self.done < self.total else ''
+    left = f', {seconds/(self.done-self.first)*(self.total-self.done):.0f} s left' if self.total and self.first < self.done < self.total else ''
     print(f'{self.desc}: {self.done}{of} in {seconds:.1f} s{left}'+''.join(f' {k} {v}' for k, v in self._texts().items()), flush=True)
 
 # %% ../nbs/00_core.ipynb #b761de20

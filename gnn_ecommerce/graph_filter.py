@@ -791,7 +791,7 @@ def choose_filter(
     also_exclude: sp.csr_array|None = None, # (n_users, n_items), further pairs to mask
     max_users: int = 10000,          # validate on so many users at most, drawn by the seed
     refine: bool = False,            # then try what lies halfway to the neighbours of each chosen number
-    show: bool = False,              # a progress bar, where it takes long
+    show: bool = False,              # a progress bar
     **params,                        # other parameters of every `GraphFilter` tried: n, weighted, seed, ...
 ) -> tuple[GraphFilter, pd.DataFrame]: # the best one, fitted; a row for each tried: its settings, recall@k, ndcg@k, ...
     "Choose a filter's settings. Raises `GnnEcommerceError` if nobody has a target."
@@ -801,10 +801,11 @@ def choose_filter(
     best, top, rows, kept = None, -np.inf, [], {}
     together = [name for name in grid if name in ('alpha', 'beta')] if kind == 'chebyshev' else []
     steps = ([together] if together else [])+[[name] for name in grid if name not in together]
-    for names, finer in [(names, False) for names in steps]+[([name], True) for name in grid if refine]:
+    rounds = [(names, False) for names in steps]+[([name], True) for name in grid if refine]
+    for names, finer in progress(rounds, f'choose the graph filter ({kind})', mode=None if show else 'none'):
         tried = [dict(zip(names, values)) for values in itertools.product(*(between(grid[name], best.params[name]) if finer else grid[name] for name in names))]
         tried = [c for c in tried if best is None or any(best.params[name] != value for name, value in c.items())]
-        for f in _fitted_filters([GraphFilter(kind, **params | kept | c) for c in tried], graph, show, best):
+        for f in _fitted_filters([GraphFilter(kind, **params | kept | c) for c in tried], graph, best):
             means = evaluate(f, targets, [k], exclude, also_exclude, users).metrics
             rows.append({name: f.params[name] for name in grid} | means)
             if means[metric] > top: best, top = f, means[metric]
@@ -823,7 +824,7 @@ def between(
     below, above = chosen-(steps[at]-steps[at-1] if at else steps[1]-steps[0])/2, chosen+(steps[at+1]-steps[at] if at+1 < len(steps) else steps[-1]-steps[-2])/2
     return [round(x, 4) for x in (below, above) if x >= 0]
 
-def _fitted_filters(filters, graph, show, last) -> Iterator[GraphFilter]:
+def _fitted_filters(filters, graph, last) -> Iterator[GraphFilter]:
     "Fit filters: of kind `paths` one by one, so that one table is in memory; of kind `chebyshev` together. One that differs from the last in recency only shares its table."
     def key(f): return {k: v for k, v in f.params.items() if k not in ('recency', 'name')}
     if not filters: return
@@ -831,7 +832,7 @@ def _fitted_filters(filters, graph, show, last) -> Iterator[GraphFilter]:
         if len(group) == 1 and last is not None and key(last) == key(group[0]):
             group[0].know(graph)
             group[0].table = last.table
-        else: fit_filters(group, graph, show)
+        else: fit_filters(group, graph)
         last = group[-1]
         yield from group
 

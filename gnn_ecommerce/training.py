@@ -50,7 +50,7 @@ class TrainingSettings(StageSettings):
     alpha: list[float]|None = Field(None, description='layer weights, layers + 1 of them; null: 1 / (layers + 1) each, as the paper')
     weighted: bool = Field(True, description='propagate along weighted edges; false: every edge counts 1')
     init: Literal['svd', 'normal'] = Field('svd', description='start from a truncated SVD of the normalised graph, or from noise')
-    epochs: int|None = Field(20, ge=1, le=100_000, description='most epochs; validation may stop earlier; null: as many as make 1,000 steps, from 3 to 20')
+    epochs: int|None = Field(20, ge=1, le=100_000, description='most epochs; validation may stop earlier; null: as many as fit in 1,000 steps, from 3 to 20')
     batch: int|None = Field(1024, ge=1, description='users a step (softmax), or positives a step (the other losses); null: 1024, or a 256th of the users where that is more')
     lr: float = Field(0.02, gt=0, le=10, description='learning rate of Adam at the start')
     lr_final: float = Field(0.001, ge=0, le=10, description='learning rate at the last epoch')
@@ -109,7 +109,7 @@ class Trainer:
         self.targets = targets if targets is not None and targets.nnz else None
         self.propagation = Propagation(Adjacency.from_graph(graph, weighted=settings.weighted), settings.layer_weights)
         self.loss = training_loss(graph, self.settings)
-        if settings.epochs is None: self.settings = self.settings.model_copy(update=dict(epochs=min(20, max(3, -(-1000//len(self.loss))))))
+        if settings.epochs is None: self.settings = self.settings.model_copy(update=dict(epochs=min(20, max(3, 1000//len(self.loss)))))
         self.filter, self.filter_table = make_filter(graph, settings, self.targets)
         self.fingerprint = array_hash(np.array([graph.hash, settings.model_dump_json(), targets_hash(self.targets)], dtype=object))
 
@@ -142,7 +142,7 @@ def make_filter(
     kinds = [s.filter] if s.filter != 'auto' else ['paths'] if choose_kind(graph, s.filter_budget/passes, n=s.filter_n, tables=9) == 'paths' else ['paths', 'chebyshev']
     affordable = np.count_nonzero(np.diff(targets.indptr)) >= 1000 and estimate_cost(graph, 'paths', s.filter_n, 20).seconds <= s.filter_budget # a second round, where it is quick and there is enough to choose on
     found = [choose_filter(graph, targets, kind, {k: (fixed[kind].get(k),) if k in fixed[kind] else v for k, v in default_grid(graph, kind, s.exclude).items()},
-                           s.monitor, s.exclude, n=s.filter_n, refine=kind == 'paths' and affordable, **fixed[kind]) for kind in kinds]
+                           s.monitor, s.exclude, n=s.filter_n, refine=kind == 'paths' and affordable, show=True, **fixed[kind]) for kind in kinds]
     best = max(range(len(kinds)), key=lambda i: found[i][1][s.monitor].max())
     return found[best][0], pd.concat([table.assign(kind=kind) for kind, (_, table) in zip(kinds, found)], ignore_index=True)
 
@@ -264,8 +264,7 @@ def fit(
     for row in state.history:
         if on_epoch: on_epoch(row)
     if trainer.targets is None: print('no validation targets: the last epoch is kept and the graph filter stays out (b = 0)')
-    with progress(desc='training', total=trainer.settings.epochs*len(trainer.loss)) as bar:
-        bar.step(state.step)
+    with progress(desc='training', total=trainer.settings.epochs*len(trainer.loss), done=state.step) as bar:
         while state.stopped is None:
             row = _one_epoch(trainer, state, bar)
             if last and (state.stopped or state.epoch % settings.checkpoint_every == 0): save_state(last, state)
