@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from .core import ArtifactError, atomic_path, file_hash, read_json, write_json
 from .graph import InteractionGraph
 from .graph_filter import GraphFilter, HybridRecommender
-from .lightgcn import LightGCNRecommender
+from .embeddings import LightGCNRecommender
 from .propagation import Adjacency, Propagation
 from .recommender import Recommender
 

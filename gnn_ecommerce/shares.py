@@ -17,7 +17,7 @@ from .checkpoint import build_recommender, load_model
 from .core import ArtifactError, GnnEcommerceError, rng
 from .graph import InteractionGraph, random_graph
 from .graph_filter import GraphFilter, HybridRecommender, ItemTable, recent, under_cap
-from .lightgcn import LightGCNRecommender
+from .embeddings import LightGCNRecommender
 from .propagation import Adjacency, Propagation
 
 # %% auto #0

@@ -27,7 +27,7 @@ from .core import (ArtifactError, DataError, GnnEcommerceError, ProjectPaths, St
 from .evaluation import evaluate
 from .graph import InteractionGraph
 from .graph_filter import KINDS, GraphFilter, HybridRecommender, choose_b, choose_filter, choose_kind, default_grid, estimate_cost
-from .lightgcn import LightGCNRecommender, init_embedding
+from .embeddings import LightGCNRecommender, init_embedding
 from .losses import LOSSES, Loss, Softmax, make_loss
 from .propagation import Adjacency, Propagation, own_threads
 from .recommender import Recommender

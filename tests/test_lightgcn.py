@@ -165,7 +165,7 @@ WITHOUT_NUMBA = """
     sys.modules['numba'] = None          # as if it were not installed
     import numpy as np, torch
     from gnn_ecommerce.graph import random_graph
-    from gnn_ecommerce.lightgcn import init_embedding
+    from gnn_ecommerce.embeddings import init_embedding
     from gnn_ecommerce.losses import LOSSES
     from gnn_ecommerce.propagation import Adjacency, Propagation, has_numba
     assert not has_numba()
