@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['write_tensors', 'read_tensors', 'library_versions', 'git_commit', 'save_model', 'load_model', 'final_embeddings',
-           'build_recommender', 'load_checkpoint', 'TrainState', 'save_state', 'load_state', 'clear_state']
+           'build_filter', 'build_recommender', 'load_checkpoint', 'TrainState', 'save_state', 'load_state',
+           'clear_state']
 
 # %% ../nbs/03e_checkpoint.ipynb #a0703dd2
 import hashlib, json, platform, shutil, subprocess
@@ -99,6 +100,15 @@ def final_embeddings(
     z = Propagation(Adjacency.from_graph(graph, weighted=weighted), alpha).forward(embedding).numpy()
     return z[:graph.n_users], z[graph.n_users:]
 
+def build_filter(
+    graph: InteractionGraph,
+    tensors: dict[str, torch.Tensor], # with `filter.*`, where the score has that part
+    scoring: dict,                    # see `build_recommender`
+) -> GraphFilter|None: # fitted to `graph`; None where the score has no such part
+    "The graph filter of a checkpoint."
+    if scoring.get('filter') is None: return None
+    return GraphFilter.from_arrays({k.removeprefix('filter.'): v.numpy() for k, v in tensors.items() if k.startswith('filter.')}, scoring['filter'], graph)
+
 def build_recommender(
     graph: InteractionGraph,
     tensors: dict[str, torch.Tensor], # `embedding.weight`, `alpha`, and `filter.*` where the score has that part
@@ -107,9 +117,8 @@ def build_recommender(
     "The recommender that a checkpoint describes: LightGCN, alone or with the graph filter."
     users, items = final_embeddings(graph, tensors['embedding.weight'], tensors['alpha'], scoring['weighted'])
     model = LightGCNRecommender(users, items, cosine=scoring['cosine']).fit(graph)
-    if scoring.get('filter') is None: return model
-    arrays = {k.removeprefix('filter.'): v.numpy() for k, v in tensors.items() if k.startswith('filter.')}
-    return HybridRecommender(model, GraphFilter.from_arrays(arrays, scoring['filter'], graph), scoring['b'])
+    filter = build_filter(graph, tensors, scoring)
+    return model if filter is None else HybridRecommender(model, filter, scoring['b'])
 
 def load_checkpoint(
     folder: str|Path,        # `model-checkpoints/lightgcn`

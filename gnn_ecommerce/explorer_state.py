@@ -124,7 +124,9 @@ def from_project(cls: ExplorerState,
     weights = event_weights(read_json(paths.graph/'graph.json', 'graph_build').get('settings', {}))
     val = paths.processed/'val.parquet'
     options = dict(exclude=settings.exclude, also_exclude=read_val(val, graph)[0] if val.is_file() else None) | options
-    return cls(build_recommender(graph, tensors, metadata['scoring']), Explainer.from_tensors(graph, tensors, metadata['scoring'], weights), ProjectEvents(paths, graph), **options)
+    model = build_recommender(graph, tensors, metadata['scoring'])
+    explainer = Explainer.from_tensors(graph, tensors, metadata['scoring'], weights, getattr(model, 'filter_part', None))
+    return cls(model, explainer, ProjectEvents(paths, graph), **options)
 
 # %% ../nbs/06c_explorer_state.ipynb #5b15c62e
 def prefix_ranges(

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 
-from .checkpoint import build_recommender, load_model
+from .checkpoint import build_filter, load_model
 from .core import ArtifactError, GnnEcommerceError, rng
 from .graph import InteractionGraph, random_graph
 from .graph_filter import GraphFilter, HybridRecommender, ItemTable, recent, under_cap
@@ -67,9 +67,10 @@ def from_tensors(cls: Explainer,
     tensors: dict[str, torch.Tensor], # `embedding.weight`, `alpha`, and `filter.*` where the score has that part
     scoring: dict,                    # `weighted`, `cosine`, `b`, `filter` (the table's settings, or None)
     event_weights: dict[str, float]|None = None, # see the constructor
+    filter: GraphFilter|None = None, # the score's, where it is at hand
 ) -> Explainer:
     "The explainer of what `training.fit` returned, or a checkpoint holds."
-    filter = getattr(build_recommender(graph, tensors, scoring), 'filter_part', None)
+    filter = build_filter(graph, tensors, scoring) if filter is None else filter
     return cls(graph, tensors['embedding.weight'], tensors['alpha'], scoring['weighted'], scoring['cosine'], filter, scoring['b'], event_weights=event_weights)
 
 @patch(cls_method=True)
