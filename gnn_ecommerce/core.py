@@ -7,7 +7,8 @@ __all__ = ['SECTIONS', 'STAGES', 'SIDE_STAGES', 'MARK_KEY', 'LAYOUT', 'TINY', 'G
            'ArtifactError', 'DataError', 'UnknownIdError', 'project_root', 'ProjectPaths', 'StageSettings',
            'parse_section', 'resolve_params', 'read_params', 'load_settings', 'atomic_path', 'table_mark',
            'write_table', 'check_table', 'read_table', 'write_json', 'read_json', 'file_hash', 'array_hash', 'IdMap',
-           'rng', 'seed_everything', 'progress', 'merge_params', 'example_project', 'run_stage']
+           'rng', 'seed_everything', 'progress', 'available_memory', 'check_memory', 'merge_params', 'example_project',
+           'run_stage']
 
 # %% ../nbs/00_core.ipynb #556a92be
 import contextlib, difflib, hashlib, importlib, json, os, random, shutil, sys, tempfile, time
@@ -434,6 +435,41 @@ def _line(self: progress):
     seconds, of = time.monotonic()-self._start, f'/{self.total}' if self.total is not None else ''
     left = f', {seconds/(self.done-self.first)*(self.total-self.done):.0f} s left' if self.total and self.first < self.done < self.total else ''
     print(f'{self.desc}: {self.done}{of} in {seconds:.1f} s{left}'+''.join(f' {k} {v}' for k, v in self._texts().items()), flush=True)
+
+# %% ../nbs/00_core.ipynb #c9ffdcbb
+def available_memory(
+    root: str|Path = '/', # where /proc and /sys are
+) -> int: # bytes
+    "What this process can still take, by the machine, its control groups and its own limit."
+    import psutil, resource
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    free = [psutil.virtual_memory().available, *_group_memory(Path(root))]
+    if limit != resource.RLIM_INFINITY: free.append(limit-psutil.Process().memory_info().vms)
+    return max(0, min(free))
+
+def _group_memory(root: Path) -> Iterable[int]:
+    "What the control groups of this process leave, those above them included."
+    try: lines = (root/'proc/self/cgroup').read_text().splitlines()
+    except OSError: return
+    for controllers, group in (line.split(':', 2)[1:] for line in lines):
+        if controllers and 'memory' not in controllers.split(','): continue
+        top = root/'sys/fs/cgroup'/('memory' if controllers else '')
+        limit, used, cache = ('memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_inactive_file') if controllers else ('memory.max', 'memory.current', 'inactive_file')
+        inside = top/group.lstrip('/')
+        for folder in {top, inside, *(f for f in inside.parents if f.is_relative_to(top))}:
+            try: most, now, stat = ((folder/name).read_text() for name in (limit, used, 'memory.stat'))
+            except OSError: continue
+            if most.strip() != 'max' and int(most) < 2**60: yield int(most)-int(now)+int(dict(line.split() for line in stat.splitlines()).get(cache, 0))
+
+def check_memory(
+    need: float, # bytes that the process will hold at its peak, those it holds already included
+    what: str,   # that needs them
+    advice: str, # how to need less
+):
+    "Raises `SettingsError` if there is not so much memory."
+    import psutil
+    free = available_memory()+psutil.Process().memory_info().rss
+    if need > free: raise SettingsError(f'{what}: expected about {need/1e9:.1f} GB of free memory, found {free/1e9:.1f} GB: close other programs, or {advice}')
 
 # %% ../nbs/00_core.ipynb #b761de20
 #: what makes the built-in shop and its model small enough to run in a notebook in seconds

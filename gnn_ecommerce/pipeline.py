@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['NEXT', 'stage_needs', 'StageEngine', 'StageFailed', 'run_notebook', 'aboutpeak', 'stage_costs', 'cost_table',
-           'settings_class', 'check_params', 'apply_overlay', 'own_events', 'comparison', 'comparison_table',
-           'model_note', 'paired_table', 'example_customers', 'customer_story', 'customer_view', 'explained_view',
-           'explained_page', 'show_results', 'run_pipeline', 'demo', 'tune', 'main']
+           'settings_class', 'check_params', 'apply_overlay', 'own_events', 'built_in_shop', 'comparison',
+           'comparison_table', 'model_note', 'paired_table', 'example_customers', 'customer_story', 'customer_view',
+           'explained_view', 'explained_page', 'show_results', 'run_pipeline', 'demo', 'tune', 'main']
 
 # %% ../nbs/05a_pipeline.ipynb #ae107da8
-import argparse, ast, contextlib, importlib, os, subprocess, sys, tempfile
+import argparse, ast, contextlib, importlib, os, re, subprocess, sys, tempfile
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +233,21 @@ def own_events(
     shown = str(found.relative_to(Path(root).resolve())) if found.is_relative_to(Path(root).resolve()) else str(found)
     return {'data_prep': {'events': shown, 'pattern': pattern or '*', 'products': 'auto'}}
 
+def built_in_shop(
+    size: str, # about how many events: 4000, 200k, 2M, or whole
+    data_prep: dict|None = None, # that section of params.yaml as it is
+) -> dict: # an overlay for sections sample_data and data_prep
+    "What `params.yaml` must hold for the built-in shop of a size. Raises `SettingsError`."
+    from gnn_ecommerce.sample_data import WHOLE_SHOP
+    found = re.fullmatch(r'([0-9][0-9_,]*(?:\.[0-9]+)?)([kM]?)', size.strip())
+    if not found and size != 'whole': raise SettingsError(f'SIZE: expected a number of events such as 4000, 200k or 2M, or whole, found {size!r}')
+    other = [f'data_prep.{k}' for k in ('columns', 'product_columns', 'event_types') if (data_prep or {}).get(k)]
+    if other: raise SettingsError(f'SIZE: expected the names of the built-in shop in params.yaml, found those of other files ({", ".join(other)}): put it back with git checkout params.yaml')
+    events = WHOLE_SHOP['events'] if not found else round(float(re.sub('[_,]', '', found[1]))*{'': 1, 'k': 1e3, 'M': 1e6}[found[2]])
+    items = 2000*(events/5e5)**.5 # a small shop has more products for each event than a large one, which has those of the whole shop
+    items = None if items < WHOLE_SHOP['items']/WHOLE_SHOP['events']*events else round(items)
+    return {'sample_data': {'events': events, 'users': None, 'items': items}, 'data_prep': {'events': 'data/raw/sample', 'pattern': '*', 'products': 'auto'}}
+
 # %% ../nbs/05a_pipeline.ipynb #02a9a840
 def comparison(root: str|Path) -> pd.DataFrame: # a row for each recommender
     "The comparison that stage `inference` wrote. Raises `ArtifactError` if there is none."
@@ -450,18 +465,20 @@ def demo(
     events: str|None = None,  # a file, a folder or a glob of your own events; default: what params.yaml says
     overlay: str|None = None, # a YAML file of settings that differ
     root: str|Path|None = None, # the project; found from the current folder by default
+    size: str|None = None,    # about how many events of the built-in shop, such as 4000, 2M or whole
 ):
     "Run the pipeline and show its results. Raises `GnnEcommerceError` with what was expected, what was found, what to do."
     root, console = Path(root or project_root()), Console()
-    _prepare(root, events, overlay, console)
+    _prepare(root, events, overlay, console, size)
     run_pipeline(root)
     console.rule('results')
     show_results(root, console, NEXT)
 
-def _prepare(root: Path, events: str|None, overlay: str|None, console: Console):
+def _prepare(root: Path, events: str|None, overlay: str|None, console: Console, size: str|None = None):
     "Put events and overlay into params.yaml, check every section, get DVC ready."
     changes = read_params(overlay) if overlay else {}
-    if events: changes = merge_params(own_events(events, root), changes)
+    if events and size: raise SettingsError(f'expected EVENTS, your own files, or SIZE, of the built-in shop, found both: {events}, {size}')
+    if events or size: changes = merge_params(own_events(events, root) if events else built_in_shop(size, read_params(root/'params.yaml').get('data_prep')), changes)
     if changes: _change_params(root, changes, console)
     check_params(root/'params.yaml')
     _prepare_dvc(root)
@@ -508,6 +525,7 @@ def _parser() -> argparse.ArgumentParser:
     c = commands.add_parser('demo', help='run the pipeline and show its results')
     c.add_argument('--events', help='a file, a folder or a glob of events')
     c.add_argument('--params', help='a YAML file of settings that differ')
+    c.add_argument('--size', help='about how many events of the built-in shop: 4000, 200k, 2M, whole')
     c = commands.add_parser('tune', help='search for better settings')
     c.add_argument('--budget', default='', help='time for it, such as 30m')
     c.add_argument('--events', help='a file, a folder or a glob of events')
@@ -526,7 +544,7 @@ def main(
         if args.command == 'papermill':
             run_notebook(args.notebook, args.output, dict(args.p), everything=args.all)
             aboutpeak(args.output)
-        elif args.command == 'demo': demo(args.events, args.params)
+        elif args.command == 'demo': demo(args.events, args.params, size=args.size)
         elif args.command == 'tune': tune(args.budget, args.events, args.params)
         elif args.command == 'show': show_results()
         else: _change_params(project_root(), read_params(args.file), Console())

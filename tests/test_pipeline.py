@@ -171,6 +171,15 @@ def test_demo_on_own_files_with_other_names(project, tmp_path):
     assert read_params(project / "params.yaml")["data_prep"]["pattern"] == "log-*.csv"
     again = run(project, sys.executable, "-m", "gnn_ecommerce.pipeline", "demo").stdout
     assert ran(again) == [] and "up to date" in again
+    both = run(project, sys.executable, "-m", "gnn_ecommerce.pipeline", "demo", "--events", f"{tmp_path}/mine", "--size", "4000", ok=False)
+    assert both.returncode == 1 and "expected EVENTS, your own files, or SIZE" in both.stdout
+    names = run(project, sys.executable, "-m", "gnn_ecommerce.pipeline", "demo", "--size", "2k", ok=False)
+    assert names.returncode == 1 and "data_prep.columns, data_prep.event_types" in names.stdout
+    git(project, "checkout", "params.yaml")
+    back = run(project, sys.executable, "-m", "gnn_ecommerce.pipeline", "demo", "--size", "2k").stdout
+    assert ran(back) == list(STAGES) and "what is recommended" in back, "the built-in shop again, of another size"
+    events = sum(len(pd.read_csv(f)) for f in (project / "data/raw/sample").glob("events-*.csv"))
+    assert 1500 < events < 2500, events
 
 
 def test_works_without_git(project, tmp_path):

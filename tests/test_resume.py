@@ -139,3 +139,14 @@ def test_a_finished_run_starts_over_and_gives_the_same_bytes(peaceful):
     run = train(peaceful)
     assert run.returncode == 0 and "going on" not in run.stdout
     assert file_hash(ProjectPaths(peaceful).checkpoints / "model.safetensors") == before
+
+
+def test_too_little_memory_is_said_before_anything_is_written(tmp_path, monkeypatch):
+    from gnn_ecommerce import training
+    from gnn_ecommerce.core import ProjectPaths, SettingsError, example_project
+
+    params = example_project(before="training", root=tmp_path / "shop")
+    monkeypatch.setattr(training, "memory_needed", lambda graph, settings: 1e15)
+    with pytest.raises(SettingsError, match=r"training: expected about 1000000\.0 GB of free memory, found \d+\.\d GB: .*lower training\.dim"): training.run_training(params)
+    paths = ProjectPaths(params.parent)
+    assert not paths.checkpoints.exists() and not (paths.report("training") / "dvclive").exists()
