@@ -57,7 +57,9 @@ class InteractionGraph:
     def ages(self) -> np.ndarray|None:
         "int32 (E,): how many of the user's edges are newer, by column `position`, `last_time` or `first_time` of `edges`; None without any of them."
         by = next((c for c in ('position', 'last_time', 'first_time') if self.edges is not None and c in self.edges), None)
-        return None if by is None else count_newer(self.user_ptr, self.edges[by].to_numpy())
+        if by is None: return None
+        when = self.edges[by]
+        return count_newer(self.user_ptr, when.to_numpy('datetime64[ns]' if when.dtype.kind == 'M' else None)) # times with a zone would become objects, which sort slowly
     @cached_property
     def hash(self) -> str:
         "sha256 in hex over ids, structure, weights and the purchased flags."
