@@ -6,10 +6,10 @@ import time
 import numpy as np
 from gnn_ecommerce.core import rng
 from gnn_ecommerce.datasets import load_benchmark
+from gnn_ecommerce.embeddings import LightGCNRecommender, init_embedding
 from gnn_ecommerce.explainability import Explainer
 from gnn_ecommerce.graph import random_graph
 from gnn_ecommerce.graph_filter import GraphFilter, HybridRecommender
-from gnn_ecommerce.embeddings import LightGCNRecommender, init_embedding
 from gnn_ecommerce.paths import connection, shortest_paths
 from gnn_ecommerce.propagation import Adjacency, Propagation
 

@@ -7,10 +7,10 @@ import pandas as pd
 from gnn_ecommerce.core import DataError
 from gnn_ecommerce.datasets import data_folder
 from gnn_ecommerce.datasets import holdout as hold_out
+from gnn_ecommerce.embeddings import LightGCNRecommender
 from gnn_ecommerce.graph import InteractionGraph, pairs_csr
 from gnn_ecommerce.graph_build import GraphBuildSettings, build_graph
 from gnn_ecommerce.graph_filter import GraphFilter, HybridRecommender
-from gnn_ecommerce.embeddings import LightGCNRecommender
 from gnn_ecommerce.recommender import Recommender
 from gnn_ecommerce.training import Trainer, TrainingSettings, fit
 from gnn_ecommerce.tuning import on_nodes

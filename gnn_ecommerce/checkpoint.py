@@ -19,9 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .core import ArtifactError, atomic_path, file_hash, read_json, write_json
+from .embeddings import LightGCNRecommender
 from .graph import InteractionGraph
 from .graph_filter import GraphFilter, HybridRecommender
-from .embeddings import LightGCNRecommender
 from .propagation import Adjacency, Propagation
 from .recommender import Recommender
 

@@ -36,7 +36,7 @@ def unpack(
     weights: dict[str, float]|None = None, # event type -> what one event counts, for shares by event type
 ) -> tuple[Recommender, Explainer|None]: # the explainer is None where the score cannot be taken apart
     "A recommender and what explains it. Raises `GnnEcommerceError` for something else, or without a graph."
-    if hasattr(model, 'tensors') and hasattr(model, 'scoring'): return model.recommender, Explainer.from_tensors(model.recommender.graph, model.tensors, model.scoring, weights)
+    if hasattr(model, 'tensors') and hasattr(model, 'scoring'): return model.recommender, Explainer.from_tensors(model.recommender.graph, model.tensors, model.scoring, weights, getattr(model.recommender, 'filter_part', None))
     if not isinstance(model, Recommender): raise GnnEcommerceError(f'recommender: expected a Recommender or the result of training.fit, found {type(model).__name__}')
     graph = model._fitted()
     if isinstance(model, GraphFilter):

@@ -17,9 +17,9 @@ from fastcore.basics import patch
 
 from .checkpoint import final_embeddings, load_model
 from .core import ArtifactError, GnnEcommerceError
+from .embeddings import LightGCNRecommender
 from .graph import InteractionGraph, count_newer
 from .graph_filter import GraphFilter, _add_rows, recent
-from .embeddings import LightGCNRecommender
 from .propagation import Adjacency, Propagation
 from .recommender import EmbeddingRecommender, Recommender, TopK, _check_indices, _check_k, _clean_mask, _jit
 from .spectral import degree_power

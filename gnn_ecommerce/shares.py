@@ -15,9 +15,9 @@ from fastcore.basics import patch
 
 from .checkpoint import build_filter, load_model
 from .core import ArtifactError, GnnEcommerceError, rng
+from .embeddings import LightGCNRecommender
 from .graph import InteractionGraph, random_graph
 from .graph_filter import GraphFilter, HybridRecommender, ItemTable, recent, under_cap
-from .embeddings import LightGCNRecommender
 from .propagation import Adjacency, Propagation
 
 # %% auto #0

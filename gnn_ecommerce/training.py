@@ -25,10 +25,10 @@ from .checkpoint import (TrainState, build_recommender, clear_state, final_embed
                                       load_state, save_model, save_state)
 from .core import (ArtifactError, DataError, GnnEcommerceError, ProjectPaths, StageSettings, array_hash, atomic_path, check_memory, load_settings, progress,
                                 read_table, resolve_params, rng, seed_everything, write_json)
+from .embeddings import LightGCNRecommender, init_embedding
 from .evaluation import evaluate
 from .graph import InteractionGraph
 from .graph_filter import KINDS, GraphFilter, HybridRecommender, choose_b, choose_filter, choose_kind, default_grid, estimate_cost
-from .embeddings import LightGCNRecommender, init_embedding
 from .losses import LOSSES, Loss, Softmax, make_loss
 from .propagation import Adjacency, Propagation, own_threads
 from .recommender import Recommender

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from gnn_ecommerce.core import GnnEcommerceError, rng
+from gnn_ecommerce.embeddings import LightGCNRecommender
 from gnn_ecommerce.explainability import ExplainabilitySettings, interesting_users, write_explanations
 from gnn_ecommerce.graph import InteractionGraph, random_graph
 from gnn_ecommerce.graph_filter import GraphFilter, HybridRecommender
-from gnn_ecommerce.embeddings import LightGCNRecommender
 from gnn_ecommerce.paths import connection, shortest_paths
 from gnn_ecommerce.propagation import Adjacency, Propagation
 from gnn_ecommerce.shares import Explainer, deletion_curve, random_case, removal_correlation

@@ -212,3 +212,10 @@ def test_on_a_gpu(graph):
     z.square().sum().backward()
     close(z.cpu(), theirs.get_embedding(edge_index, edge_weight))
     close(ours.embedding.weight.grad.cpu(), theirs.embedding.weight.grad)
+
+
+@pytest.mark.parametrize("module", ["training", "inference", "explorer", "bundle", "model_server", "api_server"])
+def test_only_the_pyg_model_loads_pyg(module):
+    "It takes 2.5 s and 90 MB, which no stage and no server needs."
+    code = f"import sys, gnn_ecommerce.{module}; print([m for m in ('torch_geometric', 'torch._dynamo') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
