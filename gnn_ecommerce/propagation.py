@@ -26,7 +26,7 @@ try:
 except ImportError: numba = None
 
 # %% auto #0
-__all__ = ['Backend', 'Adjacency', 'has_numba', 'jit', 'run_blocks', 'own_threads', 'Propagation']
+__all__ = ['Backend', 'Adjacency', 'has_numba', 'load_compiler', 'jit', 'run_blocks', 'own_threads', 'Propagation']
 
 # %% ../nbs/02c_propagation.ipynb #254a731d
 class Adjacency:
@@ -126,10 +126,16 @@ def from_edge_index(cls: Adjacency,
         matrix.data *= np.repeat(root, np.diff(matrix.indptr))*root[matrix.indices]
     return cls.from_scipy(matrix, symmetric).to(edge_index.device)
 
-# %% ../nbs/02c_propagation.ipynb #3b380199
+# %% ../nbs/02c_propagation.ipynb #79adc065
 def has_numba() -> bool:
     "Can the compiled kernels run here?"
     return numba is not None
+
+def load_compiler():
+    "Load what numba loads before its first compiled function: half a second, which a program with somebody waiting spends at its start instead."
+    if not has_numba(): return
+    from numba.core.registry import cpu_target
+    cpu_target.typing_context.refresh(); cpu_target.target_context.refresh()
 
 def jit(fn: Callable, **kw) -> Callable:
     "`numba.njit` without the GIL, kept on disk where a folder can be written to."
