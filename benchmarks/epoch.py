@@ -24,7 +24,7 @@ def trainer(graph, **settings):
     "A trainer without filter and its first state."
     made = Trainer(graph, TrainingSettings(filter="none", layers=LAYERS, **settings))
     state = made.start()
-    made.keep_precision(state)
+    made.settle(state)
     return made, state
 
 

@@ -6,8 +6,8 @@ import sys
 
 from benchmarks.common import read
 
-SUITES = ("propagation", "epoch", "accuracy", "topk", "explain", "whole_shop", "serving", "event_weights", "tuning")
-SLOW = ("event_weights", "tuning")  # only where they are named, or with --full
+SUITES = ("propagation", "epoch", "accuracy", "topk", "explain", "whole_shop", "serving", "event_weights", "tuning", "explorer")
+SLOW = ("event_weights", "tuning", "explorer")  # only where they are named, or with --full
 
 
 def main(argv=None):
@@ -23,7 +23,7 @@ def main(argv=None):
         parser.error("expected GNN_ECOMMERCE_DATA to name a folder of public data, found it unset: `python -m benchmarks.download FOLDER` fills one")
     for suite in args.suites or [s for s in SUITES if args.full or s not in SLOW]:
         print(f"== {suite}{' (full)' if args.full else ''}", flush=True)
-        extra = {"only": [p for p in args.only.split(",") if p]} if suite in ("accuracy", "whole_shop", "serving", *SLOW) else {}
+        extra = {"only": [p for p in args.only.split(",") if p]} if suite in ("accuracy", "whole_shop", "serving", "event_weights", "tuning") else {}
         importlib.import_module(f"benchmarks.{suite}").run(full=args.full, **extra)
         show(read(suite))
     return 0

@@ -29,15 +29,18 @@ from .graph import InteractionGraph, pairs_csr
 from .recommender import Popular
 
 # %% auto #0
-__all__ = ['SCHEMA', 'MANIFEST', 'BundleSettings', 'map_tensors', 'MappedIds', 'ScaledRows', 'stored', 'as_used', 'bundle_arrays',
-           'top_lists', 'write_bundle', 'read_manifest', 'Bundle', 'open_bundle', 'build_bundle', 'precision_loss',
-           'bundle_path', 'bundles', 'pointed', 'read_pointer', 'diff', 'content_weight', 'read_sessions',
-           'data_revisions', 'training_profile', 'prune', 'run_bundle']
+__all__ = ['LISTED', 'SCHEMA', 'MANIFEST', 'BundleSettings', 'map_tensors', 'MappedIds', 'ScaledRows', 'stored', 'as_used',
+           'bundle_arrays', 'top_lists', 'write_bundle', 'read_manifest', 'Bundle', 'open_bundle', 'build_bundle',
+           'precision_loss', 'bundle_path', 'bundles', 'pointed', 'read_pointer', 'diff', 'content_weight',
+           'read_sessions', 'data_revisions', 'training_profile', 'prune', 'run_bundle']
 
-# %% ../nbs/07_bundle.ipynb #a8bd1464
+# %% ../nbs/07_bundle.ipynb #b12dc402
+#: customers up to whose number lists are ranked in advance where the settings leave it open
+LISTED = 250_000
+
 class BundleSettings(StageSettings):
     "Section `bundle` of params.yaml."
-    lists: int = Field(50, ge=0, le=1000, description='products ranked in advance for each known customer; 0: none')
+    lists: int|None = Field(None, ge=0, le=1000, description='products ranked in advance for each known customer; 0: none; null: 50 for up to 250,000 customers, none for more, of whom most never ask')
     exclude: Literal['bought', 'seen', 'none'] = Field('bought', description='what of the history those lists leave out; requests that want another are scored')
     hide: list[Literal['val', 'test']] = Field(['val'], description='splits after training whose purchases count as bought')
     precision: Literal['fp32', 'fp16', 'int8'] = Field('fp32', description='how embeddings are stored; what the others lose is measured and written into the manifest')
@@ -358,7 +361,7 @@ def _misfit(a: dict[str, np.ndarray], m: dict) -> str|None:
         if len(MappedIds(a, side)) != n: return f'{n} ids of {side}, found {len(MappedIds(a, side))}'
     return None
 
-# %% ../nbs/07_bundle.ipynb #e0dfa09c
+# %% ../nbs/07_bundle.ipynb #e2c730cf
 def build_bundle(
     folder: str|Path,      # where bundles are
     graph: InteractionGraph,
@@ -377,11 +380,12 @@ def build_bundle(
     files, facts = bundle_arrays(graph, tensors, scoring, rule, hidden, s.precision, scored)
     flat = {k: v for arrays in files.values() for k, v in arrays.items()}
     scorer, hidden = Scorer(as_used(flat), facts), sp.csr_array((graph.n_users, graph.n_items), dtype=bool) if hidden is None else hidden
-    if s.lists: files['users'] |= top_lists(scorer, hidden, s.lists, s.exclude)
+    listed = s.lists if s.lists is not None else 50 if graph.n_users <= LISTED else 0
+    if listed: files['users'] |= top_lists(scorer, hidden, listed, s.exclude)
     loss = {} if s.precision == 'fp32' else precision_loss(Scorer(*scored), scorer, hidden, valid, s)
     known = dict(model_version='unnamed', data_hash=graph.hash, dvc=None, git_commit=None, metrics={}, content_weight=s.content_weight or 0.) | about
     path = write_bundle(folder, files, known | dict(n_users=graph.n_users, n_items=graph.n_items, n_edges=graph.n_edges, dim=flat['item_embedding'].shape[1], score=facts, scheme=rule.scheme, event_weights=rule.weights,
-                        lists=dict(k=s.lists, exclude=s.exclude), precision=s.precision, precision_loss=loss, versions=library_versions()))
+                        lists=dict(k=listed, exclude=s.exclude), precision=s.precision, precision_loss=loss, versions=library_versions()))
     return open_bundle(path)
 
 def precision_loss(
@@ -525,7 +529,7 @@ def prune(
     for name in old: shutil.rmtree(folder/name)
     return old
 
-# %% ../nbs/07_bundle.ipynb #c1935861
+# %% ../nbs/07_bundle.ipynb #4aa4472b
 def run_bundle(
     params: str|Path = 'params.yaml', # params file of a project whose earlier stages have run
 ) -> Bundle:
@@ -548,5 +552,5 @@ def run_bundle(
     gone = prune(folder, paths.serving/'active.json', s.keep, made.name)
     loss = made.manifest['precision_loss']
     write_json({'bytes': made.size, 'seconds': time.perf_counter()-start, 'content_weight': weight, 'n_users': made.n_users, 'n_items': made.n_items} | {k.replace(' ', '_'): v for k, v in loss.items()}, paths.report('bundle')/'metrics.json')
-    print(f'{made} -> {made.path.relative_to(paths.root)}\nlists of {s.lists}, {s.precision}, content weight {weight:g} ({sessions:,} sessions)'+(f'; removed {", ".join(gone)}' if gone else ''))
+    print(f'{made} -> {made.path.relative_to(paths.root)}\nlists of {made.manifest["lists"]["k"]}, {s.precision}, content weight {weight:g} ({sessions:,} sessions)'+(f'; removed {", ".join(gone)}' if gone else ''))
     return made

@@ -133,7 +133,7 @@ def load_checkpoint(
     model.metadata, model.model_version, model.folder = metadata, metadata['model_version'], Path(folder)
     return model
 
-# %% ../nbs/03e_checkpoint.ipynb #a166fd74
+# %% ../nbs/03e_checkpoint.ipynb #3d3009a5
 @dataclass
 class TrainState:
     "Everything that a run needs to go on after its last finished epoch."
@@ -150,9 +150,11 @@ class TrainState:
     history: list = field(default_factory=list) # one dict an epoch
     stopped: str|None = None           # why the run ended, None while it runs
     precision: str|None = None         # of the loss's matrix products, as decided at the start
+    temperature: float|None = None     # of the loss, where it was chosen by short runs
+    tried: list = field(default_factory=list) # what those runs found, one dict each
 
     _tensors = ('embedding', 'exp_avg', 'exp_avg_sq')
-    _facts = ('fingerprint', 'step', 'epoch', 'best_epoch', 'best_value', 'best_b', 'history', 'stopped', 'precision')
+    _facts = ('fingerprint', 'step', 'epoch', 'best_epoch', 'best_value', 'best_b', 'history', 'stopped', 'precision', 'temperature', 'tried')
 
 # %% ../nbs/03e_checkpoint.ipynb #cc31c27b
 def save_state(

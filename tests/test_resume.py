@@ -67,10 +67,10 @@ MOMENTS = [
 ]
 
 
-def make_project(root):
+def make_project(root, **training):
     "A project whose graph and validation pairs are there, as stages before training leave them."
     root.mkdir()
-    params = dict(seed=3, training=dict(dim=8, epochs=5, batch=64, lr=0.05, patience=10, b=[0.0, 2.0]))
+    params = dict(seed=3, training=dict(dim=8, epochs=5, batch=64, lr=0.05, patience=10, b=[0.0, 2.0], temperature=.1) | training)
     (root / "params.yaml").write_text(yaml.safe_dump(params))
     paths = ProjectPaths(root)
     graph = random_graph(300, 80, 2400, seed=1)
@@ -131,6 +131,21 @@ def test_kill_9_from_outside_while_it_trains(peaceful, tmp_path):
     run = train(root)
     assert run.returncode == 0, run.stderr
     assert file_hash(ProjectPaths(root).checkpoints / "model.safetensors") == file_hash(ProjectPaths(peaceful).checkpoints / "model.safetensors")
+
+
+@pytest.mark.slow
+def test_kill_9_while_temperatures_are_tried(tmp_path):
+    "The short runs start again, and choose the same."
+    roots = [make_project(tmp_path / name, temperature=None) for name in ("peaceful", "killed")]
+    run = train(roots[1], "in_epoch:2:13")  # five steps an epoch: while the third temperature is tried
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    for root in roots:
+        run = train(root)
+        assert run.returncode == 0, run.stderr
+    theirs, ours = map(ProjectPaths, roots)
+    assert file_hash(ours.checkpoints / "model.safetensors") == file_hash(theirs.checkpoints / "model.safetensors")
+    assert (ours.report("training") / "temperature.csv").read_text() == (theirs.report("training") / "temperature.csv").read_text()
+    assert len(pd.read_csv(ours.report("training") / "temperature.csv")) == 5
 
 
 @pytest.mark.slow
