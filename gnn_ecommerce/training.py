@@ -241,7 +241,7 @@ def eval_users(targets: sp.csr_matrix, s: TrainingSettings) -> np.ndarray:
     users = np.flatnonzero(np.diff(targets.indptr))
     return users if len(users) <= s.eval_users else np.sort(rng(s.seed, 'eval_users').choice(users, s.eval_users, replace=False))
 
-# %% ../nbs/04_training.ipynb #1c5856da
+# %% ../nbs/04_training.ipynb #71f9e44f
 def pilot_epochs(
     graph: InteractionGraph,
     s: TrainingSettings, # with epochs and batch
@@ -253,7 +253,9 @@ def pilot_epochs(
     return min(s.epochs, int(most//(6*s.dim*scores+5*8*s.layers*s.dim*graph.n_edges*steps)))
 
 @patch
-def begin(self: Trainer) -> TrainState:
+def begin(self: Trainer,
+    on_try: Callable[[dict], None]|None = None, # called with each epoch's row of the runs that choose
+) -> TrainState:
     "The state to go on from, temperature chosen: before the first epoch, or after the last where the runs that choose are whole ones."
     s, first = self.settings, self.start()
     if s.temperature is not None or s.loss == 'bpr': return first
@@ -266,13 +268,15 @@ def begin(self: Trainer) -> TrainState:
         for k, t in enumerate(TEMPERATURES):
             state = replace(first, embedding=first.embedding.clone(), exp_avg=first.exp_avg.clone(), exp_avg_sq=first.exp_avg_sq.clone(), history=[], temperature=t)
             short.settle(state)
-            while state.stopped is None: _one_epoch(short, state, bar)
+            while state.stopped is None:
+                row = _one_epoch(short, state, bar)
+                if on_try and row: on_try(row)
             bar.step((k+1)*n*len(self.loss)-bar.done)
             tried.append(dict(temperature=t, value=state.best_value, epoch=state.best_epoch, b=state.best_b))
             if best is None or (state.best_value or 0) > (best.best_value or 0): best = state
     return replace(best if n == s.epochs else first, temperature=best.temperature, tried=tried)
 
-# %% ../nbs/04_training.ipynb #ed0e387e
+# %% ../nbs/04_training.ipynb #e14645e7
 @dataclass
 class FitResult:
     "What `fit` leaves."
@@ -285,10 +289,10 @@ class FitResult:
     stopped: str                      # why it ended
     validation: dict                  # all metrics of the best epoch on all validation users; empty without targets
     filter_table: pd.DataFrame|None   # the filter's candidates on validation
-    temperature: float|None           # of the loss, None for one that has none
-    temperature_table: pd.DataFrame|None # what short runs found: temperature, value, epoch, b; None where none were made
+    temperature: float|None = None           # of the loss, None for one that has none
+    temperature_table: pd.DataFrame|None = None # what short runs found: temperature, value, epoch, b; None where none were made
 
-# %% ../nbs/04_training.ipynb #51089cc1
+# %% ../nbs/04_training.ipynb #00f92d0c
 def fit(
     graph: InteractionGraph,
     settings: TrainingSettings,
@@ -296,6 +300,7 @@ def fit(
     folder: str|Path|None = None,         # where `last/` goes; None: nothing is written
     resume: Literal['auto', 'must', 'never'] = 'auto', # 'auto' starts anew where `last/` is of another run, 'must' refuses
     on_epoch: Callable[[dict], None]|None = None, # called with each new row of the history (on resume with the old ones first)
+    on_try: Callable[[dict], None]|None = None, # called with each epoch's row of the runs that choose the temperature
 ) -> FitResult:
     """Train LightGCN and keep the best epoch by validation.
 
@@ -305,7 +310,7 @@ def fit(
     last = Path(folder)/'last' if folder else None
     state = _resume(trainer, last, resume)
     if state is None:
-        state = trainer.begin()
+        state = trainer.begin(on_try)
         if last and state.stopped: save_state(last, state)
     trainer.settle(state)
     for row in state.history:

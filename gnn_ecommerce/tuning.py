@@ -333,19 +333,23 @@ def ask(self: Tuner) -> tuple[optuna.Trial, dict]: # the trial; key -> value, wh
     trial.set_user_attr('values', changed)
     return trial, changed
 
-# %% ../nbs/04a_tuning.ipynb #4845f804
+# %% ../nbs/04a_tuning.ipynb #a3dd0e0c
 @patch
 def run_trial(self: Tuner, trial: optuna.Trial, changed: dict) -> FitResult:
     "Train with some settings. Raises `optuna.TrialPruned`, `OutOfTime` and what `fit` raises."
     graph_settings, training = settings_of(self.base, changed)
-    keep, self.top = trial.user_attrs.get('defaults', False), -math.inf
-    def after(row):
+    keep, self.top, best = trial.user_attrs.get('defaults', False), -math.inf, -math.inf
+    def tried(row):
         self.top = max(self.top, row.get('value', -math.inf))
-        if self.top > -math.inf: trial.report(self.top, row['epoch'])
         self.on_epoch(self)
         if self.left <= 0: raise OutOfTime
+    def after(row):
+        nonlocal best
+        tried(row)
+        best = max(best, row.get('value', -math.inf))
+        if best > -math.inf: trial.report(best, row['epoch'])
         if not keep and trial.should_prune(): raise optuna.TrialPruned
-    with _silent(): return fit(self.maker(graph_settings), training, self.maker.targets, on_epoch=after)
+    with _silent(): return fit(self.maker(graph_settings), training, self.maker.targets, on_epoch=after, on_try=tried)
 
 @contextlib.contextmanager
 def _silent():
