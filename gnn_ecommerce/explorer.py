@@ -59,7 +59,7 @@ export default { render };
         super().__init__(layout=w.Layout(display='none'))
         self.on_msg(lambda _, m, __: self.send(dict(kind='plotly.js'), [_library()]) if m.get('kind') == 'want' else None)
 
-# %% ../nbs/06e_explorer.ipynb #f6ae6a73
+# %% ../nbs/06e_explorer.ipynb #c708a2f3
 class Plot(anywidget.AnyWidget):
     "A plotly figure."
     figure = t.Unicode('{}').tag(sync=True) # as JSON
@@ -71,6 +71,8 @@ function render({model, el}) {
   const box = el.appendChild(document.createElement('div'));
   let count = 0;
   async function draw() {
+    const room = JSON.parse(model.get('figure')).layout;
+    box.style.minHeight = room && room.height ? room.height + 'px' : ''; // nothing moves when plotly.js comes
     const Plotly = await plotly(), figure = JSON.parse(model.get('figure')), label = model.get('label');
     if (!figure.layout || !el.isConnected) return;
     el.setAttribute('role', 'figure'); el.setAttribute('aria-label', label + ': ' + ((figure.layout.title || {}).text || ''));

@@ -241,7 +241,7 @@ def eval_users(targets: sp.csr_matrix, s: TrainingSettings) -> np.ndarray:
     users = np.flatnonzero(np.diff(targets.indptr))
     return users if len(users) <= s.eval_users else np.sort(rng(s.seed, 'eval_users').choice(users, s.eval_users, replace=False))
 
-# %% ../nbs/04_training.ipynb #71f9e44f
+# %% ../nbs/04_training.ipynb #412954ec
 def pilot_epochs(
     graph: InteractionGraph,
     s: TrainingSettings, # with epochs and batch
@@ -273,7 +273,7 @@ def begin(self: Trainer,
                 if on_try and row: on_try(row)
             bar.step((k+1)*n*len(self.loss)-bar.done)
             tried.append(dict(temperature=t, value=state.best_value, epoch=state.best_epoch, b=state.best_b))
-            if best is None or (state.best_value or 0) > (best.best_value or 0): best = state
+            if best is None or best.best_value is None or (state.best_value or 0) > best.best_value: best = state
     return replace(best if n == s.epochs else first, temperature=best.temperature, tried=tried)
 
 # %% ../nbs/04_training.ipynb #e14645e7
