@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
@@ -17,21 +18,29 @@ CHROMIUM = "/usr/bin/chromium"
 LIST, PATHS = "table[aria-label=recommendations] tbody tr", ".gx-plot[aria-label^='paths:'] .main-svg"
 
 
-def start(folder, project):
-    "A JupyterLab with one notebook: import, then the explorer. Its process and address."
+def write_notebook(folder, project):
+    "A notebook with two cells: the import, and the explorer."
     cells = [new_code_cell("from gnn_ecommerce.explorer import PathExplorer"), new_code_cell(f"import time\nstart = time.time()\nexplorer = PathExplorer.from_project({str(project)!r})\nprint(time.time() - start)\nexplorer")]
     nbformat.write(new_notebook(cells=cells, metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python"))), folder / "explorer.ipynb")
+
+
+@contextmanager
+def jupyterlab(folder):
+    "A JupyterLab of its own over a folder, on a port that the system chose, token `explorer`; its address. Ends with the block."
     env = {**os.environ, **{f"JUPYTER{k}": str(folder / k.lower().strip("_")) for k in ("_RUNTIME_DIR", "_CONFIG_DIR", "LAB_SETTINGS_DIR", "LAB_WORKSPACES_DIR")}, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0", "--IdentityProvider.token=explorer", f"--ServerApp.root_dir={folder}",
                "--allow-root", "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
-    server = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(600):
-        facts = list((folder / "runtime_dir").glob("jpserver-*.json"))
-        if facts: return server, json.loads(facts[0].read_text(encoding="utf8"))["url"]
-        if server.poll() is not None: break
-        time.sleep(.1)
-    server.kill()
-    raise GnnEcommerceError("expected JupyterLab to start within a minute, found that it did not")
+    with open(folder / "log", "w") as log: server = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log)
+    try:
+        for _ in range(600):
+            facts = list((folder / "runtime_dir").glob("jpserver-*.json"))
+            if facts or server.poll() is not None: break
+            time.sleep(.1)
+        if not facts or server.poll() is not None: raise GnnEcommerceError(f"expected JupyterLab to start within a minute, found: {(folder / 'log').read_text(encoding='utf8')[-2000:]}")
+        yield json.loads(facts[0].read_text(encoding="utf8"))["url"]
+    finally:
+        server.terminate()
+        server.wait(20)
 
 
 def once(browser, url):
@@ -69,12 +78,9 @@ def run(full=False, repeats=7):
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as p:
         params = example_project("inference", dict(sample_data=dict(events=200_000, users=None, items=2000)), Path(folder) / "shop")
         run_stage("inference", params)
-        server, url = start(Path(folder), params.parent)
-        try:
+        write_notebook(Path(folder), params.parent)
+        with jupyterlab(Path(folder)) as url:
             browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
             found = [once(browser, url) for _ in range(repeats)]
             browser.close()
-        finally:
-            server.terminate()
-            server.wait(20)
     write("explorer", [row(name, "built-in shop, 200,000 events", "seconds", [f[name] for f in found], "s") for name in found[0]], on=on)

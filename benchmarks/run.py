@@ -1,6 +1,7 @@
 """Run benchmark suites and write their result files: `python -m benchmarks.run SUITE... [--full]`."""
 import argparse
 import importlib
+import inspect
 import os
 import sys
 
@@ -23,8 +24,8 @@ def main(argv=None):
         parser.error("expected GNN_ECOMMERCE_DATA to name a folder of public data, found it unset: `python -m benchmarks.download FOLDER` fills one")
     for suite in args.suites or [s for s in SUITES if args.full or s not in SLOW]:
         print(f"== {suite}{' (full)' if args.full else ''}", flush=True)
-        extra = {"only": [p for p in args.only.split(",") if p]} if suite in ("accuracy", "whole_shop", "serving", "event_weights", "tuning") else {}
-        importlib.import_module(f"benchmarks.{suite}").run(full=args.full, **extra)
+        run = importlib.import_module(f"benchmarks.{suite}").run
+        run(full=args.full, **({"only": [p for p in args.only.split(",") if p]} if "only" in inspect.signature(run).parameters else {}))
         show(read(suite))
     return 0
 

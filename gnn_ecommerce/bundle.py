@@ -34,13 +34,13 @@ __all__ = ['LISTED', 'SCHEMA', 'MANIFEST', 'BundleSettings', 'map_tensors', 'Map
            'precision_loss', 'bundle_path', 'bundles', 'pointed', 'read_pointer', 'diff', 'content_weight',
            'read_sessions', 'data_revisions', 'training_profile', 'prune', 'run_bundle']
 
-# %% ../nbs/07_bundle.ipynb #b12dc402
+# %% ../nbs/07_bundle.ipynb #13c66fff
 #: customers up to whose number lists are ranked in advance where the settings leave it open
 LISTED = 250_000
 
 class BundleSettings(StageSettings):
     "Section `bundle` of params.yaml."
-    lists: int|None = Field(None, ge=0, le=1000, description='products ranked in advance for each known customer; 0: none; null: 50 for up to 250,000 customers, none for more, of whom most never ask')
+    lists: int|None = Field(None, ge=0, le=1000, description='products ranked in advance for each known customer; 0: none; null: 50 for up to 250,000 customers, none for more')
     exclude: Literal['bought', 'seen', 'none'] = Field('bought', description='what of the history those lists leave out; requests that want another are scored')
     hide: list[Literal['val', 'test']] = Field(['val'], description='splits after training whose purchases count as bought')
     precision: Literal['fp32', 'fp16', 'int8'] = Field('fp32', description='how embeddings are stored; what the others lose is measured and written into the manifest')

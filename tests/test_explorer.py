@@ -1,5 +1,4 @@
 """The explorer: its state without a browser, its page in a browser without a kernel, its view in a real JupyterLab."""
-import json
 import os
 import re
 import shlex
@@ -16,7 +15,9 @@ import pytest
 from postgres import free_port
 from conftest import ROOT
 
-CHROMIUM = "/usr/bin/chromium"
+sys.path.insert(0, str(ROOT))
+from benchmarks.explorer import CHROMIUM, jupyterlab  # noqa: E402
+
 OVERLAY = {"sample_data": {"events": 10_000, "users": None, "items": 200}, "graph_build": {"min_user_events": 3}, "training": {"epochs": 4, "dim": 16}}
 
 
@@ -232,19 +233,7 @@ def lab(project, tmp_path_factory):
     "A JupyterLab of its own, on a port that the system chose; its address."
     folder = tmp_path_factory.mktemp("lab")
     notebook_for(project, folder)
-    env = {**os.environ, "JUPYTER_RUNTIME_DIR": str(folder / "run"), "JUPYTER_CONFIG_DIR": str(folder / "config"), "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(folder / "spaces"), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0", "--IdentityProvider.token=explorer", f"--ServerApp.root_dir={folder}", "--allow-root", "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
-    with open(folder / "log", "w") as log: server = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log)
-    try:
-        for _ in range(300):
-            facts = list((folder / "run").glob("jpserver-*.json"))
-            if facts or server.poll() is not None: break
-            time.sleep(.1)
-        assert facts and server.poll() is None, (folder / "log").read_text(encoding="utf8")[-2000:]
-        yield json.loads(facts[0].read_text(encoding="utf8"))["url"]
-    finally:
-        server.terminate()
-        server.wait(20)
+    with jupyterlab(folder) as url: yield url
 
 
 def drawn(view, label):
