@@ -12,12 +12,12 @@ from gnn_ecommerce.tuning import GraphMaker
 from benchmarks.common import FIELDS, machine, write
 from benchmarks.protocol import RETAILROCKET_CHOSEN, Retailrocket, fit_final
 
-MILD, STRONG = EventWeights(view=.1, cart=.3, remove_from_cart=-.3), EventWeights(view=.2, cart=.5, remove_from_cart=-.5)
+LOW, MILD, STRONG = (EventWeights(view=view, cart=cart, remove_from_cart=remove) for view, cart, remove in ((.01, .1, -.09), (.1, .3, -.3), (.2, .5, -.5)))
 #: name -> what of graph_build differs
 GRAPHS = {
     "purchases alone": dict(scheme="purchase_only"),
     "all events alike": dict(scheme="unweighted"),
-    "1 / .1 / .01 (the reference's)": dict(),
+    "1 / .1 / .01 (the reference's)": dict(weights=LOW),
     "1 / .3 / .1": dict(weights=MILD),
     "1 / .5 / .2": dict(weights=STRONG),
     "1 / .3 / .1, log": dict(scheme="log_count", weights=MILD),
@@ -114,7 +114,7 @@ def retailrocket_chosen():
 
 def shop(events=200_000):
     "The built-in shop: the same graphs through the pipeline's own split, all on the same users."
-    params = example_project("training", dict(sample_data=dict(events=events, users=None, items=2000), training=dict(dim=64, epochs=20, filter="paths")))
+    params = example_project("training", dict(sample_data=dict(events=events, users=None, items=2000), training=dict(filter="paths")))
     maker, base = GraphMaker(params.parent, load_settings(GraphBuildSettings, "graph_build", params)), load_settings(TrainingSettings, "training", params)
     test, _ = maker.reference.encode_pairs(read_table(maker.paths.processed / "test.parquet", "targets", "data_prep"))
     metrics, dataset, chosen_on = ("recall@20", "ndcg@20"), "built-in shop", "validation: its window in time"
