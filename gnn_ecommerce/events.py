@@ -606,7 +606,7 @@ def _reason(t: ibis.Table, price, when, kinds: dict[str, str], known, now: datet
         (price.isnull() & ~is_missing(t.price), 'price is not a number'), (price < 0, 'price is negative'),
         (~(price <= 1e300), 'price is not finite'), else_=ibis.null('string'))
 
-# %% ../nbs/00b_events.ipynb #97b71b0a
+# %% ../nbs/00b_events.ipynb #19284645
 def _to_id(text, kind: str): return text.try_cast('int64') if kind == 'integer' else text
 
 def _to_price(text, decimal: str = '.'):
@@ -616,6 +616,8 @@ def _to_price(text, decimal: str = '.'):
 
 def _or_null(text): return ibis.cases((_stands_for_none(text), ibis.null('string')), else_=text)
 
+UUID = '________-____-____-____-____________' # the form of a UUID, for LIKE
+
 def check_events(
     rows: ibis.Table,        # of `read_rows`
     kinds: dict[str, str],   # user_id and product_id -> 'integer' or 'string'
@@ -624,7 +626,7 @@ def check_events(
     timestamps: str = 'auto',
     decimal: str = '.',      # the decimal sign in prices
     now: datetime|None = None, # events of more than a day later are in the future
-) -> ibis.Table: # file, line, first, reason (null: usable), raw (of what is rejected), {user,product}_id_canonical (is the id an integer?), the columns of `EVENTS` in their types
+) -> ibis.Table: # file, line, first, reason (null: usable), raw (of what is rejected), {user,product}_id_canonical (is the id an integer?), user_session_uuid (is it a UUID? null: there is none), the columns of `EVENTS` in their types
     "Every row with its values, and with the reason if it cannot be used."
     types = {**{t: t for t in EVENT_TYPES}, **(event_types or {})}
     t = rows.mutate(**{f'{k}_header': ibis.literal((names or {}).get(f'{k}_id', f'{k}_id')) for k in ('user', 'product')},
@@ -632,9 +634,10 @@ def check_events(
     loose = t.event_type.strip().lower().cases(*((k.strip().lower(), v) for k, v in types.items()))
     t = t.mutate(when=parse_time(t.event_time, timestamps), number=_to_price(t.price, decimal), known=t.event_type.cases(*types.items(), else_=loose))
     t = t.mutate(reason=_reason(t, t.number, t.when, kinds, t.known, now or datetime.now(UTC)))
-    return t.select('file', 'line', 'first', 'reason', 'user_id_canonical', 'product_id_canonical', raw=ibis.cases((t.reason.notnull(), t.raw)), event_time=t.when, event_type=t.known, product_id=_to_id(t.product_id, kinds['product_id']),
+    session = _or_null(t.user_session)
+    return t.select('file', 'line', 'first', 'reason', 'user_id_canonical', 'product_id_canonical', user_session_uuid=session.like(UUID), raw=ibis.cases((t.reason.notnull(), t.raw)), event_time=t.when, event_type=t.known, product_id=_to_id(t.product_id, kinds['product_id']),
                     **{c: _or_null(t[c]) for c in ('category_id', 'category_code', 'brand')}, price=t.number,
-                    user_id=_to_id(t.user_id, kinds['user_id']), user_session=_or_null(t.user_session))
+                    user_id=_to_id(t.user_id, kinds['user_id']), user_session=session)
 
 # %% ../nbs/00b_events.ipynb #07c75702
 def check_products(
@@ -654,7 +657,7 @@ def one_row_a_product(products: ibis.Table) -> ibis.Table:
     usable = products.filter(products.reason.isnull())
     return usable.group_by('product_id').aggregate(**{c: usable[c].max() for c in PRODUCTS.columns[1:]})
 
-# %% ../nbs/00b_events.ipynb #b7107c41
+# %% ../nbs/00b_events.ipynb #17938930
 def stage_rows(
     con: ibis.BaseBackend,
     checked: ibis.Table,   # an expression over `read_rows`: of `check_events` or `check_products`
@@ -663,26 +666,25 @@ def stage_rows(
 ) -> ibis.Table: # the columns of `checked`, `line` complete
     "Write checked rows to files of their own and read them from there. Raises `DataError` if files changed since they were scanned."
     kind, sql, staged = sources[0].layout.kind, ibis.to_sql(checked, dialect='duckdb'), []
-    for select, expected in (o for s in sources for o in _selects(s)):
+    for s, select, expected in ((s, *o) for s in sources for o in _selects(s)):
         con.raw_sql(f'CREATE OR REPLACE TEMP VIEW raw_{kind} AS {select}')
-        staged.append(work/f'{kind}-{len(staged)}.checked.parquet')
-        con.raw_sql(f'COPY ({sql}) TO {_sql(staged[-1])} (FORMAT parquet, PARQUET_VERSION v2, COMPRESSION zstd, COMPRESSION_LEVEL 1)')
-        if (found := pq.ParquetFile(staged[-1]).metadata.num_rows) != expected:
+        staged.append((s.name, path := work/f'{kind}-{len(staged)}.checked.parquet'))
+        con.raw_sql(f'COPY (SELECT * EXCLUDE (file) FROM ({sql})) TO {_sql(path)} (FORMAT parquet, PARQUET_VERSION v2, COMPRESSION zstd, COMPRESSION_LEVEL 1, DICTIONARY_SIZE_LIMIT 4096)')
+        if (found := pq.ParquetFile(path).metadata.num_rows) != expected:
             raise DataError(f'expected {expected:,} lines, found {found:,}: did a file change during the run? Run again')
     read_rows(con, sources)
-    con.raw_sql(f'CREATE OR REPLACE TEMP VIEW checked_{kind} AS SELECT * EXCLUDE (file_row_number) REPLACE (coalesce(line, file_row_number + first) AS line) '
-                f'FROM read_parquet([{", ".join(map(_sql, staged))}], file_row_number=true) WHERE reason IS DISTINCT FROM {_sql(MARK)}')
+    parts = (f'SELECT {_sql(name)} AS file, * EXCLUDE (file_row_number) REPLACE (coalesce(line, file_row_number + first) AS line) '
+             f'FROM read_parquet({_sql(path)}, file_row_number=true) WHERE reason IS DISTINCT FROM {_sql(MARK)}' for name, path in staged)
+    con.raw_sql(f'CREATE OR REPLACE TEMP VIEW checked_{kind} AS '+' UNION ALL '.join(parts))
     return con.table(f'checked_{kind}')
 
-# %% ../nbs/00b_events.ipynb #74dab4e6
-UUID = '________-____-____-____-____________' # the form of a UUID, for LIKE
-
+# %% ../nbs/00b_events.ipynb #ced07a3b
 def count_events(checked: ibis.Table) -> ibis.Table: # file, reason, minute (since 1970); rows, no_price, no_session, uuid, {user,product}_id_{some,good}
     "Count the rows of `check_events` by file, reason and minute."
     t = checked.mutate(minute=ibis.cases((checked.reason.isnull(), (checked.event_time.epoch_seconds()/60).floor().cast('int64'))))
     number = lambda condition: condition.cast('int64').sum()
     return t.group_by('file', 'reason', 'minute').aggregate(
-        rows=t.count(), no_price=number(t.price.isnull()), no_session=number(t.user_session.isnull()), uuid=number(ibis.coalesce(t.user_session.like(UUID), False)),
+        rows=t.count(), no_price=number(t.price.isnull()), no_session=number(t.user_session_uuid.isnull()), uuid=number(ibis.coalesce(t.user_session_uuid, False)),
         **{f'{c}_some': t[f'{c}_canonical'].count() for c in ('user_id', 'product_id')}, **{f'{c}_good': number(ibis.coalesce(t[f'{c}_canonical'], False)) for c in ('user_id', 'product_id')})
 
 def rejects(checked: ibis.Table) -> ibis.Table: # file, line, reason, raw
@@ -691,7 +693,7 @@ def rejects(checked: ibis.Table) -> ibis.Table: # file, line, reason, raw
 
 def odd_sessions(checked: ibis.Table, limit: int = 3) -> ibis.Table: # file, line, user_session
     "The first usable rows whose `user_session` is not a UUID."
-    odd = checked.filter(checked.reason.isnull(), checked.user_session.notnull(), ~checked.user_session.like(UUID))
+    odd = checked.filter(checked.reason.isnull(), ~checked.user_session_uuid)
     return odd.select('file', 'line', 'user_session').order_by('file', 'line', 'user_session').limit(limit)
 
 # %% ../nbs/00b_events.ipynb #09fa9dd6

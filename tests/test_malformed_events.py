@@ -462,7 +462,7 @@ def test_wrong_setting(before):
     with pytest.raises(ValueError, match="data_prep.max_rejected_share: expected a value <= 1.0, found 2"): before.run(max_rejected_share=2)
 
 
-@pytest.mark.parametrize("name", ["events.parquet", "products.parquet"])
+@pytest.mark.parametrize("name", ["train_events.parquet", "products.parquet"])
 def test_full_disk_as_duckdb_says_it(before, monkeypatch, name):
     copy = stage.copy_table
 
@@ -471,6 +471,12 @@ def test_full_disk_as_duckdb_says_it(before, monkeypatch, name):
         return copy(con, table, path, kind)
     monkeypatch.setattr(stage, "copy_table", full)
     with pytest.raises(ArtifactError, match="found the disk full: free some space and run again"): before.run()
+
+
+def test_full_disk_while_events_are_written(before, monkeypatch):
+    def full(writer, *args): raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(stage.pq.ParquetWriter, "write_table", full)
+    with pytest.raises(ArtifactError, match="found the disk full"): before.run(HEADER+GOOD)
 
 
 def test_full_disk_while_the_report_is_written(before, monkeypatch):
