@@ -30,7 +30,7 @@ __all__ = ['EVENT_WEIGHTS', 'DID', 'EdgeRule', 'History', 'graph_history', 'scor
 
 # %% ../nbs/06b_fold_in.ipynb #dbf7a1b1
 #: what one event of each type counts where nothing else is said
-EVENT_WEIGHTS = {'view': .01, 'cart': .1, 'remove_from_cart': -.09, 'purchase': 1.}
+EVENT_WEIGHTS = {'view': .1, 'cart': .3, 'remove_from_cart': -.3, 'purchase': 1.}
 
 class EdgeRule:
     "What an edge weighs after some events of one customer with one product."

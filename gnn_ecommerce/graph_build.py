@@ -32,9 +32,9 @@ __all__ = ['SCHEMES', 'EventWeights', 'GraphBuildSettings', 'register_scheme', '
 class EventWeights(BaseModel):
     "What one event of each type counts."
     model_config = ConfigDict(extra='forbid', strict=True, frozen=True, validate_default=True)
-    view: float = Field(.01, gt=0, le=1, description='weight of a view; also the least that an edge weighs')
-    cart: float = Field(.1, allow_inf_nan=False, description='weight of a cart event')
-    remove_from_cart: float = Field(-.09, allow_inf_nan=False, description='weight of a removal from the cart, normally negative')
+    view: float = Field(.1, gt=0, le=1, description='weight of a view; also the least that an edge weighs')
+    cart: float = Field(.3, allow_inf_nan=False, description='weight of a cart event')
+    remove_from_cart: float = Field(-.3, allow_inf_nan=False, description='weight of a removal from the cart, normally negative')
     purchase: float = Field(1., gt=0, allow_inf_nan=False, description='weight of a purchase')
 
 class GraphBuildSettings(StageSettings):

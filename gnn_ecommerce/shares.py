@@ -26,7 +26,7 @@ __all__ = ['EVENT_WEIGHTS', 'Explainer', 'Shares', 'entries', 'find', 'table_ent
 
 # %% ../nbs/05b_shares.ipynb #ab25a7e6
 #: what one event of each type counts where nothing else is said; see `graph_build`
-EVENT_WEIGHTS = {'view': .01, 'cart': .1, 'remove_from_cart': -.09, 'purchase': 1.}
+EVENT_WEIGHTS = {'view': .1, 'cart': .3, 'remove_from_cart': -.3, 'purchase': 1.}
 
 class Explainer:
     "Splits scores of LightGCN, with or without a graph filter, into shares that add up to them."

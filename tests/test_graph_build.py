@@ -18,7 +18,7 @@ from gnn_ecommerce.graph import GRAPH_FILES, InteractionGraph
 from gnn_ecommerce.graph_build import EVENT_TYPES, EventWeights, GraphBuildSettings, build_graph, run_graph_build
 
 END = pd.Timestamp("2020-03-01", tz="UTC")
-WEIGHTS = {"view": .01, "cart": .1, "remove_from_cart": -.09, "purchase": 1.}
+REFERENCE = {"view": .01, "cart": .1, "remove_from_cart": -.09, "purchase": 1.}
 
 
 def random_events(seed=0, n=4000, users=60, items=30, text=False):
@@ -82,14 +82,14 @@ SLOW = {"sum": slow_sum, "log_count": slow_log_count, "recency": slow_recency, "
         "purchase_only": lambda pair, *_, **__: 1. if "purchase" in set(pair.event_type) else None}
 
 
-def slow_weights(events, scheme, weights=WEIGHTS, half_life=30.):
+def slow_weights(events, scheme, weights=EventWeights().model_dump(), half_life=30.):
     pairs = {key: SLOW[scheme](pair, weights, half_life=half_life) for key, pair in events.groupby(["user_id", "product_id"])}
     return {k: w for k, w in pairs.items() if w is not None}
 
 
 @pytest.mark.parametrize("text", [False, True], ids=["integer ids", "text ids"])
 @pytest.mark.parametrize("scheme", SLOW)
-@pytest.mark.parametrize("weights", [WEIGHTS, {**WEIGHTS, "remove_from_cart": -.19}, {"view": .3, "cart": .25, "remove_from_cart": 0., "purchase": .4}], ids=["default", "-0.19", "own"])
+@pytest.mark.parametrize("weights", [EventWeights().model_dump(), REFERENCE, {**REFERENCE, "remove_from_cart": -.19}, {"view": .3, "cart": .25, "remove_from_cart": 0., "purchase": .4}], ids=["default", "the reference's", "-0.19", "own"])
 def test_schemes_agree_with_slow_ones(scheme, weights, text):
     events = random_events(seed=1, text=text)
     graph, slow = build(events, scheme=scheme, weights=EventWeights(**weights), half_life_days=9.), slow_weights(events, scheme, weights, 9.)
@@ -101,7 +101,7 @@ def test_schemes_agree_with_slow_ones(scheme, weights, text):
 
 
 def test_sum_reaches_every_branch():
-    w = {u//1000: x for (u, i), x in weight_of(build(random_events())).items() if u >= 900_000}
+    w = {u//1000: x for (u, i), x in weight_of(build(random_events(), weights=EventWeights(**REFERENCE))).items() if u >= 900_000}
     assert w == pytest.approx({900: 1., 901: 1., 902: .5, 903: .01, 904: 1., 905: .5, 906: 1., 907: 1., 908: .82, 909: .01, 910: .03, 911: 1.})
 
 
