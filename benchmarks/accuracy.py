@@ -149,7 +149,7 @@ def retailrocket():
 def shop():
     "The built-in shop through its own stages."
     clock = Clock()
-    params = example_project("inference", dict(sample_data=dict(events=200_000, users=None, items=2000), ))
+    params = example_project("inference", dict(sample_data=dict(events=200_000, users=None, items=2000)))
     result = run_stage("inference", params)
     rows = [row("all stages", "built-in shop", "seconds", clock.wall, "s")]
     model = ("hybrid", "lightgcn", "graph filter (paths)", "graph filter (chebyshev)")
