@@ -657,7 +657,7 @@ def one_row_a_product(products: ibis.Table) -> ibis.Table:
     usable = products.filter(products.reason.isnull())
     return usable.group_by('product_id').aggregate(**{c: usable[c].max() for c in PRODUCTS.columns[1:]})
 
-# %% ../nbs/00b_events.ipynb #17938930
+# %% ../nbs/00b_events.ipynb #1f482dd2
 def stage_rows(
     con: ibis.BaseBackend,
     checked: ibis.Table,   # an expression over `read_rows`: of `check_events` or `check_products`
@@ -666,9 +666,9 @@ def stage_rows(
 ) -> ibis.Table: # the columns of `checked`, `line` complete
     "Write checked rows to files of their own and read them from there. Raises `DataError` if files changed since they were scanned."
     kind, sql, staged = sources[0].layout.kind, ibis.to_sql(checked, dialect='duckdb'), []
-    for s, select, expected in ((s, *o) for s in sources for o in _selects(s)):
+    for source, select, expected in ((s, *o) for s in sources for o in _selects(s)):
         con.raw_sql(f'CREATE OR REPLACE TEMP VIEW raw_{kind} AS {select}')
-        staged.append((s.name, path := work/f'{kind}-{len(staged)}.checked.parquet'))
+        staged.append((source.name, path := work/f'{kind}-{len(staged)}.checked.parquet'))
         con.raw_sql(f'COPY (SELECT * EXCLUDE (file) FROM ({sql})) TO {_sql(path)} (FORMAT parquet, PARQUET_VERSION v2, COMPRESSION zstd, COMPRESSION_LEVEL 1, DICTIONARY_SIZE_LIMIT 4096)')
         if (found := pq.ParquetFile(path).metadata.num_rows) != expected:
             raise DataError(f'expected {expected:,} lines, found {found:,}: did a file change during the run? Run again')

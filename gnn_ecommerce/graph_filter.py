@@ -8,7 +8,7 @@ __all__ = ['KINDS', 'GRIDS', 'PathSettings', 'ChebyshevSettings', 'history_matri
            'chebyshev_rows', 'GraphFilter', 'fit_filters', 'basket_matrix', 'basket_ages', 'HybridRecommender',
            'choose_b', 'default_grid', 'choose_filter', 'between', 'FilterCost', 'estimate_cost', 'choose_kind']
 
-# %% ../nbs/03a_graph_filter.ipynb #64442f31
+# %% ../nbs/03a_graph_filter.ipynb #268baf68
 import difflib, itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
@@ -23,7 +23,7 @@ from .core import GnnEcommerceError, SettingsError, progress, rng
 from .evaluation import evaluate, ranking_metrics
 from .graph import InteractionGraph
 from .propagation import run_blocks
-from .recommender import HAS_NUMBA, EmbeddingRecommender, Recommender, TopK, _check_indices, _jit
+from .recommender import HAS_NUMBA, EmbeddingRecommender, Recommender, TopK, _check_indices, _jit, _mask_arrays, _offer_allowed, _product, _refuse
 from .spectral import Walk, csr_arrays, degree_power, degrees, normalized, truncated_svd
 
 if HAS_NUMBA:
@@ -521,7 +521,7 @@ if HAS_NUMBA:
     def _as_float_typed(x):
         return (lambda x: _from_half(x)) if isinstance(x, types.Integer) else (lambda x: x)
 
-# %% ../nbs/03a_graph_filter.ipynb #1a855e7d
+# %% ../nbs/03a_graph_filter.ipynb #74fba0e7
 @_jit()
 def _add_rows(users, ptr, item, weight, indptr, indices, values, factor, out, first, last):
     "out[r] += factor[r] * sum of the table's rows of the history of users[r], for r in first..last-1."
@@ -532,13 +532,16 @@ def _add_rows(users, ptr, item, weight, indptr, indices, values, factor, out, fi
             for t in range(indptr[i], indptr[i+1]): row[np.uint32(indices[t])] += x*_as_float(values[t])
 
 @patch
+def _values(self: GraphFilter): # halves as bits: numba has no type for them
+    return self.table.values.view(np.uint16) if self.table.values.dtype == np.float16 else self.table.values
+
+@patch
 def _add(self: GraphFilter, out, history, users, factor):
     "out (n, n_items) += factor (n,) * filter scores of rows `users` of a history matrix."
     t, factor = self.table, np.asarray(factor, np.float32)*np.float32(self.table.scale)
     if self._numba:
-        values = t.values.view(np.uint16) if t.values.dtype == np.float16 else t.values
         known = self._kept('arrays', history, csr_arrays) if history is self.history else csr_arrays(history)
-        run_blocks(_add_rows, _pieces(len(users)), np.asarray(users, np.int64), *known, history.data, t.indptr, t.indices, values, factor, out)
+        run_blocks(_add_rows, _pieces(len(users)), np.asarray(users, np.int64), *known, history.data, t.indptr, t.indices, self._values(), factor, out)
     else: out += (history[users]*factor[:, None]@self._kept('matrix', t, lambda t: ItemTable(t.indptr, t.indices, t.values).to_csr())).toarray()
     return out
 
@@ -650,7 +653,7 @@ def from_arrays(cls: GraphFilter,
         self.know(graph)
     return self
 
-# %% ../nbs/03a_graph_filter.ipynb #f0c631f2
+# %% ../nbs/03a_graph_filter.ipynb #7bbed5cb
 class HybridRecommender(Recommender):
     "score(u, j) = embedding score + b * d_u^-1/2 * filter score."
     def __init__(self,
@@ -679,8 +682,13 @@ class HybridRecommender(Recommender):
         scores = self.embedding_part.score(users)
         return self.filter_part.add_scores(scores, users, self.b*self.filter_part.user_scale(users)) if self.b else scores
 
-    def chunk(self, n_columns): return super().chunk(n_columns) if self.b else self.embedding_part.chunk(n_columns)
+    def chunk(self, n_columns): return super().chunk(n_columns) if self.b and not self._fuses(n_columns) else self.embedding_part.chunk(n_columns)
     def score_blocks(self, users, columns): return super().score_blocks(users, columns) if self.b else self.embedding_part.score_blocks(users, columns)
+
+    def _fuses(self, n_columns: int) -> bool:
+        "Is the way of `_rank_sums` open, and are there not too few items for it?"
+        e, f = self.embedding_part, self.filter_part
+        return self.b > 0 and e._uses_numba() and f._numba and TopK(0, 1, self.backend, self.device).numba and 2*n_columns >= self.n_items
 
 @patch
 def user_scale(self: GraphFilter,
@@ -688,6 +696,57 @@ def user_scale(self: GraphFilter,
 ) -> np.ndarray: # float32 (n,)
     "d_u^-1/2, d_u the sum of a user's weights; 0 for a user without history."
     return self._kept('scale', self._has_history(), lambda h: degree_power(degrees(h)[0], -.5))[users]
+
+# %% ../nbs/03a_graph_filter.ipynb #6912136d
+@_jit()
+def _add_panel(row, low, high, first, last, ahead, at, stop, share, indices, values):
+    "Add what the rows of products `first` to `last` hold for the items `low` to `high`; `ahead` is the next item of each row."
+    for e in range(first, last):
+        if ahead[e] < high:
+            t = at[e]
+            while t < stop[e] and np.int64(indices[t]) < high:
+                row[np.int64(indices[t])-low] += share[e]*_as_float(values[t])
+                t += 1
+            at[e] = t
+            ahead[e] = np.int64(indices[t]) if t < stop[e] else np.int64(2**31-1)
+
+@_jit()
+def _rank_sums(x, panels, bias, columns, allowed, mptr, masked, users, ptr, item, weight, factor, indptr, indices, values, scores, items, first, last):
+    "Heaps (n, k) of the users `first` to `last` over all items: products, plus factor[r] * the table's rows of the history of users[r]."
+    offset = np.zeros(last-first+1, np.int64)
+    for r in range(first, last): offset[r-first+1] = offset[r-first]+ptr[users[r]+1]-ptr[users[r]]
+    ahead, at, stop, share = np.empty(offset[-1], np.int32), np.empty(offset[-1], np.int64), np.empty(offset[-1], np.int64), np.empty(offset[-1], np.float32)
+    for r in range(first, last):
+        for n, e in enumerate(range(ptr[users[r]], ptr[users[r]+1])):
+            to = offset[r-first]+n
+            at[to], stop[to], share[to] = indptr[item[e]], indptr[item[e]+1], weight[e]*factor[r]
+            ahead[to] = np.int64(indices[at[to]]) if at[to] < stop[to] else np.int64(2**31-1)
+    out = np.empty((4, 64), np.float32)
+    for p in range(len(panels)):
+        low, end = p*64, min(64, len(columns)-p*64)
+        for r in range(first, last, 4):
+            for q in range(4): out[q] = bias[p]
+            _product(x, r, panels[p], out)
+            for q in range(min(4, last-r)):
+                u, hits = r+q, 0
+                _add_panel(out[q], low, low+64, offset[u-first], offset[u-first+1], ahead, at, stop, share, indices, values)
+                worst = scores[u, 0]
+                for j in range(64): hits += out[q, j] > worst
+                if hits: _offer_allowed(out[q], end, columns[low:low+end], allowed, masked[mptr[u]:mptr[u+1]], scores[u], items[u])
+
+@patch
+def _best(self: HybridRecommender, users, k, mask, columns):
+    "The best k of `columns` for one chunk of users."
+    if not self.b: return self.embedding_part._best(users, k, mask, columns)
+    if len(users) < 64 or not self._fuses(len(columns)): return Recommender._best(self, users, k, mask, columns)
+    e, f, n, best = self.embedding_part, self.filter_part, len(users), TopK(len(users), k, 'numba')
+    t, factor, allowed = f.table, (self.b*f.user_scale(users)).astype(np.float32)*np.float32(f.table.scale), np.zeros(self.n_items, bool)
+    allowed[columns] = True
+    panels, bias, packed = e._packed(n, columns, whole=True)
+    run_blocks(_rank_sums, [*range(0, n, 128), n], e._rows(users), panels, bias, packed, allowed, *_mask_arrays(mask, n), np.asarray(users, np.int64), *f._kept('arrays', f.history, csr_arrays),
+               f.history.data, factor, t.indptr, t.indices, f._values(), best.scores, best.items)
+    if (bad := int((best.scores == np.inf).sum())): _refuse(bad)
+    return best.result()
 
 # %% ../nbs/03a_graph_filter.ipynb #a3ea3397
 @_jit(fastmath={'contract'})
