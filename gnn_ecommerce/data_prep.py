@@ -327,7 +327,7 @@ def copy_table(con: ibis.BaseBackend, table: ibis.Table, path: Path, kind: str):
     text = lambda o: "'"+str(o).replace("'", "''")+"'"
     con.raw_sql(f"COPY ({ibis.to_sql(table, dialect='duckdb')}) TO {text(path)} (FORMAT parquet, PARQUET_VERSION v2, COMPRESSION zstd, COMPRESSION_LEVEL 1, KV_METADATA {{{MARK_KEY}: {text(table_mark(kind))}}})")
 
-# %% ../nbs/01_data_prep.ipynb #83bb9ce3
+# %% ../nbs/01_data_prep.ipynb #dfee1df4
 WINDOW = 2_000_000 # events sorted at a time
 REPEATED = ['event_type', 'category_id', 'category_code', 'brand', 'price', 'split'] # columns of few values, written as a dictionary
 
@@ -350,7 +350,7 @@ def write_events(
     windows: list[tuple], # of `time_windows`
     path: Path,
 ):
-    "Write `clean_events`, one window of time after the other: sorting a few million rows stays in memory, where all at once would go to disk and take three times as long. One window is written while the next is sorted."
+    "Write `clean_events`, one window of time after the other: sorting a few million rows stays in memory, where all at once goes to disk and takes twice as long. One window is written while the next is sorted."
     literal, out, last = (lambda t: ibis.literal(f'{t:%Y-%m-%d %H:%M:%S}').cast(TIMESTAMP)), None, None
     try:
         with ThreadPoolExecutor(1) as pool:
