@@ -697,7 +697,7 @@ def user_scale(self: GraphFilter,
     "d_u^-1/2, d_u the sum of a user's weights; 0 for a user without history."
     return self._kept('scale', self._has_history(), lambda h: degree_power(degrees(h)[0], -.5))[users]
 
-# %% ../nbs/03a_graph_filter.ipynb #6912136d
+# %% ../nbs/03a_graph_filter.ipynb #76948d42
 @_jit()
 def _add_panel(row, low, high, first, last, ahead, at, stop, share, indices, values):
     "Add what the rows of products `first` to `last` hold for the items `low` to `high`; `ahead` is the next item of each row."
@@ -710,6 +710,7 @@ def _add_panel(row, low, high, first, last, ahead, at, stop, share, indices, val
             at[e] = t
             ahead[e] = np.int64(indices[t]) if t < stop[e] else np.int64(2**31-1)
 
+# %% ../nbs/03a_graph_filter.ipynb #124a689f
 @_jit()
 def _rank_sums(x, panels, bias, columns, allowed, mptr, masked, users, ptr, item, weight, factor, indptr, indices, values, scores, items, first, last):
     "Heaps (n, k) of the users `first` to `last` over all items: products, plus factor[r] * the table's rows of the history of users[r]."
@@ -731,9 +732,10 @@ def _rank_sums(x, panels, bias, columns, allowed, mptr, masked, users, ptr, item
                 u, hits = r+q, 0
                 _add_panel(out[q], low, low+64, offset[u-first], offset[u-first+1], ahead, at, stop, share, indices, values)
                 worst = scores[u, 0]
-                for j in range(64): hits += out[q, j] > worst
+                for j in range(64): hits += out[q, j] > worst # here and in `_task`: a function for it costs a quarter of the speed
                 if hits: _offer_allowed(out[q], end, columns[low:low+end], allowed, masked[mptr[u]:mptr[u+1]], scores[u], items[u])
 
+# %% ../nbs/03a_graph_filter.ipynb #d2e86c9e
 @patch
 def _best(self: HybridRecommender, users, k, mask, columns):
     "The best k of `columns` for one chunk of users."
