@@ -17,9 +17,9 @@ from pydantic import Field
 
 from .core import (ArtifactError, DataError, IdMap, ProjectPaths, SettingsError, StageSettings, atomic_path, check_table, load_settings, progress,
                                 read_json, read_table, resolve_params, rng, write_json, write_table)
-from .graph import InteractionGraph
+from .graph import EVENT_WEIGHTS, InteractionGraph
 from .paths import connection, shortest_paths
-from .shares import EVENT_WEIGHTS, Explainer, Shares, deletion_curve, find, neighbours, plot_deletion, removal_correlation
+from .shares import Explainer, Shares, deletion_curve, find, neighbours, plot_deletion, removal_correlation
 
 # %% auto #0
 __all__ = ['DID', 'COLUMNS', 'ExplainabilitySettings', 'Reason', 'short_name', 'interesting_users', 'chosen_users',

@@ -19,10 +19,13 @@ from .core import (ArtifactError, DataError, IdMap, array_hash, atomic_path, che
                                 read_table, rng, write_json, write_table)
 
 # %% auto #0
-__all__ = ['GRAPH_FILES', 'InteractionGraph', 'toy_graph', 'random_graph', 'pairs_csr', 'count_newer', 'draw_graph',
-           'plot_degrees']
+__all__ = ['EVENT_WEIGHTS', 'GRAPH_FILES', 'InteractionGraph', 'toy_graph', 'random_graph', 'pairs_csr', 'count_newer',
+           'draw_graph', 'plot_degrees']
 
-# %% ../nbs/01a_graph.ipynb #2fc01ada
+# %% ../nbs/01a_graph.ipynb #3f92a10a
+#: what one event of each type counts where nothing else is said; see `graph_build`
+EVENT_WEIGHTS = {'view': .1, 'cart': .3, 'remove_from_cart': -.3, 'purchase': 1.}
+
 @dataclass(frozen=True, eq=False)
 class InteractionGraph:
     "A weighted bipartite user-item graph; edges are distinct pairs sorted by (user, item). Raises `DataError` if they are not."
