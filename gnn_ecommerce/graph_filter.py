@@ -8,7 +8,7 @@ __all__ = ['KINDS', 'GRIDS', 'PathSettings', 'ChebyshevSettings', 'history_matri
            'chebyshev_rows', 'GraphFilter', 'fit_filters', 'basket_matrix', 'basket_ages', 'HybridRecommender',
            'choose_b', 'default_grid', 'choose_filter', 'between', 'FilterCost', 'estimate_cost', 'choose_kind']
 
-# %% ../nbs/03a_graph_filter.ipynb #268baf68
+# %% ../nbs/03a_graph_filter.ipynb #debc19a7
 import difflib, itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
@@ -23,7 +23,7 @@ from .core import GnnEcommerceError, SettingsError, progress, rng
 from .evaluation import evaluate, ranking_metrics
 from .graph import InteractionGraph
 from .propagation import run_blocks
-from .recommender import HAS_NUMBA, EmbeddingRecommender, Recommender, TopK, _check_indices, _jit, _mask_arrays, _offer_allowed, _product, _refuse
+from .recommender import HAS_NUMBA, EmbeddingRecommender, Recommender, TopK, _NO_ITEM, _check_indices, _jit, _mask_arrays, _offer_allowed, _product, _refuse
 from .spectral import Walk, csr_arrays, degree_power, degrees, normalized, truncated_svd
 
 if HAS_NUMBA:
@@ -697,7 +697,7 @@ def user_scale(self: GraphFilter,
     "d_u^-1/2, d_u the sum of a user's weights; 0 for a user without history."
     return self._kept('scale', self._has_history(), lambda h: degree_power(degrees(h)[0], -.5))[users]
 
-# %% ../nbs/03a_graph_filter.ipynb #76948d42
+# %% ../nbs/03a_graph_filter.ipynb #3ff17c35
 @_jit()
 def _add_panel(row, low, high, first, last, ahead, at, stop, share, indices, values):
     "Add what the rows of products `first` to `last` hold for the items `low` to `high`; `ahead` is the next item of each row."
@@ -708,9 +708,9 @@ def _add_panel(row, low, high, first, last, ahead, at, stop, share, indices, val
                 row[np.int64(indices[t])-low] += share[e]*_as_float(values[t])
                 t += 1
             at[e] = t
-            ahead[e] = np.int64(indices[t]) if t < stop[e] else np.int64(2**31-1)
+            ahead[e] = np.int64(indices[t]) if t < stop[e] else np.int64(_NO_ITEM)
 
-# %% ../nbs/03a_graph_filter.ipynb #124a689f
+# %% ../nbs/03a_graph_filter.ipynb #53b9a8b8
 @_jit()
 def _rank_sums(x, panels, bias, columns, allowed, mptr, masked, users, ptr, item, weight, factor, indptr, indices, values, scores, items, first, last):
     "Heaps (n, k) of the users `first` to `last` over all items: products, plus factor[r] * the table's rows of the history of users[r]."
@@ -721,7 +721,7 @@ def _rank_sums(x, panels, bias, columns, allowed, mptr, masked, users, ptr, item
         for n, e in enumerate(range(ptr[users[r]], ptr[users[r]+1])):
             to = offset[r-first]+n
             at[to], stop[to], share[to] = indptr[item[e]], indptr[item[e]+1], weight[e]*factor[r]
-            ahead[to] = np.int64(indices[at[to]]) if at[to] < stop[to] else np.int64(2**31-1)
+            ahead[to] = np.int64(indices[at[to]]) if at[to] < stop[to] else np.int64(_NO_ITEM)
     out = np.empty((4, 64), np.float32)
     for p in range(len(panels)):
         low, end = p*64, min(64, len(columns)-p*64)
