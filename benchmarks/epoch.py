@@ -30,7 +30,7 @@ def trainer(graph, **settings):
 
 def softmax_memory(dim):
     "Peak memory of a process that does two steps of the softmax, in GB; the data and all libraries included."
-    made, state = trainer(load_benchmark("gowalla").graph, dim=dim)
+    made, state = trainer(load_benchmark("gowalla").graph, dim=dim, device="cpu")
     all_batches = made.batches
     made.batches = lambda epoch: itertools.islice(all_batches(epoch), 2)
     made.run_epoch(state)
@@ -38,29 +38,29 @@ def softmax_memory(dim):
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e9
 
 
-def bpr_ours(graph, n):
+def bpr_ours(graph, n, device="cpu"):
     "A callable that does n steps of BPR."
-    made, state = trainer(graph, loss="bpr", dim=DIM, init="normal", batch=BATCH, l2=1e-4)
+    made, state = trainer(graph, device=device, loss="bpr", dim=DIM, init="normal", batch=BATCH, l2=1e-4)
     all_batches = made.batches
     made.batches = lambda epoch: itertools.islice(all_batches(epoch), n)
     return lambda: made.run_epoch(state)
 
 
-def bpr_pyg(graph, n, sparse):
+def bpr_pyg(graph, n, sparse, device="cpu"):
     "The same with PyG's LightGCN, as in its example; `sparse`: a normalised CSR adjacency in place of edge_index."
     data, loss = graph.to_pyg(), make_loss("bpr", graph, batch=BATCH)
-    model = LightGCN(graph.n_users + graph.n_items, DIM, LAYERS, **(dict(normalize=False) if sparse else {}))
-    optimizer, edges = torch.optim.Adam(model.parameters(), lr=.001), data.edge_index
+    model = LightGCN(graph.n_users + graph.n_items, DIM, LAYERS, **(dict(normalize=False) if sparse else {})).to(device)
+    optimizer, edges = torch.optim.Adam(model.parameters(), lr=.001), data.edge_index.to(device)
     if sparse:
         from gnn_ecommerce.propagation import Adjacency
-        a = Adjacency.from_graph(graph, weighted=False)
+        a = Adjacency.from_graph(graph, weighted=False).to(device)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             edges = torch.sparse_csr_tensor(a.indptr.int(), a.indices, a.values, (a.num_nodes,) * 2)
 
     def run():
         for user, good, bad in itertools.islice(loss.batches(np.random.default_rng(0)), n):
-            good, bad = good + graph.n_users, bad + graph.n_users
+            user, good, bad = user.to(device), good.to(device) + graph.n_users, bad.to(device) + graph.n_users
             pairs = torch.stack([torch.cat([user, user]), torch.cat([good, bad])])
             optimizer.zero_grad()
             score = model(edges, pairs)
@@ -83,7 +83,7 @@ def run(full=False):
     "Time and write the rows."
     graph, on, rows, more = load_benchmark("gowalla").graph, machine(), [], {}
     for dim in (64, 128):
-        made, state = trainer(graph, dim=dim)
+        made, state = trainer(graph, dim=dim, device="cpu")
         made.run_epoch(state)
         seconds, cpu, name = [], [], f"{OURS}, softmax epoch, d {dim}, {state.precision}"
         for _ in range(5 if full else 2):

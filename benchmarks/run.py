@@ -7,7 +7,7 @@ import sys
 
 from benchmarks.common import read
 
-SUITES = ("propagation", "epoch", "accuracy", "topk", "explain", "whole_shop", "serving", "event_weights", "tuning", "explorer")
+SUITES = ("propagation", "epoch", "accuracy", "topk", "explain", "whole_shop", "serving", "event_weights", "tuning", "explorer", "gpu")
 SLOW = ("event_weights", "tuning", "explorer")  # only where they are named, or with --full
 
 
@@ -26,7 +26,7 @@ def main(argv=None):
         print(f"== {suite}{' (full)' if args.full else ''}", flush=True)
         run = importlib.import_module(f"benchmarks.{suite}").run
         run(full=args.full, **({"only": [p for p in args.only.split(",") if p]} if "only" in inspect.signature(run).parameters else {}))
-        show(read(suite))
+        if result := read(suite): show(result)
     return 0
 
 

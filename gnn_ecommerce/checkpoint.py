@@ -25,15 +25,15 @@ from .graph_filter import GraphFilter, HybridRecommender
 from .propagation import Adjacency, Propagation
 from .recommender import Recommender
 
-# %% ../nbs/03e_checkpoint.ipynb #6fe173e3
+# %% ../nbs/03e_checkpoint.ipynb #79aa9761
 def write_tensors(
-    tensors: dict[str, torch.Tensor], # name -> tensor, any shape and type
+    tensors: dict[str, torch.Tensor], # name -> tensor, any shape, type and device
     path: str|Path,                   # a .safetensors file
     facts: dict|None = None,          # anything that JSON can hold; travels in the file's header
 ):
     "Write tensors and facts to one file, atomically."
     with atomic_path(path) as tmp:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, tmp, {'facts': json.dumps(facts or {}, allow_nan=False)})
+        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, tmp, {'facts': json.dumps(facts or {}, allow_nan=False)})
 
 def read_tensors(
     path: str|Path, # a .safetensors file
@@ -156,7 +156,7 @@ class TrainState:
     _tensors = ('embedding', 'exp_avg', 'exp_avg_sq')
     _facts = ('fingerprint', 'step', 'epoch', 'best_epoch', 'best_value', 'best_b', 'history', 'stopped', 'precision', 'temperature', 'tried')
 
-# %% ../nbs/03e_checkpoint.ipynb #cc31c27b
+# %% ../nbs/03e_checkpoint.ipynb #0e5836ac
 def save_state(
     folder: str|Path, # `.../last`
     state: TrainState,
@@ -171,13 +171,14 @@ def save_state(
 
 def load_state(
     folder: str|Path, # `.../last`
+    device: str|torch.device = 'cpu', # where to put its tensors
 ) -> TrainState|None: # None where no run was interrupted
     "Read a run's state. Raises `ArtifactError` if it is damaged."
     folder = Path(folder)
     if not (folder/'state.safetensors').is_file() or (folder/'done').is_file(): return None
     tensors, facts = read_tensors(folder/'state.safetensors', 'training')
     best, of = read_tensors(folder/f'best-{facts["best_epoch"]}.safetensors', 'training')
-    return TrainState(**tensors, **facts, best=best['best']) if of['fingerprint'] == facts['fingerprint'] else None
+    return TrainState(**{k: v.to(device) for k, v in (tensors|best).items()}, **facts) if of['fingerprint'] == facts['fingerprint'] else None
 
 def clear_state(folder: str|Path):
     "Forget an interrupted run."

@@ -7,7 +7,7 @@ __all__ = ['TEMPERATURES', 'fixed_params', 'TrainingSettings', 'learning_rate', 
            'targets_hash', 'training_loss', 'make_filter', 'eval_users', 'pilot_epochs', 'FitResult', 'fit',
            'plot_history', 'LiveCurve', 'run_training']
 
-# %% ../nbs/04_training.ipynb #a6b35152
+# %% ../nbs/04_training.ipynb #c8a2a25f
 import contextlib, copy, math, sys, time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ import torch
 from pydantic import Field, model_validator
 
 from fastcore.basics import patch
-from .checkpoint import (TrainState, build_recommender, clear_state, final_embeddings, git_commit, library_versions, load_checkpoint,
+from .checkpoint import (TrainState, build_recommender, clear_state, git_commit, library_versions, load_checkpoint,
                                       load_state, save_model, save_state)
 from .core import (ArtifactError, DataError, GnnEcommerceError, ProjectPaths, StageSettings, array_hash, atomic_path, check_memory, load_settings, progress,
                                 read_table, resolve_params, rng, seed_everything, write_json)
@@ -30,7 +30,7 @@ from .evaluation import evaluate
 from .graph import InteractionGraph
 from .graph_filter import KINDS, GraphFilter, HybridRecommender, choose_b, choose_filter, choose_kind, default_grid, estimate_cost
 from .losses import LOSSES, Loss, Softmax, make_loss
-from .propagation import Adjacency, Propagation, own_threads
+from .propagation import Adjacency, Propagation, compute_device, own_threads
 from .recommender import Recommender
 
 # %% ../nbs/04_training.ipynb #83a63402
@@ -42,7 +42,7 @@ def fixed_params(s) -> dict[str, dict]: # kind -> what of `filter_params` it kno
     for kind, values in fixed.items(): GraphFilter(kind, **values)
     return fixed
 
-# %% ../nbs/04_training.ipynb #3cf9487b
+# %% ../nbs/04_training.ipynb #3a20241e
 class TrainingSettings(StageSettings):
     "Section `training` of params.yaml."
     loss: Literal['softmax', 'bpr', 'sampled_softmax', 'bsl'] = Field('softmax', description='see 03d_losses; bpr is the paper\'s')
@@ -61,6 +61,7 @@ class TrainingSettings(StageSettings):
     negatives: int = Field(1, ge=1, le=10_000, description='sampled negatives a positive (bpr) or a step (sampled_softmax, bsl)')
     positives: Literal['all', 'bought'] = Field('all', description='what the loss is to rank first: every product of the graph\'s edges, or the bought ones; propagation takes all edges')
     weighted_positives: bool = Field(False, description='softmax losses: a customer\'s products count by edge weight; false: alike')
+    device: str = Field('auto', description='where embeddings are trained: cpu, cuda, cuda:1; auto: a GPU where torch sees one, otherwise the processor')
     precision: Literal['auto', 'bf16', 'fp32'] = Field('auto', description='of the softmax losses\' matrix products; auto: what is faster here')
     monitor: str = Field('ndcg@20', pattern=r'^(recall|precision|ndcg|map|mrr|hit_rate|mark)@\d+$', description='validation metric that chooses')
     ks: list[int] = Field([10, 20], min_length=1, description='list lengths of the reported metrics')
@@ -99,7 +100,7 @@ def learning_rate(
     if s.schedule == 'constant': return s.lr
     return s.lr_final+(s.lr-s.lr_final)*(1+math.cos(math.pi*min(step/max(total, 1), 1)))/2
 
-# %% ../nbs/04_training.ipynb #c229aaea
+# %% ../nbs/04_training.ipynb #c4e0855b
 class Trainer:
     "A graph, a loss and the tables of a run. `fit` is the way to use it."
     def __init__(self, graph: InteractionGraph, settings: TrainingSettings, targets: sp.csr_matrix|None = None):
@@ -108,11 +109,12 @@ class Trainer:
         if targets is not None and targets.shape != (graph.n_users, graph.n_items): raise DataError(f'training: expected validation targets of shape {(graph.n_users, graph.n_items)}, found {targets.shape}')
         self.graph, self.settings = graph, sized(settings, graph)
         self.targets = targets if targets is not None and targets.nnz else None
-        self.propagation = Propagation(Adjacency.from_graph(graph, weighted=settings.weighted), settings.layer_weights)
+        self.device = compute_device(settings.device)
+        self.propagation = Propagation(Adjacency.from_graph(graph, weighted=settings.weighted).to(self.device), settings.layer_weights)
         self.loss = training_loss(graph, self.settings)
         if settings.epochs is None: self.settings = self.settings.model_copy(update=dict(epochs=min(60, max(2, 600//len(self.loss)))))
         self.filter, self.filter_table = make_filter(graph, settings, self.targets)
-        self.fingerprint = array_hash(np.array([graph.hash, settings.model_dump_json(), targets_hash(self.targets)], dtype=object))
+        self.fingerprint = array_hash(np.array([graph.hash, settings.model_dump_json(exclude={'device'}), targets_hash(self.targets)], dtype=object))
 
 def sized(s: TrainingSettings, graph: InteractionGraph) -> TrainingSettings:
     "The settings with a batch that suits the graph, where they leave it open."
@@ -156,11 +158,12 @@ def make_filter(
     best = max(range(len(kinds)), key=lambda i: found[i][1][s.monitor].max())
     return found[best][0], pd.concat([table.assign(kind=kind) for kind, (_, table) in zip(kinds, found)], ignore_index=True)
 
-# %% ../nbs/04_training.ipynb #07be8ee3
+# %% ../nbs/04_training.ipynb #7b5a0643
 @patch
 def start(self: Trainer) -> TrainState:
     "The state before the first epoch."
     e = init_embedding(self.graph, self.settings.dim, self.settings.init, rng(self.settings.seed, 'init'), self.settings.weighted)
+    e = e.to(self.device)
     return TrainState(e, torch.zeros_like(e), torch.zeros_like(e), e.clone(), self.fingerprint)
 
 @patch
@@ -176,7 +179,7 @@ def batches(self: Trainer, epoch: int) -> Iterator: # one epoch's batches
     "The batches of an epoch, drawn from a stream of the epoch's own."
     return self.loss.batches(rng(self.settings.seed, 'epoch', epoch))
 
-# %% ../nbs/04_training.ipynb #79b9a17b
+# %% ../nbs/04_training.ipynb #edea138d
 @patch
 def run_epoch(self: Trainer,
     state: TrainState,             # changed in place
@@ -190,14 +193,15 @@ def run_epoch(self: Trainer,
     with own_threads():
         for batch in self.batches(state.epoch):
             optimizer.param_groups[0]['lr'] = learning_rate(state.step, total, self.settings)
-            losses.append(self.one_step(optimizer, batch, z, grad_z, grad_e))
+            try: losses.append(self.one_step(optimizer, batch, z, grad_z, grad_e))
+            except torch.OutOfMemoryError as err: raise GnnEcommerceError(f'training: expected enough memory on {self.device}, found too little for {len(e):,} x {e.shape[1]} embeddings and batch {self.settings.batch:,}: lower training.batch or training.dim, or set training.device to cpu') from err
             if not math.isfinite(losses[-1]): return math.nan
             state.step += 1
             if on_step: on_step(losses[-1])
     e.grad = None
     return float(np.mean(losses))
 
-# %% ../nbs/04_training.ipynb #a1639dec
+# %% ../nbs/04_training.ipynb #95fbdbad
 @patch
 def one_step(self: Trainer, optimizer, batch, z, grad_z, grad_e) -> float:
     "Forward (only the rows that the batch reads), loss, backward, Adam; not the last one where the loss is no number."
@@ -214,15 +218,15 @@ def one_step(self: Trainer, optimizer, batch, z, grad_z, grad_e) -> float:
 def _adam(state: TrainState) -> torch.optim.Adam:
     "torch's Adam over the state's own tensors, so that its moments are saved with it."
     optimizer = torch.optim.Adam([state.embedding], fused=True)
-    optimizer.state[state.embedding] = dict(step=torch.tensor(float(state.step)), exp_avg=state.exp_avg, exp_avg_sq=state.exp_avg_sq)
+    optimizer.state[state.embedding] = dict(step=torch.tensor(float(state.step), device=state.embedding.device), exp_avg=state.exp_avg, exp_avg_sq=state.exp_avg_sq)
     return optimizer
 
-# %% ../nbs/04_training.ipynb #684e5d76
+# %% ../nbs/04_training.ipynb #80f6c039
 @patch
 def recommender(self: Trainer, embedding: torch.Tensor, b: float = 0.) -> Recommender:
     "The recommender of some layer-0 embeddings: LightGCN, or its sum with the graph filter."
-    users, items = final_embeddings(self.graph, embedding, self.settings.layer_weights, self.settings.weighted)
-    model = LightGCNRecommender(users, items, cosine=self.settings.cosine).fit(self.graph)
+    z = self.propagation.forward(embedding).cpu()
+    model = LightGCNRecommender(z[:self.graph.n_users], z[self.graph.n_users:], cosine=self.settings.cosine).fit(self.graph)
     return model if self.filter is None else HybridRecommender(model, self.filter, b)
 
 @patch
@@ -323,11 +327,11 @@ def fit(
             if on_epoch and row: on_epoch(row)
     return _finish(trainer, state)
 
-# %% ../nbs/04_training.ipynb #ca5bcbb8
+# %% ../nbs/04_training.ipynb #724a9328
 def _resume(trainer: Trainer, last: Path|None, resume: str) -> TrainState|None:
     "The interrupted run in `last`, if it is this one."
     if last is None: return None
-    try: state = load_state(last) if resume != 'never' else None
+    try: state = load_state(last, trainer.device) if resume != 'never' else None
     except ArtifactError as err:
         if resume == 'must': raise
         print(f'{err}; starting anew'); state = None
@@ -365,13 +369,13 @@ def _note_best(trainer: Trainer, state: TrainState, row: dict):
     if state.epoch >= s.epochs: state.stopped = 'all epochs done'
     elif since >= s.patience: state.stopped = f'no better for {since} evaluations'
 
-# %% ../nbs/04_training.ipynb #96b26b0d
+# %% ../nbs/04_training.ipynb #f9770b1d
 def _finish(trainer: Trainer, state: TrainState) -> FitResult:
     "The best epoch as a result, measured once on all validation users."
     s = trainer.settings
     if state.best_epoch == 0: raise GnnEcommerceError(f'training: {state.stopped}, before any epoch was good: expected a finite loss; try a smaller lr (it is {s.lr}) or a higher temperature')
     if 'no number' in state.stopped: print(f'{state.stopped}: epoch {state.best_epoch} is kept')
-    tensors = {'embedding.weight': state.best, 'alpha': s.layer_weights}
+    tensors = {'embedding.weight': state.best.cpu(), 'alpha': s.layer_weights}
     scoring = dict(weighted=s.weighted, cosine=s.cosine, b=state.best_b, filter=None)
     if trainer.filter is not None and state.best_b > 0:
         scoring['filter'] = trainer.filter.params
@@ -432,10 +436,10 @@ def run_training(
           + (f', validation {s.monitor} {result.validation[s.monitor]:.4f}' if s.monitor in result.validation else ''))
     return result
 
-# %% ../nbs/04_training.ipynb #66f746f6
+# %% ../nbs/04_training.ipynb #36c7de2e
 def _metadata(result: FitResult, s: TrainingSettings, graph: InteractionGraph, targets: sp.csr_matrix, root: Path) -> dict:
     "What `metadata.json` says about a model."
-    return dict(graph_hash=graph.hash, targets_hash=targets_hash(targets), n_users=graph.n_users, n_items=graph.n_items, n_edges=graph.n_edges, scheme=graph.scheme,
+    return dict(device=compute_device(s.device).type, graph_hash=graph.hash, targets_hash=targets_hash(targets), n_users=graph.n_users, n_items=graph.n_items, n_edges=graph.n_edges, scheme=graph.scheme,
                 scoring=result.scoring, settings=s.model_dump(), temperature=result.temperature, best_epoch=result.best_epoch, stopped=result.stopped, monitor=s.monitor,
                 metrics=result.validation, history=_rows(result.history), git_commit=git_commit(root), versions=library_versions())
 
