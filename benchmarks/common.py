@@ -47,9 +47,15 @@ def versions():
     return found
 
 
+def result_file(suite, folder=RESULTS):
+    "Where a suite's figures are: SUITE.json, or SUITE-NAME.json of the machine that GNN_ECOMMERCE_MACHINE names."
+    name = os.environ.get("GNN_ECOMMERCE_MACHINE")
+    return Path(folder) / f"{suite}{f'-{name}' if name else ''}.json"
+
+
 def read(suite, folder=RESULTS):
     "A result file, or None where there is none yet."
-    path = Path(folder) / f"{suite}.json"
+    path = result_file(suite, folder)
     return json.loads(path.read_text(encoding="utf8")) if path.is_file() else None
 
 
@@ -59,8 +65,8 @@ def write(suite, rows, folder=RESULTS, extra_versions=None, on=None):
     old, new = read(suite, folder), {key(r) for r in rows}
     kept = [r for r in old["rows"] if key(r) not in new] if old else []
     known = {**(old["versions"] if old else {}), **versions(), **(extra_versions or {})}
-    content = dict(suite=suite, commit=git_commit(ROOT), machine=on or machine(), versions=known, rows=kept + rows)
-    save(content, Path(folder) / f"{suite}.json")
+    content = dict(suite=result_file(suite).stem, commit=git_commit(ROOT), machine=on or machine(), versions=known, rows=kept + rows)
+    save(content, result_file(suite, folder))
     return content
 
 

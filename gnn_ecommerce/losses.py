@@ -251,17 +251,18 @@ def step(self: SampledSoftmax, z, e0, batch, grad_z, grad_e0=None):
     grad_z.index_add_(0, rows, unit_rows_grad(grad, unit, inverse), alpha=scale/len(user))
     return loss if not self.l2 else loss+_l2(e0, torch.cat([user, item+n]).to(z.device), self.l2/len(user), grad_e0)
 
-# %% ../nbs/03d_losses.ipynb #ad756681
+# %% ../nbs/03d_losses.ipynb #8bfb8fbc
 def _gflops(dtype, device, dim) -> float:
-    "Speed of a product (4096 x dim) (dim x 512), best of a few."
-    a, b, out = (torch.ones(s, dtype=dtype, device=device) for s in ((4096, dim), (dim, 512), (4096, 512)))
+    "Speed of a product of a block's size, best of a few: (4096 x dim) (dim x 512), on a GPU (32768 x dim) (dim x 4096), which keeps it busy."
+    n, m = (4096, 512) if device == 'cpu' else (32768, 4096)
+    a, b, out = (torch.ones(s, dtype=dtype, device=device) for s in ((n, dim), (dim, m), (n, m)))
     best = math.inf
     for _ in range(6):
         start = time.perf_counter()
         torch.mm(a, b, out=out)
         if device != 'cpu': float(out[0, 0])
         best = min(best, time.perf_counter()-start)
-    return 2e-9*4096*512*dim/best
+    return 2e-9*n*m*dim/best
 
 @functools.lru_cache(None)
 def fast_dtype(
@@ -314,7 +315,7 @@ if has_numba():
                 total[k] += _as_float(bits)
                 x[k] = np.int16((bits+_LOW+((bits >> _16) & np.int32(1))) >> _16)
 
-# %% ../nbs/03d_losses.ipynb #e4b1d37d
+# %% ../nbs/03d_losses.ipynb #bd8100b3
 def exp_block(
     block: torch.Tensor, # (items, users), cosines; becomes e^((x-1)/temperature)
     total: torch.Tensor, # (users,); the sum of each column is added
@@ -325,9 +326,10 @@ def exp_block(
         kernel, view = (_exp_float, block) if block.dtype == torch.float32 else (_exp_bfloat, block.view(torch.int16))
         kernel(view.numpy(), total.numpy(), np.float32(1/(temperature*math.log(2))))
     else:
-        e = block.to(total.dtype).sub_(1).mul_(1/temperature).clamp_(min=-126*math.log(2)).exp_()
-        total += e.sum(0)
-        block.copy_(e)
+        e = block.to(total.dtype).sub_(1).mul_(1/temperature)
+        if temperature < 3/(126*math.log(2)): e.clamp_(min=-126*math.log(2)) # a pass over the block: only where it can matter
+        total += e.exp_().sum(0)
+        if block.dtype != e.dtype: block.copy_(e)
 
 # %% ../nbs/03d_losses.ipynb #066ae0db
 if has_numba():

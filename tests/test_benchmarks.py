@@ -27,7 +27,7 @@ def test_schema(suite):
     result = load(suite)
     assert list(result) == ["suite", "commit", "machine", "versions", "rows"] and result["suite"] == suite and result["rows"]
     assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?", result["commit"])
-    assert {"cpu", "cores", "memory_gb"} <= set(result["machine"]) <= {"cpu", "cores", "memory_gb", "load_before"} and {"python", "torch", "numpy"} <= set(result["versions"])
+    assert {"cpu", "cores", "memory_gb"} <= set(result["machine"]) <= {"cpu", "cores", "memory_gb", "load_before", "gpu", "threads"} and {"python", "torch", "numpy"} <= set(result["versions"])
     keys = [tuple(r[k] for k in ("name", "dataset", "metric", "split", "peer")) for r in result["rows"]]
     assert len(set(keys)) == len(keys), "expected each measurement once"
     for r in result["rows"]:
