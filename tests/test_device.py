@@ -117,9 +117,9 @@ def test_too_little_memory(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_too_little_memory_on_a_gpu():
     "The same, of a real GPU."
-    graph = random_graph(200_000, 200_000, 400_000, seed=0)
+    graph = random_graph(200_000, 600_000, 800_000, seed=0)
     trainer = Trainer(graph, TrainingSettings(filter="none", dim=8, init="normal", batch=200_000, epochs=1))
-    with pytest.raises(GnnEcommerceError, match=r"400,000 x 8 embeddings and batch 200,000: lower training.batch"): trainer.run_epoch(trainer.start())
+    with pytest.raises(GnnEcommerceError, match=r"800,000 x 8 embeddings and batch 200,000: lower training.batch"): trainer.run_epoch(trainer.start())
 
 
 def test_no_such_device():
