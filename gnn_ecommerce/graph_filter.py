@@ -8,7 +8,7 @@ __all__ = ['KINDS', 'GRIDS', 'PathSettings', 'ChebyshevSettings', 'history_matri
            'chebyshev_rows', 'GraphFilter', 'fit_filters', 'basket_matrix', 'basket_ages', 'HybridRecommender',
            'choose_b', 'default_grid', 'choose_filter', 'between', 'FilterCost', 'estimate_cost', 'choose_kind']
 
-# %% ../nbs/03a_graph_filter.ipynb #debc19a7
+# %% ../nbs/03a_graph_filter.ipynb #c0101e71
 import difflib, itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
@@ -23,7 +23,7 @@ from .core import GnnEcommerceError, SettingsError, progress, rng
 from .evaluation import evaluate, ranking_metrics
 from .graph import InteractionGraph
 from .propagation import run_blocks
-from .recommender import HAS_NUMBA, EmbeddingRecommender, Recommender, TopK, _NO_ITEM, _check_indices, _jit, _mask_arrays, _offer_allowed, _product, _refuse
+from .recommender import HAS_NUMBA, EmbeddingRecommender, Recommender, TopK, _NO_ITEM, _check_indices, _holds, _jit, _mask_arrays, _offer_allowed, _product, _refuse, _sift
 from .spectral import Walk, csr_arrays, degree_power, degrees, normalized, truncated_svd
 
 if HAS_NUMBA:
@@ -735,20 +735,69 @@ def _rank_sums(x, panels, bias, columns, allowed, mptr, masked, users, ptr, item
                 for j in range(64): hits += out[q, j] > worst # here and in `_task`: a function for it costs a quarter of the speed
                 if hits: _offer_allowed(out[q], end, columns[low:low+end], allowed, masked[mptr[u]:mptr[u+1]], scores[u], items[u])
 
-# %% ../nbs/03a_graph_filter.ipynb #d2e86c9e
+# %% ../nbs/03a_graph_filter.ipynb #ff6197c4
+@_jit(fastmath={'contract'})
+def _add_dots(x, y, found, n, row):
+    "row[j] += <x, y[j]> for the first n items j in `found`, each sum in the order of the dimensions as in `_product`; eight at a time, which do not wait for each other."
+    for i in range(0, n, 8):
+        a, b, c, d, e, f, g, h = found[i], found[min(i+1, n-1)], found[min(i+2, n-1)], found[min(i+3, n-1)], found[min(i+4, n-1)], found[min(i+5, n-1)], found[min(i+6, n-1)], found[min(i+7, n-1)]
+        sa, sb, sc, sd, se, sf, sg, sh = row[a], row[b], row[c], row[d], row[e], row[f], row[g], row[h]
+        for t in range(y.shape[1]):
+            sa, sb, sc, sd = sa+x[t]*y[a, t], sb+x[t]*y[b, t], sc+x[t]*y[c, t], sd+x[t]*y[d, t]
+            se, sf, sg, sh = se+x[t]*y[e, t], sf+x[t]*y[f, t], sg+x[t]*y[g, t], sh+x[t]*y[h, t]
+        row[a], row[b], row[c], row[d], row[e], row[f], row[g], row[h] = sa, sb, sc, sd, se, sf, sg, sh
+
+@_jit()
+def _rank_near(x, y, bias, bound, allowed, mptr, masked, users, ptr, item, weight, factor, indptr, indices, values, scores, items, done, first, last):
+    "Heaps of the users `first` to `last` over the items in their products' rows; `done` where the worst entry is above `bound`, emptied where not."
+    row, seen, found, k = np.empty(len(y), np.float32), np.full(len(y), -1, np.int32), np.empty(len(y), np.int32), scores.shape[1]
+    for r in range(first, last):
+        history, n = range(ptr[users[r]], ptr[users[r]+1]), 0
+        for e in history:
+            for t in range(indptr[item[e]], indptr[item[e]+1]):
+                j = np.int64(indices[t])
+                if seen[j] != r-first:
+                    seen[j], row[j], found[n] = r-first, bias[j], j
+                    n += 1
+        if n < k: continue
+        _add_dots(x[r], y, found, n, row)
+        for e in history:
+            share = weight[e]*factor[r]
+            for t in range(indptr[item[e]], indptr[item[e]+1]): row[np.int64(indices[t])] += share*_as_float(values[t])
+        for i in range(n):
+            j, score = found[i], row[found[i]]
+            if (score > scores[r, 0] or (score == scores[r, 0] and j < items[r, 0])) and allowed[j] and not _holds(masked[mptr[r]:mptr[r+1]], j): _sift(scores[r], items[r], score, j)
+        done[r] = scores[r, 0] > bound[r]
+        if not done[r]: scores[r], items[r] = -np.inf, _NO_ITEM
+
+# %% ../nbs/03a_graph_filter.ipynb #ae968207
 @patch
 def _best(self: HybridRecommender, users, k, mask, columns):
     "The best k of `columns` for one chunk of users."
     if not self.b: return self.embedding_part._best(users, k, mask, columns)
     if len(users) < 64 or not self._fuses(len(columns)): return Recommender._best(self, users, k, mask, columns)
-    e, f, n, best = self.embedding_part, self.filter_part, len(users), TopK(len(users), k, 'numba')
-    t, factor, allowed = f.table, (self.b*f.user_scale(users)).astype(np.float32)*np.float32(f.table.scale), np.zeros(self.n_items, bool)
-    allowed[columns] = True
-    panels, bias, packed = e._packed(n, columns, whole=True)
-    run_blocks(_rank_sums, [*range(0, n, 128), n], e._rows(users), panels, bias, packed, allowed, *_mask_arrays(mask, n), np.asarray(users, np.int64), *f._kept('arrays', f.history, csr_arrays),
-               f.history.data, factor, t.indptr, t.indices, f._values(), best.scores, best.items)
+    best, done, allowed = TopK(len(users), k, 'numba'), np.zeros(len(users), bool), np.zeros(self.n_items, bool)
+    users, allowed[columns] = np.asarray(users, np.int64), True
+    self._rank(_rank_near, users, mask, allowed, best, done)
+    if len(rest := np.flatnonzero(~done)):
+        others = TopK(len(rest), k, 'numba')
+        self._rank(_rank_sums, users[rest], None if mask is None else mask[rest], allowed, others)
+        best.scores[rest], best.items[rest] = others.scores, others.items
     if (bad := int((best.scores == np.inf).sum())): _refuse(bad)
     return best.result()
+
+@patch
+def _rank(self: HybridRecommender, kernel, users, mask, allowed, best, *done):
+    "Fill the heaps `best` of some users by one of the two kernels."
+    e, f, n, x = self.embedding_part, self.filter_part, len(users), self.embedding_part._rows(users)
+    if kernel is _rank_sums: first = e._packed(n, np.flatnonzero(allowed).astype(np.int32), whole=True)
+    else:
+        bias = np.zeros(self.n_items, np.float32) if e.item_bias is None else e.item_bias
+        longest = np.linalg.norm(e.item_embedding, axis=1).max(initial=0)
+        first = e.item_embedding, bias, np.linalg.norm(x[:n], axis=1)*longest*1.0001+bias.max(initial=0) # 1.0001: sums are rounded
+    factor = (self.b*f.user_scale(users)).astype(np.float32)*np.float32(f.table.scale)
+    run_blocks(kernel, [*range(0, n, 128), n], x, *first, allowed, *_mask_arrays(mask, n), users, *f._kept('arrays', f.history, csr_arrays),
+               f.history.data, factor, f.table.indptr, f.table.indices, f._values(), best.scores, best.items, *done)
 
 # %% ../nbs/03a_graph_filter.ipynb #a3ea3397
 @_jit(fastmath={'contract'})

@@ -9,8 +9,9 @@ __all__ = ['InferenceSettings', 'outside_users', 'read_user_list', 'chosen_users
            'plot_groups', 'printable', 'differences', 'choose_customers', 'describe_customer', 'InferenceResult',
            'compare_on_test', 'write_report', 'plot_recall', 'plot_by_activity', 'plot_by_popularity', 'run_inference']
 
-# %% ../nbs/05_inference.ipynb #7f22e45c
+# %% ../nbs/05_inference.ipynb #8339dd92
 import time
+from concurrent.futures import ThreadPoolExecutor
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,7 +153,7 @@ def recommendation_rows(
                word((~known[row]).astype(np.int8), ['model', 'popular']), word(np.zeros(len(row), np.int8), [job.version])]
     return pa.Table.from_arrays(columns, schema=schema)
 
-# %% ../nbs/05_inference.ipynb #0e0b6b59
+# %% ../nbs/05_inference.ipynb #2a35a29e
 def write_recommendations(
     path: str|Path,    # recommendations.parquet; replaced when all rows are written
     job: Recommending,
@@ -162,12 +163,14 @@ def write_recommendations(
     step, schema = job.settings.chunk, recommendations_schema(job.model.graph)
     known = job.model.graph.user_ids.encode(users.ids, unknown='mask') >= 0
     count = dict(n_users=len(users), n_model_users=int(known.sum()), n_popular_users=int((~known).sum()), n_rows=0)
-    with atomic_path(path) as tmp:
-        with pq.ParquetWriter(tmp, schema, compression='zstd') as writer:
-            for a in progress(range(0, len(users), step), 'recommend'):
-                rows = recommendation_rows(job, users.ids[a:a+step])
-                count['n_rows'] += len(rows)
-                writer.write_table(rows)
+    with atomic_path(path) as tmp, pq.ParquetWriter(tmp, schema, compression='zstd') as writer, ThreadPoolExecutor(1) as background:
+        writing = background.submit(len, ())
+        for a in progress(range(0, len(users), step), 'recommend'):
+            rows = recommendation_rows(job, users.ids[a:a+step])
+            writing.result() # of the chunk before: two chunks are in memory
+            count['n_rows'] += len(rows)
+            writing = background.submit(writer.write_table, rows)
+        writing.result()
     return count
 
 # %% ../nbs/05_inference.ipynb #a1d7d28d
