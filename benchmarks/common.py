@@ -34,8 +34,10 @@ def machine():
     "The processor, cores and memory of this machine, and how busy it is with other work: load of the last minute before the run."
     info = Path("/proc/cpuinfo")
     names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
+    usable = min(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count()), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    threads = dict(threads=usable) if usable < os.cpu_count() else {}
     load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
-    return dict(cpu=names[0] if names else platform.processor(), cores=os.cpu_count(), memory_gb=round(psutil.virtual_memory().total / 1e9, 1), load_before=load)
+    return dict(cpu=names[0] if names else platform.processor(), cores=os.cpu_count(), **threads, memory_gb=round(psutil.virtual_memory().total / 1e9, 1), load_before=load)
 
 
 def versions():

@@ -7,8 +7,8 @@ import sys
 
 from benchmarks.common import read
 
-SUITES = ("propagation", "epoch", "accuracy", "topk", "explain", "whole_shop", "serving", "event_weights", "tuning", "explorer", "gpu")
-SLOW = ("event_weights", "tuning", "explorer")  # only where they are named, or with --full
+SUITES = ("propagation", "epoch", "accuracy", "topk", "explain", "whole_shop", "serving", "event_weights", "tuning", "explorer", "gpu", "preparation")
+SLOW = ("event_weights", "tuning", "explorer", "preparation")  # only where they are named, or with --full
 
 
 def main(argv=None):
@@ -16,7 +16,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"one or more of {', '.join(SUITES)}; all by default")
     parser.add_argument("--full", action="store_true", help="also what takes minutes or more")
-    parser.add_argument("--only", default="", metavar="PART,PART", help="of suite accuracy, whole_shop, serving, event_weights or tuning: these parts alone")
+    parser.add_argument("--only", default="", metavar="PART,PART", help="of suite accuracy, whole_shop, preparation, serving, event_weights or tuning: these parts alone")
     args = parser.parse_args(argv)
     unknown = [s for s in args.suites if s not in SUITES]
     if unknown: parser.error(f"expected suites among {', '.join(SUITES)}, found {', '.join(unknown)}")

@@ -21,16 +21,16 @@ def clone(folder):
     return Path(folder)
 
 
-def costs_of(events, folder):
-    "Seconds and peak memory of each stage at one size, catalogue and customers sized likewise; the other settings are those of params.yaml."
+def costs_of(events, folder, last=None):
+    "Seconds and peak memory of each stage at one size, up to stage `last`; catalogue and customers sized likewise, the other settings those of params.yaml."
     project = clone(folder)
     apply_overlay(dict(sample_data=dict(events=events, items=None)), project / "params.yaml")
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = str(project)  # the clone's package, whichever one is installed
-    try: run_pipeline(project)
+    try: run_pipeline(project, *([last] if last else []))
     finally: os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
-    costs = stage_costs(project)
-    if list(costs.stage) != list(STAGES): raise GnnEcommerceError(f"expected the costs of {', '.join(STAGES)}, found {', '.join(costs.stage)}")
+    costs, stages = stage_costs(project), list(STAGES)[:list(STAGES).index(last) + 1] if last else list(STAGES)
+    if list(costs.stage) != stages: raise GnnEcommerceError(f"expected the costs of {', '.join(stages)}, found {', '.join(costs.stage)}")
     return costs
 
 
@@ -40,12 +40,19 @@ def rows_of(dataset, costs):
     return [row(c.stage, dataset, metric, getattr(c, metric), unit) for c in pd.concat([costs, total]).itertuples() for metric, unit in (("seconds", "s"), ("peak_gb", "GB"))]
 
 
-def run_sizes(sizes):
-    "Measure some sizes, and write the suites `whole_shop` (all stages) and `preparation` (events to graph) as soon as a size is done."
+def sizes_named(only, full):
+    "All sizes (`full`), the first one alone, or those of `only`, in millions of events, such as `0.2`."
+    chosen = [d for d in SIZES if d.split()[2] in [o.split()[0] for o in only]] if only else list(SIZES) if full else list(SIZES)[:1]
+    if not chosen: raise SystemExit(f"expected sizes among {', '.join(d.removeprefix('shop of ').removesuffix(' events') for d in SIZES)}, found {', '.join(only)}")
+    return chosen
+
+
+def run_sizes(sizes, last=None):
+    "Measure some sizes, up to stage `last`, and write the suites `whole_shop` (all stages) and `preparation` (events to graph) as soon as a size is done."
     for dataset in sizes:
         on = machine()
-        with tempfile.TemporaryDirectory(dir=os.environ.get("GNN_ECOMMERCE_WORK")) as folder: costs = costs_of(SIZES[dataset], Path(folder) / "shop")
-        write("whole_shop", rows_of(dataset, costs), on=on)
+        with tempfile.TemporaryDirectory(dir=os.environ.get("GNN_ECOMMERCE_WORK")) as folder: costs = costs_of(SIZES[dataset], Path(folder) / "shop", last)
+        if last is None: write("whole_shop", rows_of(dataset, costs), on=on)
         write("preparation", rows_of(dataset, costs[costs.stage.isin(EVENTS_TO_GRAPH)]), on=on)
         print(f"{dataset}: {costs.seconds.sum():.0f} s, {costs.peak_gb.max():.2f} GB", flush=True)
         sys.stdout.flush()

@@ -770,7 +770,7 @@ def _rank_near(x, y, bias, bound, allowed, mptr, masked, users, ptr, item, weigh
         done[r] = scores[r, 0] > bound[r]
         if not done[r]: scores[r], items[r] = -np.inf, _NO_ITEM
 
-# %% ../nbs/03a_graph_filter.ipynb #ae968207
+# %% ../nbs/03a_graph_filter.ipynb #9de4b569
 @patch
 def _best(self: HybridRecommender, users, k, mask, columns):
     "The best k of `columns` for one chunk of users."
@@ -778,17 +778,20 @@ def _best(self: HybridRecommender, users, k, mask, columns):
     if len(users) < 64 or not self._fuses(len(columns)): return Recommender._best(self, users, k, mask, columns)
     best, done, allowed = TopK(len(users), k, 'numba'), np.zeros(len(users), bool), np.zeros(self.n_items, bool)
     users, allowed[columns] = np.asarray(users, np.int64), True
-    self._rank(_rank_near, users, mask, allowed, best, done)
+    ends = 0, min(128, len(users)), len(users)
+    for a, b in zip(ends, ends[1:]):
+        if done[:a].sum() < .1*a or a == b: continue # a tenth of the first users, or it is not worth while
+        self._rank(_rank_near, users[a:b], None if mask is None else mask[a:b], allowed, best.scores[a:b], best.items[a:b], done[a:b])
     if len(rest := np.flatnonzero(~done)):
         others = TopK(len(rest), k, 'numba')
-        self._rank(_rank_sums, users[rest], None if mask is None else mask[rest], allowed, others)
+        self._rank(_rank_sums, users[rest], None if mask is None else mask[rest], allowed, others.scores, others.items)
         best.scores[rest], best.items[rest] = others.scores, others.items
     if (bad := int((best.scores == np.inf).sum())): _refuse(bad)
     return best.result()
 
 @patch
-def _rank(self: HybridRecommender, kernel, users, mask, allowed, best, *done):
-    "Fill the heaps `best` of some users by one of the two kernels."
+def _rank(self: HybridRecommender, kernel, users, mask, allowed, scores, items, *done):
+    "Fill the heaps of some users by one of the two kernels."
     e, f, n, x = self.embedding_part, self.filter_part, len(users), self.embedding_part._rows(users)
     if kernel is _rank_sums: first = e._packed(n, np.flatnonzero(allowed).astype(np.int32), whole=True)
     else:
@@ -797,7 +800,7 @@ def _rank(self: HybridRecommender, kernel, users, mask, allowed, best, *done):
         first = e.item_embedding, bias, np.linalg.norm(x[:n], axis=1)*longest*1.0001+bias.max(initial=0) # 1.0001: sums are rounded
     factor = (self.b*f.user_scale(users)).astype(np.float32)*np.float32(f.table.scale)
     run_blocks(kernel, [*range(0, n, 128), n], x, *first, allowed, *_mask_arrays(mask, n), users, *f._kept('arrays', f.history, csr_arrays),
-               f.history.data, factor, f.table.indptr, f.table.indices, f._values(), best.scores, best.items, *done)
+               f.history.data, factor, f.table.indptr, f.table.indices, f._values(), scores, items, *done)
 
 # %% ../nbs/03a_graph_filter.ipynb #a3ea3397
 @_jit(fastmath={'contract'})

@@ -1,0 +1,7 @@
+"""From events to graph at several sizes, as suite `whole_shop` measures it, without the stages after it: minutes in place of an hour."""
+from benchmarks.shop import EVENTS_TO_GRAPH, run_sizes, sizes_named
+
+
+def run(full=False, only=()):
+    "The stages up to graph_build, in one `dvc repro` a size."
+    run_sizes(sizes_named(only, full), EVENTS_TO_GRAPH[-1])
