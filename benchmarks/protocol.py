@@ -38,7 +38,7 @@ def retrain(graph, settings, epochs):
     for _ in range(epochs):
         if not np.isfinite(trainer.run_epoch(state)): raise DataError(f"expected a finite loss, found none in epoch {state.epoch + 1}: try a smaller learning rate")
         state.epoch += 1
-    z = trainer.propagation.forward(state.embedding).numpy()
+    z = trainer.propagation.forward(state.embedding).cpu().numpy()
     return LightGCNRecommender(z[:graph.n_users], z[graph.n_users:], graph, settings.cosine)
 
 
