@@ -770,7 +770,7 @@ def _rank_near(x, y, bias, bound, allowed, mptr, masked, users, ptr, item, weigh
         done[r] = scores[r, 0] > bound[r]
         if not done[r]: scores[r], items[r] = -np.inf, _NO_ITEM
 
-# %% ../nbs/03a_graph_filter.ipynb #9de4b569
+# %% ../nbs/03a_graph_filter.ipynb #b656f665
 @patch
 def _best(self: HybridRecommender, users, k, mask, columns):
     "The best k of `columns` for one chunk of users."
@@ -796,8 +796,8 @@ def _rank(self: HybridRecommender, kernel, users, mask, allowed, scores, items, 
     if kernel is _rank_sums: first = e._packed(n, np.flatnonzero(allowed).astype(np.int32), whole=True)
     else:
         bias = np.zeros(self.n_items, np.float32) if e.item_bias is None else e.item_bias
-        longest = np.linalg.norm(e.item_embedding, axis=1).max(initial=0)
-        first = e.item_embedding, bias, np.linalg.norm(x[:n], axis=1)*longest*1.0001+bias.max(initial=0) # 1.0001: sums are rounded
+        longest = f._kept('longest', e.item_embedding, lambda y: np.linalg.norm(y, axis=1).max(initial=0))*(1+1e-6*x.shape[1]) # sums of so many terms are rounded
+        first = e.item_embedding, bias, np.linalg.norm(x[:n], axis=1)*np.float32(longest)+bias.max(initial=0)
     factor = (self.b*f.user_scale(users)).astype(np.float32)*np.float32(f.table.scale)
     run_blocks(kernel, [*range(0, n, 128), n], x, *first, allowed, *_mask_arrays(mask, n), users, *f._kept('arrays', f.history, csr_arrays),
                f.history.data, factor, f.table.indptr, f.table.indices, f._values(), scores, items, *done)

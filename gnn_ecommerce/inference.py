@@ -153,7 +153,7 @@ def recommendation_rows(
                word((~known[row]).astype(np.int8), ['model', 'popular']), word(np.zeros(len(row), np.int8), [job.version])]
     return pa.Table.from_arrays(columns, schema=schema)
 
-# %% ../nbs/05_inference.ipynb #2a35a29e
+# %% ../nbs/05_inference.ipynb #56ab8488
 def write_recommendations(
     path: str|Path,    # recommendations.parquet; replaced when all rows are written
     job: Recommending,
@@ -164,13 +164,13 @@ def write_recommendations(
     known = job.model.graph.user_ids.encode(users.ids, unknown='mask') >= 0
     count = dict(n_users=len(users), n_model_users=int(known.sum()), n_popular_users=int((~known).sum()), n_rows=0)
     with atomic_path(path) as tmp, pq.ParquetWriter(tmp, schema, compression='zstd') as writer, ThreadPoolExecutor(1) as background:
-        writing = background.submit(len, ())
+        writing = None
         for a in progress(range(0, len(users), step), 'recommend'):
             rows = recommendation_rows(job, users.ids[a:a+step])
-            writing.result() # of the chunk before: two chunks are in memory
+            if writing: writing.result() # the chunk before: two are in memory
             count['n_rows'] += len(rows)
             writing = background.submit(writer.write_table, rows)
-        writing.result()
+        if writing: writing.result()
     return count
 
 # %% ../nbs/05_inference.ipynb #a1d7d28d

@@ -64,6 +64,16 @@ def test_the_writer_replaces_what_was_measured_again_and_keeps_the_rest(tmp_path
     assert not [f for f in tmp_path.iterdir() if f.name != "some.json"]
 
 
+def test_figures_of_another_machine_stand_beside_the_usual_ones(tmp_path, monkeypatch):
+    from benchmarks.common import read, row, write
+    write("some", [row("a", "set", "seconds", 1.)], tmp_path)
+    monkeypatch.setenv("GNN_ECOMMERCE_MACHINE", "other")
+    write("some", [row("a", "set", "seconds", 2.)], tmp_path)
+    assert read("some", tmp_path)["rows"][0]["value"] == 2 and read("some", tmp_path)["suite"] == "some-other"
+    monkeypatch.delenv("GNN_ECOMMERCE_MACHINE")
+    assert read("some", tmp_path)["rows"][0]["value"] == 1
+
+
 def test_the_downloader_keeps_only_what_has_the_expected_checksum(tmp_path, monkeypatch):
     import hashlib
     import io
