@@ -43,13 +43,13 @@ def retrain(graph, settings, epochs):
 
 
 def fit_final(graph, settings: TrainingSettings, fraction=.1, holdout=None):
-    "Choose epoch, temperature, filter exponents and b on the last `fraction` of each user's edges (random ones where no order is known), or on `holdout` (graph, targets); then train and build the filter on all of `graph`."
+    "Choose epoch, temperature, layer weights, filter exponents and b on the last `fraction` of each user's edges (random ones where no order is known), or on `holdout` (graph, targets); then train and build the filter on all of `graph`."
     clock, times = Clock(), []
     part, valid = holdout or hold_out(graph, fraction)
     chosen = fit(part, settings, valid, on_epoch=lambda r: times.append(clock.wall))
     seconds = dict(choose=clock.wall, choose_cpu=clock.cpu)
     again = Clock()
-    model, params, b = retrain(graph, settings.model_copy(update=dict(temperature=chosen.temperature)), chosen.best_epoch), chosen.scoring["filter"], chosen.scoring["b"]
+    model, params, b = retrain(graph, settings.model_copy(update=dict(temperature=chosen.temperature, alpha=chosen.tensors["alpha"].tolist())), chosen.best_epoch), chosen.scoring["filter"], chosen.scoring["b"]
     if b: model = HybridRecommender(model, GraphFilter(**params).fit(graph), b)
     seconds |= dict(retrain=again.wall, retrain_cpu=again.cpu)
     return Final(model, chosen.best_epoch, b, params, chosen.best_value, seconds, chosen.history.assign(seconds=times))

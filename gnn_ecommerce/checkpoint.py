@@ -151,10 +151,11 @@ class TrainState:
     stopped: str|None = None           # why the run ended, None while it runs
     precision: str|None = None         # of the loss's matrix products, as decided at the start
     temperature: float|None = None     # of the loss, where it was chosen by short runs
+    alpha: list|None = None            # layer weights, where they were chosen by short runs; None: those of the settings
     tried: list = field(default_factory=list) # what those runs found, one dict each
 
     _tensors = ('embedding', 'exp_avg', 'exp_avg_sq')
-    _facts = ('fingerprint', 'step', 'epoch', 'best_epoch', 'best_value', 'best_b', 'history', 'stopped', 'precision', 'temperature', 'tried')
+    _facts = ('fingerprint', 'step', 'epoch', 'best_epoch', 'best_value', 'best_b', 'history', 'stopped', 'precision', 'temperature', 'alpha', 'tried')
 
 # %% ../nbs/03e_checkpoint.ipynb #0e5836ac
 def save_state(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TEMPERATURES', 'fixed_params', 'TrainingSettings', 'learning_rate', 'Trainer', 'sized', 'memory_needed',
-           'targets_hash', 'training_loss', 'make_filter', 'eval_users', 'pilot_epochs', 'FitResult', 'fit',
-           'plot_history', 'LiveCurve', 'run_training']
+           'targets_hash', 'last_heavy', 'training_loss', 'make_filter', 'eval_users', 'pilot_epochs', 'FitResult',
+           'fit', 'plot_history', 'LiveCurve', 'run_training']
 
 # %% ../nbs/04_training.ipynb #c8a2a25f
 import contextlib, copy, math, sys, time
@@ -37,7 +37,7 @@ from .recommender import Recommender
 def fixed_params(s) -> dict[str, dict]: # kind -> what of `filter_params` it knows
     "The filter's exponents that the settings name. Raises `ValueError` for one that no kind has, or a value out of range."
     own = {kind: GraphFilter(kind).params.keys()-{'kind', 'n', 'seed', 'name', 'dtype'} for kind in KINDS}
-    if strange := set(s.filter_params)-set().union(*own.values()): raise ValueError(f'expected in filter_params names such as alpha, beta, gamma, recency, closeness, diagonal and weighted, found {sorted(strange)[0]!r}')
+    if strange := set(s.filter_params)-set().union(*own.values()): raise ValueError(f'expected in filter_params names such as alpha, beta, gamma, recency, closeness, l2, dropout, diagonal and weighted, found {sorted(strange)[0]!r}')
     fixed = {kind: {k: v for k, v in s.filter_params.items() if k in own[kind]} for kind in KINDS}
     for kind, values in fixed.items(): GraphFilter(kind, **values)
     return fixed
@@ -48,7 +48,7 @@ class TrainingSettings(StageSettings):
     loss: Literal['softmax', 'bpr', 'sampled_softmax', 'bsl'] = Field('softmax', description='see 03d_losses; bpr is the paper\'s')
     dim: int = Field(64, ge=1, le=4096, description='embedding dimension')
     layers: int = Field(2, ge=0, le=16, description='propagation layers')
-    alpha: list[float]|None = Field(None, description='layer weights, layers + 1 of them; null: 1 / (layers + 1) each, as the paper')
+    alpha: list[float]|None = Field(None, description='layer weights, layers + 1 of them; null: 1 / (layers + 1) each, as the paper, or most on the last layer where short runs that choose the temperature find it better')
     weighted: bool = Field(True, description='propagate along weighted edges; false: every edge counts 1')
     init: Literal['svd', 'normal'] = Field('svd', description='start from a truncated SVD of the normalised graph, or from noise')
     epochs: int|None = Field(None, ge=1, le=100_000, description='most epochs; validation may stop earlier; null: as many as fit in 600 steps, from 2 to 60')
@@ -69,7 +69,7 @@ class TrainingSettings(StageSettings):
     patience: int = Field(4, ge=1, description='evaluations without improvement before the run stops')
     eval_every: int = Field(1, ge=1, description='epochs between evaluations')
     eval_users: int = Field(20_000, ge=1, description='most users in an epoch\'s evaluation (drawn once); the final one takes all')
-    filter: Literal['auto', 'paths', 'chebyshev', 'none'] = Field('auto', description='graph filter in the score, see 03a_graph_filter; auto: the better one on validation, chebyshev only where it fits filter_budget')
+    filter: Literal['auto', 'paths', 'chebyshev', 'regression', 'none'] = Field('auto', description='graph filter in the score, see 03a_graph_filter; auto: the best one on validation, chebyshev and regression only where each fits filter_budget')
     filter_budget: float = Field(60., gt=0, description='seconds that computing the filter may take by estimate, for auto')
     filter_n: int = Field(200, ge=1, le=65_535, description='entries kept in a row of the filter\'s item table')
     filter_search: bool = Field(True, description='choose the filter\'s exponents on validation; false: its defaults')
@@ -134,6 +134,10 @@ def targets_hash(targets: sp.csr_matrix|None) -> str:
 #: temperatures that short runs try; the first one where nothing can be tried
 TEMPERATURES = (.2, .1, .15, .3, .45)
 
+def last_heavy(layers: int) -> list[float]: # layers + 1, sum 1
+    "Layer weights with .6 on the last layer and the rest in equal parts, which one more short run tries."
+    return [.4/layers]*layers+[.6] if layers else [1.]
+
 def training_loss(graph: InteractionGraph, s: TrainingSettings) -> Loss:
     "The loss that the settings name, ready for `graph`."
     extra = dict(precision=s.precision, weighted_positives=s.weighted_positives) if s.loss in ('softmax', 'bsl') else {}
@@ -151,7 +155,7 @@ def make_filter(
     fixed = fixed_params(s)
     if targets is None or not s.filter_search: return GraphFilter(kind := 'paths' if s.filter == 'auto' else s.filter, n=s.filter_n, **fixed[kind]).fit(graph), None
     passes = 1 if s.exclude == 'seen' else 2
-    kinds = [s.filter] if s.filter != 'auto' else ['paths'] if choose_kind(graph, s.filter_budget/passes, n=s.filter_n, tables=9) == 'paths' else ['paths', 'chebyshev']
+    kinds = [s.filter] if s.filter != 'auto' else ['paths']+[kind for kind, tables in (('chebyshev', 9), ('regression', 7)) if choose_kind(graph, s.filter_budget/passes, kind=kind, n=s.filter_n, tables=tables) == kind]
     affordable = np.count_nonzero(np.diff(targets.indptr)) >= 1000 and estimate_cost(graph, 'paths', s.filter_n, 20).seconds <= s.filter_budget # a second round, where it is quick and there is enough to choose on
     found = [choose_filter(graph, targets, kind, {k: (fixed[kind].get(k),) if k in fixed[kind] else v for k, v in default_grid(graph, kind, s.exclude).items()},
                            s.monitor, s.exclude, n=s.filter_n, refine=kind == 'paths' and affordable, show=True, **fixed[kind]) for kind in kinds]
@@ -168,8 +172,9 @@ def start(self: Trainer) -> TrainState:
 
 @patch
 def settle(self: Trainer, state: TrainState):
-    "Take the state's temperature; decide the number format once for a run, so that a resumed one goes on in the same."
+    "Take the state's temperature and layer weights; decide the number format once for a run, so that a resumed one goes on in the same."
     if state.temperature is not None: self.loss.temperature = state.temperature
+    self.propagation = Propagation(self.propagation.adjacency, self.settings.layer_weights if state.alpha is None else torch.tensor(state.alpha))
     if not isinstance(self.loss, Softmax): return
     state.precision = state.precision or {torch.bfloat16: 'bf16'}.get(self.loss._dtype(state.embedding), 'fp32')
     self.loss.precision = state.precision
@@ -260,25 +265,32 @@ def pilot_epochs(
 def begin(self: Trainer,
     on_try: Callable[[dict], None]|None = None, # called with each epoch's row of the runs that choose
 ) -> TrainState:
-    "The state to go on from, temperature chosen: before the first epoch, or after the last where the runs that choose are whole ones."
+    "The state to go on from, temperature and layer weights chosen: before the first epoch, or after the last where the runs that choose are whole ones."
     s, first = self.settings, self.start()
     if s.temperature is not None or s.loss == 'bpr': return first
     n, first.temperature = pilot_epochs(self.graph, s, len(self.loss)), TEMPERATURES[0]
     if self.targets is None or not n: return first
     self.settle(first)
     short, best, tried = copy.copy(self), None, []
-    short.settings = s.model_copy(update=dict(epochs=n))
-    with progress(desc='choose the temperature', total=n*len(self.loss)*len(TEMPERATURES)) as bar:
-        for k, t in enumerate(TEMPERATURES):
-            state = replace(first, embedding=first.embedding.clone(), exp_avg=first.exp_avg.clone(), exp_avg_sq=first.exp_avg_sq.clone(), history=[], temperature=t)
-            short.settle(state)
-            while state.stopped is None:
-                row = _one_epoch(short, state, bar)
-                if on_try and row: on_try(row)
+    short.settings, runs = s.model_copy(update=dict(epochs=n)), [(t, None) for t in TEMPERATURES]
+    if s.alpha is None and s.layers: runs.append((None, last_heavy(s.layers)))
+    with progress(desc='choose temperature and layer weights', total=n*len(self.loss)*len(runs)) as bar:
+        for k, (temperature, alpha) in enumerate(runs):
+            state = short._try(first, temperature or best.temperature, alpha, bar, on_try)
             bar.step((k+1)*n*len(self.loss)-bar.done)
-            tried.append(dict(temperature=t, value=state.best_value, epoch=state.best_epoch, b=state.best_b))
+            tried.append(dict(temperature=state.temperature, last_layer=short.propagation.alpha[-1], value=state.best_value, epoch=state.best_epoch, b=state.best_b))
             if best is None or best.best_value is None or (state.best_value or 0) > best.best_value: best = state
-    return replace(best if n == s.epochs else first, temperature=best.temperature, tried=tried)
+    return replace(best if n == s.epochs else first, temperature=best.temperature, alpha=best.alpha, tried=tried)
+
+@patch
+def _try(self: Trainer, first: TrainState, temperature: float, alpha: list|None, bar: progress, on_try: Callable|None) -> TrainState:
+    "A whole run from the first state, at a temperature and with layer weights."
+    state = replace(first, embedding=first.embedding.clone(), exp_avg=first.exp_avg.clone(), exp_avg_sq=first.exp_avg_sq.clone(), history=[], temperature=temperature, alpha=alpha)
+    self.settle(state)
+    while state.stopped is None:
+        row = _one_epoch(self, state, bar)
+        if on_try and row: on_try(row)
+    return state
 
 # %% ../nbs/04_training.ipynb #e14645e7
 @dataclass
@@ -294,7 +306,7 @@ class FitResult:
     validation: dict                  # all metrics of the best epoch on all validation users; empty without targets
     filter_table: pd.DataFrame|None   # the filter's candidates on validation
     temperature: float|None = None           # of the loss, None for one that has none
-    temperature_table: pd.DataFrame|None = None # what short runs found: temperature, value, epoch, b; None where none were made
+    temperature_table: pd.DataFrame|None = None # what short runs found: temperature, weight of the last layer, value, epoch, b; None where none were made
 
 # %% ../nbs/04_training.ipynb #00f92d0c
 def fit(
@@ -304,7 +316,7 @@ def fit(
     folder: str|Path|None = None,         # where `last/` goes; None: nothing is written
     resume: Literal['auto', 'must', 'never'] = 'auto', # 'auto' starts anew where `last/` is of another run, 'must' refuses
     on_epoch: Callable[[dict], None]|None = None, # called with each new row of the history (on resume with the old ones first)
-    on_try: Callable[[dict], None]|None = None, # called with each epoch's row of the runs that choose the temperature
+    on_try: Callable[[dict], None]|None = None, # called with each epoch's row of the runs that choose temperature and layer weights
 ) -> FitResult:
     """Train LightGCN and keep the best epoch by validation.
 
@@ -375,7 +387,7 @@ def _finish(trainer: Trainer, state: TrainState) -> FitResult:
     s = trainer.settings
     if state.best_epoch == 0: raise GnnEcommerceError(f'training: {state.stopped}, before any epoch was good: expected a finite loss; try a smaller lr (it is {s.lr}) or a higher temperature')
     if 'no number' in state.stopped: print(f'{state.stopped}: epoch {state.best_epoch} is kept')
-    tensors = {'embedding.weight': state.best.cpu(), 'alpha': s.layer_weights}
+    tensors = {'embedding.weight': state.best.cpu(), 'alpha': torch.tensor(trainer.propagation.alpha)}
     scoring = dict(weighted=s.weighted, cosine=s.cosine, b=state.best_b, filter=None)
     if trainer.filter is not None and state.best_b > 0:
         scoring['filter'] = trainer.filter.params
@@ -432,7 +444,7 @@ def run_training(
     metadata = save_model(paths.checkpoints, result.tensors, _metadata(result, s, graph, targets, paths.root))
     (paths.checkpoints/'last'/'done').touch()
     _report(result, s, paths.report('training'))
-    print(f'{metadata["model_version"]}: epoch {result.best_epoch} of {len(result.history)} ({result.stopped}), b {result.scoring["b"]:g}'+(f', temperature {result.temperature:g}' if result.temperature else '')
+    print(f'{metadata["model_version"]}: epoch {result.best_epoch} of {len(result.history)} ({result.stopped}), b {result.scoring["b"]:g}'+(f', temperature {result.temperature:g}' if result.temperature else '')+f', layer weights {" ".join(f"{a:.2g}" for a in result.tensors["alpha"].tolist())}'
           + (f', validation {s.monitor} {result.validation[s.monitor]:.4f}' if s.monitor in result.validation else ''))
     return result
 
@@ -440,7 +452,7 @@ def run_training(
 def _metadata(result: FitResult, s: TrainingSettings, graph: InteractionGraph, targets: sp.csr_matrix, root: Path) -> dict:
     "What `metadata.json` says about a model."
     return dict(device=compute_device(s.device).type, graph_hash=graph.hash, targets_hash=targets_hash(targets), n_users=graph.n_users, n_items=graph.n_items, n_edges=graph.n_edges, scheme=graph.scheme,
-                scoring=result.scoring, settings=s.model_dump(), temperature=result.temperature, best_epoch=result.best_epoch, stopped=result.stopped, monitor=s.monitor,
+                scoring=result.scoring, settings=s.model_dump(), temperature=result.temperature, layer_weights=result.tensors['alpha'].tolist(), best_epoch=result.best_epoch, stopped=result.stopped, monitor=s.monitor,
                 metrics=result.validation, history=_rows(result.history), git_commit=git_commit(root), versions=library_versions())
 
 def _rows(history: pd.DataFrame) -> list[dict]:

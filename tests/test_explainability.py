@@ -18,7 +18,7 @@ from gnn_ecommerce.paths import connection, shortest_paths
 from gnn_ecommerce.propagation import Adjacency, Propagation
 from gnn_ecommerce.shares import Explainer, deletion_curve, random_case, removal_correlation
 
-FILTERS = {"alone": None, "paths": dict(kind="paths", n=15), "paths, few counted": dict(kind="paths", n=40, cap=5), "chebyshev": dict(kind="chebyshev", n=15, rank=6)}
+FILTERS = {"alone": None, "paths": dict(kind="paths", n=15), "paths, few counted": dict(kind="paths", n=40, cap=5), "chebyshev": dict(kind="chebyshev", n=15, rank=6), "regression": dict(kind="regression", n=15, l2=3.)}
 
 
 def model_of(seed, layers, weighted, cosine, part, diagonal=False):

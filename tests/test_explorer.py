@@ -163,7 +163,7 @@ def test_graph_filter_and_plain_recommenders_are_shown_too(state):
     from gnn_ecommerce.explorer_state import ExplorerState
     from gnn_ecommerce.graph_filter import GraphFilter
 
-    for kind in ("paths", "chebyshev"):
+    for kind in ("paths", "chebyshev", "regression"):
         other = ExplorerState(GraphFilter(kind, 20).fit(state.graph))
         other.surprise("buyers")
         assert len(other.paths()) and np.allclose(other.splits().groupby("split").share.sum(), other.score(), atol=1e-6)

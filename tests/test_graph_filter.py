@@ -35,6 +35,14 @@ def full_table(graph, f):
     du, di, s = r.sum(1), r.sum(0), f.settings
     if f.kind == "paths":
         return power(di, -s.alpha)[:, None]*sum(du[v]**-s.gamma*np.outer(r[v], r[v]) for v in np.flatnonzero(du))*power(di, -s.beta)
+    if f.kind == "regression":
+        gram, ridge = r.T@r, np.diag(s.l2+s.dropout/(1-s.dropout)*(r*r).sum(0))
+        if f.diagonal: return np.linalg.solve(gram+ridge, gram)
+        w = np.zeros_like(gram)
+        for j in range(len(di)):
+            others = np.arange(len(di)) != j
+            w[others, j] = np.linalg.solve((gram+ridge)[others][:, others], gram[others, j])
+        return w
     rn = power(du, -.5)[:, None]*r*power(di, -.5)
     values, vectors = np.linalg.eigh(rn.T@rn)
     nodes, x = np.cos(np.pi*(np.arange(s.degree+1)+.5)/(s.degree+1)), np.cos(np.pi*np.arange(s.degree+1)/s.degree)
@@ -55,7 +63,7 @@ def largest(w, n, diagonal):
 
 
 CASES = [(kind, weighted, n, diagonal, backend, seed) for seed, (kind, weighted, n, diagonal) in enumerate(
-    (kind, weighted, n, diagonal) for kind in ("paths", "chebyshev") for weighted in (False, True) for n in (1, 6, 500) for diagonal in (False, True)) for backend in ("auto", "torch")]
+    (kind, weighted, n, diagonal) for kind in ("paths", "chebyshev", "regression") for weighted in (False, True) for n in (1, 6, 500) for diagonal in (False, True)) for backend in ("auto", "torch")]
 
 
 @pytest.mark.parametrize("kind,weighted,n,diagonal,backend,seed", CASES)
@@ -63,25 +71,28 @@ def test_formula(kind, weighted, n, diagonal, backend, seed):
     "Every entry has the formula's value, and the entries are the n largest of their row (equal values may stand for each other)."
     draw = rng(seed, "formula")
     graph = random_graph(*draw.integers(20, 90, 2), int(draw.integers(60, 400)), seed=seed)
-    settings = {"alpha": draw.uniform(0, 1), "beta": draw.uniform(0, .6)} | ({"gamma": draw.uniform(0, 1)} if kind == "paths" else {"rank": int(draw.integers(1, 12))})
+    settings = {"l2": draw.uniform(.1, 9), "dropout": draw.uniform(0, .9)} if kind == "regression" else (
+        {"alpha": draw.uniform(0, 1), "beta": draw.uniform(0, .6)} | ({"gamma": draw.uniform(0, 1)} if kind == "paths" else {"rank": int(draw.integers(1, 12))}))
     f = GraphFilter(kind, n, weighted, diagonal, "float32", **settings)
     f.backend = backend
     got = f.fit(graph).table.to_csr()
-    exact, floor = largest(full_table(graph, f), n, diagonal)
+    exact = full_table(graph, f)
+    size, floor = largest(np.abs(exact) if kind == "regression" else exact, n, diagonal) # signs count for nothing there
+    if not diagonal: np.fill_diagonal(exact, 0)
     tolerance = 2e-5*np.abs(exact).max()
     dense, stored = got.toarray(), got.toarray() != 0
     np.testing.assert_allclose(dense[stored], exact[stored], atol=tolerance)
     assert (np.diff(got.indptr) <= n).all()
-    assert (exact[stored] >= np.broadcast_to(floor[:, None], exact.shape)[stored]-tolerance).all()
-    missed = ~stored & (exact > floor[:, None]+tolerance) & (np.abs(exact) > tolerance)
+    assert (size[stored] >= np.broadcast_to(floor[:, None], exact.shape)[stored]-tolerance).all()
+    missed = ~stored & (size > floor[:, None]+tolerance) & (np.abs(exact) > tolerance)
     assert not missed.any()
     if n >= graph.n_items: np.testing.assert_allclose(dense, exact, atol=tolerance)
-    if kind == "chebyshev" and n > 100: assert (dense < -tolerance).any(), "signed entries are kept"
+    if kind != "paths" and n > 100: assert (dense < -tolerance).any(), "signed entries are kept"
     scores = f.score(np.arange(graph.n_users))
     np.testing.assert_allclose(scores, f.history.toarray().astype(float)@dense, atol=1e-5*max(1, np.abs(scores).max()))
 
 
-@pytest.mark.parametrize("kind", ["paths", "chebyshev"])
+@pytest.mark.parametrize("kind", ["paths", "chebyshev", "regression"])
 def test_isolated_and_empty(kind):
     "Products and customers without an edge, a single edge, no edge at all."
     graph = InteractionGraph.from_arrays([1, 1, 3, 4], [2, 4, 2, 6], n_users=6, n_items=8)
@@ -95,11 +106,11 @@ def test_isolated_and_empty(kind):
         assert not GraphFilter(kind).fit(one).score(np.arange(one.n_users)).any()
 
 
-@pytest.mark.parametrize("kind", ["paths", "chebyshev"])
+@pytest.mark.parametrize("kind", ["paths", "chebyshev", "regression"])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_shares_sum_to_the_score(kind, weighted):
     graph = random_graph(40, 120, 900, seed=3)
-    f = GraphFilter(kind, 15, weighted, rank=9) if kind == "chebyshev" else GraphFilter(kind, 15, weighted)
+    f = GraphFilter(kind, 15, weighted, **({"rank": 9} if kind == "chebyshev" else {}))
     scores = f.fit(graph).score(np.arange(40))
     for user in range(40):
         products, shares = f.share(user, np.arange(120))
@@ -284,7 +295,7 @@ def test_shared_pass_gives_the_same_tables():
 
 def test_cost_grows_with_the_shop():
     small, large = random_graph(500, 400, 3000), random_graph(5000, 4000, 90000)
-    for kind in ("paths", "chebyshev"): assert estimate_cost(small, kind).seconds < estimate_cost(large, kind).seconds
+    for kind in ("paths", "chebyshev", "regression"): assert estimate_cost(small, kind).seconds < estimate_cost(large, kind).seconds
     assert estimate_cost(large, "chebyshev", tables=9).seconds > estimate_cost(large, "chebyshev").seconds
 
 
@@ -307,7 +318,7 @@ if {without}: sys.modules["numba"] = None
 from gnn_ecommerce.graph import random_graph
 from gnn_ecommerce.graph_filter import HAS_NUMBA, GraphFilter
 graph = random_graph(80, 150, 900, seed=4)
-filters = [GraphFilter(n=12, dtype="float32"), GraphFilter("chebyshev", 12, dtype="float32", rank=8)]
+filters = [GraphFilter(n=12, dtype="float32"), GraphFilter("chebyshev", 12, dtype="float32", rank=8), GraphFilter("regression", 12, dtype="float32", l2=3.)]
 np.savez({path!r}, numba=HAS_NUMBA, **{{f.kind: f.fit(graph).score(np.arange(80)) for f in filters}})
 """
 
@@ -320,7 +331,7 @@ def test_the_same_without_numba(root, tmp_path):
         subprocess.run([sys.executable, "-c", WITHOUT.format(without=without, path=path)], cwd=root, env=env, check=True)
         found.append(np.load(path))
     assert [bool(f["numba"]) for f in found] == [False, True]
-    for kind in ("paths", "chebyshev"): np.testing.assert_allclose(found[0][kind], found[1][kind], atol=1e-4*np.abs(found[0][kind]).max())
+    for kind in ("paths", "chebyshev", "regression"): np.testing.assert_allclose(found[0][kind], found[1][kind], atol=1e-4*np.abs(found[0][kind]).max())
 
 
 @pytest.mark.slow
