@@ -379,7 +379,7 @@ def write_events(
                 rows = con.con.sql(ibis.to_sql(part, dialect='duckdb')).to_arrow_table()
                 out = out or pq.ParquetWriter(path, rows.schema.with_metadata({MARK_KEY: table_mark('events')}), compression='zstd', compression_level=1, use_dictionary=REPEATED)
                 if last: last.result()
-                last = pool.submit(lambda rows=rows: out.write_table(each_once(rows), 122_880))
+                last = pool.submit(lambda out, rows: out.write_table(each_once(rows), 122_880), out, rows)
             last.result()
     finally:
         if out: out.close()
