@@ -348,7 +348,7 @@ def time_windows(
 def each_once(
     rows: pa.Table, # in the order of `ORDER`
 ) -> pa.Table: # without rows that repeat the one before
-    "Drop repeated rows. Neighbours of the same time, user and product are few, and only those are compared entirely: a tenth of the work of finding distinct rows in no order."
+    "Drop repeated rows. Neighbours of the same time, user and product are few, and only those are compared entirely."
     before, after = rows.slice(0, max(rows.num_rows-1, 0)), rows.slice(1)
     def same(a, b, columns):
         out = np.ones(a.num_rows, bool)

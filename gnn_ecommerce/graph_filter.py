@@ -1035,7 +1035,7 @@ def estimate_cost(
     if kind == 'paths': return FilterCost(kind, tables*(.05+7e-9*float((np.minimum(np.diff(graph.user_ptr), s.cap).astype(float)**2).sum())), entries/tables+edges*24/1e9)
     if kind == 'regression':
         few, by_users = min(users, items), 2e-9*edges*(items+2*users) if users < items else 0
-        return FilterCost(kind, tables*(.05+2.5e-11*few**3+by_users+6e-9*items**2), entries/tables+(24*few**2+24*512*items)/1e9)
+        return FilterCost(kind, tables*(.05+2.5e-11*few**3+by_users+6e-9*items**2), entries/tables+(32*few**2+24*512*items)/1e9)
     rank = min(s.rank, users, items)
     width, panel = 1.5*rank, (users+items)*Walk.width*4
     svd = min(users, items)**3*3e-10 if min(users, items) <= 3*width else 5.5e-10*items*width**2

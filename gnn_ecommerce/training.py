@@ -124,7 +124,7 @@ def memory_needed(graph: InteractionGraph, s: TrainingSettings) -> float: # byte
     "What a run holds at its peak, about: embeddings, moments, gradients, the best epoch's and a copy that is saved; a batch's scores; graph and filter."
     s = sized(s, graph)
     tables, scores = 10*4*s.dim*(graph.n_users+graph.n_items), 4*graph.n_items*s.batch if s.loss in ('softmax', 'bsl') else 0
-    return .8e9+tables+scores+110*graph.n_edges+(0 if s.filter == 'none' else 1e9*estimate_cost(graph, 'paths', s.filter_n).gigabytes)
+    return .8e9+tables+scores+110*graph.n_edges+(0 if s.filter == 'none' else 1e9*estimate_cost(graph, 'paths' if s.filter == 'auto' else s.filter, s.filter_n).gigabytes)
 
 def targets_hash(targets: sp.csr_matrix|None) -> str:
     "sha256 of a targets matrix's structure; of nothing where there are none."
