@@ -147,6 +147,7 @@ class TrainState:
     best_epoch: int = 0                # 0: none yet
     best_value: float|None = None      # the monitored metric at `best_epoch`
     best_b: float = 0.                 # weight of the graph filter at `best_epoch`
+    best_filter: str|None = None       # kind of that filter, where there are several to choose from
     history: list = field(default_factory=list) # one dict an epoch
     stopped: str|None = None           # why the run ended, None while it runs
     precision: str|None = None         # of the loss's matrix products, as decided at the start
@@ -155,7 +156,7 @@ class TrainState:
     tried: list = field(default_factory=list) # what those runs found, one dict each
 
     _tensors = ('embedding', 'exp_avg', 'exp_avg_sq')
-    _facts = ('fingerprint', 'step', 'epoch', 'best_epoch', 'best_value', 'best_b', 'history', 'stopped', 'precision', 'temperature', 'alpha', 'tried')
+    _facts = ('fingerprint', 'step', 'epoch', 'best_epoch', 'best_value', 'best_b', 'best_filter', 'history', 'stopped', 'precision', 'temperature', 'alpha', 'tried')
 
 # %% ../nbs/03e_checkpoint.ipynb #0e5836ac
 def save_state(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TEMPERATURES', 'fixed_params', 'TrainingSettings', 'learning_rate', 'Trainer', 'sized', 'memory_needed',
-           'targets_hash', 'last_heavy', 'training_loss', 'make_filter', 'eval_users', 'pilot_epochs', 'FitResult',
+           'targets_hash', 'last_heavy', 'training_loss', 'make_filters', 'eval_users', 'pilot_epochs', 'FitResult',
            'fit', 'plot_history', 'LiveCurve', 'run_training']
 
 # %% ../nbs/04_training.ipynb #c8a2a25f
@@ -113,7 +113,7 @@ class Trainer:
         self.propagation = Propagation(Adjacency.from_graph(graph, weighted=settings.weighted).to(self.device), settings.layer_weights)
         self.loss = training_loss(graph, self.settings)
         if settings.epochs is None: self.settings = self.settings.model_copy(update=dict(epochs=min(60, max(2, 600//len(self.loss)))))
-        self.filter, self.filter_table = make_filter(graph, settings, self.targets)
+        self.filters, self.filter_table = make_filters(graph, settings, self.targets)
         self.fingerprint = array_hash(np.array([graph.hash, settings.model_dump_json(exclude={'device'}), targets_hash(self.targets)], dtype=object))
 
 def sized(s: TrainingSettings, graph: InteractionGraph) -> TrainingSettings:
@@ -146,21 +146,22 @@ def training_loss(graph: InteractionGraph, s: TrainingSettings) -> Loss:
         if not graph.n_edges: raise DataError('training.positives: expected bought products to learn from, found none in the graph: set it to all')
     return make_loss(s.loss, graph, batch=s.batch, temperature=s.temperature or TEMPERATURES[0], l2=s.l2, negatives=s.negatives, **extra)
 
-def make_filter(
+def make_filters(
     graph: InteractionGraph, s: TrainingSettings,
-    targets: sp.csr_matrix|None, # validation targets, to choose kind and exponents on
-) -> tuple[GraphFilter|None, pd.DataFrame|None]: # the filter and what each candidate scored
-    "The graph filter that the settings name; its kind (where `auto`) and exponents are chosen on validation where there is one."
-    if s.filter == 'none': return None, None
+    targets: sp.csr_matrix|None, # validation targets, to choose exponents on
+) -> tuple[list[GraphFilter], pd.DataFrame|None]: # one of each kind, fitted, the best first; what each candidate scored
+    "The graph filter that the settings name, its exponents chosen on validation where there is one. Of kind `auto`: those that alone are within a tenth of the best; which of them the score takes is chosen with the weight."
+    if s.filter == 'none': return [], None
     fixed = fixed_params(s)
-    if targets is None or not s.filter_search: return GraphFilter(kind := 'paths' if s.filter == 'auto' else s.filter, n=s.filter_n, **fixed[kind]).fit(graph), None
+    if targets is None or not s.filter_search: return [GraphFilter(kind := 'paths' if s.filter == 'auto' else s.filter, n=s.filter_n, **fixed[kind]).fit(graph)], None
     passes = 1 if s.exclude == 'seen' else 2
     kinds = [s.filter] if s.filter != 'auto' else ['paths']+[kind for kind, tables in (('chebyshev', 9), ('regression', 7)) if choose_kind(graph, s.filter_budget/passes, kind=kind, n=s.filter_n, tables=tables) == kind]
     affordable = np.count_nonzero(np.diff(targets.indptr)) >= 1000 and estimate_cost(graph, 'paths', s.filter_n, 20).seconds <= s.filter_budget # a second round, where it is quick and there is enough to choose on
     found = [choose_filter(graph, targets, kind, {k: (fixed[kind].get(k),) if k in fixed[kind] else v for k, v in default_grid(graph, kind, s.exclude).items()},
                            s.monitor, s.exclude, n=s.filter_n, refine=kind == 'paths' and affordable, show=True, **fixed[kind]) for kind in kinds]
-    best = max(range(len(kinds)), key=lambda i: found[i][1][s.monitor].max())
-    return found[best][0], pd.concat([table.assign(kind=kind) for kind, (_, table) in zip(kinds, found)], ignore_index=True)
+    value = [table[s.monitor].max() for _, table in found]
+    order = [i for i in np.argsort(value, kind='stable')[::-1] if value[i] >= .9*max(value)]
+    return [found[i][0] for i in order], pd.concat([table.assign(kind=kind) for kind, (_, table) in zip(kinds, found)], ignore_index=True)
 
 # %% ../nbs/04_training.ipynb #7b5a0643
 @patch
@@ -228,22 +229,24 @@ def _adam(state: TrainState) -> torch.optim.Adam:
 
 # %% ../nbs/04_training.ipynb #80f6c039
 @patch
-def recommender(self: Trainer, embedding: torch.Tensor, b: float = 0.) -> Recommender:
-    "The recommender of some layer-0 embeddings: LightGCN, or its sum with the graph filter."
+def recommender(self: Trainer, embedding: torch.Tensor) -> LightGCNRecommender:
+    "LightGCN of some layer-0 embeddings, without a graph filter."
     z = self.propagation.forward(embedding).cpu()
-    model = LightGCNRecommender(z[:self.graph.n_users], z[self.graph.n_users:], cosine=self.settings.cosine).fit(self.graph)
-    return model if self.filter is None else HybridRecommender(model, self.filter, b)
+    return LightGCNRecommender(z[:self.graph.n_users], z[self.graph.n_users:], cosine=self.settings.cosine).fit(self.graph)
 
 @patch
-def validate(self: Trainer, state: TrainState) -> dict: # `value`, and `b` where there is a filter
-    "The monitored metric after an epoch, at the best weight of the filter, over at most `eval_users` users."
+def validate(self: Trainer, state: TrainState) -> dict: # `value` and `b`; `filter`, its kind, where there are several
+    "The monitored metric after an epoch with the best filter at its best weight, over at most `eval_users` users."
     s, model = self.settings, self.recommender(state.embedding)
     users = eval_users(self.targets, s)
-    if self.filter is None:
+    if not self.filters:
         k = int(s.monitor.split('@')[1])
         return dict(value=evaluate(model, self.targets, ks=(k,), exclude=s.exclude, users=users).metrics[s.monitor], b=0.)
-    b, table = choose_b(model, self.targets, grid=s.b, metric=s.monitor, exclude=s.exclude, users=users)
-    return dict(value=float(table[s.monitor].max()), b=float(b))
+    found = []
+    for f in self.filters:
+        b, table = choose_b(HybridRecommender(model, f), self.targets, grid=s.b, metric=s.monitor, exclude=s.exclude, users=users)
+        found.append(dict(value=float(table[s.monitor].max()), b=float(b)) | (dict(filter=f.kind) if len(self.filters) > 1 else {}))
+    return max(found, key=lambda o: o['value'])
 
 def eval_users(targets: sp.csr_matrix, s: TrainingSettings) -> np.ndarray:
     "Users with validation targets, at most `eval_users` of them, the same ones at every epoch."
@@ -278,7 +281,7 @@ def begin(self: Trainer,
         for k, (temperature, alpha) in enumerate(runs):
             state = short._try(first, temperature or best.temperature, alpha, bar, on_try)
             bar.step((k+1)*n*len(self.loss)-bar.done)
-            tried.append(dict(temperature=state.temperature, last_layer=short.propagation.alpha[-1], value=state.best_value, epoch=state.best_epoch, b=state.best_b))
+            tried.append(dict(temperature=state.temperature, last_layer=short.propagation.alpha[-1], value=state.best_value, epoch=state.best_epoch, b=state.best_b, filter=state.best_filter))
             if best is None or best.best_value is None or (state.best_value or 0) > best.best_value: best = state
     return replace(best if n == s.epochs else first, temperature=best.temperature, alpha=best.alpha, tried=tried)
 
@@ -299,14 +302,14 @@ class FitResult:
     recommender: Recommender          # of the best epoch, with the best weight of the filter
     tensors: dict[str, torch.Tensor]  # what a checkpoint holds
     scoring: dict                     # how they make a score, see `checkpoint.build_recommender`
-    history: pd.DataFrame             # a row an epoch: epoch, loss, lr, value (monitored metric), b
+    history: pd.DataFrame             # a row an epoch: epoch, loss, lr, value (monitored metric), b, filter (its kind, where several were left to choose from)
     best_epoch: int                   # 1-based
     best_value: float|None            # None without validation targets
     stopped: str                      # why it ended
     validation: dict                  # all metrics of the best epoch on all validation users; empty without targets
     filter_table: pd.DataFrame|None   # the filter's candidates on validation
     temperature: float|None = None           # of the loss, None for one that has none
-    temperature_table: pd.DataFrame|None = None # what short runs found: temperature, weight of the last layer, value, epoch, b; None where none were made
+    temperature_table: pd.DataFrame|None = None # what short runs found: temperature, weight of the last layer, value, epoch, b, filter; None where none were made
 
 # %% ../nbs/04_training.ipynb #00f92d0c
 def fit(
@@ -376,7 +379,7 @@ def _note_best(trainer: Trainer, state: TrainState, row: dict):
     s = trainer.settings
     if trainer.targets is None: better = True
     else: better = 'value' in row and (state.best_value is None or row['value'] > state.best_value)
-    if better: state.best, state.best_epoch, state.best_value, state.best_b = state.embedding.clone(), state.epoch, row.get('value'), row.get('b', 0.)
+    if better: state.best, state.best_epoch, state.best_value, state.best_b, state.best_filter = state.embedding.clone(), state.epoch, row.get('value'), row.get('b', 0.), row.get('filter')
     since = sum('value' in r for r in state.history if r['epoch'] > state.best_epoch)
     if state.epoch >= s.epochs: state.stopped = 'all epochs done'
     elif since >= s.patience: state.stopped = f'no better for {since} evaluations'
@@ -389,9 +392,10 @@ def _finish(trainer: Trainer, state: TrainState) -> FitResult:
     if 'no number' in state.stopped: print(f'{state.stopped}: epoch {state.best_epoch} is kept')
     tensors = {'embedding.weight': state.best.cpu(), 'alpha': torch.tensor(trainer.propagation.alpha)}
     scoring = dict(weighted=s.weighted, cosine=s.cosine, b=state.best_b, filter=None)
-    if trainer.filter is not None and state.best_b > 0:
-        scoring['filter'] = trainer.filter.params
-        tensors |= {f'filter.{k}': torch.from_numpy(v) for k, v in trainer.filter.to_arrays().items()}
+    if trainer.filters and state.best_b > 0:
+        chosen = next((f for f in trainer.filters if f.kind == state.best_filter), trainer.filters[0])
+        scoring['filter'] = chosen.params
+        tensors |= {f'filter.{k}': torch.from_numpy(v) for k, v in chosen.to_arrays().items()}
     recommender = build_recommender(trainer.graph, tensors, scoring)
     validation = {} if trainer.targets is None else evaluate(recommender, trainer.targets, ks=tuple(s.ks), exclude=s.exclude).metrics
     return FitResult(recommender, tensors, scoring, pd.DataFrame(state.history), state.best_epoch, state.best_value, state.stopped, validation, trainer.filter_table,
@@ -477,7 +481,7 @@ def _live(folder: Path, s: TrainingSettings) -> Iterator[Callable[[dict], None]]
     with Live(str(folder), save_dvc_exp=False, dvcyaml=None, report=None) as live:
         def log(row):
             for k, v in row.items():
-                if k != 'epoch': live.log_metric({'value': f'val/{s.monitor}'}.get(k, k), v)
+                if k not in ('epoch', 'filter'): live.log_metric({'value': f'val/{s.monitor}'}.get(k, k), v)
             live.step = row['epoch']
             live.next_step()
             curve(row)
