@@ -345,6 +345,7 @@ def time_windows(
     starts = [_time(int(minute)) for minute in counts.index[1:][np.diff(at) > 0]]
     return list(zip([None, *starts], [*starts, None]))
 
+# %% ../nbs/01_data_prep.ipynb #ae2c4567
 def each_once(
     rows: pa.Table, # in the order of `ORDER`
 ) -> pa.Table: # without rows that repeat the one before
@@ -361,6 +362,7 @@ def each_once(
     keep[again] = False
     return rows.filter(pa.array(keep))
 
+# %% ../nbs/01_data_prep.ipynb #f246c094
 def write_events(
     con: ibis.BaseBackend,
     checked: ibis.Table,  # of `stage_rows`

@@ -485,7 +485,7 @@ def regression_rows(
         own = np.concatenate([(down[a:a+block].multiply(down[a:a+block]@inverse)).sum(1) for a in range(0, n_items, block)])
     else:
         inverse = np.eye(n_items)-_inverse(np.eye(n_items)+(down@b).toarray())
-        def rows(a, e): return inverse[a:e].copy()
+        def rows(a, e): return inverse[a:e]
         own = np.diag(inverse)
     target = np.sqrt(drop)/(1 if diagonal else 1-own)
     for a in range(0, n_items, block):

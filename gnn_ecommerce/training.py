@@ -136,7 +136,7 @@ TEMPERATURES = (.2, .1, .15, .3, .45)
 
 def last_heavy(layers: int) -> list[float]: # layers + 1, sum 1
     "Layer weights with .6 on the last layer and the rest in equal parts, which one more short run tries."
-    return [.4/layers]*layers+[.6] if layers else [1.]
+    return [.4/layers]*layers+[.6]
 
 def training_loss(graph: InteractionGraph, s: TrainingSettings) -> Loss:
     "The loss that the settings name, ready for `graph`."
