@@ -21,16 +21,16 @@ help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r name text; do printf '  %-10s %s\n' "$$name" "$$text"; done
 
 demo: $(VENV)/.base ## the pipeline on the built-in shop, then its results; SIZE=4000, 2M, whole: its events; EVENTS=path [PARAMS=overlay.yaml] takes your own files
-	@$(BIN)/python -m gnn_ecommerce.pipeline demo $(if $(SIZE),--size '$(SIZE)') $(if $(EVENTS),--events '$(EVENTS)') $(if $(PARAMS),--params '$(PARAMS)') $(ARGS)
+	@$(BIN)/python -m gnn_ecommerce.run.pipeline demo $(if $(SIZE),--size '$(SIZE)') $(if $(EVENTS),--events '$(EVENTS)') $(if $(PARAMS),--params '$(PARAMS)') $(ARGS)
 
 serve: $(VENV)/.serve ## the shop's servers on 127.0.0.1: API on PORT (8000), model on MODEL_PORT (8001), Prometheus on MONITOR_PORT (if set); builds what is missing, prints what to try
-	@$(BIN)/python -m gnn_ecommerce.supervisor $(ARGS)
+	@$(BIN)/python -m gnn_ecommerce.run.processes $(ARGS)
 
 repro: $(VENV)/.base ## run the stages that are out of date (dvc repro)
 	@$(BIN)/dvc repro $(ARGS)
 
 tune: $(VENV)/.full ## search for better settings for BUDGET=30m; goes on where it was; EVENTS and PARAMS as for demo
-	@$(BIN)/python -m gnn_ecommerce.pipeline tune $(if $(BUDGET),--budget '$(BUDGET)') $(if $(EVENTS),--events '$(EVENTS)') $(if $(PARAMS),--params '$(PARAMS)') $(ARGS)
+	@$(BIN)/python -m gnn_ecommerce.run.pipeline tune $(if $(BUDGET),--budget '$(BUDGET)') $(if $(EVENTS),--events '$(EVENTS)') $(if $(PARAMS),--params '$(PARAMS)') $(ARGS)
 
 test: $(VENV)/.full ## every notebook and every test
 	@$(BIN)/python -m pytest $(ARGS)
@@ -49,7 +49,7 @@ bench-full: $(VENV)/.full ## all benchmarks: an hour or two
 	@$(BIN)/python -m benchmarks.run --full $(ARGS)
 
 torchserve-archive: $(VENV)/.full ## the newest bundle as model-checkpoints/torchserve/lightgcn.mar, for those who run TorchServe
-	@$(BIN)/python -m gnn_ecommerce.torchserve $(ARGS)
+	@$(BIN)/python -m gnn_ecommerce.serving.torchserve $(ARGS)
 
 lab: $(VENV)/.full ## JupyterLab on nbs/
 	@$(BIN)/jupyter lab nbs $(ARGS)
@@ -64,8 +64,8 @@ docs: $(VENV)/.full ## the site, into _docs/index.html
 	@$(BIN)/python tools/check_site.py _docs
 	@echo "Site: _docs/index.html"
 
-new: $(VENV)/.full ## a new notebook from the template: make new N=08 NAME=model_server [STAGE=1]
-	@$(BIN)/python tools/notebooks.py new '$(N)' '$(NAME)' $(if $(STAGE),--stage)
+new: $(VENV)/.full ## a new notebook from the template: make new N=06 NAME=returns [FOLDER=shop] [STAGE=1]
+	@$(BIN)/python tools/notebooks.py new '$(N)' '$(NAME)' $(if $(FOLDER),--folder '$(FOLDER)') $(if $(STAGE),--stage)
 
 lock: $(VENV)/.full ## write requirements.lock from the environment as it is
 	@$(BIN)/python tools/notebooks.py lock

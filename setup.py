@@ -1,4 +1,5 @@
 """Packaging for an nbdev project: everything is read from settings.ini."""
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -26,6 +27,9 @@ setup(
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
-    entry_points={"console_scripts": (cfg.get("console_scripts") or "").split(), "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
+    entry_points={
+        "console_scripts": (cfg.get("console_scripts") or "").split(),
+        "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],
+    },
     zip_safe=False,
 )

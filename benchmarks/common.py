@@ -1,4 +1,5 @@
 """What the suites share: rows of a result file, the machine they were measured on, and runs of several contenders in turn."""
+
 import json
 import os
 import platform
@@ -8,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import psutil
-from gnn_ecommerce.checkpoint import git_commit
+from gnn_ecommerce.models.checkpoint import git_commit
 from gnn_ecommerce.core import atomic_path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,35 +18,74 @@ FIELDS = ("name", "dataset", "metric", "split", "value", "unit", "runs", "min", 
 LIBRARIES = ("torch", "torch-geometric", "numpy", "scipy", "pandas", "numba", "implicit")
 
 
-def row(name, dataset, metric, values, unit=None, split=None, peer=None, peer_values=None, chosen_on=None, higher_is_better=None):
+def row(
+    name,
+    dataset,
+    metric,
+    values,
+    unit=None,
+    split=None,
+    peer=None,
+    peer_values=None,
+    chosen_on=None,
+    higher_is_better=None,
+):
     "One measurement: the median of `values`, and the ratio to a peer's median in the same run, above 1 where ours is better."
     values = [values] if isinstance(values, (int, float)) else list(values)
     value, ratio = statistics.median(values), None
     if peer_values is not None:
         other = statistics.median([peer_values] if isinstance(peer_values, (int, float)) else peer_values)
-        better = higher_is_better if higher_is_better is not None else metric not in ("seconds", "cpu_seconds", "peak_gb")
+        better = (
+            higher_is_better if higher_is_better is not None else metric not in ("seconds", "cpu_seconds", "peak_gb")
+        )
         ratio = float(f"{value / other if better else other / value:.4g}")
     digits = {k: float(f"{v:.5g}") for k, v in dict(value=value, min=min(values), max=max(values)).items()}
-    filled = dict(name=name, dataset=dataset, metric=metric, split=split, unit=unit, runs=len(values), peer=peer, ratio=ratio, chosen_on=chosen_on, **digits)
+    filled = dict(
+        name=name,
+        dataset=dataset,
+        metric=metric,
+        split=split,
+        unit=unit,
+        runs=len(values),
+        peer=peer,
+        ratio=ratio,
+        chosen_on=chosen_on,
+        **digits,
+    )
     return {k: filled[k] for k in FIELDS}
 
 
 def machine():
     "The processor, cores and memory of this machine, and how busy it is with other work: load of the last minute before the run."
     info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.is_file() else []
-    usable = min(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count()), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+    names = (
+        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.is_file()
+        else []
+    )
+    usable = min(
+        int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count()),
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    )
     threads = dict(threads=usable) if usable < os.cpu_count() else {}
     load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
-    return dict(cpu=names[0] if names else platform.processor(), cores=os.cpu_count(), **threads, memory_gb=round(psutil.virtual_memory().total / 1e9, 1), load_before=load)
+    return dict(
+        cpu=names[0] if names else platform.processor(),
+        cores=os.cpu_count(),
+        **threads,
+        memory_gb=round(psutil.virtual_memory().total / 1e9, 1),
+        load_before=load,
+    )
 
 
 def versions():
     "Versions of Python and of the libraries that decide the figures."
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
-        try: found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError: pass
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            pass
     return found
 
 
@@ -63,11 +103,20 @@ def read(suite, folder=RESULTS):
 
 def write(suite, rows, folder=RESULTS, extra_versions=None, on=None):
     "Write a result file atomically. Rows of an earlier file that were measured again are replaced, the others are kept."
-    def key(r): return tuple(r[k] for k in ("name", "dataset", "metric", "split", "peer"))
+
+    def key(r):
+        return tuple(r[k] for k in ("name", "dataset", "metric", "split", "peer"))
+
     old, new = read(suite, folder), {key(r) for r in rows}
     kept = [r for r in old["rows"] if key(r) not in new] if old else []
     known = {**(old["versions"] if old else {}), **versions(), **(extra_versions or {})}
-    content = dict(suite=result_file(suite).stem, commit=git_commit(ROOT), machine=on or machine(), versions=known, rows=kept + rows)
+    content = dict(
+        suite=result_file(suite).stem,
+        commit=git_commit(ROOT),
+        machine=on or machine(),
+        versions=known,
+        rows=kept + rows,
+    )
     save(content, result_file(suite, folder))
     return content
 
@@ -79,12 +128,14 @@ def save(content, path):
         if key in content:
             lines = ",\n".join("  " + json.dumps(r, allow_nan=False) for r in content[key])
             text = json.dumps({**content, key: "@"}, indent=1, allow_nan=False).replace('"@"', f"[\n{lines}\n ]")
-    with atomic_path(path) as tmp: tmp.write_text(text + "\n", encoding="utf8")
+    with atomic_path(path) as tmp:
+        tmp.write_text(text + "\n", encoding="utf8")
 
 
 def in_turn(contenders, repeats):
     "Seconds of each contender, all of them in turn, `repeats` times, after one call each to warm up."
-    for run in contenders.values(): run()
+    for run in contenders.values():
+        run()
     seconds = {name: [] for name in contenders}
     for _ in range(repeats):
         for name, run in contenders.items():
@@ -96,8 +147,14 @@ def in_turn(contenders, repeats):
 
 class Clock:
     "Wall and processor seconds since it was made."
-    def __init__(self): self.start = time.perf_counter(), time.process_time()
+
+    def __init__(self):
+        self.start = time.perf_counter(), time.process_time()
+
     @property
-    def wall(self): return time.perf_counter() - self.start[0]
+    def wall(self):
+        return time.perf_counter() - self.start[0]
+
     @property
-    def cpu(self): return time.process_time() - self.start[1]
+    def cpu(self):
+        return time.process_time() - self.start[1]

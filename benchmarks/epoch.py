@@ -1,4 +1,5 @@
 """Training on Gowalla: epochs of the exact softmax, and seconds per batch of BPR beside PyTorch Geometric's LightGCN and RecBole's."""
+
 import itertools
 import json
 import multiprocessing
@@ -10,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gnn_ecommerce.datasets import data_folder, load_benchmark
-from gnn_ecommerce.losses import make_loss
+from gnn_ecommerce.graph.datasets import data_folder, load_benchmark
+from gnn_ecommerce.models.losses import make_loss
 from gnn_ecommerce.training import Trainer, TrainingSettings
 from torch_geometric.nn import LightGCN
 
@@ -50,9 +51,10 @@ def bpr_pyg(graph, n, sparse, device="cpu"):
     "The same with PyG's LightGCN, as in its example; `sparse`: a normalised CSR adjacency in place of edge_index."
     data, loss = graph.to_pyg(), make_loss("bpr", graph, batch=BATCH)
     model = LightGCN(graph.n_users + graph.n_items, DIM, LAYERS, **(dict(normalize=False) if sparse else {})).to(device)
-    optimizer, edges = torch.optim.Adam(model.parameters(), lr=.001), data.edge_index.to(device)
+    optimizer, edges = torch.optim.Adam(model.parameters(), lr=0.001), data.edge_index.to(device)
     if sparse:
-        from gnn_ecommerce.propagation import Adjacency
+        from gnn_ecommerce.graph.propagation import Adjacency
+
         a = Adjacency.from_graph(graph, weighted=False).to(device)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
@@ -66,16 +68,32 @@ def bpr_pyg(graph, n, sparse, device="cpu"):
             score = model(edges, pairs)
             model.recommendation_loss(*score.chunk(2), node_id=pairs.unique(), lambda_reg=1e-4).backward()
             optimizer.step()
+
     return run
 
 
 def recbole(n):
     "Seconds per batch of RecBole's LightGCN in its own environment, whose interpreter GNN_ECOMMERCE_RECBOLE names; None without."
     python = os.environ.get("GNN_ECOMMERCE_RECBOLE")
-    if not python: return None
-    done = subprocess.run([python, str(Path(__file__).parent / "recbole_epoch.py"), str(data_folder("gowalla") / "train.txt"), str(BATCH), str(DIM), str(LAYERS), str(n)],
-                          capture_output=True, text=True, timeout=600)
-    if done.returncode: print(f"RecBole: expected seconds, found an error: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr); return None
+    if not python:
+        return None
+    done = subprocess.run(
+        [
+            python,
+            str(Path(__file__).parent / "recbole_epoch.py"),
+            str(data_folder("gowalla") / "train.txt"),
+            str(BATCH),
+            str(DIM),
+            str(LAYERS),
+            str(n),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    if done.returncode:
+        print(f"RecBole: expected seconds, found an error: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+        return None
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -92,9 +110,16 @@ def run(full=False):
             seconds.append(clock.wall)
             cpu.append(clock.cpu)
         rows += [row(name, "gowalla", "seconds", seconds, "s"), row(name, "gowalla", "cpu_seconds", cpu, "s")]
-        with multiprocessing.get_context("spawn").Pool(1) as pool: rows.append(row(f"{OURS}, softmax, d {dim}", "gowalla", "peak_gb", pool.apply(softmax_memory, (dim,)), "GB"))
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            rows.append(
+                row(f"{OURS}, softmax, d {dim}", "gowalla", "peak_gb", pool.apply(softmax_memory, (dim,)), "GB")
+            )
     n, where = 2 if full else 1, dict(dataset="gowalla", metric="seconds", unit="s per batch")
-    runs = {OURS: bpr_ours(graph, n), "PyG LightGCN, CSR adjacency": bpr_pyg(graph, n, True), "PyG LightGCN, edge_index": bpr_pyg(graph, n, False)}
+    runs = {
+        OURS: bpr_ours(graph, n),
+        "PyG LightGCN, CSR adjacency": bpr_pyg(graph, n, True),
+        "PyG LightGCN, edge_index": bpr_pyg(graph, n, False),
+    }
     seconds = {name: [s / n for s in values] for name, values in in_turn(runs, 5 if full else 3).items()}
     theirs = recbole(10 if full else 5)
     if theirs:
@@ -105,5 +130,7 @@ def run(full=False):
     for name, values in seconds.items():
         if name != OURS:
             rows.append(row(f"{name}, {label}", values=values, **where))
-            rows.append(row(f"{OURS}, {label}", values=seconds[OURS], peer=f"{name}, {label}", peer_values=values, **where))
+            rows.append(
+                row(f"{OURS}, {label}", values=seconds[OURS], peer=f"{name}, {label}", peer_values=values, **where)
+            )
     write("epoch", rows, extra_versions=more, on=on)

@@ -1,17 +1,18 @@
 """How long it takes to explain twenty recommendations of one customer: shares, kinds of events, effects, sentences; and paths.
 
 Speed depends on the graph and the width of the embeddings, not on what was learned, so the embeddings are random here; the graph filter is real."""
+
 import time
 
 import numpy as np
 from gnn_ecommerce.core import rng
-from gnn_ecommerce.datasets import load_benchmark
-from gnn_ecommerce.embeddings import LightGCNRecommender, init_embedding
+from gnn_ecommerce.graph.datasets import load_benchmark
+from gnn_ecommerce.lightgcn import LightGCNRecommender, init_embedding
 from gnn_ecommerce.explainability import Explainer
-from gnn_ecommerce.graph import random_graph
-from gnn_ecommerce.graph_filter import GraphFilter, HybridRecommender
-from gnn_ecommerce.paths import connection, shortest_paths
-from gnn_ecommerce.propagation import Adjacency, Propagation
+from gnn_ecommerce.graph.interactions import random_graph
+from gnn_ecommerce.filter.graph_filter import GraphFilter, HybridRecommender
+from gnn_ecommerce.explain.paths import connection, shortest_paths
+from gnn_ecommerce.graph.propagation import Adjacency, Propagation
 
 from benchmarks.common import machine, row, write
 
@@ -25,14 +26,24 @@ def page(explainer, user, items):
     return s.by_event_type(), [explainer.sentence(s, int(i), effects) for i in items]
 
 
-WAYS = {"exact shares of 20 products": lambda e, u, items: e.shares(u, items), "shares, kinds of events, effects and sentences of 20 products": page,
-        "shares by the people in between, 20 products": lambda e, u, items: e.people(u, items), "ten heaviest paths of one product": lambda e, u, items: e.walks(u, int(items[0])),
-        "shortest paths of one product (networkx)": lambda e, u, items: shortest_paths(connection(e.graph, u, int(items[0]), adjacency=e.adjacency), u, int(items[0]))}
+WAYS = {
+    "exact shares of 20 products": lambda e, u, items: e.shares(u, items),
+    "shares, kinds of events, effects and sentences of 20 products": page,
+    "shares by the people in between, 20 products": lambda e, u, items: e.people(u, items),
+    "ten heaviest paths of one product": lambda e, u, items: e.walks(u, int(items[0])),
+    "shortest paths of one product (networkx)": lambda e, u, items: shortest_paths(
+        connection(e.graph, u, int(items[0]), adjacency=e.adjacency), u, int(items[0])
+    ),
+}
 
 
 def seconds_of(graph, dataset):
     "Rows for one graph: the median customer, and the slowest in `max`."
-    e, alpha, known = init_embedding(graph, DIM, "normal", rng(0, "explain")), [1 / (LAYERS + 1)] * (LAYERS + 1), np.flatnonzero(np.diff(graph.user_ptr))
+    e, alpha, known = (
+        init_embedding(graph, DIM, "normal", rng(0, "explain")),
+        [1 / (LAYERS + 1)] * (LAYERS + 1),
+        np.flatnonzero(np.diff(graph.user_ptr)),
+    )
     z = Propagation(Adjacency.from_graph(graph), alpha).forward(e)
     filter = GraphFilter("paths").fit(graph)
     model = HybridRecommender(LightGCNRecommender(z[: graph.n_users], z[graph.n_users :], graph), filter, 10.0)
@@ -56,4 +67,5 @@ def run(full=False):
     "Gowalla; with `full` also a random graph of a whole shop's size."
     on = machine()
     write("explain", seconds_of(load_benchmark("gowalla").graph, "gowalla"), on=on)
-    if full: write("explain", seconds_of(random_graph(1_639_358, 54_571, 10_157_408, seed=0), "whole shop (random)"), on=on)
+    if full:
+        write("explain", seconds_of(random_graph(1_639_358, 54_571, 10_157_408, seed=0), "whole shop (random)"), on=on)

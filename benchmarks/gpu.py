@@ -1,7 +1,8 @@
 """Training on a GPU, beside the same machine's processor and beside PyTorch Geometric's LightGCN on the same GPU. Leaves its rows as they are where torch sees no GPU."""
+
 import torch
-from gnn_ecommerce.datasets import load_benchmark
-from gnn_ecommerce.graph import random_graph
+from gnn_ecommerce.graph.datasets import load_benchmark
+from gnn_ecommerce.graph.interactions import random_graph
 
 from benchmarks.common import Clock, in_turn, machine, row, write
 from benchmarks.epoch import BATCH, DIM, LAYERS, OURS, bpr_ours, bpr_pyg, trainer
@@ -26,29 +27,60 @@ def epochs(graph, n, **settings):
 
 def run(full=False):
     "Time and write the rows."
-    if not torch.cuda.is_available(): print("gpu: expected a GPU that torch sees, found none: nothing is measured"); return
+    if not torch.cuda.is_available():
+        print("gpu: expected a GPU that torch sees, found none: nothing is measured")
+        return
     on, gpu = machine(), torch.cuda.get_device_name()
     on |= dict(gpu=gpu, threads=torch.get_num_threads())
     graph, rows = load_benchmark("gowalla").graph, []
     for dim in (64, 128):
         seconds, peak, precision = epochs(graph, 10 if full else 5, dim=dim, device="cuda")
         there, _, its_precision = epochs(graph, 3 if full else 2, dim=dim, device="cpu")
-        label, peer = f"{OURS}, softmax epoch, d {dim}, {precision}, GPU", f"{OURS}, softmax epoch, d {dim}, {its_precision}, processor of the same machine"
-        rows += [row(peer, "gowalla", "seconds", there, "s"), row(label, "gowalla", "seconds", seconds, "s", peer=peer, peer_values=there),
-                 row(label, "gowalla", "peak_gb", peak, "GB of the GPU")]
-    n, label, where = 5, f"BPR batch of {BATCH}, d {DIM}, {LAYERS} layers, GPU", dict(dataset="gowalla", metric="seconds", unit="s per batch")
-    runs = {OURS: bpr_ours(graph, n, "cuda"), "PyG LightGCN, CSR adjacency": bpr_pyg(graph, n, True, "cuda"), "PyG LightGCN, edge_index": bpr_pyg(graph, n, False, "cuda")}
+        label, peer = (
+            f"{OURS}, softmax epoch, d {dim}, {precision}, GPU",
+            f"{OURS}, softmax epoch, d {dim}, {its_precision}, processor of the same machine",
+        )
+        rows += [
+            row(peer, "gowalla", "seconds", there, "s"),
+            row(label, "gowalla", "seconds", seconds, "s", peer=peer, peer_values=there),
+            row(label, "gowalla", "peak_gb", peak, "GB of the GPU"),
+        ]
+    n, label, where = (
+        5,
+        f"BPR batch of {BATCH}, d {DIM}, {LAYERS} layers, GPU",
+        dict(dataset="gowalla", metric="seconds", unit="s per batch"),
+    )
+    runs = {
+        OURS: bpr_ours(graph, n, "cuda"),
+        "PyG LightGCN, CSR adjacency": bpr_pyg(graph, n, True, "cuda"),
+        "PyG LightGCN, edge_index": bpr_pyg(graph, n, False, "cuda"),
+    }
 
     def timed(call):
-        def done(): call(); torch.cuda.synchronize()
+        def done():
+            call()
+            torch.cuda.synchronize()
+
         return done
 
-    seconds = {name: [s / n for s in values] for name, values in in_turn({k: timed(v) for k, v in runs.items()}, 9 if full else 5).items()}
+    seconds = {
+        name: [s / n for s in values]
+        for name, values in in_turn({k: timed(v) for k, v in runs.items()}, 9 if full else 5).items()
+    }
     for name, values in seconds.items():
-        if name == OURS: continue
-        rows += [row(f"{name}, {label}", values=values, **where), row(f"{OURS}, {label}", values=seconds[OURS], peer=f"{name}, {label}", peer_values=values, **where)]
+        if name == OURS:
+            continue
+        rows += [
+            row(f"{name}, {label}", values=values, **where),
+            row(f"{OURS}, {label}", values=seconds[OURS], peer=f"{name}, {label}", peer_values=values, **where),
+        ]
     if full:
-        seconds, peak, precision = epochs(random_graph(**WHOLE_SHOP, seed=0), 3, dim=64, batch=None, init="normal", temperature=.2, device="cuda")
+        seconds, peak, precision = epochs(
+            random_graph(**WHOLE_SHOP, seed=0), 3, dim=64, batch=None, init="normal", temperature=0.2, device="cuda"
+        )
         label = f"{OURS}, softmax epoch, d 64, {precision}, GPU"
-        rows += [row(label, "random graph of the whole shop's size", "seconds", seconds, "s"), row(label, "random graph of the whole shop's size", "peak_gb", peak, "GB of the GPU")]
+        rows += [
+            row(label, "random graph of the whole shop's size", "seconds", seconds, "s"),
+            row(label, "random graph of the whole shop's size", "peak_gb", peak, "GB of the GPU"),
+        ]
     write("gpu", rows, on=on)

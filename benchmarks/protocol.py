@@ -1,19 +1,20 @@
 """How a final model is made where a data set has no validation part: choose on the last tenth of each user's line, train again on all of it."""
+
 from dataclasses import dataclass, field
 
 import ibis
 import numpy as np
 import pandas as pd
 from gnn_ecommerce.core import DataError
-from gnn_ecommerce.datasets import data_folder
-from gnn_ecommerce.datasets import holdout as hold_out
-from gnn_ecommerce.embeddings import LightGCNRecommender
-from gnn_ecommerce.graph import InteractionGraph, pairs_csr
+from gnn_ecommerce.graph.datasets import data_folder
+from gnn_ecommerce.graph.datasets import holdout as hold_out
+from gnn_ecommerce.lightgcn import LightGCNRecommender
+from gnn_ecommerce.graph.interactions import InteractionGraph, pairs_csr
 from gnn_ecommerce.graph_build import GraphBuildSettings, build_graph
-from gnn_ecommerce.graph_filter import GraphFilter, HybridRecommender
-from gnn_ecommerce.recommender import Recommender
+from gnn_ecommerce.filter.graph_filter import GraphFilter, HybridRecommender
+from gnn_ecommerce.ranking.recommender import Recommender
 from gnn_ecommerce.training import Trainer, TrainingSettings, fit
-from gnn_ecommerce.tuning import on_nodes
+from gnn_ecommerce.run.tuning import on_nodes
 
 from benchmarks.common import Clock
 
@@ -21,13 +22,14 @@ from benchmarks.common import Clock
 @dataclass
 class Final:
     "A model trained on the whole graph with what validation chose."
+
     recommender: Recommender
-    best_epoch: int       # of `settings.epochs`, chosen
-    b: float              # weight of the graph filter, chosen
-    filter: dict | None   # the graph filter's parameters, chosen
-    validation: float     # the monitored metric of what was chosen
+    best_epoch: int  # of `settings.epochs`, chosen
+    b: float  # weight of the graph filter, chosen
+    filter: dict | None  # the graph filter's parameters, chosen
+    validation: float  # the monitored metric of what was chosen
     seconds: dict = field(default_factory=dict)  # of choosing and of training again: wall and processor seconds
-    history: pd.DataFrame | None = None          # of the run that chose, with wall seconds since its start
+    history: pd.DataFrame | None = None  # of the run that chose, with wall seconds since its start
 
 
 def retrain(graph, settings, epochs):
@@ -36,21 +38,33 @@ def retrain(graph, settings, epochs):
     state = trainer.start()
     trainer.settle(state)
     for _ in range(epochs):
-        if not np.isfinite(trainer.run_epoch(state)): raise DataError(f"expected a finite loss, found none in epoch {state.epoch + 1}: try a smaller learning rate")
+        if not np.isfinite(trainer.run_epoch(state)):
+            raise DataError(
+                f"expected a finite loss, found none in epoch {state.epoch + 1}: try a smaller learning rate"
+            )
         state.epoch += 1
     z = trainer.propagation.forward(state.embedding).cpu().numpy()
-    return LightGCNRecommender(z[:graph.n_users], z[graph.n_users:], graph, settings.cosine)
+    return LightGCNRecommender(z[: graph.n_users], z[graph.n_users :], graph, settings.cosine)
 
 
-def fit_final(graph, settings: TrainingSettings, fraction=.1, holdout=None):
+def fit_final(graph, settings: TrainingSettings, fraction=0.1, holdout=None):
     "Choose epoch, temperature, layer weights, filter exponents and b on the last `fraction` of each user's edges (random ones where no order is known), or on `holdout` (graph, targets); then train and build the filter on all of `graph`."
     clock, times = Clock(), []
     part, valid = holdout or hold_out(graph, fraction)
     chosen = fit(part, settings, valid, on_epoch=lambda r: times.append(clock.wall))
     seconds = dict(choose=clock.wall, choose_cpu=clock.cpu)
     again = Clock()
-    model, params, b = retrain(graph, settings.model_copy(update=dict(temperature=chosen.temperature, alpha=chosen.tensors["alpha"].tolist())), chosen.best_epoch), chosen.scoring["filter"], chosen.scoring["b"]
-    if b: model = HybridRecommender(model, GraphFilter(**params).fit(graph), b)
+    model, params, b = (
+        retrain(
+            graph,
+            settings.model_copy(update=dict(temperature=chosen.temperature, alpha=chosen.tensors["alpha"].tolist())),
+            chosen.best_epoch,
+        ),
+        chosen.scoring["filter"],
+        chosen.scoring["b"],
+    )
+    if b:
+        model = HybridRecommender(model, GraphFilter(**params).fit(graph), b)
     seconds |= dict(retrain=again.wall, retrain_cpu=again.cpu)
     return Final(model, chosen.best_epoch, b, params, chosen.best_value, seconds, chosen.history.assign(seconds=times))
 
@@ -60,18 +74,31 @@ RETAILROCKET_CHOSEN = "validation: last purchase of each user's training events,
 
 class Retailrocket:
     "Events, one purchase of each user held out for test, and the last one of the rest, with every event of that pair, for choosing."
+
     def __init__(self):
         folder = data_folder("retailrocket")
         events, held = pd.read_csv(folder / "train_events.csv"), pd.read_csv(folder / "test_buy.csv")
         self.n_users, self.n_items = (int(max(events[c].max(), held[c].max())) + 1 for c in ("user", "item"))
-        self.events = pd.DataFrame(dict(user_id=events.user, product_id=events["item"], event_type=events.behavior.replace({"buy": "purchase"}),
-                                        event_time=pd.to_datetime(events.timestamp, unit="s", utc=True), price=np.nan))
+        self.events = pd.DataFrame(
+            dict(
+                user_id=events.user,
+                product_id=events["item"],
+                event_type=events.behavior.replace({"buy": "purchase"}),
+                event_time=pd.to_datetime(events.timestamp, unit="s", utc=True),
+                price=np.nan,
+            )
+        )
         self.test = pairs_csr(held.user.to_numpy(), held["item"].to_numpy(), (self.n_users, self.n_items))
-        buys = self.events[self.events.event_type == "purchase"].sort_values(["user_id", "event_time", "product_id"], kind="stable")
+        buys = self.events[self.events.event_type == "purchase"].sort_values(
+            ["user_id", "event_time", "product_id"], kind="stable"
+        )
         first = buys.drop_duplicates(["user_id", "product_id"])
         last = first.drop_duplicates("user_id", keep="last")[["user_id", "product_id"]]
         gone = self.events.merge(last, how="left", indicator=True)._merge.eq("both").to_numpy()
-        self.part, self.valid = self.events[~gone], pairs_csr(last.user_id.to_numpy(), last.product_id.to_numpy(), (self.n_users, self.n_items))
+        self.part, self.valid = (
+            self.events[~gone],
+            pairs_csr(last.user_id.to_numpy(), last.product_id.to_numpy(), (self.n_users, self.n_items)),
+        )
         self.nodes = InteractionGraph.from_arrays([], [], n_users=self.n_users, n_items=self.n_items)
         self.products = pd.DataFrame(dict(product_id=np.arange(self.n_items)))
 

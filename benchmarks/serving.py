@@ -2,6 +2,7 @@
 
 Both serve the same bundle: 10,000 customers, 54,571 products, 64 numbers each, the 20 best less what was bought. Every request asks for one random customer. Load comes from wrk, in one thread.
 TorchServe needs an environment of its own: GNN_ECOMMERCE_TORCHSERVE names its `torchserve` command. `--only whole_shop` measures the large bundle."""
+
 import json
 import os
 import re
@@ -20,14 +21,21 @@ import psutil
 import torch
 from gnn_ecommerce.bundle import BundleSettings, build_bundle, open_bundle
 from gnn_ecommerce.core import GnnEcommerceError, rng
-from gnn_ecommerce.graph import random_graph
-from gnn_ecommerce.torchserve import write_archive
+from gnn_ecommerce.graph.interactions import random_graph
+from gnn_ecommerce.serving.torchserve import write_archive
 
 from benchmarks.common import ROOT, machine, row, write
 
 DATASET, CONNECTIONS, K, DIM = "54,571 items, d 64", (1, 32, 128), 20, 64
 WHOLE = "1,639,358 customers, 54,571 items, d 64"
-METRICS = {"requests_per_s": "requests/s", "p50_ms": "ms", "p95_ms": "ms", "p99_ms": "ms", "cpu_ms": "ms", "failed_share": None}
+METRICS = {
+    "requests_per_s": "requests/s",
+    "p50_ms": "ms",
+    "p95_ms": "ms",
+    "p99_ms": "ms",
+    "cpu_ms": "ms",
+    "failed_share": None,
+}
 
 SCRIPT = """
 local ids, path, ours = %d, "%s", %s
@@ -48,22 +56,36 @@ end
 def random_bundle(folder, n_users, n_items, n_edges, lists, version):
     "A bundle of a model that has learned nothing; speed does not depend on what was learned."
     graph = random_graph(n_users, n_items, n_edges, seed=0)
-    tensors = {"embedding.weight": torch.from_numpy(rng(0, "serving").standard_normal((n_users + n_items, DIM), "float32")), "alpha": torch.full((3,), 1 / 3)}
-    return build_bundle(folder, graph, tensors, dict(weighted=True, cosine=True, b=0.0, filter=None), BundleSettings(lists=lists), model_version=version)
+    tensors = {
+        "embedding.weight": torch.from_numpy(rng(0, "serving").standard_normal((n_users + n_items, DIM), "float32")),
+        "alpha": torch.full((3,), 1 / 3),
+    }
+    return build_bundle(
+        folder,
+        graph,
+        tensors,
+        dict(weighted=True, cosine=True, b=0.0, filter=None),
+        BundleSettings(lists=lists),
+        model_version=version,
+    )
 
 
 def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as s: return s.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as s:
+        return s.getsockname()[1]
 
 
 def wait_for(url, process, seconds=120):
     "Until something answers 200."
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if process.poll() is not None: raise GnnEcommerceError(f"server: expected it to run, found exit code {process.returncode}")
+        if process.poll() is not None:
+            raise GnnEcommerceError(f"server: expected it to run, found exit code {process.returncode}")
         try:
-            if urllib.request.urlopen(url, timeout=2).status == 200: return
-        except OSError: time.sleep(0.1)
+            if urllib.request.urlopen(url, timeout=2).status == 200:
+                return
+        except OSError:
+            time.sleep(0.1)
     raise GnnEcommerceError(f"server: expected an answer of {url} within {seconds} s, found none")
 
 
@@ -71,14 +93,30 @@ def wait_for(url, process, seconds=120):
 def ours(bundle, folder, workers):
     "The model server with a bundle; yields its address."
     port, log = free_port(), open(folder / f"server-{bundle.name}-{workers}.log", "w")
-    args = [sys.executable, "-m", "gnn_ecommerce.model_server", "--bundle", str(bundle.path), "--pointer", str(folder / f"{bundle.name}.json"), "--port", str(port), "--workers", str(workers)]
+    args = [
+        sys.executable,
+        "-m",
+        "gnn_ecommerce.model_server",
+        "--bundle",
+        str(bundle.path),
+        "--pointer",
+        str(folder / f"{bundle.name}.json"),
+        "--port",
+        str(port),
+        "--workers",
+        str(workers),
+    ]
     process = subprocess.Popen(args, cwd=ROOT, stdout=log, stderr=log)
     try:
         while "Model server on" not in Path(log.name).read_text():
-            if process.poll() is not None: raise GnnEcommerceError(Path(log.name).read_text())
+            if process.poll() is not None:
+                raise GnnEcommerceError(Path(log.name).read_text())
             time.sleep(0.05)
         yield f"http://127.0.0.1:{port}", process
-    finally: process.send_signal(signal.SIGTERM); process.wait(30); log.close()
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+        log.close()
 
 
 TORCHSERVE = """inference_address=http://127.0.0.1:{0}
@@ -105,19 +143,46 @@ def torchserve(command, bundle, folder, workers=2, delay=1):
     write_archive(bundle.path, store / "lightgcn.mar")
     (store / "config.properties").write_text(TORCHSERVE.format(*ports, store, bundle.model_version, workers, delay))
     (store / "log4j2.xml").write_text(QUIET)
-    env = {**os.environ, "PATH": f"{Path(command).parent}:{os.environ['PATH']}", "TEMP": str(store), "LOG_LOCATION": str(store / "logs"), "METRICS_LOCATION": str(store / "logs")}
+    env = {
+        **os.environ,
+        "PATH": f"{Path(command).parent}:{os.environ['PATH']}",
+        "TEMP": str(store),
+        "LOG_LOCATION": str(store / "logs"),
+        "METRICS_LOCATION": str(store / "logs"),
+    }
     env.pop("PYTHONPATH", None)
     with open(folder / "torchserve.log", "w") as log:
-        process = subprocess.Popen([command, "--start", "--foreground", "--ncs", "--ts-config", str(store / "config.properties"), "--log-config", str(store / "log4j2.xml")], cwd=store, stdout=log, stderr=log, env=env, start_new_session=True)
+        process = subprocess.Popen(
+            [
+                command,
+                "--start",
+                "--foreground",
+                "--ncs",
+                "--ts-config",
+                str(store / "config.properties"),
+                "--log-config",
+                str(store / "log4j2.xml"),
+            ],
+            cwd=store,
+            stdout=log,
+            stderr=log,
+            env=env,
+            start_new_session=True,
+        )
         try:
             wait_for(f"http://127.0.0.1:{ports[0]}/ping", process)
             for _ in range(600):
-                try: ask(f"http://127.0.0.1:{ports[0]}/predictions/lightgcn", {"customer": 1}); break
-                except OSError: time.sleep(0.2)
+                try:
+                    ask(f"http://127.0.0.1:{ports[0]}/predictions/lightgcn", {"customer": 1})
+                    break
+                except OSError:
+                    time.sleep(0.2)
             yield f"http://127.0.0.1:{ports[0]}", process
         finally:
-            for child in psutil.Process(process.pid).children(recursive=True): child.terminate()
-            process.terminate(); process.wait(30)
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.terminate()
+            process.terminate()
+            process.wait(30)
 
 
 def ask(url, body):
@@ -128,18 +193,35 @@ def ask(url, body):
 
 def cpu_seconds(process):
     "Processor time of a server and its workers so far."
-    return sum(sum(p.cpu_times()[:2]) for p in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)])
+    return sum(
+        sum(p.cpu_times()[:2])
+        for p in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    )
 
 
 def wrk(server, mine, connections, seconds, n_users):
     "One run of wrk. `cpu_ms` is what the server's processes computed for one request, whatever else the machine had to do."
     (url, process), before = server[:2], cpu_seconds(server[1])
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as f:
-        f.write(SCRIPT % (n_users, "/recommend" if mine else "/predictions/lightgcn", "true" if mine else "false")); f.flush()
-        done = subprocess.run(["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", f.name, url], capture_output=True, text=True, check=True)
+        f.write(SCRIPT % (n_users, "/recommend" if mine else "/predictions/lightgcn", "true" if mine else "false"))
+        f.flush()
+        done = subprocess.run(
+            ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", f.name, url],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
     found = json.loads(re.search(r"^{.*}$", done.stdout, re.M)[0])
-    if found["errors"]: print(f"load: {url}, {connections} connections: {found}", flush=True)
-    return dict(requests_per_s=found["requests"] / found["us"] * 1e6, p50_ms=found["p50"], p95_ms=found["p95"], p99_ms=found["p99"], cpu_ms=1e3 * (cpu_seconds(process) - before) / max(found["requests"], 1), failed_share=found["errors"] / max(found["requests"], 1))
+    if found["errors"]:
+        print(f"load: {url}, {connections} connections: {found}", flush=True)
+    return dict(
+        requests_per_s=found["requests"] / found["us"] * 1e6,
+        p50_ms=found["p50"],
+        p95_ms=found["p95"],
+        p99_ms=found["p99"],
+        cpu_ms=1e3 * (cpu_seconds(process) - before) / max(found["requests"], 1),
+        failed_share=found["errors"] / max(found["requests"], 1),
+    )
 
 
 def rows_of(measured, peer="TorchServe"):
@@ -149,9 +231,22 @@ def rows_of(measured, peer="TorchServe"):
         for metric, unit in METRICS.items():
             values, label = [r[metric] for r in runs], f"{name}, {connections} connections"
             rows.append(row(label, DATASET, metric, values, unit))
-            if metric == "failed_share": continue
+            if metric == "failed_share":
+                continue
             other = measured.get((peer, connections))
-            if other and name != peer: rows.append(row(label, DATASET, metric, values, unit, peer=f"{peer}, {connections} connections", peer_values=[r[metric] for r in other], higher_is_better=metric == "requests_per_s"))
+            if other and name != peer:
+                rows.append(
+                    row(
+                        label,
+                        DATASET,
+                        metric,
+                        values,
+                        unit,
+                        peer=f"{peer}, {connections} connections",
+                        peer_values=[r[metric] for r in other],
+                        higher_is_better=metric == "requests_per_s",
+                    )
+                )
     return rows
 
 
@@ -161,14 +256,25 @@ def compare(seconds=5, rounds=2):
     command = os.environ.get("GNN_ECOMMERCE_TORCHSERVE")
     with tempfile.TemporaryDirectory() as d, ExitStack() as stack:
         folder = Path(d)
-        listed, plain = (random_bundle(folder / "bundles", 10_000, 54_571, 310_000, lists, f"random-{lists}") for lists in (50, 0))
-        servers = {"gnn_ecommerce, lists in the bundle": (*stack.enter_context(ours(listed, folder, 2)), True), "gnn_ecommerce, every list scored": (*stack.enter_context(ours(plain, folder, 2)), True)}
-        if command: servers["TorchServe"] = (*stack.enter_context(torchserve(command, plain, folder)), False)
-        else: print("GNN_ECOMMERCE_TORCHSERVE is unset: TorchServe is left out")
-        for server in servers.values(): wrk(server, server[2], 8, 2, 10_000)
+        listed, plain = (
+            random_bundle(folder / "bundles", 10_000, 54_571, 310_000, lists, f"random-{lists}") for lists in (50, 0)
+        )
+        servers = {
+            "gnn_ecommerce, lists in the bundle": (*stack.enter_context(ours(listed, folder, 2)), True),
+            "gnn_ecommerce, every list scored": (*stack.enter_context(ours(plain, folder, 2)), True),
+        }
+        if command:
+            servers["TorchServe"] = (*stack.enter_context(torchserve(command, plain, folder)), False)
+        else:
+            print("GNN_ECOMMERCE_TORCHSERVE is unset: TorchServe is left out")
+        for server in servers.values():
+            wrk(server, server[2], 8, 2, 10_000)
         for _ in range(rounds):
             for connections in CONNECTIONS:
-                for name, server in servers.items(): measured.setdefault((name, connections), []).append(wrk(server, server[2], connections, seconds, 10_000))
+                for name, server in servers.items():
+                    measured.setdefault((name, connections), []).append(
+                        wrk(server, server[2], connections, seconds, 10_000)
+                    )
     versions = {"torchserve": "0.12.0"} if command else {}
     write("serving", rows_of(measured), extra_versions=versions, on=on)
 
@@ -179,16 +285,55 @@ def other(command, bundle, folder, name):
     port = free_port()
     with open(folder / f"{name}.log", "w") as log:
         env = {**os.environ, "GNN_ECOMMERCE_BUNDLE": str(bundle.path), "PYTHONPATH": str(ROOT)}
-        process = subprocess.Popen([sys.executable, "-m", *command, "--host", "127.0.0.1", "--port", str(port), "--workers", "2"], cwd=ROOT, stdout=log, stderr=log, env=env)
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command, "--host", "127.0.0.1", "--port", str(port), "--workers", "2"],
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+            env=env,
+        )
         try:
             wait_for(f"http://127.0.0.1:{port}/livez", process)
             yield f"http://127.0.0.1:{port}", process
-        finally: process.send_signal(signal.SIGTERM); process.wait(30)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(30)
 
 
-OTHERS = {"same answer, FastAPI and pydantic, uvicorn": ("uvicorn", "benchmarks.serving_apps:fastapi", "--factory", "--log-level", "warning", "--loop", "uvloop", "--http", "httptools"),
-          "same answer, plain ASGI and msgspec, uvicorn": ("uvicorn", "benchmarks.serving_apps:plain", "--log-level", "warning", "--loop", "uvloop", "--http", "httptools", "--no-access-log"),
-          "same answer, plain ASGI and msgspec, Granian": ("granian", "benchmarks.serving_apps:plain", "--interface", "asgi", "--log-level", "warning", "--loop", "uvloop")}
+OTHERS = {
+    "same answer, FastAPI and pydantic, uvicorn": (
+        "uvicorn",
+        "benchmarks.serving_apps:fastapi",
+        "--factory",
+        "--log-level",
+        "warning",
+        "--loop",
+        "uvloop",
+        "--http",
+        "httptools",
+    ),
+    "same answer, plain ASGI and msgspec, uvicorn": (
+        "uvicorn",
+        "benchmarks.serving_apps:plain",
+        "--log-level",
+        "warning",
+        "--loop",
+        "uvloop",
+        "--http",
+        "httptools",
+        "--no-access-log",
+    ),
+    "same answer, plain ASGI and msgspec, Granian": (
+        "granian",
+        "benchmarks.serving_apps:plain",
+        "--interface",
+        "asgi",
+        "--log-level",
+        "warning",
+        "--loop",
+        "uvloop",
+    ),
+}
 
 
 def servers(seconds=4, rounds=2):
@@ -197,16 +342,25 @@ def servers(seconds=4, rounds=2):
     with tempfile.TemporaryDirectory() as d, ExitStack() as stack:
         bundle = random_bundle(Path(d) / "bundles", 20_000, 54_571, 140_000, 50, "random")
         servers_ = {"model server, lists of 20,000 customers": stack.enter_context(ours(bundle, Path(d), 2))}
-        for n, (name, command) in enumerate(OTHERS.items()): servers_[name] = stack.enter_context(other(command, bundle, Path(d), f"other-{n}"))
-        for server in servers_.values(): wrk(server, True, 8, 2, 20_000)
+        for n, (name, command) in enumerate(OTHERS.items()):
+            servers_[name] = stack.enter_context(other(command, bundle, Path(d), f"other-{n}"))
+        for server in servers_.values():
+            wrk(server, True, 8, 2, 20_000)
         for _ in range(rounds):
-            for name, server in servers_.items(): measured.setdefault((name, 32), []).append(wrk(server, True, 32, seconds, 20_000))
+            for name, server in servers_.items():
+                measured.setdefault((name, 32), []).append(wrk(server, True, 32, seconds, 20_000))
     write("serving", rows_of(measured), on=on)
 
 
 def memory(process):
     "Gigabytes of a server and its workers: proportional shares, so that a page that several map counts once."
-    return sum(p.memory_full_info().pss for p in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]) / 1e9
+    return (
+        sum(
+            p.memory_full_info().pss
+            for p in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        )
+        / 1e9
+    )
 
 
 def whole_shop(seconds=5):
@@ -223,13 +377,26 @@ def whole_shop(seconds=5):
                 start = time.perf_counter()
                 open_bundle(bundle.path, check)
                 taken.append(time.perf_counter() - start)
-            rows.append(row(f"opening, {'every byte hashed' if check == 'full' else 'sizes looked at'}", WHOLE, "seconds", taken, "s"))
+            rows.append(
+                row(
+                    f"opening, {'every byte hashed' if check == 'full' else 'sizes looked at'}",
+                    WHOLE,
+                    "seconds",
+                    taken,
+                    "s",
+                )
+            )
         for workers in (1, 4):
             start = time.perf_counter()
             with ours(bundle, Path(d), workers) as server:
-                rows.append(row(f"until it answers, {workers} workers", WHOLE, "seconds", time.perf_counter() - start, "s"))
+                rows.append(
+                    row(f"until it answers, {workers} workers", WHOLE, "seconds", time.perf_counter() - start, "s")
+                )
                 figures = wrk(server, True, 32, seconds, 1_639_358)
-                rows += [row(f"every list scored, {workers} workers, 32 connections", WHOLE, m, figures[m], unit) for m, unit in METRICS.items()]
+                rows += [
+                    row(f"every list scored, {workers} workers, 32 connections", WHOLE, m, figures[m], unit)
+                    for m, unit in METRICS.items()
+                ]
                 rows.append(row(f"memory under load, {workers} workers", WHOLE, "gigabytes", memory(server[1]), "GB"))
     write("serving", rows, on=on)
 
@@ -239,7 +406,9 @@ PARTS = {"compare": compare, "servers": servers, "whole_shop": whole_shop}
 
 def run(full=False, only=None):
     "The comparison; with `full` also other servers with the same engine, and the whole shop."
-    if shutil.which("wrk") is None: raise GnnEcommerceError("load: expected wrk on the PATH, found none: apt-get install wrk")
+    if shutil.which("wrk") is None:
+        raise GnnEcommerceError("load: expected wrk on the PATH, found none: apt-get install wrk")
     for part in only or (PARTS if full else ["compare"]):
-        if part not in PARTS: raise GnnEcommerceError(f"only: expected {', '.join(PARTS)}, found {part}")
+        if part not in PARTS:
+            raise GnnEcommerceError(f"only: expected {', '.join(PARTS)}, found {part}")
         PARTS[part]()

@@ -1,10 +1,11 @@
 """The model server's commonest answer behind other servers, to see what each costs: FastAPI with pydantic, and a plain ASGI function with msgspec. The bundle is named by GNN_ECOMMERCE_BUNDLE."""
+
 import os
 from typing import Any
 
 from gnn_ecommerce.bundle import open_bundle
-from gnn_ecommerce.engine import Engine
-from gnn_ecommerce.protocol import RecommendRequest, decode
+from gnn_ecommerce.serving.engine import Engine
+from gnn_ecommerce.serving.protocol import RecommendRequest, decode
 
 ENGINE = Engine(open_bundle(os.environ["GNN_ECOMMERCE_BUNDLE"], "sizes"))
 
@@ -16,21 +17,28 @@ def body_of(requests):
 
 async def plain(scope, receive, send):
     "ASGI without a framework."
-    if scope["type"] != "http": return
+    if scope["type"] != "http":
+        return
     parts, more = [], True
     while more:
         message = await receive()
         parts.append(message.get("body", b""))
         more = message.get("more_body", False)
     body = body_of(decode(b"".join(parts), RecommendRequest).requests) if scope["path"] == "/recommend" else b"{}"
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]})
+    await send(
+        {
+            "type": "http.response.start",
+            "status": 200,
+            "headers": [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))],
+        }
+    )
     await send({"type": "http.response.body", "body": body})
 
 
 def fastapi():
     "FastAPI as its documentation has it: models in, models out."
     from fastapi import FastAPI
-    from gnn_ecommerce.protocol import Request
+    from gnn_ecommerce.serving.protocol import Request
     from pydantic import BaseModel
 
     class One(BaseModel):
@@ -64,10 +72,36 @@ def fastapi():
     @app.post("/recommend")
     async def recommend(body: Body) -> Answer:
         found = ENGINE.answer([Request(customer=r.customer, k=r.k) for r in body.requests])
-        rows = [[{"product_id": i.product_id, "rank": i.rank, "score": i.score, "name": i.name, "brand": i.brand, "category": i.category, "price": i.price} for i in ENGINE.items(f)] for f in found]
-        return Answer(model_version=ENGINE.version, results=[Result(customer=f.request.customer, source=f.source, model_version=ENGINE.version, items=[Item(**o) for o in r]) for f, r in zip(found, rows)])
+        rows = [
+            [
+                {
+                    "product_id": i.product_id,
+                    "rank": i.rank,
+                    "score": i.score,
+                    "name": i.name,
+                    "brand": i.brand,
+                    "category": i.category,
+                    "price": i.price,
+                }
+                for i in ENGINE.items(f)
+            ]
+            for f in found
+        ]
+        return Answer(
+            model_version=ENGINE.version,
+            results=[
+                Result(
+                    customer=f.request.customer,
+                    source=f.source,
+                    model_version=ENGINE.version,
+                    items=[Item(**o) for o in r],
+                )
+                for f, r in zip(found, rows)
+            ],
+        )
 
     @app.get("/livez")
-    async def livez(): return {}
+    async def livez():
+        return {}
 
     return app

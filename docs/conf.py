@@ -2,6 +2,7 @@
 
 Built from _proc/, which tools/notebooks.py writes. Nothing is executed and nothing is fetched.
 """
+
 import inspect
 import re
 import sys
@@ -42,7 +43,10 @@ myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist", "at
 myst_heading_anchors = 3
 myst_update_mathjax = False
 html_math_renderer = "mathml"
-suppress_warnings = ["mystnb.unknown_mime_type", "ref.python"]  # a word of a docstring may name two classes: then there is no link
+suppress_warnings = [
+    "mystnb.unknown_mime_type",
+    "ref.python",
+]  # a word of a docstring may name two classes: then there is no link
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
@@ -57,7 +61,9 @@ html_css_files = ["site.css"]
 html_js_files = [("figures.js", {"defer": "defer"})]
 html_favicon = "_static/mark.svg"
 html_show_sourcelink = False
-html_sidebars = {page: [] for page in ("index", "tutorial", "nbs/guides/benchmarks", "design", "changelog", "contributing")}
+html_sidebars = {
+    page: [] for page in ("index", "tutorial", "nbs/guides/benchmarks", "design", "changelog", "contributing")
+}
 html_theme_options = {
     "logo": {"image_light": "_static/mark.svg", "image_dark": "_static/mark.svg", "text": project},
     "navbar_align": "left",
@@ -80,24 +86,36 @@ def rst(text):
 
 def type_name(anno):
     "A type as it is written in the source."
-    if anno in (empty, inspect.Parameter.empty): return ""
+    if anno in (empty, inspect.Parameter.empty):
+        return ""
     text = anno if isinstance(anno, str) else inspect.formatannotation(anno)
-    for long, short in {"pathlib.": "", "numpy.": "np.", "pandas.core.frame.": "pd.", "typing.": "", "gnn_ecommerce.": ""}.items(): text = text.replace(long, short)
+    for long, short in {
+        "pathlib.": "",
+        "numpy.": "np.",
+        "pandas.core.frame.": "pd.",
+        "typing.": "",
+        "gnn_ecommerce.": "",
+    }.items():
+        text = text.replace(long, short)
     return re.sub(r"Literal\[([^]]*)\]", lambda m: m[1].replace(", ", " | "), text)
 
 
 def parameters(obj):
     "A field list of what a function's docments say of its parameters and of what it returns."
     lines = []
-    try: found = docments(obj, full=True)
-    except Exception: return lines
+    try:
+        found = docments(obj, full=True)
+    except Exception:
+        return lines
     for name, doc in found.items():
         text, kind = rst(str(doc.docment or "").replace("\n", " ")), type_name(doc.anno)
-        if name in ("self", "cls") or not (text or kind) or (name, text, kind) == ("return", "", "None"): continue
+        if name in ("self", "cls") or not (text or kind) or (name, text, kind) == ("return", "", "None"):
+            continue
         if name == "return":
             lines += [f":returns: {text}"] * bool(text) + [f":rtype: {rst(kind)}"] * bool(kind)
             continue
-        if doc.default not in (empty, inspect.Parameter.empty): text += f" (default ``{doc.default!r}``)" if len(repr(doc.default)) < 60 else ""
+        if doc.default not in (empty, inspect.Parameter.empty):
+            text += f" (default ``{doc.default!r}``)" if len(repr(doc.default)) < 60 else ""
         lines += [f":param {name}: {text}"] + [f":type {name}: {rst(kind)}"] * bool(kind)
     return lines
 
@@ -106,22 +124,30 @@ def fields(cls):
     "A field list of a settings class: key, type, default, meaning."
     lines = []
     for name, field in cls.model_fields.items():
-        if name in getattr(cls.__base__, "model_fields", ()): continue
+        if name in getattr(cls.__base__, "model_fields", ()):
+            continue
         default = "" if field.is_required() else f" (default ``{field.default!r}``)"
-        lines += [f":param {name}: {rst(field.description or '')}{default}", f":type {name}: {rst(type_name(field.annotation))}"]
+        lines += [
+            f":param {name}: {rst(field.description or '')}{default}",
+            f":type {name}: {rst(type_name(field.annotation))}",
+        ]
     return lines
 
 
 def process_docstring(app, what, name, obj, options, lines):
     body = [rst(line) for line in lines]
-    if what == "class" and issubclass(obj, BaseModel): body = [*body, "", *fields(obj)]
-    elif what == "class": body = [*body, "", *parameters(obj if is_dataclass(obj) else obj.__init__)]
-    elif what in ("function", "method"): body = [*body, "", *parameters(obj)]
+    if what == "class" and issubclass(obj, BaseModel):
+        body = [*body, "", *fields(obj)]
+    elif what == "class":
+        body = [*body, "", *parameters(obj if is_dataclass(obj) else obj.__init__)]
+    elif what in ("function", "method"):
+        body = [*body, "", *parameters(obj)]
     lines[:] = [*body, ""]
 
 
 def process_signature(app, what, name, obj, options, signature, returns):
-    if what == "class" and issubclass(obj, BaseModel): return "", None
+    if what == "class" and issubclass(obj, BaseModel):
+        return "", None
     return None
 
 
@@ -132,8 +158,10 @@ TEX = {r"\\dots\b": r"\\ldots", r"\\[bB]ig(?![a-zA-Z])": ""}
 def mathml(self, node):
     "A formula as MathML, which browsers draw themselves: no script, no network."
     tex, block = node.astext(), isinstance(node, nodes.math_block)
-    for old, new in TEX.items(): tex = re.sub(old, new, tex)
-    try: html = tex2mathml(tex, as_block=block)
+    for old, new in TEX.items():
+        tex = re.sub(old, new, tex)
+    try:
+        html = tex2mathml(tex, as_block=block)
     except MathError as err:
         logging.getLogger(__name__).warning("%s: %s", err, tex, location=node)
         html = f"<code>{self.encode(tex)}</code>"

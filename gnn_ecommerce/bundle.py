@@ -18,21 +18,23 @@ from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from .catalogue import Catalogue, choose_content_weight, split_sessions
-from .checkpoint import git_commit, library_versions, load_model
-from .core import (ArtifactError, IdMap, ProjectPaths, StageSettings, UnknownIdError, file_hash, load_settings, progress, read_json,
-                                read_table, resolve_params, rng, write_json)
-from .evaluation import ranking_metrics
-from .event_profile import Profile
-from .fold_in import EdgeRule, History, Scorer, scoring_arrays
-from .graph import InteractionGraph, pairs_csr
-from .recommender import Popular
+from .models.catalogue import Catalogue, choose_content_weight, split_sessions
+from .models.checkpoint import git_commit, library_versions, load_model
+from gnn_ecommerce.core import (
+    ArtifactError, IdMap, ProjectPaths, StageSettings, UnknownIdError, file_hash, load_settings, progress, project_root,
+    read_json, read_table, resolve_params, rng, write_json
+)
+from .ranking.evaluation import ranking_metrics
+from .data.event_profile import Profile
+from .models.fold_in import EdgeRule, History, Scorer, scoring_arrays
+from .graph.interactions import InteractionGraph, pairs_csr
+from .ranking.recommender import Popular
 
 # %% auto #0
 __all__ = ['LISTED', 'SCHEMA', 'MANIFEST', 'BundleSettings', 'map_tensors', 'MappedIds', 'ScaledRows', 'stored', 'as_used',
            'bundle_arrays', 'top_lists', 'write_bundle', 'read_manifest', 'Bundle', 'open_bundle', 'build_bundle',
-           'precision_loss', 'bundle_path', 'bundles', 'pointed', 'read_pointer', 'diff', 'content_weight',
-           'read_sessions', 'data_revisions', 'training_profile', 'prune', 'run_bundle']
+           'precision_loss', 'bundle_path', 'bundles', 'pointed', 'read_pointer', 'locate_bundle', 'newest', 'diff',
+           'content_weight', 'read_sessions', 'data_revisions', 'training_profile', 'prune', 'run_bundle']
 
 # %% ../nbs/07_bundle.ipynb #13c66fff
 #: customers up to whose number lists are ranked in advance where the settings leave it open
@@ -40,17 +42,49 @@ LISTED = 250_000
 
 class BundleSettings(StageSettings):
     "Section `bundle` of params.yaml."
-    lists: int|None = Field(None, ge=0, le=1000, description='products ranked in advance for each known customer; 0: none; null: 50 for up to 250,000 customers, none for more')
-    exclude: Literal['bought', 'seen', 'none'] = Field('bought', description='what of the history those lists leave out; requests that want another are scored')
-    hide: list[Literal['val', 'test']] = Field(['val'], description='splits after training whose purchases count as bought')
-    precision: Literal['fp32', 'fp16', 'int8'] = Field('fp32', description='how embeddings are stored; what the others lose is measured and written into the manifest')
+    lists: int | None = Field(
+        None,
+        ge=0,
+        le=1000,
+        description='products ranked in advance for each known customer; 0: none; null: 50 for up to 250,000 customers, none for more',
+    )
+    exclude: Literal['bought', 'seen', 'none'] = Field(
+        'bought', description='what of the history those lists leave out; requests that want another are scored'
+    )
+    hide: list[Literal['val', 'test']] = Field(
+        ['val'], description='splits after training whose purchases count as bought'
+    )
+    precision: Literal['fp32', 'fp16', 'int8'] = Field(
+        'fp32', description='how embeddings are stored; what the others lose is measured and written into the manifest'
+    )
     check_users: int = Field(2000, ge=1, le=1_000_000, description='customers on whom that is measured')
-    content_weight: float|None = Field(None, ge=0, le=1, description='weight of products similar to the session\'s by category, brand and price; null: chosen on sessions of the validation period')
+    content_weight: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description='weight of products similar to the session\'s by category, brand and price; null: chosen on sessions of the validation period',
+    )
     content_sessions: int = Field(5000, ge=1, le=1_000_000, description='sessions on which it is chosen, at most')
-    keep: int = Field(5, ge=1, le=10_000, description='bundles that are kept; older ones are removed, but for those that a server is told to serve')
+    keep: int = Field(
+        5,
+        ge=1,
+        le=10_000,
+        description='bundles that are kept; older ones are removed, but for those that a server is told to serve',
+    )
 
 # %% ../nbs/07_bundle.ipynb #0eddd6d2
-_TYPES = {'F64': np.float64, 'F32': np.float32, 'F16': np.float16, 'I64': np.int64, 'I32': np.int32, 'I16': np.int16, 'I8': np.int8, 'U8': np.uint8, 'U16': np.uint16, 'BOOL': np.bool_}
+_TYPES = {
+    'F64': np.float64,
+    'F32': np.float32,
+    'F16': np.float16,
+    'I64': np.int64,
+    'I32': np.int32,
+    'I16': np.int16,
+    'I8': np.int8,
+    'U8': np.uint8,
+    'U16': np.uint16,
+    'BOOL': np.bool_,
+}
 
 def map_tensors(
     path: str|Path, # a .safetensors file
@@ -61,25 +95,33 @@ def map_tensors(
         size = path.stat().st_size
         with open(path, 'rb') as f:
             length = int.from_bytes(f.read(8), 'little')
-            if not 2 <= length <= min(size-8, 1 << 26): raise ValueError('no header')
+            if not 2 <= length <= min(size-8, 1 << 26):
+                raise ValueError('no header')
             header = json.loads(f.read(length))
         data = np.memmap(path, np.uint8, 'c', 8+length) if size > 8+length else np.zeros(0, np.uint8)
         return {k: _view(data, **v) for k, v in header.items() if k != '__metadata__'}
-    except FileNotFoundError: raise ArtifactError(f'expected tensors in {path}, found no file: build the bundle again') from None
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as err: raise ArtifactError(f'expected tensors in {path}, found a damaged or foreign file ({err}): build the bundle again') from None
+    except FileNotFoundError:
+        raise ArtifactError(f'expected tensors in {path}, found no file: build the bundle again') from None
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as err:
+        raise ArtifactError(
+            f'expected tensors in {path}, found a damaged or foreign file ({err}): build the bundle again'
+        ) from None
 
 def _view(data: np.ndarray, dtype: str, shape: list, data_offsets: list) -> np.ndarray:
     "One array in the mapped bytes."
     (a, b), kind = data_offsets, np.dtype(_TYPES[dtype])
-    if not 0 <= a <= b <= len(data) or b-a != kind.itemsize*int(np.prod(shape, dtype=np.int64)): raise ValueError('offsets and shapes that do not fit the file')
+    if not 0 <= a <= b <= len(data) or b-a != kind.itemsize*int(np.prod(shape, dtype=np.int64)):
+        raise ValueError('offsets and shapes that do not fit the file')
     return np.asarray(data[a:b]).view(kind).reshape(shape)
 
 # %% ../nbs/07_bundle.ipynb #c2d11f71
 class _Texts:
     "Texts as bytes, one after another."
-    def __init__(self, data: np.ndarray, start: np.ndarray): self.data, self.start = memoryview(data), start
+    def __init__(self, data: np.ndarray, start: np.ndarray):
+        self.data, self.start = memoryview(data), start
     def __len__(self): return len(self.start)-1
-    def __getitem__(self, i): return bytes(self.data[self.start[i]:self.start[i+1]])
+    def __getitem__(self, i):
+        return bytes(self.data[self.start[i]:self.start[i+1]])
 
 class MappedIds:
     "Ids <-> indices 0..n-1 as `IdMap`, over arrays that may be memory-mapped."
@@ -95,16 +137,21 @@ class MappedIds:
         "An id map as arrays."
         if not ids.is_text: return {f'{prefix}.ids': ids.ids}
         parts = [o.encode() for o in ids.ids]
-        return {f'{prefix}.bytes': np.frombuffer(b''.join(parts), np.uint8), f'{prefix}.start': np.concatenate([[0], np.cumsum([len(p) for p in parts])]).astype(np.int64)}
+        return {
+            f'{prefix}.bytes': np.frombuffer(b''.join(parts), np.uint8),
+            f'{prefix}.start': np.concatenate([[0], np.cumsum([len(p) for p in parts])]).astype(np.int64),
+        }
 
     @property
     def is_text(self) -> bool: return self.texts is not None
     def __len__(self): return len(self.texts if self.is_text else self.values)
-    def __repr__(self): return f'MappedIds({len(self)} {"texts" if self.is_text else "integers"})'
+    def __repr__(self):
+        return f'MappedIds({len(self)} {"texts" if self.is_text else "integers"})'
 
     def find(self, id: Any) -> int:
         "Index of one id, -1 where it is not known."
-        if isinstance(id, str) != self.is_text or isinstance(id, bool) or not isinstance(id, (str, int, np.integer)): return -1
+        if isinstance(id, str) != self.is_text or isinstance(id, bool) or not isinstance(id, (str, int, np.integer)):
+            return -1
         if self.is_text:
             try: id = id.encode()
             except UnicodeEncodeError: return -1
@@ -127,8 +174,15 @@ def encode(self: MappedIds,
     "Indices of ids. Raises `UnknownIdError`, unless `unknown='mask'`."
     ids = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
     at_once = not self.is_text and len(self) and all(type(o) is int and -2**63 <= o < 2**63 for o in ids)
-    index = self._find_integers(np.array(ids, np.int64)) if at_once else np.fromiter((self.find(o) for o in ids), np.int32, len(ids))
-    if unknown == 'raise' and (index < 0).any(): raise UnknownIdError(f'expected ids among the {len(self)} known ones, found {int((index < 0).sum())} unknown, such as {ids[int(np.argmax(index < 0))]!r}')
+    index = (
+        self._find_integers(np.array(ids, np.int64))
+        if at_once
+        else np.fromiter((self.find(o) for o in ids), np.int32, len(ids))
+    )
+    if unknown == 'raise' and (index < 0).any():
+        raise UnknownIdError(
+            f'expected ids among the {len(self)} known ones, found {int((index < 0).sum())} unknown, such as {ids[int(np.argmax(index < 0))]!r}'
+        )
     return index
 
 @patch
@@ -140,7 +194,8 @@ def _find_integers(self: MappedIds, ids: np.ndarray) -> np.ndarray: # int32 (n,)
 def decode(self: MappedIds, index: Iterable[int]) -> np.ndarray:
     "Ids of indices."
     index = np.asarray(index, np.int64)
-    if self.is_text: return np.array([self.id(i) for i in index.ravel()], object).reshape(index.shape)
+    if self.is_text:
+        return np.array([self.id(i) for i in index.ravel()], object).reshape(index.shape)
     return self.values[index]
 
 @patch(as_prop=True)
@@ -149,9 +204,11 @@ def ids(self: MappedIds) -> np.ndarray: return self.decode(np.arange(len(self)))
 # %% ../nbs/07_bundle.ipynb #70a598c3
 class ScaledRows:
     "An int8 table with a scale for each row; rows come as float32."
-    def __init__(self, values: np.ndarray, scale: np.ndarray): self.values, self.scale, self.shape = values, scale, values.shape
+    def __init__(self, values: np.ndarray, scale: np.ndarray):
+        self.values, self.scale, self.shape = values, scale, values.shape
     def __len__(self): return len(self.values)
-    def __getitem__(self, rows): return self.values[rows].astype(np.float32)*self.scale[rows][..., None]
+    def __getitem__(self, rows):
+        return self.values[rows].astype(np.float32)*self.scale[rows][..., None]
 
 def stored(
     name: str,         # of the table
@@ -162,7 +219,10 @@ def stored(
     if precision == 'fp32': return {name: table}
     if precision == 'fp16': return {name: table.astype(np.float16)}
     scale = np.abs(table).max(1)/127
-    return {name: np.rint(table/np.where(scale > 0, scale, 1)[:, None]).astype(np.int8), f'{name}.scale': scale.astype(np.float32)}
+    return {
+        name: np.rint(table / np.where(scale > 0, scale, 1)[:, None]).astype(np.int8),
+        f'{name}.scale': scale.astype(np.float32),
+    }
 
 def as_used(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     "Stored tables as a `Scorer` takes them: items' as float32, customers' as they are, converted row by row when they are asked for."
@@ -186,12 +246,21 @@ def bundle_arrays(
     arrays, facts = scored or scoring_arrays(graph, tensors, scoring, rule.weights)
     arrays = dict(arrays)
     small = {}
-    for name in ('user_embedding', 'item_embedding', 'fold'): small |= stored(name, arrays.pop(name), precision)
+    for name in ('user_embedding', 'item_embedding', 'fold'):
+        small |= stored(name, arrays.pop(name), precision)
     hidden = sp.csr_array((graph.n_users, graph.n_items), dtype=bool) if hidden is None else hidden
     def user_side(k): return k.startswith(('user_', 'history.'))
     both = small | arrays
-    users = {k: v for k, v in both.items() if user_side(k)} | {'hidden.indptr': hidden.indptr.astype(np.int64), 'hidden.items': hidden.indices.astype(np.int32)} | MappedIds.arrays_of(graph.user_ids, 'users')
-    items = MappedIds.arrays_of(graph.item_ids, 'items') | {'popularity': Popular().fit(graph).popularity} | {f'catalogue.{k}': v for k, v in Catalogue.from_graph(graph).to_arrays().items()}
+    users = (
+        {k: v for k, v in both.items() if user_side(k)}
+        | {'hidden.indptr': hidden.indptr.astype(np.int64), 'hidden.items': hidden.indices.astype(np.int32)}
+        | MappedIds.arrays_of(graph.user_ids, 'users')
+    )
+    items = (
+        MappedIds.arrays_of(graph.item_ids, 'items')
+        | {'popularity': Popular().fit(graph).popularity}
+        | {f'catalogue.{k}': v for k, v in Catalogue.from_graph(graph).to_arrays().items()}
+    )
     return {'model': {k: v for k, v in both.items() if not user_side(k)}, 'users': users, 'items': items}, facts
 
 def top_lists(
@@ -225,14 +294,23 @@ def write_bundle(
     folder.mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(prefix='.new-', dir=folder))
     try:
-        for name, arrays in files.items(): _save(arrays, tmp/f'{name}.safetensors')
+        for name, arrays in files.items():
+            _save(arrays, tmp/f'{name}.safetensors')
         listed = {f.name: dict(sha256=file_hash(f), size=f.stat().st_size) for f in sorted(tmp.iterdir())}
-        manifest = json.loads(json.dumps({'kind': 'bundle', 'schema': SCHEMA, **about, 'files': listed}, allow_nan=False))
+        manifest = json.loads(
+            json.dumps({'kind': 'bundle', 'schema': SCHEMA, **about, 'files': listed}, allow_nan=False)
+        )
         path = folder/_name(manifest)
-        write_json({'bundle': path.name, 'created': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), **manifest}, tmp/MANIFEST)
+        write_json(
+            {'bundle': path.name, 'created': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), **manifest},
+            tmp / MANIFEST,
+        )
         _put(tmp, path)
     except OSError as err:
-        if err.errno in (28, 122): raise ArtifactError(f'expected room for a bundle in {folder}, found {err.strerror}: free some space and run again') from err
+        if err.errno in (28, 122):
+            raise ArtifactError(
+                f'expected room for a bundle in {folder}, found {err.strerror}: free some space and run again'
+            ) from err
         raise
     finally: shutil.rmtree(tmp, ignore_errors=True)
     return path
@@ -240,9 +318,11 @@ def write_bundle(
 # %% ../nbs/07_bundle.ipynb #113e082f
 def _save(arrays: dict[str, np.ndarray], path: Path):
     "Arrays to a file that reached the disk."
-    try: save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, path)
+    try:
+        save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, path)
     except SafetensorError as err:
-        if any(s in str(err) for s in ('os error 28', 'os error 122', 'No space left', 'quota')): raise OSError(28, 'No space left on device') from err
+        if any(s in str(err) for s in ('os error 28', 'os error 122', 'No space left', 'quota')):
+            raise OSError(28, 'No space left on device') from err
         raise
     _fsync(path)
 
@@ -269,22 +349,48 @@ def read_manifest(
     "The manifest, checked against the files. Raises `ArtifactError` that says what is wrong."
     path = Path(path)
     try: manifest = json.loads((path/MANIFEST).read_text(encoding='utf8'))
-    except FileNotFoundError: raise ArtifactError(f'expected a bundle in {path.name}, found no {MANIFEST}: build one with `dvc repro bundle`') from None
-    except (ValueError, OSError) as err: raise ArtifactError(f'expected a bundle in {path.name}, found a damaged {MANIFEST} ({err})') from None
-    if not isinstance(manifest, dict) or manifest.get('kind') != 'bundle' or not isinstance(manifest.get('schema'), int): raise ArtifactError(f'expected a bundle in {path.name}, found a foreign {MANIFEST}')
-    if manifest['schema'] > SCHEMA: raise ArtifactError(f'expected a bundle of schema {SCHEMA} or lower in {path.name}, found {manifest["schema"]}: it was made by a newer gnn_ecommerce; update this one')
-    try: fits = _name(manifest) == manifest.get('bundle') and set(manifest['files']) == {f'{f}.safetensors' for f in ('model', 'users', 'items')}
+    except FileNotFoundError:
+        raise ArtifactError(
+            f'expected a bundle in {path.name}, found no {MANIFEST}: build one with `dvc repro bundle`'
+        ) from None
+    except (ValueError, OSError) as err:
+        raise ArtifactError(f'expected a bundle in {path.name}, found a damaged {MANIFEST} ({err})') from None
+    if (
+        not isinstance(manifest, dict)
+        or manifest.get('kind') != 'bundle'
+        or not isinstance(manifest.get('schema'), int)
+    ):
+        raise ArtifactError(f'expected a bundle in {path.name}, found a foreign {MANIFEST}')
+    if manifest['schema'] > SCHEMA:
+        raise ArtifactError(
+            f'expected a bundle of schema {SCHEMA} or lower in {path.name}, found {manifest["schema"]}: it was made by a newer gnn_ecommerce; update this one'
+        )
+    try:
+        fits = _name(manifest) == manifest.get('bundle') and set(manifest['files']) == {
+            f'{f}.safetensors' for f in ('model', 'users', 'items')
+        }
     except (KeyError, TypeError, ValueError): fits = False
-    if not fits: raise ArtifactError(f'expected a bundle in {path.name}, found a damaged {MANIFEST}: it has not the hash that it names')
-    for name, facts in manifest['files'].items(): _check_file(path/name, facts, check)
+    if not fits:
+        raise ArtifactError(
+            f'expected a bundle in {path.name}, found a damaged {MANIFEST}: it has not the hash that it names'
+        )
+    for name, facts in manifest['files'].items():
+        _check_file(path/name, facts, check)
     return manifest
 
 def _check_file(path: Path, facts: dict, check: str):
     "Raise `ArtifactError` unless a file is what the manifest says."
     where = f'{path.parent.name}/{path.name}'
-    if not path.is_file(): raise ArtifactError(f'expected {where}, found no file: copy the bundle again')
-    if path.stat().st_size != facts['size']: raise ArtifactError(f'expected {facts["size"]:,} bytes in {where}, found {path.stat().st_size:,}: it is truncated or still being copied')
-    if check == 'full' and file_hash(path) != facts['sha256']: raise ArtifactError(f'expected sha256 {facts["sha256"][:12]} of {where}, found another: it is damaged; copy the bundle again')
+    if not path.is_file():
+        raise ArtifactError(f'expected {where}, found no file: copy the bundle again')
+    if path.stat().st_size != facts['size']:
+        raise ArtifactError(
+            f'expected {facts["size"]:,} bytes in {where}, found {path.stat().st_size:,}: it is truncated or still being copied'
+        )
+    if check == 'full' and file_hash(path) != facts['sha256']:
+        raise ArtifactError(
+            f'expected sha256 {facts["sha256"][:12]} of {where}, found another: it is damaged; copy the bundle again'
+        )
 
 # %% ../nbs/07_bundle.ipynb #deae9b0b
 @dataclass(frozen=True, eq=False)
@@ -302,19 +408,28 @@ class Bundle:
     def n_users(self) -> int: return self.manifest['n_users']
     @property
     def n_items(self) -> int: return self.manifest['n_items']
-    def __repr__(self): return f'Bundle({self.name}, {self.model_version}, {self.n_users:,} customers, {self.n_items:,} products, {self.size/1e6:,.1f} MB)'
+    def __repr__(self):
+        return f'Bundle({self.name}, {self.model_version}, {self.n_users:,} customers, {self.n_items:,} products, {self.size / 1e6:,.1f} MB)'
     @property
-    def size(self) -> int: return sum(f['size'] for f in self.manifest['files'].values())
+    def size(self) -> int:
+        return sum(f['size'] for f in self.manifest['files'].values())
     @cached_property
     def user_ids(self) -> MappedIds: return MappedIds(self.arrays, 'users')
     @cached_property
     def item_ids(self) -> MappedIds: return MappedIds(self.arrays, 'items')
     @cached_property
-    def catalogue(self) -> Catalogue: return Catalogue.from_arrays({k.removeprefix('catalogue.'): v for k, v in self.arrays.items() if k.startswith('catalogue.')}, self.item_ids)
+    def catalogue(self) -> Catalogue:
+        return Catalogue.from_arrays(
+            {k.removeprefix('catalogue.'): v for k, v in self.arrays.items() if k.startswith('catalogue.')},
+            self.item_ids,
+        )
     @cached_property
-    def rule(self) -> EdgeRule: return EdgeRule(self.manifest['scheme'], self.manifest['event_weights'])
+    def rule(self) -> EdgeRule:
+        return EdgeRule(self.manifest['scheme'], self.manifest['event_weights'])
     @cached_property
-    def popularity(self) -> np.ndarray: return self.arrays['popularity'] # float32 (n_items,)
+    # float32 (n_items,)
+    def popularity(self) -> np.ndarray:
+        return self.arrays['popularity']
     @cached_property
     def lists(self) -> tuple[np.ndarray, np.ndarray]|None: # items int32 (n_users, k), scores float32 (n_users, k)
         return (self.arrays['lists.items'], self.arrays['lists.scores']) if 'lists.items' in self.arrays else None
@@ -331,7 +446,9 @@ class Bundle:
         ptr, items = self.arrays['hidden.indptr'], self.arrays['hidden.items']
         parts = [items[ptr[u]:ptr[u+1]] for u in users]
         at = np.concatenate([[0], np.cumsum([len(p) for p in parts])]).astype(np.int64)
-        return sp.csr_array((np.ones(at[-1], bool), np.concatenate([*parts, items[:0]]), at), shape=(len(parts), self.n_items))
+        return sp.csr_array(
+            (np.ones(at[-1], bool), np.concatenate([*parts, items[:0]]), at), shape=(len(parts), self.n_items)
+        )
 
 # %% ../nbs/07_bundle.ipynb #3b44cea5
 def open_bundle(
@@ -343,22 +460,35 @@ def open_bundle(
     manifest, arrays = read_manifest(path, check), {}
     for name in manifest['files']: arrays |= map_tensors(path/name)
     wrong = _misfit(arrays, manifest)
-    if wrong: raise ArtifactError(f'expected {wrong} in {path.name}: build the bundle again')
+    if wrong:
+        raise ArtifactError(f'expected {wrong} in {path.name}: build the bundle again')
     return Bundle(path, manifest, arrays)
 
 def _misfit(a: dict[str, np.ndarray], m: dict) -> str|None:
     "What does not fit in a bundle's arrays, or None."
     try: u, i, d, score = m['n_users'], m['n_items'], m['dim'], m['score']
     except KeyError as err: return f'{err} in the manifest, found none'
-    wanted = {'user_embedding': (u, d), 'user_norm': (u,), 'item_embedding': (i, d), 'fold': (i, d), 'history.indptr': (u+1,), 'hidden.indptr': (u+1,), 'popularity': (i,)}
+    wanted = {
+        'user_embedding': (u, d),
+        'user_norm': (u,),
+        'item_embedding': (i, d),
+        'fold': (i, d),
+        'history.indptr': (u + 1,),
+        'hidden.indptr': (u + 1,),
+        'popularity': (i,),
+    }
     if score.get('filter') is not None: wanted['filter.indptr'] = (i+1,)
-    if (score.get('filter') or {}).get('recency') and 'history.items' in a: wanted['history.age'] = a['history.items'].shape
+    if (score.get('filter') or {}).get('recency') and 'history.items' in a:
+        wanted['history.age'] = a['history.items'].shape
     for name, shape in wanted.items():
         if name not in a: return f'an array {name}, found none'
-        if a[name].shape != shape: return f'{name} of shape {shape}, found {a[name].shape}'
+        if a[name].shape != shape:
+            return f'{name} of shape {shape}, found {a[name].shape}'
     for side, n in (('users', u), ('items', i)):
-        if f'{side}.ids' not in a and f'{side}.start' not in a: return f'ids of {side}, found none'
-        if len(MappedIds(a, side)) != n: return f'{n} ids of {side}, found {len(MappedIds(a, side))}'
+        if f'{side}.ids' not in a and f'{side}.start' not in a:
+            return f'ids of {side}, found none'
+        if len(MappedIds(a, side)) != n:
+            return f'{n} ids of {side}, found {len(MappedIds(a, side))}'
     return None
 
 # %% ../nbs/07_bundle.ipynb #e2c730cf
@@ -379,13 +509,42 @@ def build_bundle(
     scored = scored or scoring_arrays(graph, tensors, scoring, rule.weights)
     files, facts = bundle_arrays(graph, tensors, scoring, rule, hidden, s.precision, scored)
     flat = {k: v for arrays in files.values() for k, v in arrays.items()}
-    scorer, hidden = Scorer(as_used(flat), facts), sp.csr_array((graph.n_users, graph.n_items), dtype=bool) if hidden is None else hidden
+    scorer, hidden = (
+        Scorer(as_used(flat), facts),
+        sp.csr_array((graph.n_users, graph.n_items), dtype=bool) if hidden is None else hidden,
+    )
     listed = s.lists if s.lists is not None else 50 if graph.n_users <= LISTED else 0
     if listed: files['users'] |= top_lists(scorer, hidden, listed, s.exclude)
     loss = {} if s.precision == 'fp32' else precision_loss(Scorer(*scored), scorer, hidden, valid, s)
-    known = dict(model_version='unnamed', data_hash=graph.hash, dvc=None, git_commit=None, metrics={}, content_weight=s.content_weight or 0.) | about
-    path = write_bundle(folder, files, known | dict(n_users=graph.n_users, n_items=graph.n_items, n_edges=graph.n_edges, dim=flat['item_embedding'].shape[1], score=facts, scheme=rule.scheme, event_weights=rule.weights,
-                        lists=dict(k=listed, exclude=s.exclude), precision=s.precision, precision_loss=loss, versions=library_versions()))
+    known = (
+        dict(
+            model_version='unnamed',
+            data_hash=graph.hash,
+            dvc=None,
+            git_commit=None,
+            metrics={},
+            content_weight=s.content_weight or 0.0,
+        )
+        | about
+    )
+    path = write_bundle(
+        folder,
+        files,
+        known
+        | dict(
+            n_users=graph.n_users,
+            n_items=graph.n_items,
+            n_edges=graph.n_edges,
+            dim=flat['item_embedding'].shape[1],
+            score=facts,
+            scheme=rule.scheme,
+            event_weights=rule.weights,
+            lists=dict(k=listed, exclude=s.exclude),
+            precision=s.precision,
+            precision_loss=loss,
+            versions=library_versions(),
+        ),
+    )
     return open_bundle(path)
 
 def precision_loss(
@@ -396,10 +555,24 @@ def precision_loss(
     k: int = 20,
 ) -> dict: # same@k: part of the lists that is the same; recall@k of both, and recall_loss
     "What a smaller form costs, on a sample of the customers."
-    able = np.flatnonzero(np.diff(valid.indptr)) if valid is not None and valid.nnz else np.flatnonzero(np.diff(exact.history.indptr))
+    able = (
+        np.flatnonzero(np.diff(valid.indptr))
+        if valid is not None and valid.nnz
+        else np.flatnonzero(np.diff(exact.history.indptr))
+    )
     users = np.sort(rng(settings.seed, 'precision').choice(able, min(len(able), settings.check_users), replace=False))
     lists = [s.recommend(users, k, settings.exclude) for s in (exact, small)]
-    out = {'customers': len(users), f'same@{k}': float(np.mean([len(np.intersect1d(a[a >= 0], b[b >= 0]))/max((a >= 0).sum(), 1) for a, b in zip(lists[0][0], lists[1][0])]))}
+    out = {
+        'customers': len(users),
+        f'same@{k}': float(
+            np.mean(
+                [
+                    len(np.intersect1d(a[a >= 0], b[b >= 0])) / max((a >= 0).sum(), 1)
+                    for a, b in zip(lists[0][0], lists[1][0])
+                ]
+            )
+        ),
+    }
     if valid is None or not valid.nnz: return out
     recall = [float(ranking_metrics(l[0], valid[users], [k])[f'recall@{k}'].mean()) for l in lists]
     return out | {f'recall@{k} fp32': recall[0], f'recall@{k}': recall[1], 'recall_loss': recall[0]-recall[1]}
@@ -411,9 +584,11 @@ def bundle_path(
 ) -> Path:
     "The folder of a bundle of that name. Raises `ArtifactError` for what is no name, or leads elsewhere."
     folder = Path(folder)
-    if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9_-]{0,63}', name): raise ArtifactError(f'bundle: expected a name such as 0123456789abcdef, found {name[:80]!r}')
+    if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9_-]{0,63}', name):
+        raise ArtifactError(f'bundle: expected a name such as 0123456789abcdef, found {name[:80]!r}')
     path = folder/name
-    if not path.is_dir() or path.resolve().parent != folder.resolve(): raise ArtifactError(f'bundle: expected one of the bundles in {folder.name}, found no {name!r}')
+    if not path.is_dir() or path.resolve().parent != folder.resolve():
+        raise ArtifactError(f'bundle: expected one of the bundles in {folder.name}, found no {name!r}')
     return path
 
 def bundles(
@@ -424,7 +599,12 @@ def bundles(
     for path in Path(folder).glob(f'[!.]*/{MANIFEST}'):
         try: manifest = json.loads(path.read_text(encoding='utf8'))
         except (ValueError, OSError): continue
-        if isinstance(manifest, dict) and manifest.get('kind') == 'bundle' and manifest.get('bundle') == path.parent.name: found.append(manifest)
+        if (
+            isinstance(manifest, dict)
+            and manifest.get('kind') == 'bundle'
+            and manifest.get('bundle') == path.parent.name
+        ):
+            found.append(manifest)
     return sorted(found, key=lambda m: (m.get('created', ''), m['bundle']), reverse=True)
 
 def pointed(
@@ -433,7 +613,13 @@ def pointed(
     share: float = 1., # of the customers; 1: it becomes the active one, 0: the canary ends
 ) -> dict: # the pointer as it shall be
     "What servers are told when a bundle is activated."
-    if share >= 1: return dict(active=name, canary=None, share=0., previous=now.get('active') if name != now.get('active') else now.get('previous'))
+    if share >= 1:
+        return dict(
+            active=name,
+            canary=None,
+            share=0.0,
+            previous=now.get('active') if name != now.get('active') else now.get('previous'),
+        )
     return dict(active=now.get('active'), canary=name if share > 0 else None, share=share, previous=now.get('previous'))
 
 def read_pointer(
@@ -442,13 +628,40 @@ def read_pointer(
     "What servers are told to serve. Raises `ArtifactError` if it is no pointer."
     try: found = json.loads(Path(path).read_text(encoding='utf8'))
     except FileNotFoundError: return None
-    except (ValueError, OSError) as err: raise ArtifactError(f'expected a pointer in {path}, found {err}') from None
-    if not isinstance(found, dict) or not isinstance(found.get('active'), str): raise ArtifactError(f'expected {{"active": ...}} in {path}, found something else')
+    except (ValueError, OSError) as err:
+        raise ArtifactError(f'expected a pointer in {path}, found {err}') from None
+    if not isinstance(found, dict) or not isinstance(found.get('active'), str):
+        raise ArtifactError(f'expected {{"active": ...}} in {path}, found something else')
     share = found.get('share', 0.)
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1: raise ArtifactError(f'expected a share between 0 and 1 in {path}, found {share!r}')
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+        raise ArtifactError(f'expected a share between 0 and 1 in {path}, found {share!r}')
     texts = {k: found.get(k) for k in ('canary', 'previous')}
-    if any(v is not None and not isinstance(v, str) for v in texts.values()): raise ArtifactError(f'expected names of bundles in {path}, found {texts}')
+    if any(v is not None and not isinstance(v, str) for v in texts.values()):
+        raise ArtifactError(f'expected names of bundles in {path}, found {texts}')
     return dict(active=found['active'], share=float(share), **texts)
+
+# %% ../nbs/07_bundle.ipynb #f1nd0002
+def locate_bundle(
+    given: str|None,   # path or name of a bundle; None: the pointer's, or the newest of the project
+    folder: str|Path|None = None, # where bundles are; by default the project's
+) -> tuple[Path, str|None]: # folder, name; None where the pointer says what is served
+    "Which bundle is meant. Raises `ArtifactError` where there is none."
+    if given is not None and ('/' in given or Path(given).is_dir()):
+        path = Path(given).resolve()
+        if not (path/'manifest.json').is_file():
+            raise ArtifactError(f'bundle: expected a folder with a manifest.json, found none in {path}')
+        return path.parent, path.name
+    folder = Path(folder).resolve() if folder is not None else ProjectPaths(project_root()).bundles
+    return folder, given
+
+def newest(folder: Path) -> str:
+    "The newest bundle, as stage `bundle` has left it."
+    try:
+        return json.loads((folder/'latest.json').read_text(encoding='utf8'))['bundle']
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ArtifactError(
+            f'expected bundles in {folder}, found no latest.json: run `make demo`, or `dvc repro bundle`'
+        ) from None
 
 # %% ../nbs/07_bundle.ipynb #42e5ed11
 def diff(
@@ -461,14 +674,37 @@ def diff(
         x, y = (set(getattr(o, f'{side}_ids').ids.tolist()) for o in (a, b))
         return dict(before=len(x), after=len(y), gone=len(x-y), new=len(y-x)), sorted(x & y)
     (users, both), (items, _) = change('user'), change('item')
-    keys = ('model_version', 'data_hash', 'git_commit', 'dvc', 'scheme', 'event_weights', 'score', 'lists', 'precision', 'content_weight', 'dim', 'schema')
-    metrics = {m: [o.manifest.get('metrics', {}).get(m) for o in (a, b)] for m in sorted({*a.manifest.get('metrics', {}), *b.manifest.get('metrics', {})})}
-    chosen = [both[i] for i in np.sort(rng(0, 'diff').choice(len(both), min(sample, len(both)), replace=False))] if both else []
-    lists = [[[o.item_ids.id(i) for i in row if i >= 0] for row in o.scorer.recommend(o.user_ids.encode(chosen), k)[0]] if chosen else [] for o in (a, b)]
+    keys = (
+        'model_version', 'data_hash', 'git_commit', 'dvc', 'scheme', 'event_weights', 'score', 'lists', 'precision',
+        'content_weight', 'dim', 'schema'
+    )
+    metrics = {
+        m: [o.manifest.get('metrics', {}).get(m) for o in (a, b)]
+        for m in sorted({*a.manifest.get('metrics', {}), *b.manifest.get('metrics', {})})
+    }
+    chosen = (
+        [both[i] for i in np.sort(rng(0, 'diff').choice(len(both), min(sample, len(both)), replace=False))]
+        if both
+        else []
+    )
+    lists = [
+        [[o.item_ids.id(i) for i in row if i >= 0] for row in o.scorer.recommend(o.user_ids.encode(chosen), k)[0]]
+        if chosen
+        else []
+        for o in (a, b)
+    ]
     same = float(np.mean([len({*x} & {*y})/max(len(x), len(y), 1) for x, y in zip(*lists)])) if chosen else None
     first = float(np.mean([x[:1] == y[:1] for x, y in zip(*lists)])) if chosen else None
-    return dict(before=a.name, after=b.name, users=users, items=items, changed={x: [a.manifest.get(x), b.manifest.get(x)] for x in keys if a.manifest.get(x) != b.manifest.get(x)}, metrics=metrics,
-                bytes=[a.size, b.size], lists=dict(customers=len(chosen), k=k, same=same, same_first=first))
+    return dict(
+        before=a.name,
+        after=b.name,
+        users=users,
+        items=items,
+        changed={x: [a.manifest.get(x), b.manifest.get(x)] for x in keys if a.manifest.get(x) != b.manifest.get(x)},
+        metrics=metrics,
+        bytes=[a.size, b.size],
+        lists=dict(customers=len(chosen), k=k, same=same, same_first=first),
+    )
 
 # %% ../nbs/07_bundle.ipynb #f20f18b4
 def content_weight(
@@ -485,7 +721,18 @@ def content_weight(
     if not len(split): return 0., 0
     def score(baskets):
         b = sp.csr_array(baskets)
-        return scorer.scores(scorer.fold_in(History(b.indptr.astype(np.int64), b.indices.astype(np.int32), b.data.astype(np.float32), np.zeros(b.nnz, bool), np.zeros(b.nnz, np.uint8), scorer.n_items)))
+        return scorer.scores(
+            scorer.fold_in(
+                History(
+                    b.indptr.astype(np.int64),
+                    b.indices.astype(np.int32),
+                    b.data.astype(np.float32),
+                    np.zeros(b.nnz, bool),
+                    np.zeros(b.nnz, np.uint8),
+                    scorer.n_items,
+                )
+            )
+        )
     return choose_content_weight(catalogue, score, split.baskets, split.targets, seed=settings.seed).weight, len(split)
 
 def read_sessions(
@@ -494,7 +741,9 @@ def read_sessions(
 ):
     "Events of the validation period's first sessions."
     import pyarrow.parquet as pq
-    events = pq.read_table(file, columns=['event_time', 'event_type', 'product_id', 'user_session'], filters=[('split', '==', 'val')]).to_pandas()
+    events = pq.read_table(
+        file, columns=['event_time', 'event_type', 'product_id', 'user_session'], filters=[('split', '==', 'val')]
+    ).to_pandas()
     some = events.user_session.dropna().drop_duplicates().head(n)
     return events[events.user_session.isin(some)]
 
@@ -506,7 +755,11 @@ def data_revisions(
     import yaml
     try: lock = yaml.safe_load((root/'dvc.lock').read_text(encoding='utf8'))
     except (OSError, yaml.YAMLError): return None
-    wanted = ('data/processed/train_events.parquet', 'data/processed/graph', 'model-checkpoints/lightgcn/model.safetensors')
+    wanted = (
+        'data/processed/train_events.parquet',
+        'data/processed/graph',
+        'model-checkpoints/lightgcn/model.safetensors',
+    )
     outs = {o['path']: o.get('md5') for stage in (lock or {}).get('stages', {}).values() for o in stage.get('outs', ())}
     return {p: outs[p] for p in wanted if p in outs} or None
 
@@ -514,7 +767,11 @@ def training_profile(
     paths: ProjectPaths,
 ) -> dict|None: # for the manifest; None where a project has no training events
     "What the training events looked like, so that monitoring can compare live ones with them."
-    return Profile.from_training(paths.processed).to_dict() if (paths.processed/'train_events.parquet').is_file() else None
+    return (
+        Profile.from_training(paths.processed).to_dict()
+        if (paths.processed / 'train_events.parquet').is_file()
+        else None
+    )
 
 def prune(
     folder: Path,  # where bundles are
@@ -525,7 +782,11 @@ def prune(
     "Remove old bundles."
     try: served = read_pointer(pointer) or {}
     except ArtifactError: return []
-    old = [m['bundle'] for m in bundles(folder)[keep:] if m['bundle'] not in (also, served.get('active'), served.get('canary'), served.get('previous'))]
+    old = [
+        m['bundle']
+        for m in bundles(folder)[keep:]
+        if m['bundle'] not in (also, served.get('active'), served.get('canary'), served.get('previous'))
+    ]
     for name in old: shutil.rmtree(folder/name)
     return old
 
@@ -538,19 +799,57 @@ def run_bundle(
     paths = ProjectPaths(resolve_params(params).parent)
     graph = InteractionGraph.load(paths.graph)
     tensors, metadata = load_model(paths.checkpoints)
-    if metadata['graph_hash'] != graph.hash: raise ArtifactError(f'expected a checkpoint of this graph (hash {graph.hash[:12]}), found one of another ({metadata["graph_hash"][:12]}): run `dvc repro training`')
+    if metadata['graph_hash'] != graph.hash:
+        raise ArtifactError(
+            f'expected a checkpoint of this graph (hash {graph.hash[:12]}), found one of another ({metadata["graph_hash"][:12]}): run `dvc repro training`'
+        )
     built = read_json(paths.graph/'graph.json', 'graph_build').get('settings', {})
     rule = EdgeRule(graph.scheme, built.get('weights'))
-    splits = {name: graph.encode_pairs(read_table(paths.processed/f'{name}.parquet', 'targets', 'data_prep', ['user_id', 'product_id']))[0] for name in {'val', *s.hide}}
+    splits = {
+        name: graph.encode_pairs(
+            read_table(paths.processed / f'{name}.parquet', 'targets', 'data_prep', ['user_id', 'product_id'])
+        )[0]
+        for name in {'val', *s.hide}
+    }
     hidden = sum((splits[h].astype(bool) for h in s.hide[1:]), splits[s.hide[0]]).astype(bool) if s.hide else None
     scored = scoring_arrays(graph, tensors, metadata['scoring'], rule.weights)
     weight, sessions = content_weight(paths, Scorer(*scored), Catalogue.from_graph(graph), rule, s)
     folder = paths.bundles
-    made = build_bundle(folder, graph, tensors, metadata['scoring'], s, hidden, rule, splits['val'], scored, model_version=metadata['model_version'], dvc=data_revisions(paths.root), git_commit=git_commit(paths.root),
-                        metrics={f'val_{k}': v for k, v in metadata['metrics'].items()}, content_weight=weight, content_sessions=sessions, epoch=metadata['best_epoch'], event_profile=training_profile(paths))
+    made = build_bundle(
+        folder,
+        graph,
+        tensors,
+        metadata['scoring'],
+        s,
+        hidden,
+        rule,
+        splits['val'],
+        scored,
+        model_version=metadata['model_version'],
+        dvc=data_revisions(paths.root),
+        git_commit=git_commit(paths.root),
+        metrics={f'val_{k}': v for k, v in metadata['metrics'].items()},
+        content_weight=weight,
+        content_sessions=sessions,
+        epoch=metadata['best_epoch'],
+        event_profile=training_profile(paths),
+    )
     write_json({'bundle': made.name}, folder/'latest.json')
     gone = prune(folder, paths.serving/'active.json', s.keep, made.name)
     loss = made.manifest['precision_loss']
-    write_json({'bytes': made.size, 'seconds': time.perf_counter()-start, 'content_weight': weight, 'n_users': made.n_users, 'n_items': made.n_items} | {k.replace(' ', '_'): v for k, v in loss.items()}, paths.report('bundle')/'metrics.json')
-    print(f'{made} -> {made.path.relative_to(paths.root)}\nlists of {made.manifest["lists"]["k"]}, {s.precision}, content weight {weight:g} ({sessions:,} sessions)'+(f'; removed {", ".join(gone)}' if gone else ''))
+    write_json(
+        {
+            'bytes': made.size,
+            'seconds': time.perf_counter() - start,
+            'content_weight': weight,
+            'n_users': made.n_users,
+            'n_items': made.n_items,
+        }
+        | {k.replace(' ', '_'): v for k, v in loss.items()},
+        paths.report('bundle') / 'metrics.json',
+    )
+    print(
+        f'{made} -> {made.path.relative_to(paths.root)}\nlists of {made.manifest["lists"]["k"]}, {s.precision}, content weight {weight:g} ({sessions:,} sessions)'
+        + (f'; removed {", ".join(gone)}' if gone else '')
+    )
     return made

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SECTIONS', 'STAGES', 'SIDE_STAGES', 'MARK_KEY', 'LAYOUT', 'TINY', 'GnnEcommerceError', 'SettingsError',
-           'ArtifactError', 'DataError', 'UnknownIdError', 'project_root', 'ProjectPaths', 'StageSettings',
-           'parse_section', 'resolve_params', 'read_params', 'load_settings', 'atomic_path', 'table_mark',
-           'write_table', 'check_table', 'read_table', 'write_json', 'read_json', 'file_hash', 'array_hash', 'IdMap',
-           'rng', 'seed_everything', 'progress', 'available_memory', 'check_memory', 'merge_params', 'example_project',
-           'run_stage']
+           'ArtifactError', 'DataError', 'UnknownIdError', 'expected', 'project_root', 'ProjectPaths', 'StageSettings',
+           'stage_module', 'parse_section', 'resolve_params', 'read_params', 'load_settings', 'atomic_path',
+           'table_mark', 'write_table', 'check_table', 'read_table', 'write_json', 'read_json', 'file_hash',
+           'array_hash', 'IdMap', 'rng', 'seed_everything', 'progress', 'available_memory', 'check_memory',
+           'merge_params', 'example_project', 'run_stage']
 
 # %% ../nbs/00_core.ipynb #556a92be
 import contextlib, difflib, hashlib, importlib, json, os, random, shutil, sys, tempfile, time
@@ -41,12 +41,23 @@ class UnknownIdError(GnnEcommerceError, KeyError):
     "An id that the id map does not hold."
     def __str__(self): return str(self.args[0]) if self.args else ''
 
+# %% ../nbs/00_core.ipynb #exp00001
+def expected(
+    where: str,    # what is wrong: a key, a file, an argument
+    what: str,     # what it should be
+    found: object, # what it is; text is shown as it stands, so pass `repr` of a value
+    fix: str = '', # what to do about it
+) -> str: # 'where: expected what, found found: fix'
+    "Write an error message that says what was expected, what was found and what to do."
+    return f'{where}: expected {what}, found {found}' + (f': {fix}' if fix else '')
+
 # %% ../nbs/00_core.ipynb #6a304613
 def project_root(
     start: str|Path|None = None, # folder to start from; the current one by default
 ) -> Path: # nearest folder at or above `start` that holds params.yaml
     "The project's folder, whichever folder inside it the caller runs in. Raises `ArtifactError` outside of a project."
-    if start is None and os.environ.get('GNN_ECOMMERCE_ROOT'): return Path(os.environ['GNN_ECOMMERCE_ROOT']).resolve()
+    if start is None and os.environ.get('GNN_ECOMMERCE_ROOT'):
+        return Path(os.environ['GNN_ECOMMERCE_ROOT']).resolve()
     start = Path(start or '.').resolve()
     for folder in (start, *start.parents):
         if (folder/'params.yaml').is_file(): return folder
@@ -90,20 +101,46 @@ class StageSettings(BaseModel):
 #: every top-level name that params.yaml may hold besides `seed`; later stages add theirs here
 SECTIONS = ('sample_data', 'data_prep', 'graph_build', 'training', 'inference', 'explainability', 'bundle', 'tuning')
 
-#: the stages in the order in which they run
-STAGES = ('sample_data', 'data_prep', 'graph_build', 'training', 'inference', 'explainability', 'bundle')
+#: the stages in the order in which they run, each with its module
+STAGES = {
+    'sample_data': 'data.sample_data',
+    'data_prep': 'data_prep',
+    'graph_build': 'graph_build',
+    'training': 'training',
+    'inference': 'inference',
+    'explainability': 'explainability',
+    'bundle': 'bundle',
+}
 
-#: stages that a plain `dvc repro` leaves alone: a command and a DVC file of their own -> the stage that they come after
-SIDE_STAGES = {'tuning': 'data_prep'}
+#: stages that a plain `dvc repro` leaves alone, with a command and a DVC file of their own: module, and the stage before
+SIDE_STAGES = {'tuning': ('run.tuning', 'data_prep')}
+
+def stage_module(stage: str) -> str: # such as 'gnn_ecommerce.run.tuning'
+    "Full name of a stage's module. Raises `SettingsError` for a name that is no stage."
+    if stage not in STAGES and stage not in SIDE_STAGES:
+        raise SettingsError(f'stage: expected one of {", ".join((*STAGES, *SIDE_STAGES))}, found {stage!r}')
+    return f'gnn_ecommerce.{STAGES.get(stage) or SIDE_STAGES[stage][0]}'
 
 # %% ../nbs/00_core.ipynb #a08a8234
 def _expected(e: dict) -> str:
     "What a pydantic error wanted, in words."
     ctx, kind = e.get('ctx', {}), e['type']
-    words = {'float_type': 'a number', 'int_type': 'a whole number', 'string_type': 'text', 'bool_type': 'true or false',
-             'list_type': 'a list', 'dict_type': 'a mapping', 'int_from_float': 'a whole number',
-             'finite_number': 'a finite number'}
-    signs = {'greater_than': ('>', 'gt'), 'greater_than_equal': ('>=', 'ge'), 'less_than': ('<', 'lt'), 'less_than_equal': ('<=', 'le')}
+    words = {
+        'float_type': 'a number',
+        'int_type': 'a whole number',
+        'string_type': 'text',
+        'bool_type': 'true or false',
+        'list_type': 'a list',
+        'dict_type': 'a mapping',
+        'int_from_float': 'a whole number',
+        'finite_number': 'a finite number',
+    }
+    signs = {
+        'greater_than': ('>', 'gt'),
+        'greater_than_equal': ('>=', 'ge'),
+        'less_than': ('<', 'lt'),
+        'less_than_equal': ('<=', 'le'),
+    }
     if kind in words: return words[kind]
     if kind in signs: return f'a value {signs[kind][0]} {ctx[signs[kind][1]]}'
     if kind == 'literal_error': return f'one of {ctx["expected"]}'
@@ -111,7 +148,9 @@ def _expected(e: dict) -> str:
 
 def _is_number(text) -> bool:
     "Is this a text that a person would read as a number?"
-    try: float(text); return isinstance(text, str)
+    try:
+        float(text)
+        return isinstance(text, str)
     except (TypeError, ValueError): return False
 
 def _explain(e: dict, section: str, cls: type[BaseModel]) -> str:
@@ -119,7 +158,13 @@ def _explain(e: dict, section: str, cls: type[BaseModel]) -> str:
     key = '.'.join(str(o) for o in (section, *e['loc']))
     if e['type'] == 'extra_forbidden':
         near = difflib.get_close_matches(str(e['loc'][-1]), cls.model_fields, 1) if len(e['loc']) == 1 else []
-        hint = f'; did you mean {near[0]!r}?' if near else f'; known keys: {", ".join(cls.model_fields)}' if len(e['loc']) == 1 else ''
+        hint = (
+            f'; did you mean {near[0]!r}?'
+            if near
+            else f'; known keys: {", ".join(cls.model_fields)}'
+            if len(e['loc']) == 1
+            else ''
+        )
         return f'{key}: expected no such key, found it{hint}'
     if e['type'] == 'missing': return f'{key}: expected a value, found none'
     found = f'{e["input"]!r} ({"text" if isinstance(e["input"], str) else type(e["input"]).__name__})'
@@ -136,7 +181,8 @@ def parse_section(
     values: dict|None,        # what params.yaml holds
 ) -> StageSettings:
     "Check `values` against `cls`. Raises `SettingsError` that names every wrong key at once."
-    if not isinstance(values or {}, dict): raise SettingsError(f'{section}: expected a mapping of keys to values, found {values!r}')
+    if not isinstance(values or {}, dict):
+        raise SettingsError(f'{section}: expected a mapping of keys to values, found {values!r}')
     try: return cls.model_validate(values or {})
     except ValidationError as err:
         raise SettingsError('\n'.join(_explain(e, section, cls) for e in err.errors())) from None
@@ -147,7 +193,8 @@ class _UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(k, deep=True) for k, _ in node.value]
         for key in keys:
-            if keys.count(key) > 1: raise yaml.YAMLError(f'key {key!r} stands twice{node.start_mark}')
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f'key {key!r} stands twice{node.start_mark}')
         return super().construct_mapping(node, deep)
 
 def resolve_params(params: str|Path = 'params.yaml') -> Path:
@@ -162,15 +209,20 @@ def read_params(
     "Read a params file. Raises `SettingsError` if it is missing, is not YAML or holds an unknown section."
     path = resolve_params(params)
     try: text = path.read_text(encoding='utf8')
-    except OSError as err: raise SettingsError(f'{path.name}: expected a readable file at {path}, found {err.strerror or err}') from None
+    except OSError as err:
+        raise SettingsError(f'{path.name}: expected a readable file at {path}, found {err.strerror or err}') from None
     try: values = yaml.load(text, _UniqueKeys) or {}
-    except yaml.YAMLError as err: raise SettingsError(f'{path.name}: expected YAML, found {err}') from None
-    if not isinstance(values, dict): raise SettingsError(f'{path.name}: expected sections, found {type(values).__name__}')
+    except yaml.YAMLError as err:
+        raise SettingsError(f'{path.name}: expected YAML, found {err}') from None
+    if not isinstance(values, dict):
+        raise SettingsError(f'{path.name}: expected sections, found {type(values).__name__}')
     for key in values:
         if key != 'seed' and key not in SECTIONS:
             near = difflib.get_close_matches(str(key), SECTIONS, 1)
-            raise SettingsError(f'{path.name}: {key}: expected one of seed, {", ".join(SECTIONS)}; found an unknown section'
-                                + (f'; did you mean {near[0]!r}?' if near else ''))
+            raise SettingsError(
+                f'{path.name}: {key}: expected one of seed, {", ".join(SECTIONS)}; found an unknown section'
+                + (f'; did you mean {near[0]!r}?' if near else '')
+            )
     return values
 
 def load_settings(
@@ -182,7 +234,8 @@ def load_settings(
     "One stage's settings from a params file. Raises `SettingsError` with key, expected and found."
     values = read_params(params)
     part = values.get(section)
-    if part is not None and not isinstance(part, dict): raise SettingsError(f'{section}: expected a mapping of keys to values, found {part!r}')
+    if part is not None and not isinstance(part, dict):
+        raise SettingsError(f'{section}: expected a mapping of keys to values, found {part!r}')
     seed = {'seed': values['seed']} if 'seed' in values else {}
     return parse_section(cls, section, {**seed, **(part or {}), **overrides})
 
@@ -204,10 +257,15 @@ def atomic_path(
     try:
         yield tmp
         if tmp.is_dir(): _replace_folder(tmp, path)
-        else: _fsync(tmp); os.replace(tmp, path)
+        else:
+            _fsync(tmp)
+            os.replace(tmp, path)
         _fsync(path.parent)
     except OSError as err:
-        if err.errno in (28, 122): raise ArtifactError(f'expected room for {path}, found {err.strerror}: free some space and run again') from err
+        if err.errno in (28, 122):
+            raise ArtifactError(
+                f'expected room for {path}, found {err.strerror}: free some space and run again'
+            ) from err
         raise
     finally:
         if tmp.is_dir(): shutil.rmtree(tmp, ignore_errors=True)
@@ -224,7 +282,8 @@ def _replace_folder(tmp: Path, path: Path):
 # %% ../nbs/00_core.ipynb #9d94d5f1
 MARK_KEY, LAYOUT = 'gnn_ecommerce', 1
 
-def _rerun(stage: str) -> str: return f'run `dvc repro --force {stage}` to write it again'
+def _rerun(stage: str) -> str:
+    return f'run `dvc repro --force {stage}` to write it again'
 
 def table_mark(kind: str) -> str:
     "The Parquet metadata value (key `gnn_ecommerce`) that says what a table is."
@@ -238,7 +297,8 @@ def write_table(
     "Write a table atomically as Parquet (zstd), marked with its kind."
     table = df if isinstance(df, pa.Table) else pa.Table.from_pandas(df, preserve_index=False)
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), MARK_KEY: table_mark(kind)})
-    with atomic_path(path) as tmp: pq.write_table(table, tmp, compression='zstd')
+    with atomic_path(path) as tmp:
+        pq.write_table(table, tmp, compression='zstd')
 
 def check_table(
     path: str|Path, # a .parquet file
@@ -247,14 +307,19 @@ def check_table(
 ) -> pq.ParquetFile:
     "Open a marked table. Raises `ArtifactError` if it is missing, damaged or of another kind."
     path = Path(path)
-    if not path.is_file(): raise ArtifactError(f'expected {kind} in {path}, found no file: run `dvc repro {stage}`')
+    if not path.is_file():
+        raise ArtifactError(f'expected {kind} in {path}, found no file: run `dvc repro {stage}`')
     try: file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as err:
-        raise ArtifactError(f'expected {kind} in {path}, found a damaged or half-written file ({str(err)[:80]}): {_rerun(stage)}') from None
+        raise ArtifactError(
+            f'expected {kind} in {path}, found a damaged or half-written file ({str(err)[:80]}): {_rerun(stage)}'
+        ) from None
     mark = (file.schema_arrow.metadata or {}).get(MARK_KEY.encode())
     found = json.loads(mark) if mark else None
     if found != {'kind': kind, 'layout': LAYOUT}:
-        raise ArtifactError(f'expected {kind} (layout {LAYOUT}) in {path}, found {found or "a Parquet file of another program"}: {_rerun(stage)}')
+        raise ArtifactError(
+            f'expected {kind} (layout {LAYOUT}) in {path}, found {found or "a Parquet file of another program"}: {_rerun(stage)}'
+        )
     return file
 
 def read_table(path: str|Path, kind: str, stage: str, columns: list[str]|None = None) -> pd.DataFrame:
@@ -267,7 +332,8 @@ def read_table(path: str|Path, kind: str, stage: str, columns: list[str]|None = 
 # %% ../nbs/00_core.ipynb #2bc7e571
 def write_json(obj: Any, path: str|Path):
     "Write JSON atomically, keys in the order given. NaN is refused: other programs cannot read it."
-    with atomic_path(path) as tmp: tmp.write_text(json.dumps(obj, indent=1, allow_nan=False, default=_jsonable)+'\n', encoding='utf8')
+    with atomic_path(path) as tmp:
+        tmp.write_text(json.dumps(obj, indent=1, allow_nan=False, default=_jsonable)+'\n', encoding='utf8')
 
 def _jsonable(o):
     "numpy scalars, arrays, paths and timestamps in JSON."
@@ -280,12 +346,15 @@ def _jsonable(o):
 def read_json(path: str|Path, stage: str) -> Any:
     "Read JSON that `stage` wrote. Raises `ArtifactError` if it is missing or damaged."
     try: return json.loads(Path(path).read_text(encoding='utf8'))
-    except FileNotFoundError: raise ArtifactError(f'expected {path}, found no file: run `dvc repro {stage}`') from None
-    except ValueError as err: raise ArtifactError(f'expected JSON in {path}, found damage ({err}): {_rerun(stage)}') from None
+    except FileNotFoundError:
+        raise ArtifactError(f'expected {path}, found no file: run `dvc repro {stage}`') from None
+    except ValueError as err:
+        raise ArtifactError(f'expected JSON in {path}, found damage ({err}): {_rerun(stage)}') from None
 
 def file_hash(path: str|Path) -> str:
     "sha256 of a file's bytes, in hex; read in blocks."
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+    with open(path, 'rb') as f:
+        return hashlib.file_digest(f, 'sha256').hexdigest()
 
 def array_hash(*arrays: np.ndarray) -> str:
     "sha256 over dtype, shape and bytes of arrays, in hex: equal exactly when the arrays are."
@@ -302,21 +371,30 @@ class IdMap:
     def __init__(self, ids: Iterable): # distinct ids, all integers or all texts, in any order
         if isinstance(ids, (pd.Series, pd.Index)): ids = ids.to_numpy()
         values = ids if isinstance(ids, np.ndarray) else np.array(list(ids), dtype=object)
-        if values.dtype == object and all(isinstance(o, (int, np.integer)) and not isinstance(o, bool) for o in values): values = np.array(values.tolist(), dtype=np.int64 if values.size == 0 else None)
+        if values.dtype == object and all(isinstance(o, (int, np.integer)) and not isinstance(o, bool) for o in values):
+            values = np.array(values.tolist(), dtype=np.int64 if values.size == 0 else None)
         if values.dtype.kind in 'iu':
-            if values.dtype.kind == 'u' and values.size and values.max() > np.iinfo(np.int64).max: raise DataError('ids: expected integers up to 2^63-1, found a larger one: read them as text')
+            if values.dtype.kind == 'u' and values.size and values.max() > np.iinfo(np.int64).max:
+                raise DataError('ids: expected integers up to 2^63-1, found a larger one: read them as text')
             values = np.sort(values.astype(np.int64))
         else:
             bad = next((o for o in values.tolist() if not isinstance(o, str)), None)
-            if bad is not None: raise DataError(f'ids: expected all integers or all texts, found {bad!r} ({type(bad).__name__})')
+            if bad is not None:
+                raise DataError(f'ids: expected all integers or all texts, found {bad!r} ({type(bad).__name__})')
             values = np.array(sorted(values.tolist()), dtype=object)
-        if len(values) > 1 and (values[1:] == values[:-1]).any(): raise DataError(f'ids: expected distinct ids, found {values[1:][values[1:] == values[:-1]].tolist()[0]!r} twice')
+        if len(values) > 1 and (values[1:] == values[:-1]).any():
+            raise DataError(
+                f'ids: expected distinct ids, found {values[1:][values[1:] == values[:-1]].tolist()[0]!r} twice'
+            )
         self.ids = values
         self._lookup = None
     def __len__(self): return len(self.ids)
-    def __repr__(self): return f'IdMap({len(self)} {"texts" if self.is_text else "integers"})'
-    def __eq__(self, other): return isinstance(other, IdMap) and np.array_equal(self.ids, other.ids)
-    def __contains__(self, id): return bool(self.encode([id], unknown='mask')[0] >= 0)
+    def __repr__(self):
+        return f'IdMap({len(self)} {"texts" if self.is_text else "integers"})'
+    def __eq__(self, other):
+        return isinstance(other, IdMap) and np.array_equal(self.ids, other.ids)
+    def __contains__(self, id):
+        return bool(self.encode([id], unknown='mask')[0] >= 0)
     @property
     def is_text(self): return self.ids.dtype == object
 
@@ -331,19 +409,24 @@ def encode(self: IdMap,
     index = self._encode_text(ids) if self.is_text else self._encode_integers(ids)
     if unknown == 'raise' and (index < 0).any():
         lost = [ids[i] for i in np.flatnonzero(index < 0)[:3]]
-        raise UnknownIdError(f'expected ids among the {len(self)} known ones, found {int((index < 0).sum())} unknown, such as {", ".join(map(repr, lost))}')
+        raise UnknownIdError(
+            f'expected ids among the {len(self)} known ones, found {int((index < 0).sum())} unknown, such as {", ".join(map(repr, lost))}'
+        )
     return index
 
 @patch
 def _encode_text(self: IdMap, ids):
-    if self._lookup is None: self._lookup = {o: i for i, o in enumerate(self.ids.tolist())}
+    if self._lookup is None:
+        self._lookup = {o: i for i, o in enumerate(self.ids.tolist())}
     return np.fromiter((self._lookup.get(o, -1) if isinstance(o, str) else -1 for o in ids), np.int32, len(ids))
 
 @patch
 def _encode_integers(self: IdMap, ids):
     values = np.asarray(ids)
     if values.dtype.kind not in 'iu': # a list of mixed things: what is no integer is unknown
-        ok = np.array([isinstance(o, (int, np.integer)) and not isinstance(o, bool) and -2**63 <= o < 2**63 for o in ids], bool)
+        ok = np.array(
+            [isinstance(o, (int, np.integer)) and not isinstance(o, bool) and -(2**63) <= o < 2**63 for o in ids], bool
+        )
         values = np.array([o if k else 0 for o, k in zip(ids, ok)], np.int64)
     else: ok = values <= np.iinfo(np.int64).max
     values = values.astype(np.int64)
@@ -370,7 +453,8 @@ def rng(
 
 def seed_everything(seed: int) -> np.random.Generator:
     "Seed Python, numpy and (if it is loaded) torch; returns numpy's new-style generator for the same seed."
-    random.seed(seed); np.random.seed(seed % 2**32)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
     if 'torch' in sys.modules: sys.modules['torch'].manual_seed(seed)
     return rng(seed)
 
@@ -393,7 +477,9 @@ class progress:
         self.figures, self.done, self.first = {}, done, done
     @staticmethod
     def _guess():
-        notebook = 'IPython' in sys.modules and getattr(sys.modules['IPython'].get_ipython(), 'kernel', None) is not None
+        notebook = (
+            'IPython' in sys.modules and getattr(sys.modules['IPython'].get_ipython(), 'kernel', None) is not None
+        )
         return 'bar' if notebook or sys.stderr.isatty() else 'log'
 
     def __enter__(self):
@@ -409,7 +495,9 @@ class progress:
 
     def __iter__(self):
         with self:
-            for item in self.items: yield item; self.step()
+            for item in self.items:
+                yield item
+                self.step()
 
 # %% ../nbs/00_core.ipynb #17306a6b
 @patch
@@ -428,13 +516,22 @@ def set(self: progress, **figures):
     if self.mode == 'bar': self._bar.set_postfix(self._texts(), refresh=False)
 
 @patch
-def _texts(self: progress) -> dict: return {k: f'{v:.4g}' if isinstance(v, float) else str(v) for k, v in self.figures.items()}
+def _texts(self: progress) -> dict:
+    return {k: f'{v:.4g}' if isinstance(v, float) else str(v) for k, v in self.figures.items()}
 
 @patch
 def _line(self: progress):
     seconds, of = time.monotonic()-self._start, f'/{self.total}' if self.total is not None else ''
-    left = f', {seconds/(self.done-self.first)*(self.total-self.done):.0f} s left' if self.total and self.first < self.done < self.total else ''
-    print(f'{self.desc}: {self.done}{of} in {seconds:.1f} s{left}'+''.join(f' {k} {v}' for k, v in self._texts().items()), flush=True)
+    left = (
+        f', {seconds / (self.done - self.first) * (self.total - self.done):.0f} s left'
+        if self.total and self.first < self.done < self.total
+        else ''
+    )
+    print(
+        f'{self.desc}: {self.done}{of} in {seconds:.1f} s{left}'
+        + ''.join(f' {k} {v}' for k, v in self._texts().items()),
+        flush=True,
+    )
 
 # %% ../nbs/00_core.ipynb #c9ffdcbb
 def available_memory(
@@ -444,7 +541,8 @@ def available_memory(
     import psutil, resource
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     free = [psutil.virtual_memory().available, *_group_memory(Path(root))]
-    if limit != resource.RLIM_INFINITY: free.append(limit-psutil.Process().memory_info().vms)
+    if limit != resource.RLIM_INFINITY:
+        free.append(limit-psutil.Process().memory_info().vms)
     return max(0, min(free))
 
 def _group_memory(root: Path) -> Iterable[int]:
@@ -454,12 +552,18 @@ def _group_memory(root: Path) -> Iterable[int]:
     for controllers, group in (line.split(':', 2)[1:] for line in lines):
         if controllers and 'memory' not in controllers.split(','): continue
         top = root/'sys/fs/cgroup'/('memory' if controllers else '')
-        limit, used, cache = ('memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_inactive_file') if controllers else ('memory.max', 'memory.current', 'inactive_file')
+        limit, used, cache = (
+            ('memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_inactive_file')
+            if controllers
+            else ('memory.max', 'memory.current', 'inactive_file')
+        )
         inside = top/group.lstrip('/')
         for folder in {top, inside, *(f for f in inside.parents if f.is_relative_to(top))}:
-            try: most, now, stat = ((folder/name).read_text() for name in (limit, used, 'memory.stat'))
+            try:
+                most, now, stat = ((folder/name).read_text() for name in (limit, used, 'memory.stat'))
             except OSError: continue
-            if most.strip() != 'max' and int(most) < 2**60: yield int(most)-int(now)+int(dict(line.split() for line in stat.splitlines()).get(cache, 0))
+            if most.strip() != 'max' and int(most) < 2**60:
+                yield int(most)-int(now)+int(dict(line.split() for line in stat.splitlines()).get(cache, 0))
 
 def check_memory(
     need: float, # bytes that the process will hold at its peak, those it holds already included
@@ -469,7 +573,10 @@ def check_memory(
     "Raises `SettingsError` if there is not so much memory."
     import psutil
     free = available_memory()+psutil.Process().memory_info().rss
-    if need > free: raise SettingsError(f'{what}: expected about {need/1e9:.1f} GB of free memory, found {free/1e9:.1f} GB: close other programs, or {advice}')
+    if need > free:
+        raise SettingsError(
+            f'{what}: expected about {need / 1e9:.1f} GB of free memory, found {free / 1e9:.1f} GB: close other programs, or {advice}'
+        )
 
 # %% ../nbs/00_core.ipynb #b761de20
 #: what makes the built-in shop and its model small enough to run in a notebook in seconds
@@ -478,7 +585,8 @@ TINY = {'sample_data': {'events': 4000, 'users': 320, 'items': 120}, 'training':
 def merge_params(base: dict, overlay: dict) -> dict:
     "`base` with `overlay`'s values put in, section by section; neither is changed."
     out = dict(base)
-    for k, v in (overlay or {}).items(): out[k] = merge_params(out[k], v) if isinstance(v, dict) and isinstance(out.get(k), dict) else v
+    for k, v in (overlay or {}).items():
+        out[k] = merge_params(out[k], v) if isinstance(v, dict) and isinstance(out.get(k), dict) else v
     return out
 
 def example_project(
@@ -491,11 +599,13 @@ def example_project(
     root.mkdir(parents=True, exist_ok=True)
     params = root/'params.yaml'
     values = merge_params(merge_params(read_params(), TINY), overlay or {})
-    with atomic_path(params) as tmp: tmp.write_text(yaml.safe_dump(values, sort_keys=False), encoding='utf8')
-    for stage in STAGES[:STAGES.index(SIDE_STAGES[before])+1 if before in SIDE_STAGES else STAGES.index(before)]: run_stage(stage, params)
+    with atomic_path(params) as tmp:
+        tmp.write_text(yaml.safe_dump(values, sort_keys=False), encoding='utf8')
+    names = list(STAGES)
+    last = names.index(SIDE_STAGES[before][1])+1 if before in SIDE_STAGES else names.index(before)
+    for stage in names[:last]: run_stage(stage, params)
     return params
 
 def run_stage(stage: str, params: str|Path) -> Any:
     "Run one stage in this process: `run_<stage>(params)` of module `gnn_ecommerce.<stage>`."
-    if stage not in (*STAGES, *SIDE_STAGES): raise SettingsError(f'stage: expected one of {", ".join((*STAGES, *SIDE_STAGES))}, found {stage!r}')
-    return getattr(importlib.import_module(f'gnn_ecommerce.{stage}'), f'run_{stage}')(params)
+    return getattr(importlib.import_module(stage_module(stage)), f'run_{stage}')(params)

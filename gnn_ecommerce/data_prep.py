@@ -28,43 +28,82 @@ import pyarrow.parquet as pq
 from fastcore.basics import patch
 from pydantic import Field
 
-from .core import (MARK_KEY, ArtifactError, DataError, ProjectPaths, SettingsError, StageSettings, atomic_path, load_settings,
-                                resolve_params, table_mark, write_json)
-from .events import (EVENT_TYPES, EVENTS, PRODUCTS, TIMESTAMP, Source, check_events, check_products, connect, count_events, epoch_us, fill_raw, find_files, guess_kinds, kinds_found,
-                                  odd_sessions, one_row_a_product, open_files, read_rows, rejects, stage_rows, write_rejects)
+from gnn_ecommerce.core import (
+    MARK_KEY, ArtifactError, DataError, ProjectPaths, SettingsError, StageSettings, atomic_path, load_settings,
+    resolve_params, table_mark, write_json
+)
+from gnn_ecommerce.data.events import (
+    EVENT_TYPES, EVENTS, PRODUCTS, TIMESTAMP, Source, check_events, check_products, connect, count_events, epoch_us,
+    fill_raw, find_files, guess_kinds, kinds_found, odd_sessions, one_row_a_product, open_files, read_rows, rejects,
+    stage_rows, write_rejects
+)
 
 # %% ../nbs/01_data_prep.ipynb #76af21d7
 class DataPrepSettings(StageSettings):
     "Section `data_prep` of params.yaml."
-    events: str = Field('data/raw/sample', min_length=1, description='file, folder or glob of events; relative to the project, or absolute')
+    events: str = Field(
+        'data/raw/sample',
+        min_length=1,
+        description='file, folder or glob of events; relative to the project, or absolute',
+    )
     pattern: str = Field('*', min_length=1, description='which files of a folder; **/*.csv looks into its folders too')
-    products: str = Field('auto', description='catalogue of products; auto: products.csv or products.parquet beside the events, if there is one; empty: none')
-    columns: dict[Literal[EVENTS.columns], str] = Field({}, description="our column: the events' column, where the names differ")
-    product_columns: dict[Literal[PRODUCTS.columns], str] = Field({}, description="our column: the catalogue's column, where the names differ")
-    event_types: dict[str, Literal[EVENT_TYPES]] = Field({}, description="the shop's event type: ours, where the names differ")
+    products: str = Field(
+        'auto',
+        description='catalogue of products; auto: products.csv or products.parquet beside the events, if there is one; empty: none',
+    )
+    columns: dict[Literal[EVENTS.columns], str] = Field(
+        {}, description="our column: the events' column, where the names differ"
+    )
+    product_columns: dict[Literal[PRODUCTS.columns], str] = Field(
+        {}, description="our column: the catalogue's column, where the names differ"
+    )
+    event_types: dict[str, Literal[EVENT_TYPES]] = Field(
+        {}, description="the shop's event type: ours, where the names differ"
+    )
     delimiter: str = Field('auto', description='auto, or the one character that separates columns')
     encoding: Literal['utf-8', 'latin-1', 'cp1252'] = Field('utf-8', description='of CSV files')
     decimal: Literal['.', ','] = Field('.', description='decimal sign of prices')
-    timestamps: Literal['auto', 'text', 'seconds', 'milliseconds'] = Field('auto', description='how event_time is written; auto decides for each value')
-    user_id: Literal['auto', 'integer', 'string'] = Field('auto', description='auto: integer if 99 % of the ids are integers of 64 bits')
+    timestamps: Literal['auto', 'text', 'seconds', 'milliseconds'] = Field(
+        'auto', description='how event_time is written; auto decides for each value'
+    )
+    user_id: Literal['auto', 'integer', 'string'] = Field(
+        'auto', description='auto: integer if 99 % of the ids are integers of 64 bits'
+    )
     product_id: Literal['auto', 'integer', 'string'] = Field('auto', description='as user_id')
     max_rejected_share: float = Field(0.05, ge=0, le=1, description='stop if a larger share of the rows cannot be used')
-    split: Literal['temporal', 'random_pairs'] = Field('temporal', description='train before val before test, or user-product pairs at random')
-    val_days: float|None = Field(None, gt=0, description='temporal: days of val, before those of test; empty: by val_share')
+    split: Literal['temporal', 'random_pairs'] = Field(
+        'temporal', description='train before val before test, or user-product pairs at random'
+    )
+    val_days: float | None = Field(
+        None, gt=0, description='temporal: days of val, before those of test; empty: by val_share'
+    )
     test_days: float|None = Field(None, gt=0, description='temporal: days of test, the last ones; empty: by test_share')
-    val_share: float = Field(0.1, gt=0, lt=1, description='share of the events (temporal) or of the pairs (random_pairs) in val')
-    test_share: float = Field(0.1, gt=0, lt=1, description='share of the events (temporal) or of the pairs (random_pairs) in test')
-    targets: list[Literal[EVENT_TYPES]] = Field(['purchase'], min_length=1, description='event types that a recommendation is to predict')
-    memory_limit: str = Field('2GB', pattern=r'^[0-9.]+ ?[KMGT]i?B$', description='of DuckDB; what does not fit goes to disk')
+    val_share: float = Field(
+        0.1, gt=0, lt=1, description='share of the events (temporal) or of the pairs (random_pairs) in val'
+    )
+    test_share: float = Field(
+        0.1, gt=0, lt=1, description='share of the events (temporal) or of the pairs (random_pairs) in test'
+    )
+    targets: list[Literal[EVENT_TYPES]] = Field(
+        ['purchase'], min_length=1, description='event types that a recommendation is to predict'
+    )
+    memory_limit: str = Field(
+        '2GB', pattern=r'^[0-9.]+ ?[KMGT]i?B$', description='of DuckDB; what does not fit goes to disk'
+    )
     threads: int|None = Field(None, ge=1, description='empty: all cores')
 
 def check_settings(s: DataPrepSettings) -> DataPrepSettings:
     "What a type alone cannot say. Raises `SettingsError`."
     if s.delimiter != 'auto' and (len(s.delimiter) != 1 or not s.delimiter.isascii() or s.delimiter in '"\r\n'):
-        raise SettingsError(f'data_prep.delimiter: expected auto or one ASCII character that is not a quote or a line end, found {s.delimiter!r}')
+        raise SettingsError(
+            f'data_prep.delimiter: expected auto or one ASCII character that is not a quote or a line end, found {s.delimiter!r}'
+        )
     if (s.val_days is None) != (s.test_days is None):
-        raise SettingsError(f'data_prep.val_days and test_days: expected both or none, found {s.val_days} and {s.test_days}')
-    if s.val_share+s.test_share >= 1: raise SettingsError(f'data_prep.val_share + test_share: expected less than 1, found {s.val_share+s.test_share}')
+        raise SettingsError(
+            f'data_prep.val_days and test_days: expected both or none, found {s.val_days} and {s.test_days}'
+        )
+    if s.val_share+s.test_share >= 1:
+        raise SettingsError(f'data_prep.val_share + test_share: expected less than 1, found {s.val_share+s.test_share}')
     return s
 
 # %% ../nbs/01_data_prep.ipynb #444d0ab4
@@ -75,10 +114,14 @@ def _boundary(counts: pd.Series, share: float, tolerance: float) -> int: # minut
         later = counts.groupby(counts.index//unit).sum()[::-1].cumsum()[::-1].iloc[1:]/total
         if not len(later): continue
         best = (later-share).abs().idxmin()
-        if unit == 1 or abs(later[best]-share) <= tolerance: return int(best)*unit
-    raise DataError('expected events at different times for a temporal split, found all in one minute: check event_time, or set data_prep.split: random_pairs')
+        if unit == 1 or abs(later[best]-share) <= tolerance:
+            return int(best)*unit
+    raise DataError(
+        'expected events at different times for a temporal split, found all in one minute: check event_time, or set data_prep.split: random_pairs'
+    )
 
-def _time(minute: int) -> pd.Timestamp: return pd.Timestamp(minute, unit='m', tz='UTC')
+def _time(minute: int) -> pd.Timestamp:
+    return pd.Timestamp(minute, unit='m', tz='UTC')
 
 def split_points(
     counts: pd.Series,      # events by minute since 1970, (minutes,)
@@ -90,7 +133,10 @@ def split_points(
         end = _time(int(counts.index[-1])).floor('D')+pd.Timedelta(days=1)
         test = end-pd.Timedelta(days=settings.test_days)
         val = test-pd.Timedelta(days=settings.val_days)
-        if _time(int(counts.index[0])) >= val: raise DataError(f'expected events before {val:%Y-%m-%d %H:%M}, where val begins, found none: make data_prep.val_days and test_days smaller')
+        if _time(int(counts.index[0])) >= val:
+            raise DataError(
+                f'expected events before {val:%Y-%m-%d %H:%M}, where val begins, found none: make data_prep.val_days and test_days smaller'
+            )
         return val.floor('min'), test.floor('min')
     test = _boundary(counts, settings.test_share, settings.test_share/5)
     before = counts[counts.index < test]
@@ -110,9 +156,14 @@ def part_of(
     pair = ibis.literal(f'{settings.seed}|')+events.user_id.cast('string')+'|'+events.product_id.cast('string')
     draw = pair.hexdigest('md5').substr(0, 8)
     below = lambda share: draw < f'{int(share*16**8):08x}'
-    return ibis.cases((below(settings.test_share), 'test'), (below(settings.test_share+settings.val_share), 'val'), else_='train')
+    return ibis.cases(
+        (below(settings.test_share), 'test'), (below(settings.test_share + settings.val_share), 'val'), else_='train'
+    )
 
-ORDER = ('event_time', 'user_id', 'product_id', 'event_type', 'price', 'user_session', 'category_id', 'category_code', 'brand')
+ORDER = (
+    'event_time', 'user_id', 'product_id', 'event_type', 'price', 'user_session', 'category_id', 'category_code',
+    'brand'
+)
 
 def clean_events(
     checked: ibis.Table, # of `stage_rows`
@@ -123,8 +174,18 @@ def clean_events(
     "Usable events in an order that does not depend on the files they came in."
     usable = checked.filter(checked.reason.isnull()).select(*EVENTS.columns)
     unique = usable.distinct() if distinct else usable
-    return unique.select('event_time', 'event_type', 'product_id', 'user_id', 'category_id', 'category_code', 'brand', 'price', 'user_session',
-                         split=part_of(unique, settings, points)).order_by(*ORDER)
+    return unique.select(
+        'event_time',
+        'event_type',
+        'product_id',
+        'user_id',
+        'category_id',
+        'category_code',
+        'brand',
+        'price',
+        'user_session',
+        split=part_of(unique, settings, points),
+    ).order_by(*ORDER)
 
 # %% ../nbs/01_data_prep.ipynb #bb4edf9b
 def target_pairs(
@@ -135,25 +196,37 @@ def target_pairs(
     "User-product pairs that are bought for the first time in a part."
     earlier = {'val': ['train'], 'test': ['train', 'val']}[part]
     bought = events.filter(events.event_type.isin(types))
-    now = bought.filter(bought.split == part).group_by('user_id', 'product_id').aggregate(first_time=ibis._.event_time.min(), n_events=ibis._.count())
+    now = (
+        bought.filter(bought.split == part)
+        .group_by('user_id', 'product_id')
+        .aggregate(first_time=ibis._.event_time.min(), n_events=ibis._.count())
+    )
     before = bought.filter(bought.split.isin(earlier)).select('user_id', 'product_id').distinct()
     new, train = now.anti_join(before, ['user_id', 'product_id']), events.filter(events.split == 'train')
     for column, name in (('user_id', 'known_user'), ('product_id', 'known_item')):
         known = train.select(**{f'{name}_id': train[column]}).distinct().mutate(**{name: True})
         new = new.left_join(known, new[column] == known[f'{name}_id']).drop(f'{name}_id')
-    return new.mutate(known_user=ibis.coalesce(new.known_user, False), known_item=ibis.coalesce(new.known_item, False)).order_by('user_id', 'first_time', 'product_id')
+    return new.mutate(
+        known_user=ibis.coalesce(new.known_user, False), known_item=ibis.coalesce(new.known_item, False)
+    ).order_by('user_id', 'first_time', 'product_id')
 
 # %% ../nbs/01_data_prep.ipynb #9d446b0d
 def _last(seen: ibis.Table, column: str) -> ibis.Table: # product_id and the column
     "The value that was seen last, the largest if there are several; by group and join, which every engine does alike."
     some = seen.filter(seen[column].notnull()).group_by('product_id', column).aggregate(seen_at=ibis._.seen_at.max())
     last = some.group_by('product_id').aggregate(seen_at=some.seen_at.max())
-    return some.join(last, ['product_id', 'seen_at']).group_by('product_id').aggregate(**{f'last_{column}': ibis._[column].max()})
+    return (
+        some.join(last, ['product_id', 'seen_at'])
+        .group_by('product_id')
+        .aggregate(**{f'last_{column}': ibis._[column].max()})
+    )
 
 def attributes_seen(events: ibis.Table) -> ibis.Table: # product_id, the attributes, seen_at, n_events
     "Every combination of a product's attributes in train, with when it was last seen and how often."
     train = events.filter(events.split == 'train')
-    return train.group_by('product_id', 'category_id', 'category_code', 'brand', 'price').aggregate(seen_at=train.event_time.max(), n_events=train.count())
+    return train.group_by('product_id', 'category_id', 'category_code', 'brand', 'price').aggregate(
+        seen_at=train.event_time.max(), n_events=train.count()
+    )
 
 def product_table(
     ids: ibis.Table,    # product_id of every event
@@ -162,12 +235,18 @@ def product_table(
 ) -> ibis.Table: # the columns of `PRODUCTS`, n_events (in train)
     "What is known about each product before the split point."
     t = ids.select('product_id').union(catalogue.select('product_id'), distinct=True)
-    parts = [catalogue, seen.group_by('product_id').aggregate(n_events=seen.n_events.sum().cast('float64'))] # DuckDB sums to 128 bits, which Ibis takes for 64 and would not cast
+    # DuckDB sums to 128 bits, which Ibis takes for 64 and would not cast
+    parts = [catalogue, seen.group_by('product_id').aggregate(n_events=seen.n_events.sum().cast('float64'))]
     for part in (*parts, *(_last(seen, c) for c in ('category_id', 'category_code', 'brand', 'price'))):
         part = part.rename(other='product_id')
         t = t.left_join(part, t.product_id == part.other).drop('other')
-    return t.select('product_id', 'name', **{c: ibis.coalesce(t[c], t[f'last_{c}']) for c in ('category_id', 'category_code', 'brand')},
-                    price=ibis.coalesce(t.last_price, t.price), n_events=ibis.coalesce(t.n_events, 0).cast('int64')).order_by('product_id')
+    return t.select(
+        'product_id',
+        'name',
+        **{c: ibis.coalesce(t[c], t[f'last_{c}']) for c in ('category_id', 'category_code', 'brand')},
+        price=ibis.coalesce(t.last_price, t.price),
+        n_events=ibis.coalesce(t.n_events, 0).cast('int64'),
+    ).order_by('product_id')
 
 # %% ../nbs/01_data_prep.ipynb #fbb292ad
 def leaks(
@@ -180,8 +259,11 @@ def leaks(
     "Rows that would let a model see what it is judged by; every table must be empty."
     pair = ['user_id', 'product_id']
     kept = train if settings.split == 'random_pairs' else train.filter(train.event_type.isin(settings.targets))
-    found = {'pairs of val in train': val.semi_join(kept.select(pair), pair), 'pairs of test in train': test.semi_join(kept.select(pair), pair),
-             'pairs in both val and test': test.semi_join(val.select(pair), pair)}
+    found = {
+        'pairs of val in train': val.semi_join(kept.select(pair), pair),
+        'pairs of test in train': test.semi_join(kept.select(pair), pair),
+        'pairs in both val and test': test.semi_join(val.select(pair), pair),
+    }
     if settings.split == 'random_pairs': return found
     begin, end = (ibis.literal(f'{p:%Y-%m-%d %H:%M:%S}').cast(TIMESTAMP) for p in points)
     return {**found, 'train events at or after the split point': train.filter(train.event_time >= begin),
@@ -191,7 +273,8 @@ def leaks(
 def check_split(con: ibis.BaseBackend, *args, **kwargs):
     "Raises `ArtifactError` if `leaks`, called with the same arguments, finds any."
     for what, rows in leaks(*args, **kwargs).items():
-        if n := con.execute(rows.count()): raise ArtifactError(f'expected no {what}, found {n}: please report this, with params.yaml')
+        if n := con.execute(rows.count()):
+            raise ArtifactError(f'expected no {what}, found {n}: please report this, with params.yaml')
 
 # %% ../nbs/01_data_prep.ipynb #8dc6cc0a
 @dataclass
@@ -211,28 +294,58 @@ class DataPrep:
     def by_month(self) -> pd.DataFrame:
         "Events by month (rows) and event type (columns)."
         month = pd.to_datetime(self.by_day.day).dt.strftime('%Y-%m').rename('month')
-        return self.by_day.pivot_table(index=month, columns='event_type', values='events', aggfunc='sum', fill_value=0).reindex(columns=[t for t in EVENT_TYPES if t in set(self.by_day.event_type)])
+        return self.by_day.pivot_table(
+            index=month, columns='event_type', values='events', aggfunc='sum', fill_value=0
+        ).reindex(columns=[t for t in EVENT_TYPES if t in set(self.by_day.event_type)])
 
     def __str__(self):
         m, p = self.metrics, self.parts.loc['test'] if 'test' in self.parts.index else None
         count = lambda n, word: f'{n:,} {word}{"s"*(n != 1)}'
-        lines = [f'{count(m["rows_read"], "row")} in {count(m["files"], "file")} = {m["rows_kept"]:,} kept + {m["rows_rejected"]:,} rejected + {m["rows_duplicate"]:,} duplicates']
+        lines = [
+            f'{count(m["rows_read"], "row")} in {count(m["files"], "file")} = {m["rows_kept"]:,} kept + {m["rows_rejected"]:,} rejected + {m["rows_duplicate"]:,} duplicates'
+        ]
         lines += [f'  rejected {r.rows:,}: {r.reason} (first: {r.first})' for r in self.reasons.itertuples()]
-        lines += [f'  kept, but look: {w.warning} ({count(w.rows, "row")}{", such as "+w.example if w.example else ""})' for w in self.warnings.itertuples()]
-        lines += [f'split {self.split["kind"]}: '+', '.join(f'{name} {int(r.events):,} events' for name, r in self.parts.iterrows())]
-        if self.split.get('val_start'): lines[-1] += f'; val from {self.split["val_start"]}, test from {self.split["test_start"]}'
-        lines += [f'test: {int(p.targets):,} targets of {int(p.target_users):,} users, of whom {int(p.cold_users):,} are cold; {int(p.target_items):,} items, of which {int(p.cold_items):,} are cold'] if p is not None else []
+        lines += [
+            f'  kept, but look: {w.warning} ({count(w.rows, "row")}{", such as " + w.example if w.example else ""})'
+            for w in self.warnings.itertuples()
+        ]
+        lines += [
+            f'split {self.split["kind"]}: '
+            + ', '.join(f'{name} {int(r.events):,} events' for name, r in self.parts.iterrows())
+        ]
+        if self.split.get('val_start'):
+            lines[-1] += f'; val from {self.split["val_start"]}, test from {self.split["test_start"]}'
+        lines += (
+            [
+                f'test: {int(p.targets):,} targets of {int(p.target_users):,} users, of whom {int(p.cold_users):,} are cold; {int(p.target_items):,} items, of which {int(p.cold_items):,} are cold'
+            ]
+            if p is not None
+            else []
+        )
         return '\n'.join(lines)
 
 # %% ../nbs/01_data_prep.ipynb #3294cc78
 def part_sizes(con: ibis.BaseBackend, events: ibis.Table, targets: dict[str, ibis.Table]) -> pd.DataFrame:
     "Size of each part: events, users, items, targets; cold users and items are those that train does not know."
-    sizes = con.execute(events.group_by('split').aggregate(events=events.count(), users=events.user_id.nunique(), items=events.product_id.nunique()))
+    sizes = con.execute(
+        events.group_by('split').aggregate(
+            events=events.count(), users=events.user_id.nunique(), items=events.product_id.nunique()
+        )
+    )
     sizes = sizes.set_index('split').reindex(['train', *targets], fill_value=0)
     for part, t in targets.items():
-        cold = con.execute(t.aggregate(targets=t.count(), target_users=t.user_id.nunique(), cold_users=t.user_id.nunique(where=~t.known_user), target_items=t.product_id.nunique(),
-                                       cold_items=t.product_id.nunique(where=~t.known_item), warm_targets=(t.known_user & t.known_item).cast('int64').sum()))
-        for column in cold: sizes.loc[part, column] = cold[column].fillna(0).iloc[0]
+        cold = con.execute(
+            t.aggregate(
+                targets=t.count(),
+                target_users=t.user_id.nunique(),
+                cold_users=t.user_id.nunique(where=~t.known_user),
+                target_items=t.product_id.nunique(),
+                cold_items=t.product_id.nunique(where=~t.known_item),
+                warm_targets=(t.known_user & t.known_item).cast('int64').sum(),
+            )
+        )
+        for column in cold:
+            sizes.loc[part, column] = cold[column].fillna(0).iloc[0]
     return sizes.rename_axis('part').astype('Int64')
 
 def activity(con: ibis.BaseBackend, events: ibis.Table) -> pd.DataFrame: # of ('user' or 'item'), events, count
@@ -240,16 +353,25 @@ def activity(con: ibis.BaseBackend, events: ibis.Table) -> pd.DataFrame: # of ('
     out = []
     for name, column in (('user', 'user_id'), ('item', 'product_id')):
         each = events.group_by(column).aggregate(events=events.count())
-        out.append(con.execute(each.group_by('events').aggregate(count=each.count()).order_by('events')).assign(of=name))
+        out.append(
+            con.execute(each.group_by('events').aggregate(count=each.count()).order_by('events')).assign(of=name)
+        )
     return pd.concat(out, ignore_index=True)[['of', 'events', 'count']]
 
-def _place(row) -> str: return f'{row.file} line {int(row.line)}' if pd.notna(row.line) else row.file
+def _place(row) -> str:
+    return f'{row.file} line {int(row.line)}' if pd.notna(row.line) else row.file
 
 def reject_reasons(con: ibis.BaseBackend, rejected: ibis.Table) -> pd.DataFrame: # reason, rows, first
     "Rejected rows by reason, most frequent first, with the file and line of the first one."
     by = rejected.group_by('reason').aggregate(rows=rejected.count(), file=rejected.file.min())
-    first = rejected.join(by.select('reason', 'file'), ['reason', 'file']).group_by('reason').aggregate(line=ibis._.line.min())
-    df = con.execute(by.left_join(first, 'reason').select('reason', 'rows', 'file', 'line')).sort_values(['rows', 'reason'], ascending=[False, True], ignore_index=True)
+    first = (
+        rejected.join(by.select('reason', 'file'), ['reason', 'file'])
+        .group_by('reason')
+        .aggregate(line=ibis._.line.min())
+    )
+    df = con.execute(by.left_join(first, 'reason').select('reason', 'rows', 'file', 'line')).sort_values(
+        ['rows', 'reason'], ascending=[False, True], ignore_index=True
+    )
     return df[['reason', 'rows']].assign(first=pd.Series([_place(r) for r in df.itertuples()], dtype='str'))
 
 # %% ../nbs/01_data_prep.ipynb #4e4fbb26
@@ -266,10 +388,14 @@ def check_rejected(
     if lost < read and lost <= settings.max_rejected_share*read: return
     examples = fill_raw(con.execute(rejects(checked).limit(5)), sources)
     notes = sorted({f'{s.name}: {s.problem}' for s in sources if s.problem})
-    raise DataError(f'expected at most {settings.max_rejected_share:.1%} of the rows rejected (data_prep.max_rejected_share), found {lost:,} of {read:,} ({lost/read:.1%}):\n'
-                    + '\n'.join(f'  {n:,} {reason}' for reason, n in by.items())
-                    + '\nThe first ones:\n' + '\n'.join(f'  {_place(r)}: {r.reason}: {r.raw[:200]}' for r in examples.itertuples())
-                    + ''.join(f'\n{n}' for n in notes[:5]) + '\nCorrect the settings or the files; what the last run wrote is as it was.')
+    raise DataError(
+        f'expected at most {settings.max_rejected_share:.1%} of the rows rejected (data_prep.max_rejected_share), found {lost:,} of {read:,} ({lost / read:.1%}):\n'
+        + '\n'.join(f'  {n:,} {reason}' for reason, n in by.items())
+        + '\nThe first ones:\n'
+        + '\n'.join(f'  {_place(r)}: {r.reason}: {r.raw[:200]}' for r in examples.itertuples())
+        + ''.join(f'\n{n}' for n in notes[:5])
+        + '\nCorrect the settings or the files; what the last run wrote is as it was.'
+    )
 
 # %% ../nbs/01_data_prep.ipynb #f2d334cf
 def warnings_of(
@@ -284,19 +410,37 @@ def warnings_of(
     n = kept[['rows', 'no_price', 'no_session', 'uuid']].sum()
     odd = int(n.rows-n.no_session-n.uuid)
     known = {c for s in sources for c in s.at}
-    out = [('exact duplicate, kept once', duplicates, ''), ('price is missing', n.no_price if 'price' in known else 0, ''), ('user_session is missing', n.no_session if 'user_session' in known else 0, ''),
-           ('blank line', sum(s.blank for s in sources), next((s.name for s in sources if s.blank), ''))]
+    out = [
+        ('exact duplicate, kept once', duplicates, ''),
+        ('price is missing', n.no_price if 'price' in known else 0, ''),
+        ('user_session is missing', n.no_session if 'user_session' in known else 0, ''),
+        ('blank line', sum(s.blank for s in sources), next((s.name for s in sources if s.blank), '')),
+    ]
     if 0 < odd <= .1*(n.rows-n.no_session):
         first = con.execute(odd_sessions(checked, 1)).iloc[0]
-        out.append(('user_session is no UUID, as the others are', odd, f'{first.user_session[:60]!r} in {_place(first)}'))
+        out.append(
+            ('user_session is no UUID, as the others are', odd, f'{first.user_session[:60]!r} in {_place(first)}')
+        )
     notes = sorted({note for s in sources for note in s.notes})
-    out += [(note, sum(s.rows for s in sources if note in s.notes), next(s.name for s in sources if note in s.notes)) for note in notes]
-    return pd.DataFrame([(w, int(rows), example) for w, rows, example in out if rows or w in notes], columns=['warning', 'rows', 'example'])
+    out += [
+        (note, sum(s.rows for s in sources if note in s.notes), next(s.name for s in sources if note in s.notes))
+        for note in notes
+    ]
+    return pd.DataFrame(
+        [(w, int(rows), example) for w, rows, example in out if rows or w in notes],
+        columns=['warning', 'rows', 'example'],
+    )
 
 # %% ../nbs/01_data_prep.ipynb #b16ed4d8
 #: what the stage writes, below data/
-OUTPUTS = {'events': 'interim/events.parquet', 'rejects': 'interim/rejects.parquet', 'train_events': 'processed/train_events.parquet', 'val': 'processed/val.parquet',
-           'test': 'processed/test.parquet', 'products': 'processed/products.parquet'}
+OUTPUTS = {
+    'events': 'interim/events.parquet',
+    'rejects': 'interim/rejects.parquet',
+    'train_events': 'processed/train_events.parquet',
+    'val': 'processed/val.parquet',
+    'test': 'processed/test.parquet',
+    'products': 'processed/products.parquet',
+}
 
 def _alive(pid: str) -> bool:
     try: os.kill(int(pid), 0)
@@ -309,7 +453,8 @@ def work_folder(paths: ProjectPaths):
     "A folder for files on their way, on the disk of the results; removed in the end."
     paths.interim.mkdir(parents=True, exist_ok=True)
     for old in paths.interim.glob('.data_prep-*'):
-        if not _alive(old.name.split('-')[1]): shutil.rmtree(old, ignore_errors=True)
+        if not _alive(old.name.split('-')[1]):
+            shutil.rmtree(old, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=f'.data_prep-{os.getpid()}-', dir=paths.interim))
     try: yield folder
     finally: shutil.rmtree(folder, ignore_errors=True)
@@ -319,20 +464,30 @@ def explained(settings: DataPrepSettings, paths: ProjectPaths):
     "Turn a lack of memory or disk into an error that says what to do."
     try: yield
     except duckdb.OutOfMemoryException as err:
-        raise DataError(f'expected data_prep.memory_limit {settings.memory_limit} to suffice, found it too small: raise it, or set data_prep.threads to fewer') from err
+        raise DataError(
+            f'expected data_prep.memory_limit {settings.memory_limit} to suffice, found it too small: raise it, or set data_prep.threads to fewer'
+        ) from err
     except (duckdb.Error, OSError) as err:
-        full = getattr(err, 'errno', None) in (28, 122) or any(o in str(err) for o in ('No space left', 'errno 28', 'Disk quota exceeded'))
-        if full: raise ArtifactError(f'expected room in {paths.interim}, found the disk full: free some space and run again; what the last run wrote is as it was') from err
+        full = getattr(err, 'errno', None) in (28, 122) or any(
+            o in str(err) for o in ('No space left', 'errno 28', 'Disk quota exceeded')
+        )
+        if full:
+            raise ArtifactError(
+                f'expected room in {paths.interim}, found the disk full: free some space and run again; what the last run wrote is as it was'
+            ) from err
         raise
 
 def copy_table(con: ibis.BaseBackend, table: ibis.Table, path: Path, kind: str):
     "Write a table as Parquet, marked with its kind. Like reading, this is each backend's own; here it is DuckDB's COPY. Level 1 takes half the time of the default and as much room."
     text = lambda o: "'"+str(o).replace("'", "''")+"'"
-    con.raw_sql(f"COPY ({ibis.to_sql(table, dialect='duckdb')}) TO {text(path)} (FORMAT parquet, PARQUET_VERSION v2, COMPRESSION zstd, COMPRESSION_LEVEL 1, KV_METADATA {{{MARK_KEY}: {text(table_mark(kind))}}})")
+    con.raw_sql(
+        f"COPY ({ibis.to_sql(table, dialect='duckdb')}) TO {text(path)} (FORMAT parquet, PARQUET_VERSION v2, COMPRESSION zstd, COMPRESSION_LEVEL 1, KV_METADATA {{{MARK_KEY}: {text(table_mark(kind))}}})"
+    )
 
 # %% ../nbs/01_data_prep.ipynb #dfee1df4
 WINDOW = 2_000_000 # events sorted at a time
-REPEATED = ['event_type', 'category_id', 'category_code', 'brand', 'price', 'split'] # columns of few values, written as a dictionary
+# columns of few values, written as a dictionary
+REPEATED = ['event_type', 'category_id', 'category_code', 'brand', 'price', 'split']
 
 def time_windows(
     counts: pd.Series,  # events by minute since 1970, (minutes,)
@@ -353,7 +508,10 @@ def each_once(
     before, after = rows.slice(0, max(rows.num_rows-1, 0)), rows.slice(1)
     def same(a, b, columns):
         out = np.ones(a.num_rows, bool)
-        for c in columns: out &= pc.or_kleene(pc.equal(a[c], b[c]), pc.and_(a[c].is_null(), b[c].is_null())).fill_null(False).to_numpy()
+        for c in columns:
+            out &= (
+                pc.or_kleene(pc.equal(a[c], b[c]), pc.and_(a[c].is_null(), b[c].is_null())).fill_null(False).to_numpy()
+            )
         return out
     near = np.flatnonzero(same(before, after, ORDER[:3]))
     again = near[same(before.take(near), after.take(near), ORDER[3:])]+1
@@ -376,10 +534,20 @@ def write_events(
     try:
         with ThreadPoolExecutor(1) as pool:
             for begin, end in windows:
-                inside = [within(checked.event_time, literal(t)) for within, t in ((operator.ge, begin), (operator.lt, end)) if t is not None]
+                inside = [
+                    within(checked.event_time, literal(t))
+                    for within, t in ((operator.ge, begin), (operator.lt, end))
+                    if t is not None
+                ]
                 part = clean_events(checked.filter(*inside) if inside else checked, settings, points, distinct=False)
                 rows = con.con.sql(ibis.to_sql(part, dialect='duckdb')).to_arrow_table()
-                out = out or pq.ParquetWriter(path, rows.schema.with_metadata({MARK_KEY: table_mark('events')}), compression='zstd', compression_level=1, use_dictionary=REPEATED)
+                out = out or pq.ParquetWriter(
+                    path,
+                    rows.schema.with_metadata({MARK_KEY: table_mark('events')}),
+                    compression='zstd',
+                    compression_level=1,
+                    use_dictionary=REPEATED,
+                )
                 if last: last.result()
                 last = pool.submit(lambda out, rows: out.write_table(each_once(rows), 122_880), out, rows)
             last.result()
@@ -392,26 +560,59 @@ def find_catalogue(settings: DataPrepSettings, paths: ProjectPaths) -> Path|None
     if settings.products == '': return None
     if settings.products != 'auto':
         path = paths.resolve(settings.products)
-        if not path.is_file(): raise DataError(f'expected a catalogue in {path}, found no file: check data_prep.products, or set it to auto or empty')
+        if not path.is_file():
+            raise DataError(
+                f'expected a catalogue in {path}, found no file: check data_prep.products, or set it to auto or empty'
+            )
         return path
     events = paths.resolve(settings.events)
     folder = events if events.is_dir() else events.parent
-    return next((folder/f'products{end}' for end in ('.csv', '.csv.gz', '.csv.zst', '.parquet') if (folder/f'products{end}').is_file()), None)
+    return next(
+        (
+            folder / f'products{end}'
+            for end in ('.csv', '.csv.gz', '.csv.zst', '.parquet')
+            if (folder / f'products{end}').is_file()
+        ),
+        None,
+    )
 
 def open_inputs(settings: DataPrepSettings, paths: ProjectPaths, work: Path) -> tuple[list[Source], list[Source]]: # events, catalogue (or none)
     "Find and open all files."
     catalogue = find_catalogue(settings, paths)
     options = dict(work=work, delimiter=settings.delimiter, encoding=settings.encoding, threads=settings.threads)
-    events = open_files(find_files(paths.resolve(settings.events), settings.pattern, catalogue), EVENTS, names=settings.columns, **options)
-    return events, open_files([(catalogue.name, catalogue)], PRODUCTS, names=settings.product_columns, **options) if catalogue else []
+    events = open_files(
+        find_files(paths.resolve(settings.events), settings.pattern, catalogue),
+        EVENTS,
+        names=settings.columns,
+        **options,
+    )
+    return events, open_files(
+        [(catalogue.name, catalogue)], PRODUCTS, names=settings.product_columns, **options
+    ) if catalogue else []
 
 def _split_json(settings: DataPrepSettings, points, counts: pd.DataFrame, parts: pd.DataFrame) -> dict:
     "What split.json holds."
     minutes = counts.minute.dropna().astype('int64')
-    times = dict(start=_time(int(minutes.min())), val_start=points and points[0], test_start=points and points[1], end=_time(int(minutes.max()))+pd.Timedelta(minutes=1))
-    sizes = {f'{column}_{part}': int(row[column]) for part, row in parts.iterrows() for column in parts if pd.notna(row[column])}
-    return dict(kind=settings.split, **{k: v and f'{v:%Y-%m-%d %H:%M:%S} UTC' for k, v in times.items()}, targets=settings.targets, seed=settings.seed,
-                **({} if points else dict(val_share=settings.val_share, test_share=settings.test_share)), **sizes)
+    times = dict(
+        start=_time(int(minutes.min())),
+        val_start=points and points[0],
+        test_start=points and points[1],
+        end=_time(int(minutes.max())) + pd.Timedelta(minutes=1),
+    )
+    sizes = {
+        f'{column}_{part}': int(row[column])
+        for part, row in parts.iterrows()
+        for column in parts
+        if pd.notna(row[column])
+    }
+    return dict(
+        kind=settings.split,
+        **{k: v and f'{v:%Y-%m-%d %H:%M:%S} UTC' for k, v in times.items()},
+        targets=settings.targets,
+        seed=settings.seed,
+        **({} if points else dict(val_share=settings.val_share, test_share=settings.test_share)),
+        **sizes,
+    )
 
 # %% ../nbs/01_data_prep.ipynb #6f1d8568
 def check_all(con: ibis.BaseBackend, sources: list[Source], settings: DataPrepSettings, work: Path, now: datetime|None = None): # kinds of the ids, checked rows, their counts
@@ -420,10 +621,13 @@ def check_all(con: ibis.BaseBackend, sources: list[Source], settings: DataPrepSe
     asked = dict(user_id=settings.user_id, product_id=settings.product_id)
     kinds = guess_kinds(con, rows, asked)
     while True:
-        checked = check_events(rows, kinds, settings.event_types, settings.columns, settings.timestamps, settings.decimal, now)
+        checked = check_events(
+            rows, kinds, settings.event_types, settings.columns, settings.timestamps, settings.decimal, now
+        )
         checked = stage_rows(con, checked, sources, work)
         counts = con.execute(count_events(checked))
-        if (found := kinds_found(counts, asked)) == kinds: return kinds, checked, counts
+        if (found := kinds_found(counts, asked)) == kinds:
+            return kinds, checked, counts
         kinds = found
 
 # %% ../nbs/01_data_prep.ipynb #1a7f6b7b
@@ -434,10 +638,15 @@ def forgotten(settings: DataPrepSettings, paths: ProjectPaths) -> list[str]:
     place = paths.resolve(settings.events)
     path = (place if place.is_dir() else place.parent)/FORGET
     if not path.is_file(): return []
-    try: ids = [json.loads(line) for line in path.read_text(encoding='utf8').splitlines() if line.strip()]
-    except ValueError: raise DataError(f'expected one JSON text a line in {path}, found something else: write it again with the export of events') from None
+    try:
+        ids = [json.loads(line) for line in path.read_text(encoding='utf8').splitlines() if line.strip()]
+    except ValueError:
+        raise DataError(
+            f'expected one JSON text a line in {path}, found something else: write it again with the export of events'
+        ) from None
     wrong = next((o for o in ids if isinstance(o, bool) or not isinstance(o, (str, int))), None)
-    if wrong is not None or None in ids: raise DataError(f'expected one id a line in {path}, found {wrong!r}: write it again with the export of events')
+    if wrong is not None or None in ids:
+        raise DataError(f'expected one id a line in {path}, found {wrong!r}: write it again with the export of events')
     return [str(o) for o in ids]
 
 def leave_out(
@@ -455,8 +664,12 @@ def leave_out(
 def _products(con: ibis.BaseBackend, events: ibis.Table, catalogue: ibis.Table|None) -> ibis.Table:
     "The product table; its larger part is computed once and kept in the database."
     seen = con.create_table('attributes', attributes_seen(events), temp=True)
-    empty = events.filter(ibis.literal(False)).select('product_id', name=ibis.null('string'), **{c: events[c] for c in PRODUCTS.columns[2:]})
-    return product_table(events.select('product_id').distinct(), seen, one_row_a_product(catalogue) if catalogue is not None else empty)
+    empty = events.filter(ibis.literal(False)).select(
+        'product_id', name=ibis.null('string'), **{c: events[c] for c in PRODUCTS.columns[2:]}
+    )
+    return product_table(
+        events.select('product_id').distinct(), seen, one_row_a_product(catalogue) if catalogue is not None else empty
+    )
 
 # %% ../nbs/01_data_prep.ipynb #c8385f54
 def prepare(
@@ -470,18 +683,38 @@ def prepare(
     sources, products = open_inputs(settings, paths, work)
     kinds, checked, counts = check_all(con, sources, settings, work, now)
     gone, rows = forgotten(settings, paths), int(counts.rows.sum())
-    if gone: checked = leave_out(con, checked, gone, work); counts = con.execute(count_events(checked))
+    if gone:
+        checked = leave_out(con, checked, gone, work)
+        counts = con.execute(count_events(checked))
     check_rejected(con, counts, checked, sources, settings)
-    minutes = counts.dropna(subset='minute').groupby('minute').rows.sum().pipe(lambda o: o.set_axis(o.index.astype('int64')))
+    minutes = (
+        counts.dropna(subset='minute').groupby('minute').rows.sum().pipe(lambda o: o.set_axis(o.index.astype('int64')))
+    )
     points = split_points(minutes, settings) if settings.split == 'temporal' else None
     file = {k: work/f'{k}.parquet' for k in OUTPUTS}
     write_events(con, checked, settings, points, time_windows(minutes), file['events'])
     events = con.read_parquet(file['events'], table_name='events')
-    copy_table(con, events.filter(events.split == 'train').select('user_id', 'product_id', 'event_type', 'event_time', 'price'), file['train_events'], 'train_events')
-    for part in ('val', 'test'): copy_table(con, target_pairs(events, part, settings.targets), file[part], 'targets')
-    catalogue = stage_rows(con, check_products(read_rows(con, products), kinds['product_id'], settings.decimal), products, work) if products else None
+    copy_table(
+        con,
+        events.filter(events.split == 'train').select('user_id', 'product_id', 'event_type', 'event_time', 'price'),
+        file['train_events'],
+        'train_events',
+    )
+    for part in ('val', 'test'):
+        copy_table(con, target_pairs(events, part, settings.targets), file[part], 'targets')
+    catalogue = (
+        stage_rows(con, check_products(read_rows(con, products), kinds['product_id'], settings.decimal), products, work)
+        if products
+        else None
+    )
     copy_table(con, _products(con, events, catalogue), file['products'], 'products')
-    write_rejects(con, [rejects(t) for t in (checked, catalogue) if t is not None], sources+products, file['rejects'], {MARK_KEY: table_mark('rejects')})
+    write_rejects(
+        con,
+        [rejects(t) for t in (checked, catalogue) if t is not None],
+        sources + products,
+        file['rejects'],
+        {MARK_KEY: table_mark('rejects')},
+    )
     written = {k: con.read_parquet(f, table_name=k) for k, f in file.items()}
     check_split(con, written['train_events'], written['val'], written['test'], settings, points)
     result = describe(con, settings, points, counts, checked, written, sources, products)
@@ -498,16 +731,55 @@ def describe(con, settings, points, counts, checked, written, sources, products)
     kept, lost = int(parts.events.sum()), int(counts[bad].rows.sum())
     reasons = reject_reasons(con, rejected)
     warnings = warnings_of(con, counts, checked, sources, total-lost-kept)
-    by_file = pd.DataFrame(dict(rows=counts.groupby('file').rows.sum(), rejected=counts[bad].groupby('file').rows.sum())).reindex([s.name for s in sources]).fillna(0).astype('int64').reset_index(names='file')
+    by_file = (
+        pd.DataFrame(dict(rows=counts.groupby('file').rows.sum(), rejected=counts[bad].groupby('file').rows.sum()))
+        .reindex([s.name for s in sources])
+        .fillna(0)
+        .astype('int64')
+        .reset_index(names='file')
+    )
     active = activity(con, events)
     users, items = (active['count'][active.of == of].sum() for of in ('user', 'item'))
-    metrics = dict(files=len(sources), rows_read=total, rows_kept=kept, rows_rejected=lost, rows_duplicate=total-lost-kept, rejected_share=round(lost/total, 6), users=int(users), items=int(items),
-                   **{f'rejected: {r.reason}': int(r.rows) for r in reasons.itertuples()}, **{f'warning: {w.warning}': int(w.rows) for w in warnings.itertuples()},
-                   products=con.execute(written['products'].count()), catalogue_rows=sum(s.rows for s in products), catalogue_rejected=con.execute(mine.count()) if mine is not None else 0,
-                   **{f'{column}_{part}': int(row[column]) for part, row in parts.iterrows() for column in parts if pd.notna(row[column])})
-    by_day = con.execute(events.group_by(day=epoch_us(events.event_time)//86_400_000_000, event_type=events.event_type, split=events.split).aggregate(events=events.count()).order_by('day', 'event_type', 'split'))
+    metrics = dict(
+        files=len(sources),
+        rows_read=total,
+        rows_kept=kept,
+        rows_rejected=lost,
+        rows_duplicate=total - lost - kept,
+        rejected_share=round(lost / total, 6),
+        users=int(users),
+        items=int(items),
+        **{f'rejected: {r.reason}': int(r.rows) for r in reasons.itertuples()},
+        **{f'warning: {w.warning}': int(w.rows) for w in warnings.itertuples()},
+        products=con.execute(written['products'].count()),
+        catalogue_rows=sum(s.rows for s in products),
+        catalogue_rejected=con.execute(mine.count()) if mine is not None else 0,
+        **{
+            f'{column}_{part}': int(row[column])
+            for part, row in parts.iterrows()
+            for column in parts
+            if pd.notna(row[column])
+        },
+    )
+    by_day = con.execute(
+        events.group_by(
+            day=epoch_us(events.event_time) // 86_400_000_000, event_type=events.event_type, split=events.split
+        )
+        .aggregate(events=events.count())
+        .order_by('day', 'event_type', 'split')
+    )
     by_day['day'] = pd.to_datetime(by_day.day, unit='D').dt.date
-    return DataPrep(settings, metrics, _split_json(settings, points, counts, parts), parts, by_day, by_file, reasons, warnings, active)
+    return DataPrep(
+        settings,
+        metrics,
+        _split_json(settings, points, counts, parts),
+        parts,
+        by_day,
+        by_file,
+        reasons,
+        warnings,
+        active,
+    )
 
 # %% ../nbs/01_data_prep.ipynb #4fb8d375
 COLOURS = {'view': '#a6bddb', 'cart': '#3690c0', 'remove_from_cart': '#bdbdbd', 'purchase': '#d95f0e'}
@@ -531,9 +803,15 @@ def plot_events(result: DataPrep, ax=None):
     ax.xaxis.set_major_formatter(ConciseDateFormatter(ax.xaxis.get_major_locator()))
     for part, colour in (('val', '#fff2cc'), ('test', '#fbd5c4')):
         if result.split.get('val_start'):
-            start, end = (pd.Timestamp(result.split[k]).tz_localize(None) for k in (f'{part}_start', 'test_start' if part == 'val' else 'end'))
+            start, end = (
+                pd.Timestamp(result.split[k]).tz_localize(None)
+                for k in (f'{part}_start', 'test_start' if part == 'val' else 'end')
+            )
             ax.axvspan(start, end, color=colour, zorder=-1, label=part)
-    ax.set(ylabel=f'events a {dict(D="day", W="week", MS="month")[freq]}', title=f'{result.metrics["rows_kept"]:,} events, {result.metrics["users"]:,} users, {result.metrics["items"]:,} items')
+    ax.set(
+        ylabel=f'events a {dict(D="day", W="week", MS="month")[freq]}',
+        title=f'{result.metrics["rows_kept"]:,} events, {result.metrics["users"]:,} users, {result.metrics["items"]:,} items',
+    )
     ax.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
     return ax
 
@@ -542,7 +820,8 @@ def plot_rejects(result: DataPrep, ax=None):
     df = result.reasons[::-1]
     ax = _axes(ax, (7, 1.2+.3*len(df)))
     ax.barh(df.reason, df.rows, color='#d95f0e')
-    for i, n in enumerate(df.rows): ax.text(n, i, f' {n:,}', va='center', fontsize=8)
+    for i, n in enumerate(df.rows):
+        ax.text(n, i, f' {n:,}', va='center', fontsize=8)
     if df.empty: ax.set_axis_off()
     ax.margins(x=.15)
     ax.set(xlabel='rows', title=f'{result.metrics["rows_rejected"]:,} of {result.metrics["rows_read"]:,} rows rejected')
@@ -555,7 +834,8 @@ def plot_targets(result: DataPrep, ax=None):
     warm, cold = p.warm_targets.astype(float), (p.targets-p.warm_targets).astype(float)
     ax.barh(p.index, warm, color='#3690c0', label='user and item known from train')
     ax.barh(p.index, cold, left=warm, color='#bdbdbd', label='user or item new')
-    for i, (w, n) in enumerate(zip(warm, p.targets)): ax.text(n, i, f' {w/n:.0%} of {int(n):,}' if n else ' none', va='center', fontsize=8)
+    for i, (w, n) in enumerate(zip(warm, p.targets)):
+        ax.text(n, i, f' {w/n:.0%} of {int(n):,}' if n else ' none', va='center', fontsize=8)
     ax.margins(x=.2)
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set(xlabel='user-product pairs', title='what is to be predicted: first '+' or '.join(result.settings.targets))
@@ -568,17 +848,29 @@ def plot_activity(result: DataPrep, ax=None):
     for name, colour in (('user', '#3690c0'), ('item', '#d95f0e')):
         df = result.activity[result.activity.of == name]
         ax.loglog(df.events, df['count'][::-1].cumsum()[::-1], color=colour, label=f'{name}s', marker='.', ms=3)
-    ax.set(xlabel='events', ylabel='with at least so many'); ax.legend()
+    ax.set(xlabel='events', ylabel='with at least so many')
+    ax.legend()
     return ax
 
 def write_report(result: DataPrep, folder: Path):
     "Metrics, tables and plots of a run."
     import matplotlib.pyplot as plt
     write_json(result.metrics, folder/'metrics.json')
-    tables = dict(by_month=result.by_month.reset_index(), by_day=result.by_day, by_file=result.by_file, reasons=result.reasons, warnings=result.warnings, parts=result.parts.reset_index(), activity=result.activity)
+    tables = dict(
+        by_month=result.by_month.reset_index(),
+        by_day=result.by_day,
+        by_file=result.by_file,
+        reasons=result.reasons,
+        warnings=result.warnings,
+        parts=result.parts.reset_index(),
+        activity=result.activity,
+    )
     for name, df in tables.items():
-        with atomic_path(folder/f'{name}.csv') as tmp: df.to_csv(tmp, index=False)
-    for name, plot in dict(events=plot_events, rejects=plot_rejects, targets=plot_targets, activity=plot_activity).items():
+        with atomic_path(folder/f'{name}.csv') as tmp:
+            df.to_csv(tmp, index=False)
+    for name, plot in dict(
+        events=plot_events, rejects=plot_rejects, targets=plot_targets, activity=plot_activity
+    ).items():
         ax = plot(result)
         with atomic_path(folder/f'{name}.png') as tmp: ax.figure.savefig(tmp)
         plt.close(ax.figure)
@@ -597,7 +889,11 @@ def run_data_prep(
         finally: con.disconnect()
         write_json(result.split, work/'split.json')
         write_report(result, paths.report('data_prep'))
-        for name, place in {**{f'{name}.parquet': place for name, place in OUTPUTS.items()}, 'split.json': 'processed/split.json'}.items():
-            with atomic_path(paths.root/'data'/place) as tmp: os.replace(work/name, tmp)
+        for name, place in {
+            **{f'{name}.parquet': place for name, place in OUTPUTS.items()},
+            'split.json': 'processed/split.json',
+        }.items():
+            with atomic_path(paths.root/'data'/place) as tmp:
+                os.replace(work/name, tmp)
     print(result)
     return result

@@ -15,11 +15,15 @@ import pyarrow.parquet as pq
 from fastcore.basics import patch
 from pydantic import Field
 
-from .core import (ArtifactError, DataError, IdMap, ProjectPaths, SettingsError, StageSettings, atomic_path, check_table, load_settings, progress,
-                                read_json, read_table, resolve_params, rng, write_json, write_table)
-from .graph import EVENT_WEIGHTS, InteractionGraph
-from .paths import connection, shortest_paths
-from .shares import Explainer, Shares, deletion_curve, find, neighbours, plot_deletion, removal_correlation
+from gnn_ecommerce.core import (
+    ArtifactError, DataError, IdMap, ProjectPaths, SettingsError, StageSettings, atomic_path, check_table,
+    load_settings, progress, read_json, read_table, resolve_params, rng, write_json, write_table
+)
+from .graph.interactions import EVENT_WEIGHTS, InteractionGraph
+from .explain.paths import connection, shortest_paths
+from gnn_ecommerce.explain.shares import (
+    Explainer, Shares, deletion_curve, find, neighbours, plot_deletion, removal_correlation
+)
 
 # %% auto #0
 __all__ = ['DID', 'COLUMNS', 'ExplainabilitySettings', 'Reason', 'short_name', 'interesting_users', 'chosen_users',
@@ -31,14 +35,25 @@ class ExplainabilitySettings(StageSettings):
     "Section `explainability` of params.yaml."
     users: list[int|str] = Field([], description='ids of the customers to explain; empty: chosen by `choose`')
     number: int = Field(20, ge=0, le=100_000, description='how many customers are chosen where `users` is empty')
-    choose: Literal['interesting', 'random'] = Field('interesting', description='customers with many kinds of events and products, or any')
+    choose: Literal['interesting', 'random'] = Field(
+        'interesting', description='customers with many kinds of events and products, or any'
+    )
     k: int = Field(10, ge=1, le=1000, description='recommendations of each customer that are explained, from the first')
-    products: int = Field(10, ge=1, le=10_000, description='products of the history that are listed; the rest is one row')
+    products: int = Field(
+        10, ge=1, le=10_000, description='products of the history that are listed; the rest is one row'
+    )
     paths: int = Field(5, ge=0, le=1000, description='heaviest paths that are listed')
     shortest: int = Field(3, ge=0, le=100, description='shortest and simple paths that are listed')
     max_length: int = Field(5, ge=1, le=15, description='steps of a simple path, at most')
-    max_nodes: int = Field(200, ge=2, le=100_000, description='nodes of the neighbourhood in which networkx looks for paths')
-    check: int = Field(200, ge=0, le=100_000, description='recommendations on which the shares are tested by taking products out; 0: none')
+    max_nodes: int = Field(
+        200, ge=2, le=100_000, description='nodes of the neighbourhood in which networkx looks for paths'
+    )
+    check: int = Field(
+        200,
+        ge=0,
+        le=100_000,
+        description='recommendations on which the shares are tested by taking products out; 0: none',
+    )
 
 # %% ../nbs/06_explainability.ipynb #12180d58
 @dataclass(frozen=True)
@@ -47,7 +62,8 @@ class Reason:
     kind: str              # 'products', 'seen' (the product itself is in the history), 'self', 'bias' or 'nothing'
     products: list[int]    # item indices, largest share first
     events: list[str]      # what the customer did with each: an event type
-    part: float            # share of the score that they have (of kind 'self' and 'bias': that the customer or product as such has)
+    # share of the score that they have (of kind 'self' and 'bias': that the customer or product as such has)
+    part: float
     people: int = 0        # others who have the explained product and one of `products`
     buyers: int = 0        # of them, those who bought both
     through_people: float = 0. # the part of the products' share that passes through them
@@ -66,12 +82,27 @@ def reason(self: Explainer,
     order = np.lexsort((shares.history, -able))[:3]
     lead = order[able[order] >= max(able.max(initial=0)/2, 1e-12)]
     def part(x): return float(x/total) if total > 0 else np.nan
-    if max(own, bias) > parts[parts > 0].sum() and max(own, bias) > 0: return Reason('self' if own >= bias else 'bias', [int(x) for x in shares.history[lead[:1]]], self._did(shares, lead[:1]), part(max(own, bias)))
+    if max(own, bias) > parts[parts > 0].sum() and max(own, bias) > 0:
+        return Reason(
+            'self' if own >= bias else 'bias',
+            [int(x) for x in shares.history[lead[:1]]],
+            self._did(shares, lead[:1]),
+            part(max(own, bias)),
+        )
     if not len(lead): return Reason('nothing', [], [], 0.)
-    if shares.history[lead[0]] == item: return Reason('seen', [int(item)], self._did(shares, lead[:1]), part(parts[lead[0]]))
+    if shares.history[lead[0]] == item:
+        return Reason('seen', [int(item)], self._did(shares, lead[:1]), part(parts[lead[0]]))
     lead = lead[shares.history[lead] != item]
     people, buyers, through = self._people_behind(shares, k, lead)
-    return Reason('products', [int(x) for x in shares.history[lead]], self._did(shares, lead), part(parts[lead].sum()), people, buyers, through/parts[lead].sum())
+    return Reason(
+        'products',
+        [int(x) for x in shares.history[lead]],
+        self._did(shares, lead),
+        part(parts[lead].sum()),
+        people,
+        buyers,
+        through / parts[lead].sum(),
+    )
 
 @patch
 def _did(self: Explainer, shares: Shares, rows: np.ndarray) -> list[str]:
@@ -85,7 +116,10 @@ def _people_behind(self: Explainer, shares: Shares, k: int, rows: np.ndarray) ->
     g, item, user = self.graph, int(shares.items[k]), shares.user
     at = g.edges_of(item=item)
     having, bought = g.user[at], g.user[at][g.purchased[at]]
-    a, z = self.adjacency.values.numpy()[g.edges_of(user=user)[rows]].astype(np.float64), self.item_embedding[item].astype(np.float64)
+    a, z = (
+        self.adjacency.values.numpy()[g.edges_of(user=user)[rows]].astype(np.float64),
+        self.item_embedding[item].astype(np.float64),
+    )
     c = self._norms(self._z(user), np.array([item]))[0]
     known = shares.history[rows]
     row, v, value = neighbours(self.adjacency, g.n_users+known.astype(np.int64))
@@ -100,7 +134,13 @@ def _people_behind(self: Explainer, shares: Shares, k: int, rows: np.ndarray) ->
 
 # %% ../nbs/06_explainability.ipynb #c5f0f596
 #: event type -> what the customer did, around the product's name
-DID = {'purchase': 'bought {}', 'cart': 'put {} in the cart', 'view': 'looked at {}', 'remove_from_cart': 'had {} in the cart', 'other': 'chose {}'}
+DID = {
+    'purchase': 'bought {}',
+    'cart': 'put {} in the cart',
+    'view': 'looked at {}',
+    'remove_from_cart': 'had {} in the cart',
+    'other': 'chose {}',
+}
 
 def short_name(
     graph: InteractionGraph,
@@ -109,15 +149,21 @@ def short_name(
     "A product's name; where it has none, brand and category; else its number."
     row = graph.items.iloc[item] if graph.items is not None else {}
     if isinstance(row.get('name'), str) and row['name']: return row['name']
-    words = [str(row[c]).split('.')[-1] if c == 'category_code' else str(row[c]) for c in ('brand', 'category_code') if isinstance(row.get(c), str) and row[c]]
+    words = [
+        str(row[c]).split('.')[-1] if c == 'category_code' else str(row[c])
+        for c in ('brand', 'category_code')
+        if isinstance(row.get(c), str) and row[c]
+    ]
     return f'{" ".join(words)} {graph.item_ids.ids[item]}' if words else f'product {graph.item_ids.ids[item]}'
 
-def _listed(texts: list[str]) -> str: return texts[0] if len(texts) == 1 else f'{", ".join(texts[:-1])} and {texts[-1]}'
+def _listed(texts: list[str]) -> str:
+    return texts[0] if len(texts) == 1 else f'{", ".join(texts[:-1])} and {texts[-1]}'
 
 def _what_they_did(graph: InteractionGraph, reason: Reason) -> str: # 'bought the brush and looked at the lamp'
     "Products by what was done with them."
     groups = {}
-    for x, event in zip(reason.products, reason.events): groups.setdefault(event, []).append(short_name(graph, x))
+    for x, event in zip(reason.products, reason.events):
+        groups.setdefault(event, []).append(short_name(graph, x))
     return _listed([DID.get(event, f'{event} {{}}').format(_listed(names)) for event, names in groups.items()])
 
 @patch
@@ -128,18 +174,25 @@ def sentence(self: Explainer,
 ) -> str: # 'Because you bought ..., and ... others ...'
     "Why a product was recommended, in one line."
     r, g = self.reason(shares, item, effects), self.graph
-    percent = f' ({100*r.part:.0f} % of the score)' if 0 < r.part <= 1 and shares.score[shares._column(item)] > 0 else ''
-    if r.kind == 'nothing': return 'Nothing in the history speaks for it; others fit even less.'
+    percent = (
+        f' ({100 * r.part:.0f} % of the score)' if 0 < r.part <= 1 and shares.score[shares._column(item)] > 0 else ''
+    )
+    if r.kind == 'nothing':
+        return 'Nothing in the history speaks for it; others fit even less.'
     if r.kind in ('self', 'bias'):
         first = 'Because of your taste as a whole' if r.kind == 'self' else 'Because it is liked in general'
-        return f'{first}{percent}'+(f'; of single products, that you {_what_they_did(g, r)} counts most.' if r.products else '.')
-    if r.kind == 'seen': return f'Because you {DID.get(r.events[0], "{}").format("it")} before{percent}.'
+        return f'{first}{percent}' + (
+            f'; of single products, that you {_what_they_did(g, r)} counts most.' if r.products else '.'
+        )
+    if r.kind == 'seen':
+        return f'Because you {DID.get(r.events[0], "{}").format("it")} before{percent}.'
     return f'Because you {_what_they_did(g, r)}{self._about_people(r)}{percent}.'
 
 @patch
 def _about_people(self: Explainer, r: Reason) -> str:
     "The part of a sentence that is about others."
-    if r.through_people < .25 or not r.people: return ', to which this is close in what customers like'
+    if r.through_people < .25 or not r.people:
+        return ', to which this is close in what customers like'
     it = 'it' if len(r.products) == 1 else 'one of them'
     n = r.buyers or r.people
     were = 'was' if n == 1 else 'were'
@@ -156,8 +209,19 @@ def interesting_users(
     degree = np.diff(graph.user_ptr)
     counts = [c for c in (graph.edges.columns if graph.edges is not None else []) if c.startswith('n_')]
     def per_user(mask): return np.bincount(graph.user, mask, graph.n_users)
-    kinds = sum((per_user(graph.edges[c].to_numpy() > 0) > 0).astype(int) for c in counts) if counts else np.zeros(graph.n_users, int)
-    column = next((c for c in ('brand', 'category_code') if graph.items is not None and c in graph.items and graph.items[c].nunique() > 1), None)
+    kinds = (
+        sum((per_user(graph.edges[c].to_numpy() > 0) > 0).astype(int) for c in counts)
+        if counts
+        else np.zeros(graph.n_users, int)
+    )
+    column = next(
+        (
+            c
+            for c in ('brand', 'category_code')
+            if graph.items is not None and c in graph.items and graph.items[c].nunique() > 1
+        ),
+        None,
+    )
     group = pd.factorize(graph.items[column])[0][graph.item] if column else graph.item
     pairs = pd.DataFrame({'user': graph.user, 'group': group})[group >= 0].drop_duplicates()
     groups = np.bincount(pairs.user, minlength=graph.n_users)
@@ -172,11 +236,18 @@ def chosen_users(
     "Whom the settings ask for. Raises `SettingsError` for ids of another type than the graph's."
     text = graph.user_ids.is_text
     wrong = next((o for o in s.users if isinstance(o, str) != text), None)
-    if wrong is not None: raise SettingsError(f'explainability.users: expected {"texts" if text else "integers"} as in the events, found {wrong!r}'+(': write it in quotes' if text else ''))
+    if wrong is not None:
+        raise SettingsError(
+            f'explainability.users: expected {"texts" if text else "integers"} as in the events, found {wrong!r}'
+            + (': write it in quotes' if text else '')
+        )
     if s.users: return list(dict.fromkeys(s.users))
-    if s.choose == 'interesting': return graph.user_ids.decode(interesting_users(graph, s.number)).tolist()
+    if s.choose == 'interesting':
+        return graph.user_ids.decode(interesting_users(graph, s.number)).tolist()
     known = np.flatnonzero(np.diff(graph.user_ptr))
-    return graph.user_ids.decode(rng(s.seed, 'explainability').choice(known, min(s.number, len(known)), replace=False)).tolist()
+    return graph.user_ids.decode(
+        rng(s.seed, 'explainability').choice(known, min(s.number, len(known)), replace=False)
+    ).tolist()
 
 # %% ../nbs/06_explainability.ipynb #45925d84
 @patch
@@ -193,8 +264,14 @@ def _product_rows(self: Explainer, s: Shares, k: int, n: int) -> list[tuple]: # 
     rows, rest = [('first_step', 'self', s.own[k], (s.user,), '')], order[n:]
     for e in order[:n]:
         path, event = (s.user, int(s.history[e])), s.event_types[s.events[e].argmax()]
-        rows += [('first_step', 'filter', s.filter[e, k], path, event)]*bool(s.filter[e, k])+[('first_step', 'product', s.embedding[e, k], path, event)]
-    return rows+[('first_step', 'rest', s.products[rest, k].sum(), (), '')]*bool(len(rest))+[('first_step', 'bias', s.bias[k], (), '')]*bool(s.bias.any())
+        rows += [('first_step', 'filter', s.filter[e, k], path, event)] * bool(s.filter[e, k]) + [
+            ('first_step', 'product', s.embedding[e, k], path, event)
+        ]
+    return (
+        rows
+        + [('first_step', 'rest', s.products[rest, k].sum(), (), '')] * bool(len(rest))
+        + [('first_step', 'bias', s.bias[k], (), '')] * bool(s.bias.any())
+    )
 
 @patch
 def _path_rows(self: Explainer, s: Shares, item: int, settings: ExplainabilitySettings) -> list[tuple]:
@@ -210,7 +287,10 @@ def _path_rows(self: Explainer, s: Shares, item: int, settings: ExplainabilitySe
 
 # %% ../nbs/06_explainability.ipynb #24dc0084
 #: columns of explanations.parquet, but for the model's version
-COLUMNS = ['user_id', 'product_id', 'product', 'rank', 'score', 'split', 'kind', 'share', 'event', 'path', 'path_names', 'sentence']
+COLUMNS = [
+    'user_id', 'product_id', 'product', 'rank', 'score', 'split', 'kind', 'share', 'event', 'path', 'path_names',
+    'sentence'
+]
 
 @patch
 def explanation_rows(self: Explainer,
@@ -225,11 +305,29 @@ def explanation_rows(self: Explainer,
     kinds, people, effects = s.by_event_type(), self.people(user, items), self.effects(s)
     for k, (item, rank) in enumerate(zip(s.items.tolist(), ranks)):
         rows = self._product_rows(s, k, settings.products)
-        rows += [(split, kind, share, (), '') for split, table in (('event_type', kinds), ('people', people)) for kind, share in table.iloc[k].items()]
+        rows += [
+            (split, kind, share, (), '')
+            for split, table in (('event_type', kinds), ('people', people))
+            for kind, share in table.iloc[k].items()
+        ]
         rows += self._path_rows(s, item, settings)
         text = self.sentence(s, item, effects)
         for split, kind, share, path, event in rows:
-            out.append((g.user_ids.ids[user], g.item_ids.ids[item], short_name(g, item), int(rank), s.score[k], split, kind, share, event, *self._names(path), text))
+            out.append(
+                (
+                    g.user_ids.ids[user],
+                    g.item_ids.ids[item],
+                    short_name(g, item),
+                    int(rank),
+                    s.score[k],
+                    split,
+                    kind,
+                    share,
+                    event,
+                    *self._names(path),
+                    text,
+                )
+            )
     return pd.DataFrame(out, columns=COLUMNS)
 
 # %% ../nbs/06_explainability.ipynb #d2027413
@@ -241,20 +339,47 @@ def read_recommendations(
 ) -> pd.DataFrame: # user_id, product_id, rank, score, source
     "The lists of some customers. Raises `ArtifactError` if they are another model's, `DataError` for a customer without a list."
     check_table(path, 'recommendations', 'inference')
-    recs = pq.read_table(path, filters=[('user_id', 'in', users), ('rank', '<=', k)]).to_pandas() if users else pq.read_table(path).slice(0, 0).to_pandas()
+    recs = (
+        pq.read_table(path, filters=[('user_id', 'in', users), ('rank', '<=', k)]).to_pandas()
+        if users
+        else pq.read_table(path).slice(0, 0).to_pandas()
+    )
     other = set(recs.model_version.unique())-{version}
-    if other: raise ArtifactError(f'expected recommendations of model {version} in {Path(path).name}, found those of {", ".join(sorted(other))}: run `dvc repro inference`')
+    if other:
+        raise ArtifactError(
+            f'expected recommendations of model {version} in {Path(path).name}, found those of {", ".join(sorted(other))}: run `dvc repro inference`'
+        )
     lost = sorted(set(users)-set(recs.user_id), key=str)
-    if lost: raise DataError(f'explainability.users: expected customers with recommendations, found none for {", ".join(map(repr, lost[:3]))}: correct the ids, or run `inference` for these customers')
+    if lost:
+        raise DataError(
+            f'explainability.users: expected customers with recommendations, found none for {", ".join(map(repr, lost[:3]))}: correct the ids, or run `inference` for these customers'
+        )
     order = {u: i for i, u in enumerate(users)}
-    return recs.sort_values(['user_id', 'rank'], key=lambda c: c.map(order) if c.name == 'user_id' else c, ignore_index=True)
+    return recs.sort_values(
+        ['user_id', 'rank'], key=lambda c: c.map(order) if c.name == 'user_id' else c, ignore_index=True
+    )
 
 def _popular_rows(graph: InteractionGraph, recs: pd.DataFrame) -> pd.DataFrame:
     "Rows for customers whom the model does not know."
     bought, rows = graph.item_popularity('bought'), []
     for r, item in zip(recs.itertuples(), graph.item_ids.encode(recs.product_id.tolist())):
         text = f'Because many customers bought it ({bought[item]:,}); nothing is known of this customer yet.'
-        rows.append((r.user_id, r.product_id, short_name(graph, item), r.rank, r.score, 'popular', 'popular', r.score, '', [], [], text))
+        rows.append(
+            (
+                r.user_id,
+                r.product_id,
+                short_name(graph, item),
+                r.rank,
+                r.score,
+                'popular',
+                'popular',
+                r.score,
+                '',
+                [],
+                [],
+                text,
+            )
+        )
     return pd.DataFrame(rows, columns=COLUMNS)
 
 # %% ../nbs/06_explainability.ipynb #ccd1e9cf
@@ -266,13 +391,17 @@ def explain_recommendations(
     "Explain lists of recommendations. Raises `ArtifactError` if a listed score is not the model's."
     g, parts, worst = explainer.graph, [], 0.
     for user_id, mine in progress(list(recs.groupby('user_id', sort=False)), 'explain'):
-        if mine.source.iloc[0] != 'model': parts.append(_popular_rows(g, mine)); continue
+        if mine.source.iloc[0] != 'model':
+            parts.append(_popular_rows(g, mine))
+            continue
         user, items = int(g.user_ids.encode([user_id])[0]), g.item_ids.encode(mine.product_id.tolist())
         rows = explainer.explanation_rows(user, items, mine['rank'].to_numpy(), settings)
         s = explainer.shares(user, items)
         off = np.abs(s.products.sum(0)+s.own+s.bias-mine.score.to_numpy())/np.maximum(s.scale, 1e-30)
         if off.max() > 1e-3:
-            raise ArtifactError(f'expected the scores of this model in recommendations.parquet, found {mine.score.iloc[off.argmax()]:.6g} where it is {s.score[off.argmax()]:.6g} (customer {user_id!r}): run `dvc repro --force inference`')
+            raise ArtifactError(
+                f'expected the scores of this model in recommendations.parquet, found {mine.score.iloc[off.argmax()]:.6g} where it is {s.score[off.argmax()]:.6g} (customer {user_id!r}): run `dvc repro --force inference`'
+            )
         worst = max(worst, float(off.max()))
         parts.append(rows)
     return (pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS)), worst
@@ -299,7 +428,16 @@ def plot_summary(
         for color, r in zip(colors, part.itertuples()):
             start = right if r.part >= 0 else left+r.part
             ax.barh(row, abs(r.part), left=start, color=color, edgecolor='white', lw=.5)
-            if abs(r.part) > .012*len(r.kind): ax.text(start+abs(r.part)/2, row, r.kind.replace('_', ' '), ha='center', va='center', fontsize=7, color='black' if color in ('#E69F00', '#56B4E9', '#F0E442') else 'white')
+            if abs(r.part) > .012*len(r.kind):
+                ax.text(
+                    start + abs(r.part) / 2,
+                    row,
+                    r.kind.replace('_', ' '),
+                    ha='center',
+                    va='center',
+                    fontsize=7,
+                    color='black' if color in ('#E69F00', '#56B4E9', '#F0E442') else 'white',
+                )
             right, left = right+max(r.part, 0), left+min(r.part, 0)
     ax.set_yticks(range(table.split.nunique()), [s.replace('_', ' ') for s in table.split.unique()])
     ax.set(xlabel='part of the explained scores')
@@ -316,13 +454,18 @@ def customer_text(
 ) -> str:
     "One customer's explained recommendations as lines of text. Raises `DataError` for a customer who is not in the table."
     mine = rows[rows.user_id == user_id]
-    if not len(mine): raise DataError(f'customer: expected one who is explained, found {user_id!r}: name it in explainability.users')
+    if not len(mine):
+        raise DataError(f'customer: expected one who is explained, found {user_id!r}: name it in explainability.users')
     lines = [f'Customer {user_id}']
     for rank, part in list(mine.groupby('rank'))[:n]:
         first = part.iloc[0]
         lines += [f'{rank:3}. {first["product"]}', f'     {first.sentence}']
         paths = part[part.kind.isin(['filter path', 'path'])].nlargest(1, 'share')
-        lines += [f'     {" - ".join(r.path_names)}   ({100*r.share/r.score:.0f} % of the score)' for r in paths.itertuples() if r.score > 0]
+        lines += [
+            f'     {" - ".join(r.path_names)}   ({100 * r.share / r.score:.0f} % of the score)'
+            for r in paths.itertuples()
+            if r.score > 0
+        ]
     return '\n'.join(lines)
 
 # %% ../nbs/06_explainability.ipynb #82429f56
@@ -338,8 +481,10 @@ def event_weights(
     settings: dict, # of the graph, from graph.json
 ) -> dict[str, float]: # event type -> what one event counts
     "What an event counts under the graph's weight scheme, for shares by event type."
-    if settings.get('scheme') == 'purchase_only': return {k: float(k == 'purchase') for k in EVENT_WEIGHTS}
-    if settings.get('scheme') == 'unweighted': return dict.fromkeys(EVENT_WEIGHTS, 1.)
+    if settings.get('scheme') == 'purchase_only':
+        return {k: float(k == 'purchase') for k in EVENT_WEIGHTS}
+    if settings.get('scheme') == 'unweighted':
+        return dict.fromkeys(EVENT_WEIGHTS, 1.)
     return dict(settings.get('weights') or EVENT_WEIGHTS)
 
 def run_explainability(
@@ -351,12 +496,16 @@ def run_explainability(
     graph = InteractionGraph.load(paths.graph)
     scheme = read_json(paths.graph/'graph.json', 'graph_build').get('settings', {})
     explainer = Explainer.from_checkpoint(paths.checkpoints, graph, event_weights(scheme))
-    recs = read_recommendations(paths.recommendations/'recommendations.parquet', chosen_users(graph, s), s.k, explainer.model_version)
+    recs = read_recommendations(
+        paths.recommendations / 'recommendations.parquet', chosen_users(graph, s), s.k, explainer.model_version
+    )
     rows, worst = explain_recommendations(explainer, recs, s)
     write_explanations(rows, explainer, paths.recommendations/'explanations.parquet')
     result = _check(explainer, recs, rows, s, worst)
     _report(result, paths.report('explainability'))
-    print(f'{result.metrics["customers"]} customers, {result.metrics["recommendations"]} recommendations explained in {time.perf_counter()-start:.1f} s; shares add up to the scores within {worst:.0e} of their scale')
+    print(
+        f'{result.metrics["customers"]} customers, {result.metrics["recommendations"]} recommendations explained in {time.perf_counter() - start:.1f} s; shares add up to the scores within {worst:.0e} of their scale'
+    )
     known = rows.user_id[rows.split != 'popular']
     if len(known): print(f'\n{customer_text(rows, known.iloc[0], 3)}')
     return result
@@ -367,29 +516,67 @@ def write_explanations(rows: pd.DataFrame, explainer: Explainer, path: str|Path)
     import pyarrow as pa
     kind = lambda ids: pa.string() if ids.is_text else pa.int64()
     g, text, texts = explainer.graph, pa.string(), pa.list_(pa.string())
-    schema = pa.schema([('user_id', kind(g.user_ids)), ('product_id', kind(g.item_ids)), ('product', text), ('rank', pa.int32()), ('score', pa.float64()), ('split', text), ('kind', text),
-                        ('share', pa.float64()), ('event', text), ('path', texts), ('path_names', texts), ('sentence', text), ('model_version', text)])
-    write_table(pa.Table.from_pandas(rows.assign(model_version=explainer.model_version), schema, preserve_index=False), path, 'explanations')
+    schema = pa.schema(
+        [
+            ('user_id', kind(g.user_ids)),
+            ('product_id', kind(g.item_ids)),
+            ('product', text),
+            ('rank', pa.int32()),
+            ('score', pa.float64()),
+            ('split', text),
+            ('kind', text),
+            ('share', pa.float64()),
+            ('event', text),
+            ('path', texts),
+            ('path_names', texts),
+            ('sentence', text),
+            ('model_version', text),
+        ]
+    )
+    write_table(
+        pa.Table.from_pandas(rows.assign(model_version=explainer.model_version), schema, preserve_index=False),
+        path,
+        'explanations',
+    )
 
-def _check(explainer: Explainer, recs: pd.DataFrame, rows: pd.DataFrame, s: ExplainabilitySettings, worst: float) -> ExplainabilityResult:
+def _check(
+    explainer: Explainer, recs: pd.DataFrame, rows: pd.DataFrame, s: ExplainabilitySettings, worst: float
+) -> ExplainabilityResult:
     "Test the shares on a sample of the recommendations, and put all figures together."
     g, known = explainer.graph, recs[recs.source == 'model']
     sample = known.iloc[rng(s.seed, 'check').permutation(len(known))[:s.check]]
-    pairs = np.stack([g.user_ids.encode(sample.user_id.tolist()), g.item_ids.encode(sample.product_id.tolist())], 1) if len(sample) else np.zeros((0, 2), np.int64)
+    pairs = (
+        np.stack([g.user_ids.encode(sample.user_id.tolist()), g.item_ids.encode(sample.product_id.tolist())], 1)
+        if len(sample)
+        else np.zeros((0, 2), np.int64)
+    )
     curve, corr = deletion_curve(explainer, pairs, seed=s.seed), removal_correlation(explainer, pairs)
     table = summary(rows)
-    metrics = dict(customers=int(recs.user_id.nunique()), recommendations=len(recs), not_known=int((recs.source != 'model').sum()), worst_deviation=worst, checked=len(pairs))
+    metrics = dict(
+        customers=int(recs.user_id.nunique()),
+        recommendations=len(recs),
+        not_known=int((recs.source != 'model').sum()),
+        worst_deviation=worst,
+        checked=len(pairs),
+    )
     metrics |= {f'{r.split}_{r.kind}'.replace(' ', '_'): float(r.part) for r in table.itertuples()}
-    metrics |= {f'left_after_a_fifth_{o}': float(x) for o, x in curve[curve.removed == .2].set_index('order').left.items()}
-    metrics |= {f'correlation_{c}': float(corr[c].mean()) for c in ('share', 'popularity', 'random') if corr[c].notna().any()}
+    metrics |= {
+        f'left_after_a_fifth_{o}': float(x) for o, x in curve[curve.removed == 0.2].set_index('order').left.items()
+    }
+    metrics |= {
+        f'correlation_{c}': float(corr[c].mean()) for c in ('share', 'popularity', 'random') if corr[c].notna().any()
+    }
     return ExplainabilityResult(rows, table, curve, metrics)
 
 def _report(result: ExplainabilityResult, folder: Path):
     "Metrics, tables and plots in `reports/explainability/`."
     write_json(result.metrics, folder/'metrics.json')
     for name, table in (('summary', result.summary), ('deletion', result.deletion)):
-        with atomic_path(folder/f'{name}.csv') as tmp: table.to_csv(tmp, index=False)
+        with atomic_path(folder/f'{name}.csv') as tmp:
+            table.to_csv(tmp, index=False)
     if len(result.summary):
-        with atomic_path(folder/'summary.png') as tmp: plot_summary(result.summary).savefig(tmp)
+        with atomic_path(folder/'summary.png') as tmp:
+            plot_summary(result.summary).savefig(tmp)
     if len(result.deletion):
-        with atomic_path(folder/'deletion.png') as tmp: plot_deletion({'recommendations of this shop': result.deletion}).savefig(tmp)
+        with atomic_path(folder/'deletion.png') as tmp:
+            plot_deletion({'recommendations of this shop': result.deletion}).savefig(tmp)

@@ -18,10 +18,12 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 from scipy import sparse
 
-from .core import (ArtifactError, DataError, IdMap, ProjectPaths, SettingsError, StageSettings, atomic_path, check_table,
-                                file_hash, load_settings, read_json, read_table, resolve_params, write_json)
-from .events import EVENT_TYPES, connect
-from .graph import EVENT_WEIGHTS, InteractionGraph, plot_degrees
+from gnn_ecommerce.core import (
+    ArtifactError, DataError, IdMap, ProjectPaths, SettingsError, StageSettings, atomic_path, check_table, file_hash,
+    load_settings, read_json, read_table, resolve_params, write_json
+)
+from .data.events import EVENT_TYPES, connect
+from .graph.interactions import EVENT_WEIGHTS, InteractionGraph, plot_degrees
 
 # %% auto #0
 __all__ = ['SCHEMES', 'EventWeights', 'GraphBuildSettings', 'register_scheme', 'event_count', 'event_sum', 'sum_scheme',
@@ -34,23 +36,44 @@ __all__ = ['SCHEMES', 'EventWeights', 'GraphBuildSettings', 'register_scheme', '
 class EventWeights(BaseModel):
     "What one event of each type counts."
     model_config = ConfigDict(extra='forbid', strict=True, frozen=True, validate_default=True)
-    view: float = Field(EVENT_WEIGHTS['view'], gt=0, le=1, description='weight of a view; also the least that an edge weighs')
+    view: float = Field(
+        EVENT_WEIGHTS['view'], gt=0, le=1, description='weight of a view; also the least that an edge weighs'
+    )
     cart: float = Field(EVENT_WEIGHTS['cart'], allow_inf_nan=False, description='weight of a cart event')
-    remove_from_cart: float = Field(EVENT_WEIGHTS['remove_from_cart'], allow_inf_nan=False, description='weight of a removal from the cart, normally negative')
+    remove_from_cart: float = Field(
+        EVENT_WEIGHTS['remove_from_cart'],
+        allow_inf_nan=False,
+        description='weight of a removal from the cart, normally negative',
+    )
     purchase: float = Field(EVENT_WEIGHTS['purchase'], gt=0, allow_inf_nan=False, description='weight of a purchase')
 
 class GraphBuildSettings(StageSettings):
     "Section `graph_build` of params.yaml."
-    scheme: str = Field('sum', description='edge weight: sum, recency, log_count, purchase_only, unweighted, or one of your own')
-    scheme_from: str = Field('', description='Python file (relative to the project) or module that registers a scheme of your own; empty: none')
+    scheme: str = Field(
+        'sum', description='edge weight: sum, recency, log_count, purchase_only, unweighted, or one of your own'
+    )
+    scheme_from: str = Field(
+        '',
+        description='Python file (relative to the project) or module that registers a scheme of your own; empty: none',
+    )
     scheme_options: dict[str, Any] = Field({}, description='handed to the scheme as `settings.scheme_options`')
     weights: EventWeights = Field(EventWeights(), description='what one event of each type counts')
-    half_life_days: float = Field(30., gt=0, allow_inf_nan=False, description='recency: after so many days an event counts half')
-    max_user_events: int|None = Field(None, ge=1, description='users with more training events are left out (bots, resellers); null: no limit')
+    half_life_days: float = Field(
+        30.0, gt=0, allow_inf_nan=False, description='recency: after so many days an event counts half'
+    )
+    max_user_events: int | None = Field(
+        None, ge=1, description='users with more training events are left out (bots, resellers); null: no limit'
+    )
     min_user_events: int = Field(1, ge=1, description='users with fewer training events are left out')
     min_item_events: int = Field(1, ge=1, description='items with fewer training events are left out')
-    k_core: int = Field(1, ge=1, description='keep the largest part in which every user and item has at least so many edges; 1: all')
-    memory_limit: str = Field('4GB', pattern=r'^[0-9.]+ ?[KMGT]i?B$', description='what DuckDB may use before it spills to disk, as in 4GB or 800MB')
+    k_core: int = Field(
+        1, ge=1, description='keep the largest part in which every user and item has at least so many edges; 1: all'
+    )
+    memory_limit: str = Field(
+        '4GB',
+        pattern=r'^[0-9.]+ ?[KMGT]i?B$',
+        description='what DuckDB may use before it spills to disk, as in 4GB or 800MB',
+    )
     threads: int|None = Field(None, ge=1, description='threads of DuckDB; null: all cores')
 
 # %% ../nbs/02_graph_build.ipynb #3a86c268
@@ -63,7 +86,8 @@ def register_scheme(
 ) -> Callable: # a decorator
     "Register a weight scheme. Raises `SettingsError` for the name of a built-in one."
     def add(f: Callable) -> Callable:
-        if name in _BUILT_IN: raise SettingsError(f'scheme: expected a name of your own, found the built-in {name!r}: choose another')
+        if name in _BUILT_IN:
+            raise SettingsError(f'scheme: expected a name of your own, found the built-in {name!r}: choose another')
         SCHEMES[name] = f
         return f
     return add
@@ -125,13 +149,18 @@ def pair_table(
 ) -> ibis.Table: # user_id, product_id, n_view, n_cart, n_remove_from_cart, n_purchase, first_time, last_time, weight
     "Events aggregated per (user, item). Raises `SettingsError` if the scheme returns no numeric aggregate."
     second = int(end.timestamp())
-    events = events.mutate(age_days=(ibis.literal(second)-events.event_time.truncate('s').epoch_seconds()).cast('float64')/86400.)
+    events = events.mutate(
+        age_days=(ibis.literal(second) - events.event_time.truncate('s').epoch_seconds()).cast('float64') / 86400.0
+    )
     weight = scheme(events, settings)
     if not isinstance(weight, ibis.expr.types.NumericScalar):
-        raise SettingsError(f'graph_build.scheme: expected a scheme that returns a numeric Ibis aggregate, found {type(weight).__name__}: end it with .sum(), .max() or the like')
+        raise SettingsError(
+            f'graph_build.scheme: expected a scheme that returns a numeric Ibis aggregate, found {type(weight).__name__}: end it with .sum(), .max() or the like'
+        )
     counts = {f'n_{kind}': event_count(events, kind) for kind in EVENT_TYPES}
-    return events.group_by('user_id', 'product_id').aggregate(**counts, first_time=events.event_time.min(),
-                                                              last_time=events.event_time.max(), weight=weight.cast('float64'))
+    return events.group_by('user_id', 'product_id').aggregate(
+        **counts, first_time=events.event_time.min(), last_time=events.event_time.max(), weight=weight.cast('float64')
+    )
 
 # %% ../nbs/02_graph_build.ipynb #77001a72
 def find_scheme(
@@ -144,19 +173,33 @@ def find_scheme(
         sys.path.insert(0, str(Path(root).resolve()))
         try: _load_source(source, Path(root))
         except SettingsError: raise
-        except Exception as err: raise SettingsError(f'graph_build.scheme_from: expected Python that can be imported, found {type(err).__name__} in {source}: {err}') from err
+        except Exception as err:
+            raise SettingsError(
+                f'graph_build.scheme_from: expected Python that can be imported, found {type(err).__name__} in {source}: {err}'
+            ) from err
         finally: sys.path.remove(str(Path(root).resolve()))
     if name not in SCHEMES:
         near = difflib.get_close_matches(name, SCHEMES, 1)
-        raise SettingsError(f'graph_build.scheme: expected one of {", ".join(SCHEMES)}; found {name!r}'
-                            + (f'; did you mean {near[0]!r}?' if near else f': register it in {source}' if source else ': name its file in graph_build.scheme_from'))
+        raise SettingsError(
+            f'graph_build.scheme: expected one of {", ".join(SCHEMES)}; found {name!r}'
+            + (
+                f'; did you mean {near[0]!r}?'
+                if near
+                else f': register it in {source}'
+                if source
+                else ': name its file in graph_build.scheme_from'
+            )
+        )
     return SCHEMES[name]
 
 def _load_source(source: str, root: Path):
     "Run a file, or import a module, that registers schemes."
-    if not source.endswith('.py'): importlib.import_module(source); return
+    if not source.endswith('.py'):
+        importlib.import_module(source)
+        return
     path = root/Path(source).expanduser()
-    if not path.is_file(): raise SettingsError(f'graph_build.scheme_from: expected a Python file {path}, found none')
+    if not path.is_file():
+        raise SettingsError(f'graph_build.scheme_from: expected a Python file {path}, found none')
     spec = importlib.util.spec_from_file_location(f'gnn_ecommerce_scheme_{path.stem}', path)
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
@@ -167,16 +210,33 @@ def check_events(
 ) -> tuple[int, pd.Timestamp]: # number of events, end of training: the split point or else the last event
     "One scan of the train events. Raises `DataError` for none, or for one at or after the split point; `ArtifactError` for unusable rows."
     lost = [c for c in ('user_id', 'product_id', 'event_type', 'event_time', 'price') if c not in events.columns]
-    if lost: raise ArtifactError(f'expected train events with columns {", ".join(lost)}, found {", ".join(events.columns)}: run `dvc repro --force data_prep`')
+    if lost:
+        raise ArtifactError(
+            f'expected train events with columns {", ".join(lost)}, found {", ".join(events.columns)}: run `dvc repro --force data_prep`'
+        )
     e = events
-    bad = e.user_id.isnull() | e.product_id.isnull() | e.event_time.isnull() | e.event_type.isnull() | ~e.event_type.isin(EVENT_TYPES)
+    bad = (
+        e.user_id.isnull()
+        | e.product_id.isnull()
+        | e.event_time.isnull()
+        | e.event_type.isnull()
+        | ~e.event_type.isin(EVENT_TYPES)
+    )
     n, n_bad, last = e.aggregate(n=e.count(), bad=bad.sum(), last=e.event_time.max()).to_pyarrow().to_pandas().iloc[0]
-    if not n: raise DataError('expected train events, found none: check the split in params.yaml (data_prep) and the rejects report')
-    if n_bad: raise ArtifactError(f'expected ids, time and one of {", ".join(EVENT_TYPES)} in each train event, found {n_bad} rows without: run `dvc repro --force data_prep`')
+    if not n:
+        raise DataError(
+            'expected train events, found none: check the split in params.yaml (data_prep) and the rejects report'
+        )
+    if n_bad:
+        raise ArtifactError(
+            f'expected ids, time and one of {", ".join(EVENT_TYPES)} in each train event, found {n_bad} rows without: run `dvc repro --force data_prep`'
+        )
     if split_point is not None and last >= split_point:
         late = int((e.event_time >= ibis.literal(split_point.to_pydatetime())).sum().to_pyarrow().as_py())
-        raise DataError(f'expected train events before the split point {split_point.isoformat()}, found {late} at or after it (last {last.isoformat()}): '
-                        'the graph would know the future; run `dvc repro --force data_prep`')
+        raise DataError(
+            f'expected train events before the split point {split_point.isoformat()}, found {late} at or after it (last {last.isoformat()}): '
+            'the graph would know the future; run `dvc repro --force data_prep`'
+        )
     return int(n), last if split_point is None else split_point
 
 def check_pairs(
@@ -185,8 +245,18 @@ def check_pairs(
     name: str,           # 'val' or 'test'
 ):
     "Raises `DataError` if a target pair stands in the train events, for a split that is not in time."
-    n = events.select('user_id', 'product_id').distinct().semi_join(targets, ['user_id', 'product_id']).count().to_pyarrow().as_py()
-    if n: raise DataError(f'expected no {name} pair in the train events, found {n}: the graph would know the answers; run `dvc repro --force data_prep`')
+    n = (
+        events.select('user_id', 'product_id')
+        .distinct()
+        .semi_join(targets, ['user_id', 'product_id'])
+        .count()
+        .to_pyarrow()
+        .as_py()
+    )
+    if n:
+        raise DataError(
+            f'expected no {name} pair in the train events, found {n}: the graph would know the answers; run `dvc repro --force data_prep`'
+        )
 
 # %% ../nbs/02_graph_build.ipynb #3ee31f67
 def sorted_pairs(
@@ -201,7 +271,13 @@ def index_pairs(
     "Run the aggregation and give each id its index, 0..n-1 in the order of the sorted ids. Raises `DataError` where a count does not fit 32 bits."
     edges = _narrow(sorted_pairs(pairs).to_pyarrow())
     (user, users), (item, items) = _indexed(edges['user_id']), _indexed(edges['product_id'])
-    return edges.drop_columns(['user_id', 'product_id']).append_column('user', pa.array(user)).append_column('item', pa.array(item)), users, items
+    return (
+        edges.drop_columns(['user_id', 'product_id'])
+        .append_column('user', pa.array(user))
+        .append_column('item', pa.array(item)),
+        users,
+        items,
+    )
 
 def _indexed(ids: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]: # int32 (n,), and the sorted ids
     "Places of ids among the sorted ones."
@@ -215,7 +291,10 @@ def _narrow(edges: pa.Table) -> pa.Table:
     "Counts as int32. Raises `DataError` where one does not fit."
     for c in [f'n_{kind}' for kind in EVENT_TYPES]:
         try: column = edges[c].cast(pa.int32())
-        except pa.ArrowInvalid: raise DataError(f'{c}: expected fewer than 2^31 events of one type for one user and item, found more: look for a bot and set max_user_events') from None
+        except pa.ArrowInvalid:
+            raise DataError(
+                f'{c}: expected fewer than 2^31 events of one type for one user and item, found more: look for a bot and set max_user_events'
+            ) from None
         edges = edges.set_column(edges.schema.get_field_index(c), c, column)
     return edges
 
@@ -254,19 +333,28 @@ def filter_edges(
              ('k_core', s.k_core > 1, lambda at: k_core(user[at], item[at], s.k_core))]
     log = [_left('all', user, item, n_events, keep)]
     for name, on, passes in steps:
-        if not on: log.append(log[-1] | {'step': name}); continue
+        if not on:
+            log.append(log[-1] | {'step': name})
+            continue
         at = np.flatnonzero(keep)
         keep[at] = passes(at)
         log.append(_left(name, user, item, n_events, keep))
         if not log[-1]['edges']:
             setting = f'{name} {getattr(s, name)}'
-            raise DataError(f'expected edges after {setting}, found none of the {log[-2]["edges"]} before it: choose a milder graph_build.{name}')
+            raise DataError(
+                f'expected edges after {setting}, found none of the {log[-2]["edges"]} before it: choose a milder graph_build.{name}'
+            )
     return keep, pd.DataFrame(log)
 
 def _left(step: str, user: np.ndarray, item: np.ndarray, n_events: np.ndarray, keep: np.ndarray) -> dict:
     "Counts of what a filter left."
-    return {'step': step, 'users': int((np.bincount(user[keep], minlength=1) > 0).sum()), 'items': int((np.bincount(item[keep], minlength=1) > 0).sum()),
-            'edges': int(keep.sum()), 'events': int(n_events[keep].sum())}
+    return {
+        'step': step,
+        'users': int((np.bincount(user[keep], minlength=1) > 0).sum()),
+        'items': int((np.bincount(item[keep], minlength=1) > 0).sum()),
+        'edges': int(keep.sum()),
+        'events': int(n_events[keep].sum()),
+    }
 
 # %% ../nbs/02_graph_build.ipynb #ddc772be
 def product_rows(
@@ -277,7 +365,9 @@ def product_rows(
     row = pd.Series(np.arange(len(products)), index=products.product_id).reindex(items.ids)
     if row.isna().any():
         lost = row.index[row.isna()].tolist()
-        raise ArtifactError(f'expected a row for each product of the train events, found none for {len(lost)}, such as {lost[0]!r}: run `dvc repro --force data_prep`')
+        raise ArtifactError(
+            f'expected a row for each product of the train events, found none for {len(lost)}, such as {lost[0]!r}: run `dvc repro --force data_prep`'
+        )
     return products.iloc[row.to_numpy(np.int64)].reset_index(drop=True)
 
 # %% ../nbs/02_graph_build.ipynb #1bd742e5
@@ -293,14 +383,31 @@ def build_graph(
     _, end = check_events(events, split_point)
     edges, users, items = index_pairs(pair_table(events, scheme, settings, end))
     user, item, raw = (edges[c].to_numpy() for c in ('user', 'item', 'weight'))
-    with np.errstate(over='ignore', under='ignore'): weight = np.nan_to_num(raw, nan=0., posinf=np.inf).astype(np.float32)
-    if np.isinf(weight).any(): raise DataError(f'scheme {settings.scheme!r}: expected finite weights, found {int(np.isinf(weight).sum())} infinite ones')
+    with np.errstate(over='ignore', under='ignore'):
+        weight = np.nan_to_num(raw, nan=0., posinf=np.inf).astype(np.float32)
+    if np.isinf(weight).any():
+        raise DataError(
+            f'scheme {settings.scheme!r}: expected finite weights, found {int(np.isinf(weight).sum())} infinite ones'
+        )
     n_events = sum(edges[f'n_{kind}'].to_numpy().astype(np.int64) for kind in EVENT_TYPES)
     keep, log = filter_edges(user, item, n_events, weight, settings)
     (user, users), (item, items) = _compact(user[keep], users), _compact(item[keep], items)
-    more = edges.select([*(f'n_{kind}' for kind in EVENT_TYPES), 'first_time', 'last_time']).filter(pa.array(keep)).to_pandas()
-    graph = InteractionGraph.from_arrays(user, item, weight[keep], more.n_purchase.to_numpy() > 0, user_ids=users, item_ids=items,
-                                         items=product_rows(products, items), edges=more, scheme=settings.scheme)
+    more = (
+        edges.select([*(f'n_{kind}' for kind in EVENT_TYPES), 'first_time', 'last_time'])
+        .filter(pa.array(keep))
+        .to_pandas()
+    )
+    graph = InteractionGraph.from_arrays(
+        user,
+        item,
+        weight[keep],
+        more.n_purchase.to_numpy() > 0,
+        user_ids=users,
+        item_ids=items,
+        items=product_rows(products, items),
+        edges=more,
+        scheme=settings.scheme,
+    )
     return graph, log
 
 def _compact(index: np.ndarray, ids: pa.Array) -> tuple[np.ndarray, IdMap]:
@@ -314,15 +421,30 @@ def graph_metrics(
 ) -> dict: # flat numbers
     "Counts, density, share purchased, weight and degree quantiles, connected components of nodes with an edge."
     g = graph
-    m = {'n_users': g.n_users, 'n_items': g.n_items, 'n_edges': g.n_edges, 'density': g.n_edges/max(g.n_users*g.n_items, 1),
-         'share_purchased': float(g.purchased.mean()), 'users_with_purchase': int(len(np.unique(g.user[g.purchased])))}
+    m = {
+        'n_users': g.n_users,
+        'n_items': g.n_items,
+        'n_edges': g.n_edges,
+        'density': g.n_edges / max(g.n_users * g.n_items, 1),
+        'share_purchased': float(g.purchased.mean()),
+        'users_with_purchase': int(len(np.unique(g.user[g.purchased]))),
+    }
     for name, index, n in (('user', g.user, g.n_users), ('item', g.item, g.n_items)):
         degree = np.bincount(index, minlength=n)
         m[f'{name}_degree_mean'] = float(degree.mean())
-        m.update({f'{name}_degree_p{q}': float(np.quantile(degree, q/100)) for q in (25, 50, 75, 90, 99)}, **{f'{name}_degree_max': int(degree.max())})
-    m.update(weight_min=float(g.weight.min()), weight_mean=float(g.weight.mean(dtype=np.float64)), weight_max=float(g.weight.max()))
+        m.update(
+            {f'{name}_degree_p{q}': float(np.quantile(degree, q / 100)) for q in (25, 50, 75, 90, 99)},
+            **{f'{name}_degree_max': int(degree.max())},
+        )
+    m.update(
+        weight_min=float(g.weight.min()),
+        weight_mean=float(g.weight.mean(dtype=np.float64)),
+        weight_max=float(g.weight.max()),
+    )
     n_nodes = g.n_users+g.n_items
-    square = sparse.csr_array((np.ones(g.n_edges, np.int8), (g.user, g.item.astype(np.int64)+g.n_users)), shape=(n_nodes, n_nodes))
+    square = sparse.csr_array(
+        (np.ones(g.n_edges, np.int8), (g.user, g.item.astype(np.int64) + g.n_users)), shape=(n_nodes, n_nodes)
+    )
     label = sparse.csgraph.connected_components(square, directed=False)[1]
     sizes = np.bincount(label)
     return {**m, 'components': int(len(sizes)), 'largest_component_share': float(sizes.max()/n_nodes)}
@@ -337,7 +459,13 @@ def plot_weights(
     if ax is None: ax = plt.subplots(figsize=(5.5, 3.2))[1]
     bins = np.linspace(0, float(graph.weight.max())*1.001, 41)
     parts = [graph.weight[graph.purchased], graph.weight[~graph.purchased]]
-    ax.hist(parts, bins, stacked=True, label=[f'purchased ({len(parts[0]):,})', f'not purchased ({len(parts[1]):,})'], log=True)
+    ax.hist(
+        parts,
+        bins,
+        stacked=True,
+        label=[f'purchased ({len(parts[0]):,})', f'not purchased ({len(parts[1]):,})'],
+        log=True,
+    )
     ax.set(xlabel=f'edge weight, scheme {graph.scheme}', ylabel='edges')
     ax.legend()
     return ax
@@ -358,8 +486,12 @@ def duckdb_events(
         con.settings['preserve_insertion_order'] = False
         try: yield con.read_parquet(path)
         except duckdb.Error as err:
-            if not isinstance(err, duckdb.OutOfMemoryException): read_table(path, 'train_events', 'data_prep'); raise
-            raise SettingsError(f'graph_build.memory_limit: expected enough for the aggregation, found {settings.memory_limit} ({str(err).splitlines()[0][:120]}): raise it or lower graph_build.threads') from None
+            if not isinstance(err, duckdb.OutOfMemoryException):
+                read_table(path, 'train_events', 'data_prep')
+                raise
+            raise SettingsError(
+                f'graph_build.memory_limit: expected enough for the aggregation, found {settings.memory_limit} ({str(err).splitlines()[0][:120]}): raise it or lower graph_build.threads'
+            ) from None
         finally: con.disconnect()
 
 # %% ../nbs/02_graph_build.ipynb #f371f985
@@ -370,7 +502,10 @@ def split_point(
     if split.get('kind') != 'temporal': return None
     try: t = pd.Timestamp(split['val_start'])
     except (KeyError, ValueError, TypeError): t = pd.NaT
-    if t is pd.NaT: raise ArtifactError(f'expected val_start as a time in split.json, found {split.get("val_start")!r}: run `dvc repro --force data_prep`')
+    if t is pd.NaT:
+        raise ArtifactError(
+            f'expected val_start as a time in split.json, found {split.get("val_start")!r}: run `dvc repro --force data_prep`'
+        )
     return t.tz_localize('UTC') if t.tz is None else t.tz_convert('UTC')
 
 # %% ../nbs/02_graph_build.ipynb #01567a8b
@@ -385,7 +520,16 @@ def run_graph_build(
     products = read_table(paths.processed/'products.parquet', 'products', 'data_prep')
     with duckdb_events(paths.processed/'train_events.parquet', cfg, paths.interim) as events:
         if split_point(split) is None:
-            for part in ('val', 'test'): check_pairs(events, ibis.memtable(read_table(paths.processed/f'{part}.parquet', 'targets', 'data_prep', ['user_id', 'product_id'])), part)
+            for part in ('val', 'test'):
+                check_pairs(
+                    events,
+                    ibis.memtable(
+                        read_table(
+                            paths.processed / f'{part}.parquet', 'targets', 'data_prep', ['user_id', 'product_id']
+                        )
+                    ),
+                    part,
+                )
         graph, log = build_graph(events, products, cfg, split_point(split), scheme)
     read = {name: file_hash(paths.processed/name) for name in ('train_events.parquet', 'products.parquet')}
     with ThreadPoolExecutor(1) as pool: # writing is the disk's and Arrow's work, plots are Python's
@@ -399,7 +543,11 @@ def run_graph_build(
 def _report(graph: InteractionGraph, log: pd.DataFrame, folder: Path):
     "metrics.json, filters.csv and the plots."
     from matplotlib.figure import Figure
-    removed = {f'removed_{c}_{row.step}': int(before[c]-row[c]) for (_, before), (_, row) in zip(log[:-1].iterrows(), log[1:].iterrows()) for c in ('users', 'items', 'edges', 'events')}
+    removed = {
+        f'removed_{c}_{row.step}': int(before[c] - row[c])
+        for (_, before), (_, row) in zip(log[:-1].iterrows(), log[1:].iterrows())
+        for c in ('users', 'items', 'edges', 'events')
+    }
     write_json({**graph_metrics(graph), **removed}, folder/'metrics.json')
     with atomic_path(folder/'filters.csv') as tmp: log.to_csv(tmp, index=False)
     for name, plot in (('degrees', plot_degrees), ('weights', plot_weights)):

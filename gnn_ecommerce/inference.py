@@ -24,13 +24,18 @@ import pyarrow.parquet as pq
 import scipy.sparse as sp
 from pydantic import Field
 
-from .baselines import BASELINES
-from .core import (MARK_KEY, ArtifactError, DataError, IdMap, ProjectPaths, SettingsError, StageSettings, atomic_path, check_table, load_settings,
-                                progress, read_table, resolve_params, seed_everything, table_mark, write_json)
-from .evaluation import (METRICS, Evaluation, by_item_group, by_user_group, compare, comparison_table, evaluate, plot_curve, popularity_groups, quantile_groups)
-from .graph import InteractionGraph, pairs_csr
-from .recommender import Popular, Recommender
-from .training import load_checkpoint
+from .models.baselines import BASELINES
+from gnn_ecommerce.core import (
+    MARK_KEY, ArtifactError, DataError, IdMap, ProjectPaths, SettingsError, StageSettings, atomic_path, check_table,
+    load_settings, progress, read_table, resolve_params, seed_everything, table_mark, write_json
+)
+from gnn_ecommerce.ranking.evaluation import (
+    METRICS, Evaluation, by_item_group, by_user_group, compare, comparison_table, evaluate, plot_curve,
+    popularity_groups, quantile_groups
+)
+from .graph.interactions import InteractionGraph, pairs_csr
+from .ranking.recommender import Popular, Recommender
+from .models.checkpoint import load_checkpoint
 
 # %% ../nbs/05_inference.ipynb #39c2ee63
 _Length = Annotated[int, Field(ge=1, le=1000)]
@@ -38,17 +43,28 @@ _Length = Annotated[int, Field(ge=1, le=1000)]
 class InferenceSettings(StageSettings):
     "Section `inference` of params.yaml."
     k: int = Field(20, ge=1, le=1000, description='recommendations for each user')
-    exclude: Literal['bought', 'seen', 'none'] = Field('bought', description='what of the history is left out of the lists')
+    exclude: Literal['bought', 'seen', 'none'] = Field(
+        'bought', description='what of the history is left out of the lists'
+    )
     users: list[int|str]|None = Field(None, description='ids of the users to recommend for; null: every user')
-    users_file: str|None = Field(None, description='a file of user ids instead: text, one a line, or Parquet with a column user_id')
+    users_file: str | None = Field(
+        None, description='a file of user ids instead: text, one a line, or Parquet with a column user_id'
+    )
     chunk: int = Field(16_384, ge=1, le=10_000_000, description='users whose lists are in memory at a time')
-    report: bool = Field(True, description='compare all methods on the test split; false: only write the recommendations')
+    report: bool = Field(
+        True, description='compare all methods on the test split; false: only write the recommendations'
+    )
     ks: list[_Length] = Field([10, 20], min_length=1, description='list lengths of the metrics')
     longest: int = Field(50, ge=1, le=1000, description='longest list in the plot of recall@k')
-    baselines: list[str] = Field(['popular', 'random', 'svd', 'als', 'graph_filter'], description='methods to compare with, names in 03b_baselines')
+    baselines: list[str] = Field(
+        ['popular', 'random', 'svd', 'als', 'graph_filter'],
+        description='methods to compare with, names in models/04_baselines',
+    )
     bootstrap: int = Field(1000, ge=100, le=100_000, description='draws for the confidence intervals')
     level: float = Field(.95, gt=.5, lt=1, description='share of the draws that an interval holds')
-    activity_groups: int = Field(4, ge=1, le=20, description='groups of users by their number of events before the split')
+    activity_groups: int = Field(
+        4, ge=1, le=20, description='groups of users by their number of events before the split'
+    )
     customers: int = Field(3, ge=0, le=100, description='users whose lists are printed')
 
 # %% ../nbs/05_inference.ipynb #b226bd96
@@ -58,13 +74,22 @@ def outside_users(
 ) -> pd.DataFrame: # user_id, product_id, bought: distinct pairs of users that the graph does not hold
     "What the users outside of the graph did in the training events. Memory: one batch, and those users' pairs."
     parts = []
-    for batch in check_table(path, 'train_events', 'data_prep').iter_batches(1 << 20, columns=['user_id', 'product_id', 'event_type']):
+    for batch in check_table(path, 'train_events', 'data_prep').iter_batches(
+        1 << 20, columns=['user_id', 'product_id', 'event_type']
+    ):
         users = batch['user_id'].dictionary_encode()
         out = graph.user_ids.encode(users.dictionary.to_numpy(zero_copy_only=False), unknown='mask') < 0
         if not out.any(): continue
         rows = pa.Table.from_batches([batch]).filter(pa.array(out[users.indices.to_numpy()])).to_pandas()
-        parts.append(rows.assign(bought=rows.event_type == 'purchase').groupby(['user_id', 'product_id'], as_index=False).bought.max())
-    if not parts: return pd.DataFrame({'user_id': graph.user_ids.ids[:0], 'product_id': graph.item_ids.ids[:0], 'bought': np.zeros(0, bool)})
+        parts.append(
+            rows.assign(bought=rows.event_type == 'purchase')
+            .groupby(['user_id', 'product_id'], as_index=False)
+            .bought.max()
+        )
+    if not parts:
+        return pd.DataFrame(
+            {'user_id': graph.user_ids.ids[:0], 'product_id': graph.item_ids.ids[:0], 'bought': np.zeros(0, bool)}
+        )
     return pd.concat(parts).groupby(['user_id', 'product_id'], as_index=False).bought.max()
 
 # %% ../nbs/05_inference.ipynb #a0fcb77e
@@ -74,15 +99,27 @@ def read_user_list(
 ) -> list: # ids in the file's order
     "User ids from a file. Raises `DataError` with the line that is no id."
     path = Path(path)
-    if not path.is_file(): raise DataError(f'users_file: expected a file of user ids in {path}, found none')
-    try: ids = pq.read_table(path, columns=['user_id'])['user_id'].to_pylist() if path.suffix == '.parquet' else [o.strip() for o in path.read_text(encoding='utf-8-sig').splitlines()]
-    except (pa.ArrowException, UnicodeDecodeError) as err: raise DataError(f'users_file: expected text, one id a line, or Parquet with a column user_id in {path.name}, found {str(err)[:80]}') from None
+    if not path.is_file():
+        raise DataError(f'users_file: expected a file of user ids in {path}, found none')
+    try:
+        ids = (
+            pq.read_table(path, columns=['user_id'])['user_id'].to_pylist()
+            if path.suffix == '.parquet'
+            else [o.strip() for o in path.read_text(encoding='utf-8-sig').splitlines()]
+        )
+    except (pa.ArrowException, UnicodeDecodeError) as err:
+        raise DataError(
+            f'users_file: expected text, one id a line, or Parquet with a column user_id in {path.name}, found {str(err)[:80]}'
+        ) from None
     if path.suffix != '.parquet' and ids and ids[0] == 'user_id': ids[0] = ''
     out = []
     for n, id in enumerate(ids, 1):
         if id is None or id == '': continue
         try: out.append(str(id) if text else int(id))
-        except ValueError: raise DataError(f'users_file: expected integer ids as in the events, found {id!r} in line {n} of {path.name}') from None
+        except ValueError:
+            raise DataError(
+                f'users_file: expected integer ids as in the events, found {id!r} in line {n} of {path.name}'
+            ) from None
     return out
 
 def chosen_users(
@@ -92,12 +129,20 @@ def chosen_users(
     paths: ProjectPaths,   # where a relative users_file lies
 ) -> IdMap: # all of them, sorted
     "Ids of the users to recommend for. Raises `SettingsError`, `DataError`."
-    if settings.users is not None and settings.users_file is not None: raise SettingsError('inference.users_file: expected either users or users_file, found both: set one of them to null')
+    if settings.users is not None and settings.users_file is not None:
+        raise SettingsError(
+            'inference.users_file: expected either users or users_file, found both: set one of them to null'
+        )
     text = graph.user_ids.is_text
-    if settings.users is None and settings.users_file is None: return IdMap(np.concatenate([graph.user_ids.ids, outside.user_id.unique().astype(graph.user_ids.ids.dtype)]))
+    if settings.users is None and settings.users_file is None:
+        return IdMap(np.concatenate([graph.user_ids.ids, outside.user_id.unique().astype(graph.user_ids.ids.dtype)]))
     ids = settings.users if settings.users is not None else read_user_list(paths.resolve(settings.users_file), text)
     wrong = next((o for o in ids if isinstance(o, str) != text), None)
-    if wrong is not None: raise SettingsError(f'inference.users: expected {"texts" if text else "integers"} as in the events, found {wrong!r}' + (': write it in quotes' if text else ''))
+    if wrong is not None:
+        raise SettingsError(
+            f'inference.users: expected {"texts" if text else "integers"} as in the events, found {wrong!r}'
+            + (': write it in quotes' if text else '')
+        )
     return IdMap(list(dict.fromkeys(ids)) if ids else graph.user_ids.ids[:0])
 
 # %% ../nbs/05_inference.ipynb #d050fd04
@@ -107,7 +152,8 @@ class Recommending:
     model: Recommender                    # fitted, with a graph
     settings: InferenceSettings
     outside: pd.DataFrame                 # as `outside_users` gives it
-    also_exclude: sp.csr_array|None = None # (n_users, n_items) pairs to leave out besides the graph's: purchases of the validation period
+    # (n_users, n_items) pairs to leave out besides the graph's: purchases of the validation period
+    also_exclude: sp.csr_array|None = None
     version: str = ''                     # of the model
     popular: Popular = field(init=False)
     def __post_init__(self): self.popular = Popular().fit(self.model.graph)
@@ -120,8 +166,12 @@ class Recommending:
         index = graph.user_ids.encode(ids, unknown='mask')
         known = index >= 0
         items, scores = np.full((len(ids), s.k), -1, np.int32), np.full((len(ids), s.k), np.nan, np.float32)
-        if known.any(): items[known], scores[known] = self.model.recommend(index[known], s.k, s.exclude, self.also_exclude)
-        if not known.all(): items[~known], scores[~known] = self.popular.recommend_new(int((~known).sum()), s.k, self._mask(ids[~known]))
+        if known.any():
+            items[known], scores[known] = self.model.recommend(index[known], s.k, s.exclude, self.also_exclude)
+        if not known.all():
+            items[~known], scores[~known] = self.popular.recommend_new(
+                int((~known).sum()), s.k, self._mask(ids[~known])
+            )
         return items, scores, known
 
     def _mask(self, ids):
@@ -136,8 +186,17 @@ class Recommending:
 def recommendations_schema(graph: InteractionGraph) -> pa.Schema:
     "Columns of recommendations.parquet, with the mark of a table of this project."
     id_type = lambda ids: pa.string() if ids.is_text else pa.int64()
-    return pa.schema([('user_id', id_type(graph.user_ids)), ('product_id', id_type(graph.item_ids)), ('rank', pa.int32()), ('score', pa.float32()),
-                      ('source', pa.string()), ('model_version', pa.string())], metadata={MARK_KEY: table_mark('recommendations')})
+    return pa.schema(
+        [
+            ('user_id', id_type(graph.user_ids)),
+            ('product_id', id_type(graph.item_ids)),
+            ('rank', pa.int32()),
+            ('score', pa.float32()),
+            ('source', pa.string()),
+            ('model_version', pa.string()),
+        ],
+        metadata={MARK_KEY: table_mark('recommendations')},
+    )
 
 def recommendation_rows(
     job: Recommending,
@@ -147,10 +206,18 @@ def recommendation_rows(
     items, scores, known = job.lists(ids)
     graph, there = job.model.graph, items >= 0
     row, rank = np.nonzero(there)
-    word = lambda index, words: pa.DictionaryArray.from_arrays(pa.array(index, pa.int8()), pa.array(words, pa.string())).cast(pa.string())
+    word = lambda index, words: pa.DictionaryArray.from_arrays(
+        pa.array(index, pa.int8()), pa.array(words, pa.string())
+    ).cast(pa.string())
     schema = recommendations_schema(graph)
-    columns = [pa.array(ids, schema.field('user_id').type).take(pa.array(row)), pa.array(graph.item_ids.ids, schema.field('product_id').type).take(pa.array(items[there])), pa.array(rank+1, pa.int32()), pa.array(scores[there]),
-               word((~known[row]).astype(np.int8), ['model', 'popular']), word(np.zeros(len(row), np.int8), [job.version])]
+    columns = [
+        pa.array(ids, schema.field('user_id').type).take(pa.array(row)),
+        pa.array(graph.item_ids.ids, schema.field('product_id').type).take(pa.array(items[there])),
+        pa.array(rank + 1, pa.int32()),
+        pa.array(scores[there]),
+        word((~known[row]).astype(np.int8), ['model', 'popular']),
+        word(np.zeros(len(row), np.int8), [job.version]),
+    ]
     return pa.Table.from_arrays(columns, schema=schema)
 
 # %% ../nbs/05_inference.ipynb #56ab8488
@@ -163,7 +230,11 @@ def write_recommendations(
     step, schema = job.settings.chunk, recommendations_schema(job.model.graph)
     known = job.model.graph.user_ids.encode(users.ids, unknown='mask') >= 0
     count = dict(n_users=len(users), n_model_users=int(known.sum()), n_popular_users=int((~known).sum()), n_rows=0)
-    with atomic_path(path) as tmp, pq.ParquetWriter(tmp, schema, compression='zstd') as writer, ThreadPoolExecutor(1) as background:
+    with (
+        atomic_path(path) as tmp,
+        pq.ParquetWriter(tmp, schema, compression='zstd') as writer,
+        ThreadPoolExecutor(1) as background,
+    ):
         writing = None
         for a in progress(range(0, len(users), step), 'recommend'):
             rows = recommendation_rows(job, users.ids[a:a+step])
@@ -179,7 +250,8 @@ class HeldOut:
     "The test period, as far as the graph can place it."
     targets: sp.csr_array       # bool (n_users, n_items)
     also_exclude: sp.csr_array|None # bool (n_users, n_items): purchases of the validation period
-    new_users: pd.DataFrame     # user_id, product_id: targets of users whom the graph does not know, products that it does
+    # user_id, product_id: targets of users whom the graph does not know, products that it does
+    new_users: pd.DataFrame
     counts: dict                # pairs and users, see `read_test`
 
 def read_val(
@@ -200,9 +272,16 @@ def read_test(
     targets, rest = graph.encode_pairs(pairs)
     user = graph.user_ids.encode(rest.user_id.to_numpy(), unknown='mask') >= 0
     item = graph.item_ids.encode(rest.product_id.to_numpy(), unknown='mask') >= 0
-    counts = dict(test_pairs=len(pairs), test_users=int(pairs.user_id.nunique()), comparable_pairs=int(targets.nnz), comparable_users=int((np.diff(targets.indptr) > 0).sum()),
-                  cold_item_pairs=int((user & ~item).sum()), cold_user_pairs=int((~user & item).sum()), cold_both_pairs=int((~user & ~item).sum()),
-                  cold_users=int(rest.user_id[~user].nunique()))
+    counts = dict(
+        test_pairs=len(pairs),
+        test_users=int(pairs.user_id.nunique()),
+        comparable_pairs=int(targets.nnz),
+        comparable_users=int((np.diff(targets.indptr) > 0).sum()),
+        cold_item_pairs=int((user & ~item).sum()),
+        cold_user_pairs=int((~user & item).sum()),
+        cold_both_pairs=int((~user & ~item).sum()),
+        cold_users=int(rest.user_id[~user].nunique()),
+    )
     return HeldOut(targets, also_exclude, rest[~user & item], counts)
 
 # %% ../nbs/05_inference.ipynb #f01dc286
@@ -213,7 +292,10 @@ def methods(
 ) -> dict[str, Callable[[], Recommender]]: # name -> a function that gives the fitted recommender
     "Everything to be compared, the model first. A baseline of a name that is there already is left out. Raises `SettingsError` for an unknown one."
     unknown = [b for b in baselines if b not in BASELINES]
-    if unknown: raise SettingsError(f'inference.baselines: expected some of {", ".join(BASELINES)}, found {", ".join(map(repr, unknown))}')
+    if unknown:
+        raise SettingsError(
+            f'inference.baselines: expected some of {", ".join(BASELINES)}, found {", ".join(map(repr, unknown))}'
+        )
     out = {model.name: lambda: model}
     for part in (getattr(model, 'embedding_part', None), getattr(model, 'filter_part', None)):
         if part is not None: out.setdefault(part.name, lambda part=part: part)
@@ -225,7 +307,11 @@ def methods(
 def describe_model(model: Recommender) -> str:
     "One line that says what the model's score is."
     first, second = (getattr(model, f'{p}_part', None) for p in ('embedding', 'filter'))
-    return f'{model.name} is the model' + (f': {first.name} + {model.b:g} x {second.name}, the weight chosen on validation' if first is not None and second is not None else '')
+    return f'{model.name} is the model' + (
+        f': {first.name} + {model.b:g} x {second.name}, the weight chosen on validation'
+        if first is not None and second is not None
+        else ''
+    )
 
 def evaluate_methods(
     model: Recommender,
@@ -236,8 +322,10 @@ def evaluate_methods(
     out, rows, ks = [], [], sorted({*settings.ks, settings.longest})
     for name, fitted in progress(methods(model, settings.baselines, settings.seed).items(), 'compare'):
         t = [time.perf_counter()]
-        recommender = fitted(); t.append(time.perf_counter())
-        out.append(evaluate(recommender, test.targets, ks, settings.exclude, test.also_exclude)); t.append(time.perf_counter())
+        recommender = fitted()
+        t.append(time.perf_counter())
+        out.append(evaluate(recommender, test.targets, ks, settings.exclude, test.also_exclude))
+        t.append(time.perf_counter())
         out[-1].ks = sorted(set(settings.ks))
         rows.append(dict(method=name, fit_seconds=t[1]-t[0], evaluate_seconds=t[2]-t[1]))
     return out, pd.DataFrame(rows)
@@ -272,10 +360,13 @@ def breakdowns(
     groups = quantile_groups(activity(graph)[evaluations[0].per_user.user], settings.activity_groups)
     users = [by_user_group(e, groups, metrics, **boot) for e in evaluations]
     new = new_user_lists(graph, test.new_users, [k])
-    if new is not None: users.append(by_user_group(new, ['new']*new.n_users, metrics, **boot))
+    if new is not None:
+        users.append(by_user_group(new, ['new']*new.n_users, metrics, **boot))
     bought = graph.item_popularity('bought')
     items = popularity_groups(bought if bought.any() else graph.item_popularity('seen'))
-    return pd.concat(users, ignore_index=True), pd.concat([by_item_group(e, test.targets, items, k, **boot) for e in evaluations], ignore_index=True)
+    return pd.concat(users, ignore_index=True), pd.concat(
+        [by_item_group(e, test.targets, items, k, **boot) for e in evaluations], ignore_index=True
+    )
 
 # %% ../nbs/05_inference.ipynb #2c21c202
 def cold_groups(
@@ -290,14 +381,30 @@ def cold_groups(
     names = ['bought before', 'looked or carted only', 'new since the split']
     known = pd.Categorical.from_codes(np.where(buyer[evaluations[0].per_user.user], 0, 1), names[:2])
     users = [by_user_group(e, known, [f'recall@{k}'], **boot) for e in evaluations]
-    if (new := new_user_lists(graph, test.new_users, [k])) is not None: users.append(by_user_group(new, [names[2]]*new.n_users, [f'recall@{k}'], **boot))
+    if (new := new_user_lists(graph, test.new_users, [k])) is not None:
+        users.append(by_user_group(new, [names[2]]*new.n_users, [f'recall@{k}'], **boot))
     users = pd.concat(users).rename(columns={'mean': 'recall', 'users': 'n'}).assign(of='users')
-    n = pd.concat([evaluations[0].per_user.n_targets.groupby(known, observed=True).sum(), pd.Series({names[2]: int(new.per_user.n_targets.sum()) if new is not None else 0})])
+    n = pd.concat(
+        [
+            evaluations[0].per_user.n_targets.groupby(known, observed=True).sum(),
+            pd.Series({names[2]: int(new.per_user.n_targets.sum()) if new is not None else 0}),
+        ]
+    )
     items = pd.Categorical.from_codes(np.where(graph.item_popularity('bought') > 0, 0, 1), names[:2])
-    products = pd.concat([by_item_group(e, test.targets, items, k, **boot) for e in evaluations]).rename(columns={'items': 'n'}).assign(of='products')
+    products = (
+        pd.concat([by_item_group(e, test.targets, items, k, **boot) for e in evaluations])
+        .rename(columns={'items': 'n'})
+        .assign(of='products')
+    )
     lost = test.counts.get('cold_item_pairs', 0)
-    nobody = pd.DataFrame([dict(of='products', group=names[2], method='any', n=np.nan, targets=lost, recall=0., low=0., high=0.)] if lost else [])
-    return pd.concat([users.assign(targets=users.group.map(n)), products, nobody], ignore_index=True)[['of', 'group', 'method', 'n', 'targets', 'recall', 'low', 'high']]
+    nobody = pd.DataFrame(
+        [dict(of='products', group=names[2], method='any', n=np.nan, targets=lost, recall=0.0, low=0.0, high=0.0)]
+        if lost
+        else []
+    )
+    return pd.concat([users.assign(targets=users.group.map(n)), products, nobody], ignore_index=True)[
+        ['of', 'group', 'method', 'n', 'targets', 'recall', 'low', 'high']
+    ]
 
 # %% ../nbs/05_inference.ipynb #83cfac75
 def plot_groups(
@@ -310,7 +417,8 @@ def plot_groups(
 ) -> Any: # the axes
     "A value with its interval for each group and method."
     import matplotlib.pyplot as plt
-    if ax is None: _, ax = plt.subplots(figsize=(7, 3.8), dpi=80, layout='constrained')
+    if ax is None:
+        _, ax = plt.subplots(figsize=(7, 3.8), dpi=80, layout='constrained')
     groups, names = list(dict.fromkeys(table.group)), list(dict.fromkeys(table.method))
     width = .8/len(names)
     for i, name in enumerate(names):
@@ -318,7 +426,9 @@ def plot_groups(
         at = [groups.index(g)+(i-(len(names)-1)/2)*width for g in t.group]
         error = np.maximum(np.abs(np.stack([t[value]-t.low, t.high-t[value]])), 0)
         ax.bar(at, t[value], width*.9, yerr=error, label=name, error_kw=dict(lw=.8, ecolor='.3'))
-    ax.set_xticks(range(len(groups)), [f'{g}\n{table[table.group == g][size].iloc[0]:,} {size}' if size else g for g in groups])
+    ax.set_xticks(
+        range(len(groups)), [f'{g}\n{table[table.group == g][size].iloc[0]:,} {size}' if size else g for g in groups]
+    )
     ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
     ax.figure.legend(loc='outside upper center', frameon=False, fontsize=8, ncols=4)
     ax.spines[['top', 'right']].set_visible(False)
@@ -332,9 +442,16 @@ def printable(
     "The comparison as text, best first."
     metrics = list(metrics)
     t = comparison[comparison.metric.isin(metrics)].copy()
-    t['text'] = [f'{r["mean"]:.4f}' + (f' [{r.low:.4f}, {r.high:.4f}]' if r.low == r.low else '') for _, r in t.iterrows()]
+    t['text'] = [
+        f'{r["mean"]:.4f}' + (f' [{r.low:.4f}, {r.high:.4f}]' if r.low == r.low else '') for _, r in t.iterrows()
+    ]
     order = t[t.metric == metrics[0]].sort_values('mean', ascending=False, kind='stable').method
-    return t.pivot(index='method', columns='metric', values='text').loc[order, metrics].rename_axis(columns=None, index=None).to_string()
+    return (
+        t.pivot(index='method', columns='metric', values='text')
+        .loc[order, metrics]
+        .rename_axis(columns=None, index=None)
+        .to_string()
+    )
 
 def differences(
     evaluations: list[Evaluation], # the model first
@@ -345,7 +462,12 @@ def differences(
     parts = []
     for a, b in ((a, b) for i, a in enumerate(evaluations[:models]) for b in evaluations[i+1:]):
         c = compare(a, b, a.columns, settings.bootstrap, settings.level, settings.seed)
-        parts.append(c[['difference', 'low', 'high', 'better', 'worse']].rename_axis('metric').reset_index().assign(model=a.name, method=b.name))
+        parts.append(
+            c[['difference', 'low', 'high', 'better', 'worse']]
+            .rename_axis('metric')
+            .reset_index()
+            .assign(model=a.name, method=b.name)
+        )
     columns = ['model', 'method', 'metric', 'difference', 'low', 'high', 'better', 'worse']
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
@@ -371,16 +493,26 @@ def describe_customer(
     "What a user did, latest first, and the list; `*` marks what was bought in the test period."
     edges = graph.edges_of(user=user)
     more = graph.edges.iloc[edges] if graph.edges is not None else pd.DataFrame(index=edges)
-    latest = np.argsort(-more.last_time.astype('int64').to_numpy(), kind='stable') if 'last_time' in more else np.arange(len(edges))
+    latest = (
+        np.argsort(-more.last_time.astype('int64').to_numpy(), kind='stable')
+        if 'last_time' in more
+        else np.arange(len(edges))
+    )
     lines = [f'customer {graph.user_ids.ids[user]}: {len(edges)} products in the history']
     for e in latest[:history]:
-        did = ', '.join(f'{int(more[c].iloc[e])} {c[2:].replace("_", " ")}' for c in more if c.startswith('n_') and more[c].iloc[e]) or ('bought' if graph.purchased[edges[e]] else 'seen')
+        did = ', '.join(
+            f'{int(more[c].iloc[e])} {c[2:].replace("_", " ")}' for c in more if c.startswith('n_') and more[c].iloc[e]
+        ) or ('bought' if graph.purchased[edges[e]] else 'seen')
         lines.append(f'   {graph.item_label(int(graph.item[edges[e]]))}: {did}')
-    if len(edges) > history: lines.append(f'   ... and {len(edges)-history} more')
+    if len(edges) > history:
+        lines.append(f'   ... and {len(edges)-history} more')
     bought = set() if targets is None else set(np.asarray(targets).tolist())
     items = items[items >= 0].tolist()
-    lines += [f' {"*" if i in bought else " "}{rank:2d}. {graph.item_label(i)}' for rank, i in enumerate(items[:shown], 1)]
-    if len(items) > shown: lines.append(f'   ... and {len(items)-shown} more, {len(bought & set(items[shown:]))} of them bought')
+    lines += [
+        f' {"*" if i in bought else " "}{rank:2d}. {graph.item_label(i)}' for rank, i in enumerate(items[:shown], 1)
+    ]
+    if len(items) > shown:
+        lines.append(f'   ... and {len(items)-shown} more, {len(bought & set(items[shown:]))} of them bought')
     return '\n'.join(lines)
 
 # %% ../nbs/05_inference.ipynb #9ef79522
@@ -389,7 +521,9 @@ class InferenceResult:
     "What stage `inference` did; tables are empty where nothing was compared."
     counts: dict                  # of recommendations and of the test split
     evaluations: list[Evaluation] = field(default_factory=list, repr=False) # the model first
-    comparison: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=['method', 'metric', 'mean', 'low', 'high']), repr=False)
+    comparison: pd.DataFrame = field(
+        default_factory=lambda: pd.DataFrame(columns=['method', 'metric', 'mean', 'low', 'high']), repr=False
+    )
     differences: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
     by_activity: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
     by_popularity: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
@@ -401,13 +535,16 @@ class InferenceResult:
     def curves(self) -> pd.DataFrame: # recall, index k, a column a method
         return pd.concat([e.curve() for e in self.evaluations], axis=1) if self.evaluations else pd.DataFrame()
     @property
-    def k(self) -> int: return self.evaluations[0].ks[-1] if self.evaluations else 0
+    def k(self) -> int:
+        return self.evaluations[0].ks[-1] if self.evaluations else 0
     @property
     def metrics(self) -> dict: # flat numbers for DVC: the model's metrics, recall and ndcg of the others, counts
         out = dict(self.evaluations[0].metrics) if self.evaluations else {}
-        for e in self.evaluations[1:]: out |= {f'{e.name} {m}@{self.k}': e.metrics[f'{m}@{self.k}'] for m in ('recall', 'ndcg')}
+        for e in self.evaluations[1:]:
+            out |= {f'{e.name} {m}@{self.k}': e.metrics[f'{m}@{self.k}'] for m in ('recall', 'ndcg')}
         new = self.by_activity[self.by_activity.group == 'new'] if len(self.by_activity) else []
-        if len(new): out[f'new users recall@{self.k}'] = float(new[new.metric == f'recall@{self.k}']['mean'].iloc[0])
+        if len(new):
+            out[f'new users recall@{self.k}'] = float(new[new.metric == f'recall@{self.k}']['mean'].iloc[0])
         return out | self.counts
 
 def compare_on_test(
@@ -422,19 +559,32 @@ def compare_on_test(
     users = choose_customers(graph, evaluations[0].per_user.user.to_numpy(), settings.customers)
     lists, _ = model.recommend(users, settings.k, settings.exclude, test.also_exclude)
     stories = [describe_customer(graph, u, items, test.targets[[u]].indices) for u, items in zip(users, lists)]
-    return InferenceResult(test.counts | dict(masked_pairs=evaluations[0].n_masked), evaluations, comparison_table(evaluations, **boot),
-                           differences(evaluations, settings, 1+sum(getattr(model, f'{p}_part', None) is not None for p in ('embedding', 'filter'))),
-                           *breakdowns(evaluations, test, graph, settings), cold_groups(evaluations, test, graph, settings), seconds, '\n\n'.join(stories))
+    return InferenceResult(
+        test.counts | dict(masked_pairs=evaluations[0].n_masked),
+        evaluations,
+        comparison_table(evaluations, **boot),
+        differences(
+            evaluations,
+            settings,
+            1 + sum(getattr(model, f'{p}_part', None) is not None for p in ('embedding', 'filter')),
+        ),
+        *breakdowns(evaluations, test, graph, settings),
+        cold_groups(evaluations, test, graph, settings),
+        seconds,
+        '\n\n'.join(stories),
+    )
 
 # %% ../nbs/05_inference.ipynb #22128cdd
 def _write_csv(table: pd.DataFrame, path: Path, index: bool = False):
     "A table for people and DVC, atomically."
-    with atomic_path(path) as tmp: table.to_csv(tmp, index=index, float_format='%.6g')
+    with atomic_path(path) as tmp:
+        table.to_csv(tmp, index=index, float_format='%.6g')
 
 def _write_plot(ax, path: Path):
     "A plot as PNG, atomically; the figure is closed."
     import matplotlib.pyplot as plt
-    with atomic_path(path) as tmp: ax.figure.savefig(tmp, metadata={'Software': None})
+    with atomic_path(path) as tmp:
+        ax.figure.savefig(tmp, metadata={'Software': None})
     plt.close(ax.figure)
 
 def write_report(
@@ -444,12 +594,19 @@ def write_report(
     "metrics.json, the tables as CSV, the plots as PNG and customers.txt."
     folder = Path(folder)
     write_json(result.metrics, folder/'metrics.json')
-    for name in ('comparison', 'differences', 'by_activity', 'by_popularity', 'cold'): _write_csv(getattr(result, name), folder/f'{name}.csv')
+    for name in ('comparison', 'differences', 'by_activity', 'by_popularity', 'cold'):
+        _write_csv(getattr(result, name), folder/f'{name}.csv')
     _write_csv(result.seconds, folder/'methods.csv')
     _write_csv(result.curves, folder/'recall_at_k.csv', index=True)
-    with atomic_path(folder/'customers.txt') as tmp: tmp.write_text(result.customers+'\n', encoding='utf8')
+    with atomic_path(folder/'customers.txt') as tmp:
+        tmp.write_text(result.customers+'\n', encoding='utf8')
     if not result.evaluations: return
-    for name, plot in (('recall_at_k', plot_recall), ('by_activity', plot_by_activity), ('by_popularity', plot_by_popularity)): _write_plot(plot(result), folder/f'{name}.png')
+    for name, plot in (
+        ('recall_at_k', plot_recall),
+        ('by_activity', plot_by_activity),
+        ('by_popularity', plot_by_popularity),
+    ):
+        _write_plot(plot(result), folder/f'{name}.png')
 
 # %% ../nbs/05_inference.ipynb #f9c0670d
 def plot_recall(result: InferenceResult) -> Any: # matplotlib axes
@@ -461,29 +618,67 @@ def plot_recall(result: InferenceResult) -> Any: # matplotlib axes
 def plot_by_activity(result: InferenceResult) -> Any: # matplotlib axes
     "recall@k by users' events before the split."
     t = result.by_activity
-    return plot_groups(t[t.metric == f'recall@{result.k}'], 'mean', f'recall@{result.k}', 'events of the user in the training graph', 'users')
+    return plot_groups(
+        t[t.metric == f'recall@{result.k}'],
+        'mean',
+        f'recall@{result.k}',
+        'events of the user in the training graph',
+        'users',
+    )
 
 def plot_by_popularity(result: InferenceResult) -> Any: # matplotlib axes
     "recall@k by how popular the bought product was."
-    return plot_groups(result.by_popularity, 'recall', f'recall@{result.k}', 'popularity of the product (a third of all purchases each)', 'targets')
+    return plot_groups(
+        result.by_popularity,
+        'recall',
+        f'recall@{result.k}',
+        'popularity of the product (a third of all purchases each)',
+        'targets',
+    )
 
 # %% ../nbs/05_inference.ipynb #c34c90cf
 def _summary(result: InferenceResult, model: Recommender, settings: InferenceSettings) -> str:
     "What a person wants to know of the comparison."
     c, k = result.counts, result.k
-    left_out = ', '.join(f'{n:,} {what}' for n, what in ((c['cold_item_pairs'], 'of products unknown to the model'), (c['cold_user_pairs'], 'of users unknown to it'), (c['cold_both_pairs'], 'of both')) if n)
-    compared = f'compared on {c["comparable_pairs"]:,} of {c["comparable_users"]:,} users; left out: {left_out}' if left_out else 'all of them compared'
+    left_out = ', '.join(
+        f'{n:,} {what}'
+        for n, what in (
+            (c['cold_item_pairs'], 'of products unknown to the model'),
+            (c['cold_user_pairs'], 'of users unknown to it'),
+            (c['cold_both_pairs'], 'of both'),
+        )
+        if n
+    )
+    compared = (
+        f'compared on {c["comparable_pairs"]:,} of {c["comparable_users"]:,} users; left out: {left_out}'
+        if left_out
+        else 'all of them compared'
+    )
     head = f'Test split: {c["test_pairs"]:,} first purchases of {c["test_users"]:,} users, {compared}'
-    if not result.evaluations: return head+'\nNo user of the test split is known to the model: nothing to compare. A longer training period or a later split would help.'
+    if not result.evaluations:
+        return (
+            head
+            + '\nNo user of the test split is known to the model: nothing to compare. A longer training period or a later split would help.'
+        )
     metrics = [f'{m}@{k}' for m in ('recall', 'ndcg', 'mark', 'hit_rate', 'coverage')]
     t = result.comparison[result.comparison.metric.isin(metrics[:2])]
-    table = printable(pd.concat([t, result.comparison[result.comparison.metric.isin(metrics[2:])].assign(low=np.nan)]), metrics)
+    table = printable(
+        pd.concat([t, result.comparison[result.comparison.metric.isin(metrics[2:])].assign(low=np.nan)]), metrics
+    )
     return f'{head}\n\n{table}\n[ ]: {settings.level:.0%} bootstrap interval over users\n{describe_model(model)}\n\n{_cold_lines(result, model.name)}\n\n{result.customers}'
 
 def _cold_lines(result: InferenceResult, model: str) -> str:
     "The model's lines of `cold`, and those that are of no method."
-    t = result.cold[result.cold.method.isin([model, 'any']) | (result.cold.of.eq('users') & result.cold.group.eq('new since the split'))]
-    lines = [f'  {r.of}: {r.group} ({r.targets:,.0f} targets): {r.recall:.4f} [{r.low:.4f}, {r.high:.4f}]' + (', the popular list' if r.method == 'popular' and model != 'popular' else '') for r in t.itertuples() if r.targets]
+    t = result.cold[
+        result.cold.method.isin([model, 'any'])
+        | (result.cold.of.eq('users') & result.cold.group.eq('new since the split'))
+    ]
+    lines = [
+        f'  {r.of}: {r.group} ({r.targets:,.0f} targets): {r.recall:.4f} [{r.low:.4f}, {r.high:.4f}]'
+        + (', the popular list' if r.method == 'popular' and model != 'popular' else '')
+        for r in t.itertuples()
+        if r.targets
+    ]
     return '\n'.join([f'recall@{result.k} by what was known before the split', *lines])
 
 def run_inference(
@@ -502,8 +697,10 @@ def run_inference(
     t, file = time.perf_counter(), paths.recommendations/'recommendations.parquet'
     counts = write_recommendations(file, job, chosen_users(settings, graph, outside, paths))
     t = time.perf_counter()-t
-    print(f'{counts["n_rows"]:,} recommendations for {counts["n_users"]:,} users ({counts["n_popular_users"]:,} of them unknown to the model: popular items) '
-          f'in {t:.1f} s -> {file.relative_to(paths.root)}')
+    print(
+        f'{counts["n_rows"]:,} recommendations for {counts["n_users"]:,} users ({counts["n_popular_users"]:,} of them unknown to the model: popular items) '
+        f'in {t:.1f} s -> {file.relative_to(paths.root)}'
+    )
     result = InferenceResult({})
     if settings.report:
         result = compare_on_test(model, read_test(paths.processed/'test.parquet', graph, val), settings)

@@ -17,20 +17,22 @@ import numpy as np
 from fastcore.basics import patch
 
 from . import __version__
-from .bundle import bundle_path, open_bundle, pointed, read_manifest, read_pointer
+from .bundle import bundle_path, locate_bundle, newest, open_bundle, pointed, read_manifest, read_pointer
 from .core import ArtifactError, GnnEcommerceError, ProjectPaths, project_root, write_json
-from .engine import Engine, Job, Listed, in_share
-from .http_server import HttpServer, Limits, problem
-from .protocol import (MAX_K, MAX_REQUESTS, ROUTES, ActivateRequest, ActivateResponse, InferRequest, InferResponse, InferTensor, ModelMetadata, ProblemError,
-                                    RecommendRequest, Request, ServedBundle, ServerMetadata, SimilarResponse, TensorInfo, VersionResponse, decode, encode, openapi)
-from .recommender import HAS_NUMBA
+from .serving.engine import Engine, Job, Listed, in_share
+from .serving.http_server import HttpServer, Limits, problem
+from gnn_ecommerce.serving.protocol import (
+    MAX_K, MAX_REQUESTS, ROUTES, ActivateRequest, ActivateResponse, InferRequest, InferResponse, InferTensor,
+    ModelMetadata, ProblemError, RecommendRequest, Request, ServedBundle, ServerMetadata, SimilarResponse, TensorInfo,
+    VersionResponse, decode, encode, openapi
+)
+from .ranking.recommender import HAS_NUMBA
 
 log = logging.getLogger('gnn_ecommerce.model_server')
 
 # %% auto #0
 __all__ = ['log', 'SOURCES', 'State', 'served', 'Shared', 'Pending', 'Task', 'Batcher', 'score', 'failed', 'attempt', 'App',
-           'ServerSettings', 'cores', 'Worker', 'warm', 'Child', 'Swap', 'Supervisor', 'find_bundle', 'newest',
-           'parser', 'main']
+           'ServerSettings', 'cores', 'Worker', 'warm', 'Child', 'Swap', 'Supervisor', 'parser', 'main']
 
 # %% ../nbs/08_model_server.ipynb #f9b89903
 @dataclass(frozen=True, eq=False)
@@ -51,13 +53,29 @@ class State:
 def served(engine: Engine, share: float) -> ServedBundle:
     "What `GET /version` says of one."
     m = engine.bundle.manifest
-    return ServedBundle(m['bundle'], m['model_version'], share, m['created'], m['schema'], m['n_users'], m['n_items'], m['data_hash'], m['git_commit'], {k: float(v) for k, v in m['metrics'].items() if isinstance(v, (int, float))})
+    return ServedBundle(
+        m['bundle'],
+        m['model_version'],
+        share,
+        m['created'],
+        m['schema'],
+        m['n_users'],
+        m['n_items'],
+        m['data_hash'],
+        m['git_commit'],
+        {k: float(v) for k, v in m['metrics'].items() if isinstance(v, (int, float))},
+    )
 
 # %% ../nbs/08_model_server.ipynb #22289dbc
 SOURCES = ('model', 'fold_in', 'content', 'popular', 'popular_in_category', 'random')
 _BUCKETS = (.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1.)
 _KINDS = ('recommend', 'similar', 'infer', 'admin', 'other')
-_FIELDS = tuple([f'requests:{k}:{c}xx' for k in _KINDS for c in (2, 4, 5)]+[f'results:{s}' for s in SOURCES]+[f'le:{b:g}' for b in _BUCKETS]+['le:+Inf', 'microseconds', 'batches', 'batched', 'swaps', 'connections', 'refused'])
+_FIELDS = tuple(
+    [f'requests:{k}:{c}xx' for k in _KINDS for c in (2, 4, 5)]
+    + [f'results:{s}' for s in SOURCES]
+    + [f'le:{b:g}' for b in _BUCKETS]
+    + ['le:+Inf', 'microseconds', 'batches', 'batched', 'swaps', 'connections', 'refused']
+)
 _AT = {f: i for i, f in enumerate(_FIELDS)}
 
 class Shared:
@@ -72,16 +90,34 @@ class Shared:
         sums, le = self.counters.sum(0), slice(_AT['le:0.001'], _AT['le:+Inf']+1)
         sums[le] = np.cumsum(sums[le])
         total = dict(zip(_FIELDS, sums.tolist()))
-        def several(name, prefix, labels, kind='counter'): return [f'# TYPE {name} {kind}']+[f'{name}{{{labels(*f.split(":")[1:])}}} {v}' for f, v in total.items() if f.startswith(prefix)]
-        lines = several('gnn_model_requests_total', 'requests:', lambda route, status: f'route="{route}",status="{status}"')
+        def several(name, prefix, labels, kind='counter'):
+            return [f'# TYPE {name} {kind}'] + [
+                f'{name}{{{labels(*f.split(":")[1:])}}} {v}' for f, v in total.items() if f.startswith(prefix)
+            ]
+        lines = several(
+            'gnn_model_requests_total', 'requests:', lambda route, status: f'route="{route}",status="{status}"'
+        )
         lines += several('gnn_model_results_total', 'results:', lambda source: f'source="{source}"')
         lines += several('gnn_model_seconds_bucket', 'le:', lambda le: f'le="{le}"', 'histogram')[1:]
         lines.insert(-len(_BUCKETS)-1, '# TYPE gnn_model_seconds histogram')
-        lines += [f'gnn_model_seconds_sum {total["microseconds"]/1e6:.6f}', f'gnn_model_seconds_count {total["le:+Inf"]}']
-        for name, kind, value in (('batches_total', 'counter', total['batches']), ('batched_requests_total', 'counter', total['batched']), ('refused_total', 'counter', total['refused']), ('swaps_total', 'counter', int(self.counters[:, _AT['swaps']].max())),
-                                  ('connections', 'gauge', total['connections']), ('workers', 'gauge', workers), ('generation', 'gauge', int(self.generation[0]))):
+        lines += [
+            f'gnn_model_seconds_sum {total["microseconds"] / 1e6:.6f}',
+            f'gnn_model_seconds_count {total["le:+Inf"]}',
+        ]
+        for name, kind, value in (
+            ('batches_total', 'counter', total['batches']),
+            ('batched_requests_total', 'counter', total['batched']),
+            ('refused_total', 'counter', total['refused']),
+            ('swaps_total', 'counter', int(self.counters[:, _AT['swaps']].max())),
+            ('connections', 'gauge', total['connections']),
+            ('workers', 'gauge', workers),
+            ('generation', 'gauge', int(self.generation[0])),
+        ):
             lines += [f'# TYPE gnn_model_{name} {kind}', f'gnn_model_{name} {value}']
-        lines += ['# TYPE gnn_model_bundle gauge']+[f'gnn_model_bundle{{bundle="{e.bundle.name}",model_version="{e.version}"}} {share:g}' for e, share in state.engines()]
+        lines += ['# TYPE gnn_model_bundle gauge'] + [
+            f'gnn_model_bundle{{bundle="{e.bundle.name}",model_version="{e.version}"}} {share:g}'
+            for e, share in state.engines()
+        ]
         return '\n'.join(lines)+'\n'
 
 # %% ../nbs/08_model_server.ipynb #8381bfdc
@@ -110,8 +146,14 @@ def _take_threads(n: int):
 
 class Batcher:
     "Does what waits, in a thread of its own, one batch after another."
-    def __init__(self, loop: asyncio.AbstractEventLoop, counters: np.ndarray|None = None, most: int = 256, threads: int = 1):
-        self.loop, self.counters, self.most = loop, counters if counters is not None else np.zeros(len(_FIELDS), np.int64), most
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, counters: np.ndarray | None = None, most: int = 256, threads: int = 1
+    ):
+        self.loop, self.counters, self.most = (
+            loop,
+            counters if counters is not None else np.zeros(len(_FIELDS), np.int64),
+            most,
+        )
         self.waiting, self.running = deque(), False
         self.thread = ThreadPoolExecutor(1, 'compute', _take_threads, (threads,))
 
@@ -122,7 +164,8 @@ class Batcher:
     def _next(self):
         batch = [self.waiting.popleft() for _ in range(min(len(self.waiting), self.most))]
         self.running = bool(batch)
-        if batch: self.loop.run_in_executor(self.thread, self._run, batch).add_done_callback(self._done)
+        if batch:
+            self.loop.run_in_executor(self.thread, self._run, batch).add_done_callback(self._done)
 
     def _done(self, future):
         try:
@@ -134,7 +177,15 @@ class Batcher:
         wrong = score(lists)
         self.counters[_AT['batches']] += 1
         self.counters[_AT['batched']] += len(batch)
-        return [(p.respond, failed(wrong[p]) if p in wrong else attempt((lambda p=p: p.build(p.found, p.engines)) if isinstance(p, Pending) else p.make)) for p in batch]
+        return [
+            (
+                p.respond,
+                failed(wrong[p])
+                if p in wrong
+                else attempt((lambda p=p: p.build(p.found, p.engines)) if isinstance(p, Pending) else p.make),
+            )
+            for p in batch
+        ]
 
 # %% ../nbs/08_model_server.ipynb #c4713662
 def score(lists: list[Pending]) -> dict: # what could not be scored -> why
@@ -142,10 +193,12 @@ def score(lists: list[Pending]) -> dict: # what could not be scored -> why
     jobs = {}
     for p in lists:
         for n, f in enumerate(p.found):
-            if isinstance(f, Job): jobs.setdefault(id(p.engines[n]), (p.engines[n], []))[1].append((p, n))
+            if isinstance(f, Job):
+                jobs.setdefault(id(p.engines[n]), (p.engines[n], []))[1].append((p, n))
     try:
         for engine, places in jobs.values():
-            for (p, n), found in zip(places, engine.run([p.found[n] for p, n in places])): p.found[n] = found
+            for (p, n), found in zip(places, engine.run([p.found[n] for p, n in places])):
+                p.found[n] = found
         return {}
     except Exception as err:
         if len(lists) == 1: return {lists[0]: err}
@@ -176,11 +229,37 @@ class App:
         activate: Callable|None = None, # (ActivateRequest, respond): asks the supervisor
         token: str|None = None,  # that /admin wants; None: clients of this machine alone may
     ):
-        self.batcher, self.state, self.shared, self.slot, self.workers, self.activate, self.token = batcher, state, shared or Shared(1), slot, workers, activate, token
+        self.batcher, self.state, self.shared, self.slot, self.workers, self.activate, self.token = (
+            batcher,
+            state,
+            shared or Shared(1),
+            slot,
+            workers,
+            activate,
+            token,
+        )
         self.mine = self.shared.counters[slot if shared is not None else 0]
-        self.plain = {('POST', '/recommend'): self.recommend, ('GET', '/version'): self.version, ('POST', '/admin/activate'): self.admin, ('GET', '/livez'): self.live, ('GET', '/readyz'): self.live,
-                      ('GET', '/metrics'): self.metrics, ('GET', '/openapi.json'): self.describe, ('GET', '/v2'): self.server, ('GET', '/v2/health/live'): self.live, ('GET', '/v2/health/ready'): self.live}
-        self.paths = [(method, re.compile(path), f) for method, path, f in (('GET', r'/products/([^/]+)/similar', self.similar), ('GET', r'/v2/models/([^/]+)', self.model), ('GET', r'/v2/models/([^/]+)/ready', self.model_ready), ('POST', r'/v2/models/([^/]+)/infer', self.infer))]
+        self.plain = {
+            ('POST', '/recommend'): self.recommend,
+            ('GET', '/version'): self.version,
+            ('POST', '/admin/activate'): self.admin,
+            ('GET', '/livez'): self.live,
+            ('GET', '/readyz'): self.live,
+            ('GET', '/metrics'): self.metrics,
+            ('GET', '/openapi.json'): self.describe,
+            ('GET', '/v2'): self.server,
+            ('GET', '/v2/health/live'): self.live,
+            ('GET', '/v2/health/ready'): self.live,
+        }
+        self.paths = [
+            (method, re.compile(path), f)
+            for method, path, f in (
+                ('GET', r'/products/([^/]+)/similar', self.similar),
+                ('GET', r'/v2/models/([^/]+)', self.model),
+                ('GET', r'/v2/models/([^/]+)/ready', self.model_ready),
+                ('POST', r'/v2/models/([^/]+)/infer', self.infer),
+            )
+        ]
 
     def __call__(self, request, respond):
         method = 'GET' if request.method == 'HEAD' else request.method
@@ -197,7 +276,12 @@ class App:
             if found := pattern.fullmatch(request.path):
                 if m == method: return f(request, respond, unquote(found[1]))
                 methods.add(m)
-        if methods: raise ProblemError(405, f'{request.path}: expected {" or ".join(sorted(methods))}, found {request.method[:20]}', Allow=', '.join(sorted(methods)))
+        if methods:
+            raise ProblemError(
+                405,
+                f'{request.path}: expected {" or ".join(sorted(methods))}, found {request.method[:20]}',
+                Allow=', '.join(sorted(methods)),
+            )
         raise ProblemError(404, f'path: expected one of {", ".join(p for _, p in ROUTES)}, found {request.path[:80]!r}')
 
 def _request_id(request) -> str|None:
@@ -220,7 +304,9 @@ def lists(self: App, requests, respond, build):
     if not any(isinstance(f, Job) or f.request.explain for f in found):
         self._count(found)
         return respond(200, build(found, engines))
-    def built(found, engines): self._count(found); return build(found, engines)
+    def built(found, engines):
+        self._count(found)
+        return build(found, engines)
     self.batcher.add(Pending(found, engines, built, respond))
 
 def _as_json(state: State) -> Callable:
@@ -236,34 +322,64 @@ def _count(self: App, found):
 def similar(self: App, request, respond, id):
     "`GET /products/{id}/similar`."
     engine, k = self.state().active, parse_qs(request.query).get('k', ['10'])[0]
-    if not (k.isascii() and k.isdigit() and 1 <= int(k[:9]) <= MAX_K): raise ProblemError(422, f'k: expected a whole number in 1..{MAX_K}, found {k[:40]!r}')
+    if not (k.isascii() and k.isdigit() and 1 <= int(k[:9]) <= MAX_K):
+        raise ProblemError(422, f'k: expected a whole number in 1..{MAX_K}, found {k[:40]!r}')
     key = id if engine.bundle.item_ids.is_text else int(id) if re.fullmatch(r'-?[0-9]{1,19}', id) else None
-    if engine.bundle.item_ids.find(key) < 0: raise ProblemError(404, f'product: expected one that the model knows, found {id[:80]!r}')
+    if engine.bundle.item_ids.find(key) < 0:
+        raise ProblemError(404, f'product: expected one that the model knows, found {id[:80]!r}')
     self.batcher.add(Task(lambda: encode(SimilarResponse(key, engine.version, engine.similar(key, int(k)))), respond))
 
 @patch
 def version(self: App, request, respond):
     "`GET /version`."
     s = self.state()
-    respond(200, encode(VersionResponse(s.active.version, s.active.bundle.name, [served(e, share) for e, share in s.engines()], __version__, os.getpid())))
+    respond(
+        200,
+        encode(
+            VersionResponse(
+                s.active.version,
+                s.active.bundle.name,
+                [served(e, share) for e, share in s.engines()],
+                __version__,
+                os.getpid(),
+            )
+        ),
+    )
 
 @patch
-def live(self: App, request, respond): self.state(); respond(200, b'{"status":"ok"}')
+def live(self: App, request, respond):
+    self.state()
+    respond(200, b'{"status":"ok"}')
 @patch
-def metrics(self: App, request, respond): respond(200, self.shared.metrics(self.state(), self.workers).encode(), b'text/plain; version=0.0.4')
+def metrics(self: App, request, respond):
+    respond(200, self.shared.metrics(self.state(), self.workers).encode(), b'text/plain; version=0.0.4')
 @patch
-def describe(self: App, request, respond): respond(200, encode(openapi(__version__)))
+def describe(self: App, request, respond):
+    respond(200, encode(openapi(__version__)))
 
 # %% ../nbs/08_model_server.ipynb #c63a8a10
 @patch
 def admin(self: App, request, respond):
     "`POST /admin/activate`, for who may."
     given = request.headers.get(b'authorization', b'')
-    if self.token is not None: may = hmac.compare_digest(given, b'Bearer '+self.token.encode())
+    if self.token is not None:
+        may = hmac.compare_digest(given, b'Bearer '+self.token.encode())
     else: may = _is_local(request.peer)
-    if not may: raise ProblemError(403, 'admin: expected '+('a bearer token' if self.token is not None else 'a client on this machine, or GNN_ECOMMERCE_ADMIN_TOKEN to be set')+', found neither')
-    if request.headers.get(b'content-type', b'').split(b';')[0].strip().lower() != b'application/json': raise ProblemError(415, 'content-type: expected application/json, found another')
-    if self.activate is None: raise ProblemError(503, 'admin: expected a supervisor, found none')
+    if not may:
+        raise ProblemError(
+            403,
+            'admin: expected '
+            + (
+                'a bearer token'
+                if self.token is not None
+                else 'a client on this machine, or GNN_ECOMMERCE_ADMIN_TOKEN to be set'
+            )
+            + ', found neither',
+        )
+    if request.headers.get(b'content-type', b'').split(b';')[0].strip().lower() != b'application/json':
+        raise ProblemError(415, 'content-type: expected application/json, found another')
+    if self.activate is None:
+        raise ProblemError(503, 'admin: expected a supervisor, found none')
     self.activate(decode(request.body, ActivateRequest), respond)
 
 def _is_local(peer: str) -> bool:
@@ -274,10 +390,12 @@ def _is_local(peer: str) -> bool:
 _MODEL = 'recommender'
 
 @patch
-def server(self: App, request, respond): respond(200, encode(ServerMetadata('gnn_ecommerce', __version__, [])))
+def server(self: App, request, respond):
+    respond(200, encode(ServerMetadata('gnn_ecommerce', __version__, [])))
 
 def _must_be(name: str):
-    if name != _MODEL: raise ProblemError(404, f'model: expected {_MODEL}, found {name[:80]!r}')
+    if name != _MODEL:
+        raise ProblemError(404, f'model: expected {_MODEL}, found {name[:80]!r}')
 
 @patch
 def model(self: App, request, respond, name):
@@ -285,11 +403,31 @@ def model(self: App, request, respond, name):
     _must_be(name)
     b = self.state().active.bundle
     users, items = ('BYTES' if ids.is_text else 'INT64' for ids in (b.user_ids, b.item_ids))
-    inputs, outputs = [('customer', users, [-1]), ('basket', 'BYTES', [-1])], [('product', items, [-1, -1]), ('score', 'FP32', [-1, -1]), ('count', 'INT32', [-1]), ('source', 'BYTES', [-1])]
-    respond(200, encode(ModelMetadata(_MODEL, [b.model_version], 'gnn_ecommerce', *([TensorInfo(*t) for t in some] for some in (inputs, outputs)))))
+    inputs, outputs = (
+        [('customer', users, [-1]), ('basket', 'BYTES', [-1])],
+        [
+            ('product', items, [-1, -1]),
+            ('score', 'FP32', [-1, -1]),
+            ('count', 'INT32', [-1]),
+            ('source', 'BYTES', [-1]),
+        ],
+    )
+    respond(
+        200,
+        encode(
+            ModelMetadata(
+                _MODEL,
+                [b.model_version],
+                'gnn_ecommerce',
+                *([TensorInfo(*t) for t in some] for some in (inputs, outputs)),
+            )
+        ),
+    )
 
 @patch
-def model_ready(self: App, request, respond, name): _must_be(name); self.live(request, respond)
+def model_ready(self: App, request, respond, name):
+    _must_be(name)
+    self.live(request, respond)
 
 # %% ../nbs/08_model_server.ipynb #ba7a1ec1
 @patch
@@ -298,23 +436,45 @@ def infer(self: App, request, respond, name):
     _must_be(name)
     body = decode(request.body, InferRequest)
     tensors = {t.name: t for t in body.inputs}
-    if not tensors.keys() & {'customer', 'basket'} or len(tensors) != len(body.inputs): raise ProblemError(422, f'inputs: expected customer, basket or both, found {", ".join(t.name for t in body.inputs)[:80]}')
+    if not tensors.keys() & {'customer', 'basket'} or len(tensors) != len(body.inputs):
+        raise ProblemError(
+            422, f'inputs: expected customer, basket or both, found {", ".join(t.name for t in body.inputs)[:80]}'
+        )
     columns = {}
     for t in body.inputs:
-        if t.name not in ('customer', 'basket'): raise ProblemError(422, f'inputs: expected customer or basket, found {t.name[:80]!r}')
-        if len(t.shape) not in (1, 2) or (len(t.shape) == 2 and t.shape[1] != 1) or t.shape[0] != len(t.data) or not 1 <= len(t.data) <= MAX_REQUESTS: raise ProblemError(422, f'{t.name}: expected shape [n] with n values, n in 1..{MAX_REQUESTS}, found {t.shape} with {len(t.data)}')
+        if t.name not in ('customer', 'basket'):
+            raise ProblemError(422, f'inputs: expected customer or basket, found {t.name[:80]!r}')
+        if (
+            len(t.shape) not in (1, 2)
+            or (len(t.shape) == 2 and t.shape[1] != 1)
+            or t.shape[0] != len(t.data)
+            or not 1 <= len(t.data) <= MAX_REQUESTS
+        ):
+            raise ProblemError(
+                422,
+                f'{t.name}: expected shape [n] with n values, n in 1..{MAX_REQUESTS}, found {t.shape} with {len(t.data)}',
+            )
         columns[t.name] = t.data
-    if len({len(c) for c in columns.values()}) > 1: raise ProblemError(422, 'inputs: expected as many baskets as customers, found other numbers')
+    if len({len(c) for c in columns.values()}) > 1:
+        raise ProblemError(422, 'inputs: expected as many baskets as customers, found other numbers')
     k = (body.parameters or {}).get('k', 20)
     n = len(next(iter(columns.values())))
-    rows = [{'customer': columns.get('customer', [None]*n)[r], 'k': k, 'basket': _basket_of(columns['basket'][r]) if 'basket' in columns else []} for r in range(n)]
+    rows = [
+        {
+            'customer': columns.get('customer', [None] * n)[r],
+            'k': k,
+            'basket': _basket_of(columns['basket'][r]) if 'basket' in columns else [],
+        }
+        for r in range(n)
+    ]
     requests = decode(encode({'requests': rows}), RecommendRequest).requests
     self.lists(requests, respond, lambda found, engines: _tensors(body, k, found, engines))
 
 def _basket_of(text: Any) -> list:
     try: basket = json.loads(text)
     except (TypeError, ValueError, RecursionError): basket = None
-    if not isinstance(basket, list): raise ProblemError(422, 'basket: expected a JSON list of product ids in each row, found something else')
+    if not isinstance(basket, list):
+        raise ProblemError(422, 'basket: expected a JSON list of product ids in each row, found something else')
     return basket
 
 # %% ../nbs/08_model_server.ipynb #520b426a
@@ -323,10 +483,22 @@ def _tensors(body: InferRequest, k: int, found: list[Listed], engines: list[Engi
     n, ids = len(found), [[e.bundle.item_ids.id(i) for i in f.items.tolist()] for f, e in zip(found, engines)]
     text = engines[0].bundle.item_ids.is_text
     products = [o for row in ids for o in row+['' if text else -1]*(k-len(row))]
-    scores = [x for f in found for x in ([0.]*len(f.items) if f.scores is None else f.scores.tolist())+[0.]*(k-len(f.items))]
-    out = [InferTensor('product', [n, k], 'BYTES' if text else 'INT64', products), InferTensor('score', [n, k], 'FP32', scores), InferTensor('count', [n], 'INT32', [len(f.items) for f in found]), InferTensor('source', [n], 'BYTES', [f.source for f in found])]
+    scores = [
+        x
+        for f in found
+        for x in ([0.0] * len(f.items) if f.scores is None else f.scores.tolist()) + [0.0] * (k - len(f.items))
+    ]
+    out = [
+        InferTensor('product', [n, k], 'BYTES' if text else 'INT64', products),
+        InferTensor('score', [n, k], 'FP32', scores),
+        InferTensor('count', [n], 'INT32', [len(f.items) for f in found]),
+        InferTensor('source', [n], 'BYTES', [f.source for f in found]),
+    ]
     wanted = {o.name for o in body.outputs} if body.outputs else {o.name for o in out}
-    if not wanted <= {o.name for o in out}: raise ProblemError(422, f'outputs: expected some of product, score, count, source, found {", ".join(sorted(wanted))[:80]}')
+    if not wanted <= {o.name for o in out}:
+        raise ProblemError(
+            422, f'outputs: expected some of product, score, count, source, found {", ".join(sorted(wanted))[:80]}'
+        )
     return encode(InferResponse(_MODEL, [o for o in out if o.name in wanted], engines[0].version, body.id))
 
 # %% ../nbs/08_model_server.ipynb #6a0036eb
@@ -349,7 +521,9 @@ def _line(message: dict) -> bytes: return json.dumps(message).encode()+b'\n'
 
 class Worker:
     "A process that answers: event loop, computing thread, and a pipe to the supervisor."
-    def __init__(self, settings: ServerSettings, slot: int, sock: socket.socket, pipe: socket.socket, shared: Shared, first: dict):
+    def __init__(
+        self, settings: ServerSettings, slot: int, sock: socket.socket, pipe: socket.socket, shared: Shared, first: dict
+    ):
         self.settings, self.slot, self.sock, self.pipe, self.shared = settings, slot, sock, pipe, shared
         self.states, self.first, self.asked, self.asks = {}, first, {}, 0
 
@@ -365,12 +539,22 @@ class Worker:
 
     async def main(self):
         self.loop, self.over = asyncio.get_running_loop(), asyncio.Event()
-        self.batcher = Batcher(self.loop, self.shared.counters[self.slot], threads=max(1, cores()//self.settings.workers))
-        for s in (signal.SIGTERM, signal.SIGINT): self.loop.add_signal_handler(s, self.over.set)
+        self.batcher = Batcher(
+            self.loop, self.shared.counters[self.slot], threads=max(1, cores() // self.settings.workers)
+        )
+        for s in (signal.SIGTERM, signal.SIGINT):
+            self.loop.add_signal_handler(s, self.over.set)
         reader, self.writer = await asyncio.open_connection(sock=self.pipe)
         await self.prepare(self.first)
-        self.app = App(self.batcher, self.state, self.shared, self.slot, self.settings.workers, self.activate, self.settings.token)
-        self.http = HttpServer(self.app, self.settings.limits, self.answered, lambda request, err: log.error('%s %s failed', request.method, request.path, exc_info=err))
+        self.app = App(
+            self.batcher, self.state, self.shared, self.slot, self.settings.workers, self.activate, self.settings.token
+        )
+        self.http = HttpServer(
+            self.app,
+            self.settings.limits,
+            self.answered,
+            lambda request, err: log.error('%s %s failed', request.method, request.path, exc_info=err),
+        )
         await self.http.start([self.sock])
         self.say({'op': 'up'})
         listening = self.loop.create_task(self.listen(reader))
@@ -393,13 +577,33 @@ async def obey(self: Worker, m: dict):
     "One thing that the supervisor says."
     if m['op'] == 'prepare':
         try: await self.prepare(m)
-        except Exception as err: self.say({'op': 'refused', 'generation': m['generation'], 'reason': str(err) if isinstance(err, GnnEcommerceError) else f'{type(err).__name__}: {err}'})
-        else: self.say({'op': 'ready', 'generation': m['generation'], 'version': self.states[m['generation']].active.version})
+        except Exception as err:
+            self.say(
+                {
+                    'op': 'refused',
+                    'generation': m['generation'],
+                    'reason': str(err) if isinstance(err, GnnEcommerceError) else f'{type(err).__name__}: {err}',
+                }
+            )
+        else:
+            self.say(
+                {'op': 'ready', 'generation': m['generation'], 'version': self.states[m['generation']].active.version}
+            )
     elif m['op'] in ('commit', 'forget'):
-        self.states = {g: s for g, s in self.states.items() if g == m['generation']} if m['op'] == 'commit' else {g: s for g, s in self.states.items() if g != m['generation']}
+        self.states = (
+            {g: s for g, s in self.states.items() if g == m['generation']}
+            if m['op'] == 'commit'
+            else {g: s for g, s in self.states.items() if g != m['generation']}
+        )
         self.shared.counters[self.slot, _AT['swaps']] += m['op'] == 'commit'
     elif m['op'] == 'answer' and (respond := self.asked.pop(m['id'], None)):
-        respond(*((200, encode(ActivateResponse(**m['result']))) if 'result' in m else problem(ProblemError(m['status'], m['reason']))))
+        respond(
+            *(
+                (200, encode(ActivateResponse(**m['result'])))
+                if 'result' in m
+                else problem(ProblemError(m['status'], m['reason']))
+            )
+        )
 
 @patch
 async def prepare(self: Worker, m: dict):
@@ -410,15 +614,24 @@ async def prepare(self: Worker, m: dict):
         return Engine(open_bundle(bundle_path(self.settings.folder, name), m['check']))
     active, canary = [await self.loop.run_in_executor(None, opened, m[k]) for k in ('active', 'canary')]
     for engine in (active, canary):
-        if engine is not None and engine.bundle.name not in known: await self.loop.run_in_executor(self.batcher.thread, warm, engine)
+        if engine is not None and engine.bundle.name not in known:
+            await self.loop.run_in_executor(self.batcher.thread, warm, engine)
     self.states[m['generation']] = State(active, canary, m['share'], m['previous'])
 
 def warm(engine: Engine):
     "Answer each kind of request once, so that no customer waits for what is compiled or cached."
     b = engine.bundle
     some, item = b.user_ids.id(0) if b.n_users else None, b.item_ids.id(0) if b.n_items else 0
-    requests = [Request(customer=some, exclude='none', explain=True), Request(customer=some, exclude='seen'), Request(basket=[item], content_weight=0.), Request(basket=[item], content_weight=.5), Request(customer=some), Request()]
-    for found in engine.answer(requests)+engine.answer(requests[1:2]*40): engine.to_json(found)
+    requests = [
+        Request(customer=some, exclude='none', explain=True),
+        Request(customer=some, exclude='seen'),
+        Request(basket=[item], content_weight=0.0),
+        Request(basket=[item], content_weight=0.5),
+        Request(customer=some),
+        Request(),
+    ]
+    for found in engine.answer(requests)+engine.answer(requests[1:2]*40):
+        engine.to_json(found)
     if b.n_items: engine.similar(item, 5)
 
 # %% ../nbs/08_model_server.ipynb #c0687f26
@@ -434,9 +647,21 @@ def answered(self: Worker, request, status: int):
     "Count an answer."
     mine = self.shared.counters[self.slot]
     mine[_AT['connections']] = len(self.http.connections)
-    if request is None: mine[_AT['refused']] += 1; return
+    if request is None:
+        mine[_AT['refused']] += 1
+        return
     path = request.path
-    kind = 'recommend' if path == '/recommend' else 'similar' if path.startswith('/products/') else 'infer' if path.endswith('/infer') else 'admin' if path.startswith('/admin') else 'other'
+    kind = (
+        'recommend'
+        if path == '/recommend'
+        else 'similar'
+        if path.startswith('/products/')
+        else 'infer'
+        if path.endswith('/infer')
+        else 'admin'
+        if path.startswith('/admin')
+        else 'other'
+    )
     mine[_AT[f'requests:{kind}:{min(max(status//100, 2), 5)}xx']] += 1
     if kind == 'recommend':
         t = time.perf_counter()-request.started
@@ -471,14 +696,20 @@ class Supervisor:
         self.shared, self.stopping, self.deaths = Shared(settings.workers), False, deque(maxlen=5)
         self.selector, self.port = selectors.DefaultSelector(), settings.port
         self.state = self._first(bundle)
-        self.generation, self.gave_up = self.state['generation'], False # a number is used once, also by a swap that is refused
+        # a number is used once, also by a swap that is refused
+        self.generation, self.gave_up = self.state['generation'], False
 
     def _first(self, bundle: str|None) -> dict:
         "What is served at the start: the bundle that is named, or what the pointer says. Raises `ArtifactError`."
         found = read_pointer(self.settings.pointer)
-        if bundle is not None and (found is None or found['active'] != bundle): found = dict(active=bundle, canary=None, share=0., previous=found['active'] if found else None)
-        if found is None: raise ArtifactError(f'expected a bundle to serve, found no {self.settings.pointer}: name one with --bundle, or run `dvc repro bundle`')
-        for name in {found['active'], found['canary']}-{None}: read_manifest(bundle_path(self.settings.folder, name))
+        if bundle is not None and (found is None or found['active'] != bundle):
+            found = dict(active=bundle, canary=None, share=0., previous=found['active'] if found else None)
+        if found is None:
+            raise ArtifactError(
+                f'expected a bundle to serve, found no {self.settings.pointer}: name one with --bundle, or run `dvc repro bundle`'
+            )
+        for name in {found['active'], found['canary']}-{None}:
+            read_manifest(bundle_path(self.settings.folder, name))
         return found | {'generation': 1}
 
     def _point(self, state: dict):
@@ -487,7 +718,9 @@ class Supervisor:
         self.pointed = self._stamp()
 
     def _stamp(self):
-        try: s = self.settings.pointer.stat(); return s.st_mtime_ns, s.st_ino, s.st_size
+        try:
+            s = self.settings.pointer.stat()
+            return s.st_mtime_ns, s.st_ino, s.st_size
         except OSError: return None
 
 # %% ../nbs/08_model_server.ipynb #992adf43
@@ -507,7 +740,10 @@ def listen(self: Supervisor):
             s.listen(4096)
             self.port = s.getsockname()[1]
             self.sockets.append(s)
-    except (OSError, OverflowError) as err: raise GnnEcommerceError(f'port: expected {self.settings.port} of {host} to be free, found {err}: name another with --port') from None
+    except (OSError, OverflowError) as err:
+        raise GnnEcommerceError(
+            f'port: expected {self.settings.port} of {host} to be free, found {err}: name another with --port'
+        ) from None
 
 @patch
 def start(self: Supervisor, slot: int):
@@ -518,19 +754,24 @@ def start(self: Supervisor, slot: int):
         code = 1
         try:
             signal.set_wakeup_fd(-1)
-            for s in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD): signal.signal(s, signal.SIG_DFL)
-            self.selector.close(); mine.close()
+            for s in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+                signal.signal(s, signal.SIG_DFL)
+            self.selector.close()
+            mine.close()
             for c in self.children.values(): c.pipe.close()
             for n, s in enumerate(self.sockets):
                 if n != slot: s.close()
             Worker(self.settings, slot, self.sockets[slot], theirs, self.shared, self.state | {'check': 'sizes'}).run()
             code = 0
-        except BaseException as err: log.error('worker %d: %s', slot, err, exc_info=not isinstance(err, GnnEcommerceError))
+        except BaseException as err:
+            log.error('worker %d: %s', slot, err, exc_info=not isinstance(err, GnnEcommerceError))
         finally: os._exit(code)
     theirs.close()
     self.children[slot] = child = Child(slot, pid, mine, time.monotonic())
     self.selector.register(mine, selectors.EVENT_READ, child)
-    if self.swap is not None and self.swap.checked: self.swap.waiting.add(slot); self._tell(child, self.swap.state | {'op': 'prepare', 'check': 'sizes'})
+    if self.swap is not None and self.swap.checked:
+        self.swap.waiting.add(slot)
+        self._tell(child, self.swap.state | {'op': 'prepare', 'check': 'sizes'})
 
 @patch
 def _tell(self: Supervisor, child: Child, message: dict):
@@ -541,7 +782,9 @@ def _tell(self: Supervisor, child: Child, message: dict):
 @patch
 def ask(self: Supervisor, bundle: str, share: float, asker: tuple|None):
     "Begin a swap, or put it behind the one that is under way."
-    if self.swap is not None: self.asked.append((bundle, share, asker)); return
+    if self.swap is not None:
+        self.asked.append((bundle, share, asker))
+        return
     now = self.state
     self._begin(pointed(now, bundle, share), bundle, asker)
 
@@ -550,9 +793,11 @@ def _begin(self: Supervisor, new: dict, bundle: str, asker: tuple|None):
     self.generation += 1
     self.swap = Swap(new | {'generation': self.generation}, set(), asker)
     try: bundle_path(self.settings.folder, bundle)
-    except ArtifactError as err: return self.refuse(str(err), 404 if 'found no' in str(err) else 422)
+    except ArtifactError as err:
+        return self.refuse(str(err), 404 if 'found no' in str(err) else 422)
     first = next((c for c in self.children.values() if c.up), None)
-    if first is None: return self.refuse('expected a worker that is up, found none: try again in a moment', 503)
+    if first is None:
+        return self.refuse('expected a worker that is up, found none: try again in a moment', 503)
     self.swap.waiting = {first.slot}
     self._tell(first, self.swap.state | {'op': 'prepare', 'check': 'full'})
 
@@ -560,7 +805,8 @@ def _begin(self: Supervisor, new: dict, bundle: str, asker: tuple|None):
 def refuse(self: Supervisor, reason: str, status: int = 409):
     "End a swap; everything stays as it is."
     swap, self.swap = self.swap, None
-    for c in self.children.values(): self._tell(c, {'op': 'forget', 'generation': swap.state['generation']})
+    for c in self.children.values():
+        self._tell(c, {'op': 'forget', 'generation': swap.state['generation']})
     log.warning('not activated: %s', reason)
     if swap.asker: self._reply(swap.asker, {'status': status, 'reason': reason})
     self._go_on()
@@ -575,7 +821,8 @@ def ready(self: Supervisor, slot: int):
     if not swap.checked:
         swap.checked, swap.waiting = True, {c.slot for c in self.children.values() if c.slot != slot}
         for c in self.children.values():
-            if c.slot != slot: self._tell(c, swap.state | {'op': 'prepare', 'check': 'sizes'})
+            if c.slot != slot:
+                self._tell(c, swap.state | {'op': 'prepare', 'check': 'sizes'})
         if swap.waiting: return
     self._commit()
 
@@ -585,13 +832,35 @@ def _commit(self: Supervisor):
     "All are ready: now."
     swap, before = self.swap, self.state
     try: self._point(swap.state)
-    except (OSError, ArtifactError) as err: return self.refuse(f'pointer: {err}', 503)
+    except (OSError, ArtifactError) as err:
+        return self.refuse(f'pointer: {err}', 503)
     self.state, self.swap = swap.state, None
     self.shared.generation[0] = swap.state['generation']
-    for c in self.children.values(): self._tell(c, {'op': 'commit', 'generation': swap.state['generation']})
+    for c in self.children.values():
+        self._tell(c, {'op': 'commit', 'generation': swap.state['generation']})
     s, seconds = self.state, time.monotonic()-swap.started
-    log.info('serving %s%s, before %s (%.2f s)', s['active'], f', {s["share"]:.0%} get {s["canary"]}' if s['canary'] else '', before['active'], seconds)
-    if swap.asker: self._reply(swap.asker, {'result': dict(active=s['active'], model_version=swap.version, canary=s['canary'], share=s['share'], previous=before['active'], seconds=round(seconds, 3), workers=len(self.children))})
+    log.info(
+        'serving %s%s, before %s (%.2f s)',
+        s['active'],
+        f', {s["share"]:.0%} get {s["canary"]}' if s['canary'] else '',
+        before['active'],
+        seconds,
+    )
+    if swap.asker:
+        self._reply(
+            swap.asker,
+            {
+                'result': dict(
+                    active=s['active'],
+                    model_version=swap.version,
+                    canary=s['canary'],
+                    share=s['share'],
+                    previous=before['active'],
+                    seconds=round(seconds, 3),
+                    workers=len(self.children),
+                )
+            },
+        )
     self._go_on()
 
 @patch
@@ -625,7 +894,10 @@ def run(self: Supervisor) -> int: # exit code
         self._watch()
         if not told and len(self.children) == self.settings.workers and all(c.up for c in self.children.values()):
             told = True
-            print(f'Model server on http://{self.settings.host}:{self.port} ({self.settings.workers} workers, bundle {self.state["active"]})', flush=True)
+            print(
+                f'Model server on http://{self.settings.host}:{self.port} ({self.settings.workers} workers, bundle {self.state["active"]})',
+                flush=True,
+            )
     return self.end()
 
 @patch
@@ -636,19 +908,27 @@ def hear(self: Supervisor, child: Child):
     "What a worker says."
     try: data = child.pipe.recv(65536)
     except OSError: data = b''
-    if not data: self._lost(child); return
+    if not data:
+        self._lost(child)
+        return
     *lines, child.buffer = (child.buffer+data).split(b'\n')
     for m in map(json.loads, lines):
         if m['op'] == 'up': child.up = True
-        elif m['op'] == 'activate': self.ask(m['bundle'], m['share'], (child, m['id']))
-        elif self.swap is None or m['generation'] != self.swap.state['generation']: pass
-        elif m['op'] == 'ready': self.swap.version = m['version']; self.ready(child.slot)
+        elif m['op'] == 'activate':
+            self.ask(m['bundle'], m['share'], (child, m['id']))
+        elif self.swap is None or m['generation'] != self.swap.state['generation']:
+            pass
+        elif m['op'] == 'ready':
+            self.swap.version = m['version']
+            self.ready(child.slot)
         elif m['op'] == 'refused': self.refuse(m['reason'])
 
 @patch
 def _lost(self: Supervisor, child: Child):
     "A pipe is closed: the worker is gone, or going."
-    if child.pipe.fileno() >= 0: self.selector.unregister(child.pipe); child.pipe.close()
+    if child.pipe.fileno() >= 0:
+        self.selector.unregister(child.pipe)
+        child.pipe.close()
 
 # %% ../nbs/08_model_server.ipynb #9b612f1f
 @patch
@@ -663,35 +943,51 @@ def bury(self: Supervisor):
         if self.stopping: continue
         self.deaths.append((time.monotonic(), child.up))
         log.warning('worker %d ended (%s); starting another', slot, os.waitstatus_to_exitcode(status))
-        if len(self.deaths) == 5 and self.deaths[-1][0]-self.deaths[0][0] < 10 and not any(up for _, up in self.deaths) and not any(c.up for c in self.children.values()):
+        if (
+            len(self.deaths) == 5
+            and self.deaths[-1][0] - self.deaths[0][0] < 10
+            and not any(up for _, up in self.deaths)
+            and not any(c.up for c in self.children.values())
+        ):
             log.error('five workers ended before they were up, and none is up: giving up')
             self.stopping = self.gave_up = True
             return
         swap, self_waiting = self.swap, self.swap is not None and slot in self.swap.waiting
         self.start(slot)
-        if self_waiting and not swap.checked: self.refuse('the worker that checked the bundle ended: expected it to open the bundle; see the log')
+        if self_waiting and not swap.checked:
+            self.refuse('the worker that checked the bundle ended: expected it to open the bundle; see the log')
 
 @patch
 def _watch(self: Supervisor):
     "Follow the pointer, when somebody else has written it."
-    if self.swap is not None and time.monotonic()-self.swap.started > 300: self.refuse('expected every worker to be ready within 300 s, found some that were not', 504)
-    if self.swap is not None or self.stopping or not all(c.up for c in self.children.values()): return
+    if self.swap is not None and time.monotonic()-self.swap.started > 300:
+        self.refuse('expected every worker to be ready within 300 s, found some that were not', 504)
+    if self.swap is not None or self.stopping or not all(c.up for c in self.children.values()):
+        return
     stamp = self._stamp()
     if stamp == self.pointed: return
     self.pointed = stamp
     try: found = read_pointer(self.settings.pointer)
-    except ArtifactError as err: log.warning('not followed: %s', err); return
+    except ArtifactError as err:
+        log.warning('not followed: %s', err)
+        return
     now = {k: self.state[k] for k in ('active', 'canary', 'share')}
     if found is None or all(found[k] == v for k, v in now.items()): return
-    new = found | {'previous': self.state['active'] if found['active'] != self.state['active'] else self.state['previous']}
-    self._begin(new, found['canary'] if found['active'] == self.state['active'] and found['canary'] else found['active'], None)
+    new = found | {
+        'previous': self.state['active'] if found['active'] != self.state['active'] else self.state['previous']
+    }
+    self._begin(
+        new, found['canary'] if found['active'] == self.state['active'] and found['canary'] else found['active'], None
+    )
 
 @patch
 def end(self: Supervisor) -> int:
     "Ask the workers to finish, and wait for them."
     for c in self.children.values(): _kill(c.pid, signal.SIGTERM)
     until = time.monotonic()+15
-    while self.children and time.monotonic() < until: self.bury(); time.sleep(.02)
+    while self.children and time.monotonic() < until:
+        self.bury()
+        time.sleep(.02)
     for c in self.children.values(): _kill(c.pid, signal.SIGKILL)
     return int(self.gave_up)
 
@@ -700,23 +996,6 @@ def _kill(pid: int, sign: int):
     except ProcessLookupError: pass
 
 # %% ../nbs/08_model_server.ipynb #fcda9f0f
-def find_bundle(
-    given: str|None,   # path or name of a bundle; None: the pointer's, or the newest of the project
-    folder: str|Path|None = None, # where bundles are; by default the project's
-) -> tuple[Path, str|None]: # folder, name; None where the pointer says what is served
-    "Which bundle is meant. Raises `ArtifactError` where there is none."
-    if given is not None and ('/' in given or Path(given).is_dir()):
-        path = Path(given).resolve()
-        if not (path/'manifest.json').is_file(): raise ArtifactError(f'bundle: expected a folder with a manifest.json, found none in {path}')
-        return path.parent, path.name
-    folder = Path(folder).resolve() if folder is not None else ProjectPaths(project_root()).bundles
-    return folder, given
-
-def newest(folder: Path) -> str:
-    "The newest bundle, as stage `bundle` has left it."
-    try: return json.loads((folder/'latest.json').read_text(encoding='utf8'))['bundle']
-    except (OSError, ValueError, KeyError, TypeError): raise ArtifactError(f'expected bundles in {folder}, found no latest.json: run `make demo`, or `dvc repro bundle`') from None
-
 def parser() -> argparse.ArgumentParser:
     "Arguments of `python -m gnn_ecommerce.model_server`."
     p = argparse.ArgumentParser(prog='python -m gnn_ecommerce.model_server', description='Serve a bundle over HTTP.')
@@ -724,7 +1003,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument('--folder', help='where bundles are; by default model-checkpoints/bundles of the project')
     p.add_argument('--pointer', help='file that says what is served; by default serving/active.json beside that folder')
     p.add_argument('--host', default='127.0.0.1', help='address to listen on')
-    p.add_argument('--port', type=int, default=int(os.environ.get('MODEL_PORT', 8001)), help='port; 0 for one that is free')
+    p.add_argument(
+        '--port', type=int, default=int(os.environ.get('MODEL_PORT', 8001)), help='port; 0 for one that is free'
+    )
     p.add_argument('--workers', type=int, default=None, help='processes; by default as many as cores, at most 4')
     p.add_argument('--log-level', default='info', choices=('debug', 'info', 'warning', 'error'))
     return p
@@ -736,14 +1017,21 @@ def main(
     a = parser().parse_args(argv)
     logging.basicConfig(level=a.log_level.upper(), format='%(asctime)s %(levelname)s %(message)s')
     try:
-        folder, name = find_bundle(a.bundle, a.folder)
+        folder, name = locate_bundle(a.bundle, a.folder)
         pointer = Path(a.pointer) if a.pointer else folder.parent/'serving'/'active.json'
         if name is None and not pointer.is_file(): name = newest(folder)
         workers = a.workers if a.workers is not None else min(cores(), 4)
-        if workers < 1: raise GnnEcommerceError(f'workers: expected at least 1, found {workers}')
-        return Supervisor(ServerSettings(folder, pointer, a.host, a.port, workers, os.environ.get('GNN_ECOMMERCE_ADMIN_TOKEN') or None), name).run()
+        if workers < 1:
+            raise GnnEcommerceError(f'workers: expected at least 1, found {workers}')
+        return Supervisor(
+            ServerSettings(
+                folder, pointer, a.host, a.port, workers, os.environ.get('GNN_ECOMMERCE_ADMIN_TOKEN') or None
+            ),
+            name,
+        ).run()
     except GnnEcommerceError as err:
         print(f'{type(err).__name__}: {err}', file=sys.stderr, flush=True)
         return 1
 
-if __name__ == '__main__' and __spec__ is not None and __spec__.name == 'gnn_ecommerce.model_server': sys.exit(main())
+if __name__ == '__main__' and __spec__ is not None and __spec__.name == 'gnn_ecommerce.model_server':
+    sys.exit(main())

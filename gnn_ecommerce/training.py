@@ -21,23 +21,32 @@ import torch
 from pydantic import Field, model_validator
 
 from fastcore.basics import patch
-from .checkpoint import (TrainState, build_recommender, clear_state, git_commit, library_versions, load_checkpoint,
-                                      load_state, save_model, save_state)
-from .core import (ArtifactError, DataError, GnnEcommerceError, ProjectPaths, StageSettings, array_hash, atomic_path, check_memory, load_settings, progress,
-                                read_table, resolve_params, rng, seed_everything, write_json)
-from .embeddings import LightGCNRecommender, init_embedding
-from .evaluation import evaluate
-from .graph import InteractionGraph
-from .graph_filter import KINDS, GraphFilter, HybridRecommender, choose_b, choose_filter, choose_kind, default_grid, estimate_cost
-from .losses import LOSSES, Loss, Softmax, make_loss
-from .propagation import Adjacency, Propagation, compute_device, own_threads
-from .recommender import Recommender
+from gnn_ecommerce.models.checkpoint import (
+    TrainState, build_recommender, clear_state, git_commit, library_versions, load_checkpoint, load_state, save_model,
+    save_state
+)
+from gnn_ecommerce.core import (
+    ArtifactError, DataError, GnnEcommerceError, ProjectPaths, StageSettings, array_hash, atomic_path, check_memory,
+    load_settings, progress, read_table, resolve_params, rng, seed_everything, write_json
+)
+from .lightgcn import LightGCNRecommender, init_embedding
+from .ranking.evaluation import evaluate
+from .graph.interactions import InteractionGraph
+from gnn_ecommerce.filter.graph_filter import (
+    KINDS, GraphFilter, HybridRecommender, choose_b, choose_filter, choose_kind, default_grid, estimate_cost
+)
+from .models.losses import LOSSES, Loss, Softmax, make_loss
+from .graph.propagation import Adjacency, Propagation, compute_device, own_threads
+from .ranking.recommender import Recommender
 
 # %% ../nbs/04_training.ipynb #83a63402
 def fixed_params(s) -> dict[str, dict]: # kind -> what of `filter_params` it knows
     "The filter's exponents that the settings name. Raises `ValueError` for one that no kind has, or a value out of range."
     own = {kind: GraphFilter(kind).params.keys()-{'kind', 'n', 'seed', 'name', 'dtype'} for kind in KINDS}
-    if strange := set(s.filter_params)-set().union(*own.values()): raise ValueError(f'expected in filter_params names such as alpha, beta, gamma, recency, closeness, l2, dropout, diagonal and weighted, found {sorted(strange)[0]!r}')
+    if strange := set(s.filter_params)-set().union(*own.values()):
+        raise ValueError(
+            f'expected in filter_params names such as alpha, beta, gamma, recency, closeness, l2, dropout, diagonal and weighted, found {sorted(strange)[0]!r}'
+        )
     fixed = {kind: {k: v for k, v in s.filter_params.items() if k in own[kind]} for kind in KINDS}
     for kind, values in fixed.items(): GraphFilter(kind, **values)
     return fixed
@@ -45,50 +54,111 @@ def fixed_params(s) -> dict[str, dict]: # kind -> what of `filter_params` it kno
 # %% ../nbs/04_training.ipynb #3a20241e
 class TrainingSettings(StageSettings):
     "Section `training` of params.yaml."
-    loss: Literal['softmax', 'bpr', 'sampled_softmax', 'bsl'] = Field('softmax', description='see 03d_losses; bpr is the paper\'s')
+    loss: Literal['softmax', 'bpr', 'sampled_softmax', 'bsl'] = Field(
+        'softmax', description='see models/02_losses; bpr is the paper\'s'
+    )
     dim: int = Field(64, ge=1, le=4096, description='embedding dimension')
     layers: int = Field(2, ge=0, le=16, description='propagation layers')
-    alpha: list[float]|None = Field(None, description='layer weights, layers + 1 of them; null: 1 / (layers + 1) each, as the paper, or most on the last layer where short runs that choose the temperature find it better')
+    alpha: list[float] | None = Field(
+        None,
+        description='layer weights, layers + 1 of them; null: 1 / (layers + 1) each, as the paper, or most on the last layer where short runs that choose the temperature find it better',
+    )
     weighted: bool = Field(True, description='propagate along weighted edges; false: every edge counts 1')
-    init: Literal['svd', 'normal'] = Field('svd', description='start from a truncated SVD of the normalised graph, or from noise')
-    epochs: int|None = Field(None, ge=1, le=100_000, description='most epochs; validation may stop earlier; null: as many as fit in 600 steps, from 2 to 60')
-    batch: int|None = Field(None, ge=1, description='users a step (softmax), or positives a step (the other losses); null: 1024, or a 256th of the users where that is more')
+    init: Literal['svd', 'normal'] = Field(
+        'svd', description='start from a truncated SVD of the normalised graph, or from noise'
+    )
+    epochs: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description='most epochs; validation may stop earlier; null: as many as fit in 600 steps, from 2 to 60',
+    )
+    batch: int | None = Field(
+        None,
+        ge=1,
+        description='users a step (softmax), or positives a step (the other losses); null: 1024, or a 256th of the users where that is more',
+    )
     lr: float = Field(0.02, gt=0, le=10, description='learning rate of Adam at the start')
     lr_final: float = Field(0.001, ge=0, le=10, description='learning rate at the last epoch')
     schedule: Literal['cosine', 'constant'] = Field('cosine', description='how the rate goes from lr to lr_final')
-    temperature: float|None = Field(None, gt=0, le=10, description='of the softmax losses; null: chosen on validation by short runs, where they are quick')
-    l2: float = Field(0., ge=0, description='weight of the L2 penalty on the batch\'s layer-0 embeddings; the paper has 1e-4 with bpr')
-    negatives: int = Field(1, ge=1, le=10_000, description='sampled negatives a positive (bpr) or a step (sampled_softmax, bsl)')
-    positives: Literal['all', 'bought'] = Field('all', description='what the loss is to rank first: every product of the graph\'s edges, or the bought ones; propagation takes all edges')
-    weighted_positives: bool = Field(False, description='softmax losses: a customer\'s products count by edge weight; false: alike')
-    device: str = Field('auto', description='where embeddings are trained: cpu, cuda, cuda:1; auto: a GPU where torch sees one, otherwise the processor')
-    precision: Literal['auto', 'bf16', 'fp32'] = Field('auto', description='of the softmax losses\' matrix products; auto: what is faster here')
-    monitor: str = Field('ndcg@20', pattern=r'^(recall|precision|ndcg|map|mrr|hit_rate|mark)@\d+$', description='validation metric that chooses')
+    temperature: float | None = Field(
+        None,
+        gt=0,
+        le=10,
+        description='of the softmax losses; null: chosen on validation by short runs, where they are quick',
+    )
+    l2: float = Field(
+        0.0,
+        ge=0,
+        description='weight of the L2 penalty on the batch\'s layer-0 embeddings; the paper has 1e-4 with bpr',
+    )
+    negatives: int = Field(
+        1, ge=1, le=10_000, description='sampled negatives a positive (bpr) or a step (sampled_softmax, bsl)'
+    )
+    positives: Literal['all', 'bought'] = Field(
+        'all',
+        description='what the loss is to rank first: every product of the graph\'s edges, or the bought ones; propagation takes all edges',
+    )
+    weighted_positives: bool = Field(
+        False, description='softmax losses: a customer\'s products count by edge weight; false: alike'
+    )
+    device: str = Field(
+        'auto',
+        description='where embeddings are trained: cpu, cuda, cuda:1; auto: a GPU where torch sees one, otherwise the processor',
+    )
+    precision: Literal['auto', 'bf16', 'fp32'] = Field(
+        'auto', description='of the softmax losses\' matrix products; auto: what is faster here'
+    )
+    monitor: str = Field(
+        'ndcg@20',
+        pattern=r'^(recall|precision|ndcg|map|mrr|hit_rate|mark)@\d+$',
+        description='validation metric that chooses',
+    )
     ks: list[int] = Field([10, 20], min_length=1, description='list lengths of the reported metrics')
     exclude: Literal['bought', 'seen', 'none'] = Field('bought', description='what validation leaves out of the lists')
     patience: int = Field(4, ge=1, description='evaluations without improvement before the run stops')
     eval_every: int = Field(1, ge=1, description='epochs between evaluations')
-    eval_users: int = Field(20_000, ge=1, description='most users in an epoch\'s evaluation (drawn once); the final one takes all')
-    filter: Literal['auto', 'paths', 'chebyshev', 'regression', 'none'] = Field('auto', description='graph filter in the score, see 03a_graph_filter; auto: the best one on validation, chebyshev and regression only where each fits filter_budget')
-    filter_budget: float = Field(60., gt=0, description='seconds that computing the filter may take by estimate, for auto')
+    eval_users: int = Field(
+        20_000, ge=1, description='most users in an epoch\'s evaluation (drawn once); the final one takes all'
+    )
+    filter: Literal['auto', 'paths', 'chebyshev', 'regression', 'none'] = Field(
+        'auto',
+        description='graph filter in the score, see filter/03_graph_filter; auto: the best one on validation, chebyshev and regression only where each fits filter_budget',
+    )
+    filter_budget: float = Field(
+        60.0, gt=0, description='seconds that computing the filter may take by estimate, for auto'
+    )
     filter_n: int = Field(200, ge=1, le=65_535, description='entries kept in a row of the filter\'s item table')
     filter_search: bool = Field(True, description='choose the filter\'s exponents on validation; false: its defaults')
-    filter_params: dict[str, float|int|bool] = Field({}, description='exponents and switches of the filter that are set here, such as {alpha: 0.5, diagonal: false}; the others as filter_search says')
-    b: list[float] = Field([0., 1., 2., 3., 5., 10., 15., 20., 30., 50., 100.], min_length=1, description='weights of the filter to choose from on validation')
+    filter_params: dict[str, float | int | bool] = Field(
+        {},
+        description='exponents and switches of the filter that are set here, such as {alpha: 0.5, diagonal: false}; the others as filter_search says',
+    )
+    b: list[float] = Field(
+        [0.0, 1.0, 2.0, 3.0, 5.0, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0],
+        min_length=1,
+        description='weights of the filter to choose from on validation',
+    )
     checkpoint_every: int = Field(1, ge=1, description='epochs between writes of last/')
 
     @model_validator(mode='after')
     def _together(self):
-        if self.alpha is not None and len(self.alpha) != self.layers+1: raise ValueError(f'expected {self.layers+1} values of alpha for {self.layers} layers, found {len(self.alpha)}')
-        if any(x < 0 for x in self.b): raise ValueError(f'expected weights b >= 0, found {min(self.b)}')
+        if self.alpha is not None and len(self.alpha) != self.layers+1:
+            raise ValueError(
+                f'expected {self.layers + 1} values of alpha for {self.layers} layers, found {len(self.alpha)}'
+            )
+        if any(x < 0 for x in self.b):
+            raise ValueError(f'expected weights b >= 0, found {min(self.b)}')
         fixed_params(self)
-        if any(k < 1 for k in self.ks): raise ValueError(f'expected list lengths ks >= 1, found {min(self.ks)}')
+        if any(k < 1 for k in self.ks):
+            raise ValueError(f'expected list lengths ks >= 1, found {min(self.ks)}')
         return self
 
     @property
     def cosine(self) -> bool: return self.loss != 'bpr'
     @property
-    def layer_weights(self) -> torch.Tensor: return torch.tensor(self.alpha or [1/(self.layers+1)]*(self.layers+1))
+    def layer_weights(self) -> torch.Tensor:
+        return torch.tensor(self.alpha or [1/(self.layers+1)]*(self.layers+1))
 
 # %% ../nbs/04_training.ipynb #15051b1e
 def learning_rate(
@@ -104,17 +174,31 @@ def learning_rate(
 class Trainer:
     "A graph, a loss and the tables of a run. `fit` is the way to use it."
     def __init__(self, graph: InteractionGraph, settings: TrainingSettings, targets: sp.csr_matrix|None = None):
-        if graph.n_edges == 0: raise DataError('training: expected a graph with edges, found none: look at the filters of graph_build and at what data_prep kept')
-        if graph.n_items < 2: raise DataError(f'training: expected at least two items to tell apart, found {graph.n_items}')
-        if targets is not None and targets.shape != (graph.n_users, graph.n_items): raise DataError(f'training: expected validation targets of shape {(graph.n_users, graph.n_items)}, found {targets.shape}')
+        if graph.n_edges == 0:
+            raise DataError(
+                'training: expected a graph with edges, found none: look at the filters of graph_build and at what data_prep kept'
+            )
+        if graph.n_items < 2:
+            raise DataError(f'training: expected at least two items to tell apart, found {graph.n_items}')
+        if targets is not None and targets.shape != (graph.n_users, graph.n_items):
+            raise DataError(
+                f'training: expected validation targets of shape {(graph.n_users, graph.n_items)}, found {targets.shape}'
+            )
         self.graph, self.settings = graph, sized(settings, graph)
         self.targets = targets if targets is not None and targets.nnz else None
         self.device = compute_device(settings.device)
-        self.propagation = Propagation(Adjacency.from_graph(graph, weighted=settings.weighted).to(self.device), settings.layer_weights)
+        self.propagation = Propagation(
+            Adjacency.from_graph(graph, weighted=settings.weighted).to(self.device), settings.layer_weights
+        )
         self.loss = training_loss(graph, self.settings)
-        if settings.epochs is None: self.settings = self.settings.model_copy(update=dict(epochs=min(60, max(2, 600//len(self.loss)))))
+        if settings.epochs is None:
+            self.settings = self.settings.model_copy(update=dict(epochs=min(60, max(2, 600//len(self.loss)))))
         self.filters, self.filter_table = make_filters(graph, settings, self.targets)
-        self.fingerprint = array_hash(np.array([graph.hash, settings.model_dump_json(exclude={'device'}), targets_hash(self.targets)], dtype=object))
+        self.fingerprint = array_hash(
+            np.array(
+                [graph.hash, settings.model_dump_json(exclude={'device'}), targets_hash(self.targets)], dtype=object
+            )
+        )
 
 def sized(s: TrainingSettings, graph: InteractionGraph) -> TrainingSettings:
     "The settings with a batch that suits the graph, where they leave it open."
@@ -123,8 +207,21 @@ def sized(s: TrainingSettings, graph: InteractionGraph) -> TrainingSettings:
 def memory_needed(graph: InteractionGraph, s: TrainingSettings) -> float: # bytes
     "What a run holds at its peak, about: embeddings, moments, gradients, the best epoch's and a copy that is saved; a batch's scores; graph and filter."
     s = sized(s, graph)
-    tables, scores = 10*4*s.dim*(graph.n_users+graph.n_items), 4*graph.n_items*s.batch if s.loss in ('softmax', 'bsl') else 0
-    return .8e9+tables+scores+110*graph.n_edges+(0 if s.filter == 'none' else 1e9*estimate_cost(graph, 'paths' if s.filter == 'auto' else s.filter, s.filter_n).gigabytes)
+    tables, scores = (
+        10 * 4 * s.dim * (graph.n_users + graph.n_items),
+        4 * graph.n_items * s.batch if s.loss in ('softmax', 'bsl') else 0,
+    )
+    return (
+        0.8e9
+        + tables
+        + scores
+        + 110 * graph.n_edges
+        + (
+            0
+            if s.filter == 'none'
+            else 1e9 * estimate_cost(graph, 'paths' if s.filter == 'auto' else s.filter, s.filter_n).gigabytes
+        )
+    )
 
 def targets_hash(targets: sp.csr_matrix|None) -> str:
     "sha256 of a targets matrix's structure; of nothing where there are none."
@@ -143,8 +240,19 @@ def training_loss(graph: InteractionGraph, s: TrainingSettings) -> Loss:
     extra = dict(precision=s.precision, weighted_positives=s.weighted_positives) if s.loss in ('softmax', 'bsl') else {}
     if s.positives == 'bought':
         graph = graph.subset(graph.purchased)
-        if not graph.n_edges: raise DataError('training.positives: expected bought products to learn from, found none in the graph: set it to all')
-    return make_loss(s.loss, graph, batch=s.batch, temperature=s.temperature or TEMPERATURES[0], l2=s.l2, negatives=s.negatives, **extra)
+        if not graph.n_edges:
+            raise DataError(
+                'training.positives: expected bought products to learn from, found none in the graph: set it to all'
+            )
+    return make_loss(
+        s.loss,
+        graph,
+        batch=s.batch,
+        temperature=s.temperature or TEMPERATURES[0],
+        l2=s.l2,
+        negatives=s.negatives,
+        **extra,
+    )
 
 def make_filters(
     graph: InteractionGraph, s: TrainingSettings,
@@ -153,21 +261,57 @@ def make_filters(
     "The graph filter that the settings name, its exponents chosen on validation where there is one. Of kind `auto`: those that alone are within a tenth of the best; which of them the score takes is chosen with the weight."
     if s.filter == 'none': return [], None
     fixed = fixed_params(s)
-    if targets is None or not s.filter_search: return [GraphFilter(kind := 'paths' if s.filter == 'auto' else s.filter, n=s.filter_n, **fixed[kind]).fit(graph)], None
+    if targets is None or not s.filter_search:
+        return [
+            GraphFilter(kind := 'paths' if s.filter == 'auto' else s.filter, n=s.filter_n, **fixed[kind]).fit(graph)
+        ], None
     passes = 1 if s.exclude == 'seen' else 2
-    kinds = [s.filter] if s.filter != 'auto' else ['paths']+[kind for kind, tables in (('chebyshev', 9), ('regression', 7)) if choose_kind(graph, s.filter_budget/passes, kind=kind, n=s.filter_n, tables=tables) == kind]
-    affordable = np.count_nonzero(np.diff(targets.indptr)) >= 1000 and estimate_cost(graph, 'paths', s.filter_n, 20).seconds <= s.filter_budget # a second round, where it is quick and there is enough to choose on
-    found = [choose_filter(graph, targets, kind, {k: (fixed[kind].get(k),) if k in fixed[kind] else v for k, v in default_grid(graph, kind, s.exclude).items()},
-                           s.monitor, s.exclude, n=s.filter_n, refine=kind == 'paths' and affordable, show=True, **fixed[kind]) for kind in kinds]
+    kinds = (
+        [s.filter]
+        if s.filter != 'auto'
+        else ['paths']
+        + [
+            kind
+            for kind, tables in (('chebyshev', 9), ('regression', 7))
+            if choose_kind(graph, s.filter_budget / passes, kind=kind, n=s.filter_n, tables=tables) == kind
+        ]
+    )
+    # a second round, where it is quick and there is enough to choose on
+    affordable = (
+        np.count_nonzero(np.diff(targets.indptr)) >= 1000
+        and estimate_cost(graph, 'paths', s.filter_n, 20).seconds <= s.filter_budget
+    )
+    found = [
+        choose_filter(
+            graph,
+            targets,
+            kind,
+            {
+                k: (fixed[kind].get(k),) if k in fixed[kind] else v
+                for k, v in default_grid(graph, kind, s.exclude).items()
+            },
+            s.monitor,
+            s.exclude,
+            n=s.filter_n,
+            refine=kind == 'paths' and affordable,
+            show=True,
+            **fixed[kind],
+        )
+        for kind in kinds
+    ]
     value = [table[s.monitor].max() for _, table in found]
     order = [i for i in np.argsort(value, kind='stable')[::-1] if value[i] >= .9*max(value)]
-    return [found[i][0] for i in order], pd.concat([table.assign(kind=kind) for kind, (_, table) in zip(kinds, found)], ignore_index=True)
+    return [found[i][0] for i in order], pd.concat(
+        [table.assign(kind=kind) for kind, (_, table) in zip(kinds, found)], ignore_index=True
+    )
 
 # %% ../nbs/04_training.ipynb #7b5a0643
 @patch
 def start(self: Trainer) -> TrainState:
     "The state before the first epoch."
-    e = init_embedding(self.graph, self.settings.dim, self.settings.init, rng(self.settings.seed, 'init'), self.settings.weighted)
+    e = init_embedding(
+        self.graph, self.settings.dim, self.settings.init, rng(self.settings.seed, 'init'), self.settings.weighted
+    )
     e = e.to(self.device)
     return TrainState(e, torch.zeros_like(e), torch.zeros_like(e), e.clone(), self.fingerprint)
 
@@ -175,7 +319,9 @@ def start(self: Trainer) -> TrainState:
 def settle(self: Trainer, state: TrainState):
     "Take the state's temperature and layer weights; decide the number format once for a run, so that a resumed one goes on in the same."
     if state.temperature is not None: self.loss.temperature = state.temperature
-    self.propagation = Propagation(self.propagation.adjacency, self.settings.layer_weights if state.alpha is None else torch.tensor(state.alpha))
+    self.propagation = Propagation(
+        self.propagation.adjacency, self.settings.layer_weights if state.alpha is None else torch.tensor(state.alpha)
+    )
     if not isinstance(self.loss, Softmax): return
     state.precision = state.precision or {torch.bfloat16: 'bf16'}.get(self.loss._dtype(state.embedding), 'fp32')
     self.loss.precision = state.precision
@@ -199,8 +345,12 @@ def run_epoch(self: Trainer,
     with own_threads():
         for batch in self.batches(state.epoch):
             optimizer.param_groups[0]['lr'] = learning_rate(state.step, total, self.settings)
-            try: losses.append(self.one_step(optimizer, batch, z, grad_z, grad_e))
-            except torch.OutOfMemoryError as err: raise GnnEcommerceError(f'training: expected enough memory on {self.device}, found too little for {len(e):,} x {e.shape[1]} embeddings and batch {self.settings.batch:,}: lower training.batch or training.dim, or set training.device to cpu') from err
+            try:
+                losses.append(self.one_step(optimizer, batch, z, grad_z, grad_e))
+            except torch.OutOfMemoryError as err:
+                raise GnnEcommerceError(
+                    f'training: expected enough memory on {self.device}, found too little for {len(e):,} x {e.shape[1]} embeddings and batch {self.settings.batch:,}: lower training.batch or training.dim, or set training.device to cpu'
+                ) from err
             if not math.isfinite(losses[-1]): return math.nan
             state.step += 1
             if on_step: on_step(losses[-1])
@@ -224,7 +374,11 @@ def one_step(self: Trainer, optimizer, batch, z, grad_z, grad_e) -> float:
 def _adam(state: TrainState) -> torch.optim.Adam:
     "torch's Adam over the state's own tensors, so that its moments are saved with it."
     optimizer = torch.optim.Adam([state.embedding], fused=True)
-    optimizer.state[state.embedding] = dict(step=torch.tensor(float(state.step), device=state.embedding.device), exp_avg=state.exp_avg, exp_avg_sq=state.exp_avg_sq)
+    optimizer.state[state.embedding] = dict(
+        step=torch.tensor(float(state.step), device=state.embedding.device),
+        exp_avg=state.exp_avg,
+        exp_avg_sq=state.exp_avg_sq,
+    )
     return optimizer
 
 # %% ../nbs/04_training.ipynb #80f6c039
@@ -232,7 +386,9 @@ def _adam(state: TrainState) -> torch.optim.Adam:
 def recommender(self: Trainer, embedding: torch.Tensor) -> LightGCNRecommender:
     "LightGCN of some layer-0 embeddings, without a graph filter."
     z = self.propagation.forward(embedding).cpu()
-    return LightGCNRecommender(z[:self.graph.n_users], z[self.graph.n_users:], cosine=self.settings.cosine).fit(self.graph)
+    return LightGCNRecommender(z[: self.graph.n_users], z[self.graph.n_users :], cosine=self.settings.cosine).fit(
+        self.graph
+    )
 
 @patch
 def validate(self: Trainer, state: TrainState) -> dict: # `value` and `b`; `filter`, its kind, where there are several
@@ -241,17 +397,28 @@ def validate(self: Trainer, state: TrainState) -> dict: # `value` and `b`; `filt
     users = eval_users(self.targets, s)
     if not self.filters:
         k = int(s.monitor.split('@')[1])
-        return dict(value=evaluate(model, self.targets, ks=(k,), exclude=s.exclude, users=users).metrics[s.monitor], b=0.)
+        return dict(
+            value=evaluate(model, self.targets, ks=(k,), exclude=s.exclude, users=users).metrics[s.monitor], b=0.0
+        )
     found = []
     for f in self.filters:
-        b, table = choose_b(HybridRecommender(model, f), self.targets, grid=s.b, metric=s.monitor, exclude=s.exclude, users=users)
-        found.append(dict(value=float(table[s.monitor].max()), b=float(b)) | (dict(filter=f.kind) if len(self.filters) > 1 else {}))
+        b, table = choose_b(
+            HybridRecommender(model, f), self.targets, grid=s.b, metric=s.monitor, exclude=s.exclude, users=users
+        )
+        found.append(
+            dict(value=float(table[s.monitor].max()), b=float(b))
+            | (dict(filter=f.kind) if len(self.filters) > 1 else {})
+        )
     return max(found, key=lambda o: o['value'])
 
 def eval_users(targets: sp.csr_matrix, s: TrainingSettings) -> np.ndarray:
     "Users with validation targets, at most `eval_users` of them, the same ones at every epoch."
     users = np.flatnonzero(np.diff(targets.indptr))
-    return users if len(users) <= s.eval_users else np.sort(rng(s.seed, 'eval_users').choice(users, s.eval_users, replace=False))
+    return (
+        users
+        if len(users) <= s.eval_users
+        else np.sort(rng(s.seed, 'eval_users').choice(users, s.eval_users, replace=False))
+    )
 
 # %% ../nbs/04_training.ipynb #412954ec
 def pilot_epochs(
@@ -281,14 +448,34 @@ def begin(self: Trainer,
         for k, (temperature, alpha) in enumerate(runs):
             state = short._try(first, temperature or best.temperature, alpha, bar, on_try)
             bar.step((k+1)*n*len(self.loss)-bar.done)
-            tried.append(dict(temperature=state.temperature, last_layer=short.propagation.alpha[-1], value=state.best_value, epoch=state.best_epoch, b=state.best_b, filter=state.best_filter))
-            if best is None or best.best_value is None or (state.best_value or 0) > best.best_value: best = state
+            tried.append(
+                dict(
+                    temperature=state.temperature,
+                    last_layer=short.propagation.alpha[-1],
+                    value=state.best_value,
+                    epoch=state.best_epoch,
+                    b=state.best_b,
+                    filter=state.best_filter,
+                )
+            )
+            if best is None or best.best_value is None or (state.best_value or 0) > best.best_value:
+                best = state
     return replace(best if n == s.epochs else first, temperature=best.temperature, alpha=best.alpha, tried=tried)
 
 @patch
-def _try(self: Trainer, first: TrainState, temperature: float, alpha: list|None, bar: progress, on_try: Callable|None) -> TrainState:
+def _try(
+    self: Trainer, first: TrainState, temperature: float, alpha: list | None, bar: progress, on_try: Callable | None
+) -> TrainState:
     "A whole run from the first state, at a temperature and with layer weights."
-    state = replace(first, embedding=first.embedding.clone(), exp_avg=first.exp_avg.clone(), exp_avg_sq=first.exp_avg_sq.clone(), history=[], temperature=temperature, alpha=alpha)
+    state = replace(
+        first,
+        embedding=first.embedding.clone(),
+        exp_avg=first.exp_avg.clone(),
+        exp_avg_sq=first.exp_avg_sq.clone(),
+        history=[],
+        temperature=temperature,
+        alpha=alpha,
+    )
     self.settle(state)
     while state.stopped is None:
         row = _one_epoch(self, state, bar)
@@ -302,14 +489,16 @@ class FitResult:
     recommender: Recommender          # of the best epoch, with the best weight of the filter
     tensors: dict[str, torch.Tensor]  # what a checkpoint holds
     scoring: dict                     # how they make a score, see `checkpoint.build_recommender`
-    history: pd.DataFrame             # a row an epoch: epoch, loss, lr, value (monitored metric), b, filter (its kind, where several were left to choose from)
+    # a row an epoch: epoch, loss, lr, value (monitored metric), b, filter (its kind, where several were left to choose from)
+    history: pd.DataFrame
     best_epoch: int                   # 1-based
     best_value: float|None            # None without validation targets
     stopped: str                      # why it ended
     validation: dict                  # all metrics of the best epoch on all validation users; empty without targets
     filter_table: pd.DataFrame|None   # the filter's candidates on validation
     temperature: float|None = None           # of the loss, None for one that has none
-    temperature_table: pd.DataFrame|None = None # what short runs found: temperature, weight of the last layer, value, epoch, b, filter; None where none were made
+    # what short runs found: temperature, weight of the last layer, value, epoch, b, filter; None where none were made
+    temperature_table: pd.DataFrame|None = None
 
 # %% ../nbs/04_training.ipynb #00f92d0c
 def fit(
@@ -334,11 +523,13 @@ def fit(
     trainer.settle(state)
     for row in state.history:
         if on_epoch: on_epoch(row)
-    if trainer.targets is None: print('no validation targets: the last epoch is kept and the graph filter stays out (b = 0)')
+    if trainer.targets is None:
+        print('no validation targets: the last epoch is kept and the graph filter stays out (b = 0)')
     with progress(desc='training', total=trainer.settings.epochs*len(trainer.loss), done=state.step) as bar:
         while state.stopped is None:
             row = _one_epoch(trainer, state, bar)
-            if last and (state.stopped or state.epoch % settings.checkpoint_every == 0): save_state(last, state)
+            if last and (state.stopped or state.epoch % settings.checkpoint_every == 0):
+                save_state(last, state)
             if on_epoch and row: on_epoch(row)
     return _finish(trainer, state)
 
@@ -349,10 +540,15 @@ def _resume(trainer: Trainer, last: Path|None, resume: str) -> TrainState|None:
     try: state = load_state(last, trainer.device) if resume != 'never' else None
     except ArtifactError as err:
         if resume == 'must': raise
-        print(f'{err}; starting anew'); state = None
+        print(f'{err}; starting anew')
+        state = None
     if state is not None and state.fingerprint != trainer.fingerprint:
-        if resume == 'must': raise ArtifactError(f'expected in {last} a run with this graph and these settings, found another: delete the folder, or use resume="auto" to start anew')
-        print('last/ is of another graph or other settings: starting anew'); state = None
+        if resume == 'must':
+            raise ArtifactError(
+                f'expected in {last} a run with this graph and these settings, found another: delete the folder, or use resume="auto" to start anew'
+            )
+        print('last/ is of another graph or other settings: starting anew')
+        state = None
     if state is None: clear_state(last)
     else: print(f'going on after epoch {state.epoch} of an interrupted run')
     return state
@@ -368,7 +564,8 @@ def _one_epoch(trainer: Trainer, state: TrainState, bar: progress) -> dict|None:
         return None
     state.epoch += 1
     row = dict(epoch=state.epoch, loss=loss, lr=lr)
-    if trainer.targets is not None and (state.epoch % s.eval_every == 0 or state.epoch == s.epochs): row |= trainer.validate(state)
+    if trainer.targets is not None and (state.epoch % s.eval_every == 0 or state.epoch == s.epochs):
+        row |= trainer.validate(state)
     state.history.append(row)
     bar.set(**{s.monitor: row['value'], 'b': row['b']} if 'value' in row else {}, epoch=state.epoch)
     _note_best(trainer, state, row)
@@ -378,18 +575,31 @@ def _note_best(trainer: Trainer, state: TrainState, row: dict):
     "Keep the embeddings of the best epoch; stop when patience or the epochs are used up."
     s = trainer.settings
     if trainer.targets is None: better = True
-    else: better = 'value' in row and (state.best_value is None or row['value'] > state.best_value)
-    if better: state.best, state.best_epoch, state.best_value, state.best_b, state.best_filter = state.embedding.clone(), state.epoch, row.get('value'), row.get('b', 0.), row.get('filter')
+    else:
+        better = 'value' in row and (state.best_value is None or row['value'] > state.best_value)
+    if better:
+        state.best, state.best_epoch, state.best_value, state.best_b, state.best_filter = (
+            state.embedding.clone(),
+            state.epoch,
+            row.get('value'),
+            row.get('b', 0.0),
+            row.get('filter'),
+        )
     since = sum('value' in r for r in state.history if r['epoch'] > state.best_epoch)
     if state.epoch >= s.epochs: state.stopped = 'all epochs done'
-    elif since >= s.patience: state.stopped = f'no better for {since} evaluations'
+    elif since >= s.patience:
+        state.stopped = f'no better for {since} evaluations'
 
 # %% ../nbs/04_training.ipynb #f9770b1d
 def _finish(trainer: Trainer, state: TrainState) -> FitResult:
     "The best epoch as a result, measured once on all validation users."
     s = trainer.settings
-    if state.best_epoch == 0: raise GnnEcommerceError(f'training: {state.stopped}, before any epoch was good: expected a finite loss; try a smaller lr (it is {s.lr}) or a higher temperature')
-    if 'no number' in state.stopped: print(f'{state.stopped}: epoch {state.best_epoch} is kept')
+    if state.best_epoch == 0:
+        raise GnnEcommerceError(
+            f'training: {state.stopped}, before any epoch was good: expected a finite loss; try a smaller lr (it is {s.lr}) or a higher temperature'
+        )
+    if 'no number' in state.stopped:
+        print(f'{state.stopped}: epoch {state.best_epoch} is kept')
     tensors = {'embedding.weight': state.best.cpu(), 'alpha': torch.tensor(trainer.propagation.alpha)}
     scoring = dict(weighted=s.weighted, cosine=s.cosine, b=state.best_b, filter=None)
     if trainer.filters and state.best_b > 0:
@@ -397,9 +607,24 @@ def _finish(trainer: Trainer, state: TrainState) -> FitResult:
         scoring['filter'] = chosen.params
         tensors |= {f'filter.{k}': torch.from_numpy(v) for k, v in chosen.to_arrays().items()}
     recommender = build_recommender(trainer.graph, tensors, scoring)
-    validation = {} if trainer.targets is None else evaluate(recommender, trainer.targets, ks=tuple(s.ks), exclude=s.exclude).metrics
-    return FitResult(recommender, tensors, scoring, pd.DataFrame(state.history), state.best_epoch, state.best_value, state.stopped, validation, trainer.filter_table,
-                     state.temperature or s.temperature if s.loss != 'bpr' else None, pd.DataFrame(state.tried) if state.tried else None)
+    validation = (
+        {}
+        if trainer.targets is None
+        else evaluate(recommender, trainer.targets, ks=tuple(s.ks), exclude=s.exclude).metrics
+    )
+    return FitResult(
+        recommender,
+        tensors,
+        scoring,
+        pd.DataFrame(state.history),
+        state.best_epoch,
+        state.best_value,
+        state.stopped,
+        validation,
+        trainer.filter_table,
+        state.temperature or s.temperature if s.loss != 'bpr' else None,
+        pd.DataFrame(state.tried) if state.tried else None,
+    )
 
 # %% ../nbs/04_training.ipynb #66237918
 def plot_history(history: pd.DataFrame, monitor: str = 'validation', best_epoch: int|None = None):
@@ -411,7 +636,9 @@ def plot_history(history: pd.DataFrame, monitor: str = 'validation', best_epoch:
     for ax, (column, title) in zip(np.atleast_1d(axes), panels):
         rows = history.dropna(subset=[column])
         ax.plot(rows.epoch, rows[column], marker='o', ms=3, color='#0072B2')
-        if best_epoch: ax.axvline(best_epoch, color='#D55E00', lw=1, ls='--', label=f'best: epoch {best_epoch}'); ax.legend(frameon=False)
+        if best_epoch:
+            ax.axvline(best_epoch, color='#D55E00', lw=1, ls='--', label=f'best: epoch {best_epoch}')
+            ax.legend(frameon=False)
         ax.set(xlabel='epoch', title=title)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.spines[['top', 'right']].set_visible(False)
@@ -441,23 +668,52 @@ def run_training(
     graph = InteractionGraph.load(paths.graph)
     pairs = read_table(paths.processed/'val.parquet', 'targets', 'data_prep')
     targets, cold = graph.encode_pairs(pairs)
-    print(f'{graph.n_users:,} users, {graph.n_items:,} items, {graph.n_edges:,} edges; {targets.nnz:,} validation pairs, {len(cold):,} more with a user or item that the graph does not hold')
-    check_memory(memory_needed(graph, s), 'training', 'lower training.dim or training.batch, or leave customers out by graph_build.min_user_events')
+    print(
+        f'{graph.n_users:,} users, {graph.n_items:,} items, {graph.n_edges:,} edges; {targets.nnz:,} validation pairs, {len(cold):,} more with a user or item that the graph does not hold'
+    )
+    check_memory(
+        memory_needed(graph, s),
+        'training',
+        'lower training.dim or training.batch, or leave customers out by graph_build.min_user_events',
+    )
     with _live(paths.report('training')/'dvclive', s) as log:
         result = fit(graph, s, targets, paths.checkpoints, on_epoch=log)
     metadata = save_model(paths.checkpoints, result.tensors, _metadata(result, s, graph, targets, paths.root))
     (paths.checkpoints/'last'/'done').touch()
     _report(result, s, paths.report('training'))
-    print(f'{metadata["model_version"]}: epoch {result.best_epoch} of {len(result.history)} ({result.stopped}), b {result.scoring["b"]:g}'+(f', temperature {result.temperature:g}' if result.temperature else '')+f', layer weights {" ".join(f"{a:.2g}" for a in result.tensors["alpha"].tolist())}'
-          + (f', validation {s.monitor} {result.validation[s.monitor]:.4f}' if s.monitor in result.validation else ''))
+    print(
+        f'{metadata["model_version"]}: epoch {result.best_epoch} of {len(result.history)} ({result.stopped}), b {result.scoring["b"]:g}'
+        + (f', temperature {result.temperature:g}' if result.temperature else '')
+        + f', layer weights {" ".join(f"{a:.2g}" for a in result.tensors["alpha"].tolist())}'
+        + (f', validation {s.monitor} {result.validation[s.monitor]:.4f}' if s.monitor in result.validation else '')
+    )
     return result
 
 # %% ../nbs/04_training.ipynb #36c7de2e
-def _metadata(result: FitResult, s: TrainingSettings, graph: InteractionGraph, targets: sp.csr_matrix, root: Path) -> dict:
+def _metadata(
+    result: FitResult, s: TrainingSettings, graph: InteractionGraph, targets: sp.csr_matrix, root: Path
+) -> dict:
     "What `metadata.json` says about a model."
-    return dict(device=compute_device(s.device).type, graph_hash=graph.hash, targets_hash=targets_hash(targets), n_users=graph.n_users, n_items=graph.n_items, n_edges=graph.n_edges, scheme=graph.scheme,
-                scoring=result.scoring, settings=s.model_dump(), temperature=result.temperature, layer_weights=result.tensors['alpha'].tolist(), best_epoch=result.best_epoch, stopped=result.stopped, monitor=s.monitor,
-                metrics=result.validation, history=_rows(result.history), git_commit=git_commit(root), versions=library_versions())
+    return dict(
+        device=compute_device(s.device).type,
+        graph_hash=graph.hash,
+        targets_hash=targets_hash(targets),
+        n_users=graph.n_users,
+        n_items=graph.n_items,
+        n_edges=graph.n_edges,
+        scheme=graph.scheme,
+        scoring=result.scoring,
+        settings=s.model_dump(),
+        temperature=result.temperature,
+        layer_weights=result.tensors['alpha'].tolist(),
+        best_epoch=result.best_epoch,
+        stopped=result.stopped,
+        monitor=s.monitor,
+        metrics=result.validation,
+        history=_rows(result.history),
+        git_commit=git_commit(root),
+        versions=library_versions(),
+    )
 
 def _rows(history: pd.DataFrame) -> list[dict]:
     "A table as JSON rows, None where a value is missing."
@@ -465,13 +721,27 @@ def _rows(history: pd.DataFrame) -> list[dict]:
 
 def _report(result: FitResult, s: TrainingSettings, folder: Path):
     "Metrics, tables and plot of a run in `reports/training/`."
-    write_json({**{f'val_{k}': v for k, v in result.validation.items()}, 'best_epoch': result.best_epoch, 'epochs': len(result.history), 'b': result.scoring['b'], 'temperature': result.temperature,
-                'loss': float(result.history.loss.iloc[result.best_epoch-1])}, folder/'metrics.json')
-    with atomic_path(folder/'history.csv') as tmp: result.history.to_csv(tmp, index=False)
+    write_json(
+        {
+            **{f'val_{k}': v for k, v in result.validation.items()},
+            'best_epoch': result.best_epoch,
+            'epochs': len(result.history),
+            'b': result.scoring['b'],
+            'temperature': result.temperature,
+            'loss': float(result.history.loss.iloc[result.best_epoch - 1]),
+        },
+        folder / 'metrics.json',
+    )
+    with atomic_path(folder/'history.csv') as tmp:
+        result.history.to_csv(tmp, index=False)
     for name, table in (('filter', result.filter_table), ('temperature', result.temperature_table)):
-        if table is None: (folder/f'{name}.csv').unlink(missing_ok=True); continue
-        with atomic_path(folder/f'{name}.csv') as tmp: table.to_csv(tmp, index=False)
-    with atomic_path(folder/'history.png') as tmp: plot_history(result.history, s.monitor, result.best_epoch).savefig(tmp)
+        if table is None:
+            (folder/f'{name}.csv').unlink(missing_ok=True)
+            continue
+        with atomic_path(folder/f'{name}.csv') as tmp:
+            table.to_csv(tmp, index=False)
+    with atomic_path(folder/'history.png') as tmp:
+        plot_history(result.history, s.monitor, result.best_epoch).savefig(tmp)
 
 @contextlib.contextmanager
 def _live(folder: Path, s: TrainingSettings) -> Iterator[Callable[[dict], None]]:
@@ -481,7 +751,8 @@ def _live(folder: Path, s: TrainingSettings) -> Iterator[Callable[[dict], None]]
     with Live(str(folder), save_dvc_exp=False, dvcyaml=None, report=None) as live:
         def log(row):
             for k, v in row.items():
-                if k not in ('epoch', 'filter'): live.log_metric({'value': f'val/{s.monitor}'}.get(k, k), v)
+                if k not in ('epoch', 'filter'):
+                    live.log_metric({'value': f'val/{s.monitor}'}.get(k, k), v)
             live.step = row['epoch']
             live.next_step()
             curve(row)

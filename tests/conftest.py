@@ -1,4 +1,5 @@
 """What the tests share: the project's folder, real data where there is some, and temporary clones."""
+
 import os
 import shutil
 import subprocess
@@ -13,7 +14,9 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--flags", default="stage", help="nbdev flags whose cells run too when a notebook is tested; by default 'stage'")
+    parser.addoption(
+        "--flags", default="stage", help="nbdev flags whose cells run too when a notebook is tested; by default 'stage'"
+    )
 
 
 def pytest_report_header(config):
@@ -24,15 +27,28 @@ def pytest_report_header(config):
 @pytest.fixture(autouse=True)
 def process_stays_as_it_was():
     "A test that leaves another folder or other settings behind would make later ones fail: it fails itself, and they do not."
-    def ours(): return {k: v for k, v in os.environ.items() if k.startswith("GNN_ECOMMERCE_") or k in ("PORT", "MODEL_PORT", "MONITOR_PORT", "MODEL_URL", "DATABASE_URL", "SPOOL")}
+
+    def ours():
+        return {
+            k: v
+            for k, v in os.environ.items()
+            if k.startswith("GNN_ECOMMERCE_")
+            or k in ("PORT", "MODEL_PORT", "MONITOR_PORT", "MODEL_URL", "DATABASE_URL", "SPOOL")
+        }
+
     folder, settings = os.getcwd(), ours()
     yield
     left, found = os.getcwd(), ours()
     os.chdir(folder)
-    for name in found.keys() - settings.keys(): del os.environ[name]
+    for name in found.keys() - settings.keys():
+        del os.environ[name]
     os.environ.update(settings)
-    assert left == folder, f"the test went to {left} and did not come back: use monkeypatch.chdir or a process of its own"
-    assert found == settings, f"the test left settings behind: use monkeypatch.setenv: {sorted(found.items() ^ settings.items())}"
+    assert left == folder, (
+        f"the test went to {left} and did not come back: use monkeypatch.chdir or a process of its own"
+    )
+    assert found == settings, (
+        f"the test left settings behind: use monkeypatch.setenv: {sorted(found.items() ^ settings.items())}"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -45,8 +61,10 @@ def root():
 def real_data():
     "The folder of real data sets. Skips where GNN_ECOMMERCE_DATA does not name one."
     folder = os.environ.get("GNN_ECOMMERCE_DATA")
-    if not folder: pytest.skip("GNN_ECOMMERCE_DATA is unset: no real data here")
-    if not Path(folder).is_dir(): pytest.fail(f"GNN_ECOMMERCE_DATA: expected a folder, found {folder!r}")
+    if not folder:
+        pytest.skip("GNN_ECOMMERCE_DATA is unset: no real data here")
+    if not Path(folder).is_dir():
+        pytest.fail(f"GNN_ECOMMERCE_DATA: expected a folder, found {folder!r}")
     return Path(folder)
 
 
@@ -55,22 +73,29 @@ def postgres():
     "A PostgreSQL that runs. Skips where it is not installed."
     from postgres import Postgres, why_not
 
-    if why_not(): pytest.skip(why_not())
+    if why_not():
+        pytest.skip(why_not())
     server = Postgres()
-    try: yield server.start()
-    finally: server.remove()
+    try:
+        yield server.start()
+    finally:
+        server.remove()
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def store_url(request, tmp_path):
     "Address of an empty database: the same tests run on both kinds."
-    return f"sqlite:///{tmp_path}/store.db" if request.param == "sqlite" else request.getfixturevalue("postgres").database()
+    return (
+        f"sqlite:///{tmp_path}/store.db"
+        if request.param == "sqlite"
+        else request.getfixturevalue("postgres").database()
+    )
 
 
 @pytest.fixture
 def store(store_url):
     "An open store in an empty database."
-    from gnn_ecommerce.stores import Store
+    from gnn_ecommerce.shop.stores import Store
 
     found = Store(store_url)
     yield found
@@ -86,15 +111,18 @@ def git(folder, *args):
 @pytest.fixture(scope="session")
 def clone():
     "A function that puts a copy of the project, as it stands, into a folder and makes it a Git repository."
+
     def make(folder):
         folder = Path(folder)
         files = git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard", "-z").split("\0")
         for name in files:
-            if not name or not (ROOT / name).is_file(): continue
+            if not name or not (ROOT / name).is_file():
+                continue
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
         git(folder, "init", "--quiet", "--initial-branch=main")
         git(folder, "add", "--all")
         git(folder, "commit", "--quiet", "--message=copy")
         return folder
+
     return make

@@ -1,4 +1,5 @@
 """Servers for the tests, in processes of their own: a small model server that speaks the protocol, and the API server; and clients that count."""
+
 import asyncio
 import json
 import os
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MODEL = """
 import asyncio, json, os, sys
 import msgspec, uvicorn
-from gnn_ecommerce.protocol import *
+from gnn_ecommerce.serving.protocol import *
 
 N, state = 300, {"delay": 0.0, "status": 200, "garbage": False}
 CATALOGUE = {p: ("lips.gloss" if p % 2 else "nails", "brand%d" % (p % 5), float(p)) for p in range(1, N + 1)}
@@ -69,10 +70,11 @@ uvicorn.run(app, host="127.0.0.1", port=int(os.environ["MODEL_PORT"]), log_level
 def post(url, value):
     "POST JSON with the standard library; status and answer."
     request = urllib.request.Request(url, json.dumps(value).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=5) as r: return r.status, r.read()
+    with urllib.request.urlopen(request, timeout=5) as r:
+        return r.status, r.read()
 
 
-def wait_for(what, seconds=90, step=.02):
+def wait_for(what, seconds=90, step=0.02):
     "Until `what()` is true."
     until = time.monotonic() + seconds
     while not what():
@@ -81,60 +83,108 @@ def wait_for(what, seconds=90, step=.02):
 
 
 def answers(url):
-    try: return urllib.request.urlopen(url, timeout=1).status == 200
-    except (urllib.error.URLError, OSError): return False
+    try:
+        return urllib.request.urlopen(url, timeout=1).status == 200
+    except (urllib.error.URLError, OSError):
+        return False
 
 
 class Process:
     "A server in a process of its own."
+
     def __init__(self, command, env, ready, limits=None):
         self.command, self.env, self.ready, self.limits, self.process = command, env, ready, limits, None
         self.log = tempfile.NamedTemporaryFile("w+", suffix=".log", delete=False)
 
     def start(self, wait=True):
-        self.process = subprocess.Popen(self.command, env={**os.environ, **self.env}, cwd=ROOT, stdout=self.log, stderr=self.log, preexec_fn=self.limits)
-        if wait: wait_for(lambda: answers(self.ready) or self.process.poll() is not None, 40)
+        self.process = subprocess.Popen(
+            self.command,
+            env={**os.environ, **self.env},
+            cwd=ROOT,
+            stdout=self.log,
+            stderr=self.log,
+            preexec_fn=self.limits,
+        )
+        if wait:
+            wait_for(lambda: answers(self.ready) or self.process.poll() is not None, 40)
         assert self.process.poll() is None, self.text()[-3000:]
         return self
 
-    def text(self): return Path(self.log.name).read_text()
-    def kill(self): self.process.send_signal(signal.SIGKILL); self.process.wait()
+    def text(self):
+        return Path(self.log.name).read_text()
+
+    def kill(self):
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
 
     def stop(self):
         if self.process and self.process.poll() is None:
             self.process.terminate()
-            try: self.process.wait(30)
-            except subprocess.TimeoutExpired: self.process.kill(); self.process.wait()
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
         return self.process.returncode if self.process else None
 
 
 class Model(Process):
     def __init__(self):
         from postgres import free_port
+
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         super().__init__([sys.executable, "-c", MODEL], {"MODEL_PORT": str(self.port)}, f"{self.url}/livez")
-    def control(self, **values): post(f"{self.url}/control", values)
+
+    def control(self, **values):
+        post(f"{self.url}/control", values)
 
 
 class Api(Process):
     "The API server, with a key that may do everything."
+
     def __init__(self, folder, model_url, database_url=None, limits=None, **env):
         from postgres import free_port
 
-        from gnn_ecommerce.stores import SCOPES, Store
+        from gnn_ecommerce.shop.stores import SCOPES, Store
+
         self.folder, self.port = Path(folder), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.database_url = database_url or f"sqlite:///{folder}/shop.db"
         self.store = Store(self.database_url)
         self.key, _ = self.store.create_key("test", SCOPES)
-        settings = {"PORT": self.port, "MODEL_URL": model_url, "DATABASE_URL": self.database_url, "SPOOL": f"{folder}/spool", "RATE": 1e6, "BURST": 1e6, "FAILED_RATE": 1e6, "REFRESH_SECONDS": .5, **env}
-        super().__init__([sys.executable, "-m", "gnn_ecommerce.api_server"], {k: str(v) for k, v in settings.items()}, f"{self.url}/readyz", limits)
+        settings = {
+            "PORT": self.port,
+            "MODEL_URL": model_url,
+            "DATABASE_URL": self.database_url,
+            "SPOOL": f"{folder}/spool",
+            "RATE": 1e6,
+            "BURST": 1e6,
+            "FAILED_RATE": 1e6,
+            "REFRESH_SECONDS": 0.5,
+            **env,
+        }
+        super().__init__(
+            [sys.executable, "-m", "gnn_ecommerce.api_server"],
+            {k: str(v) for k, v in settings.items()},
+            f"{self.url}/readyz",
+            limits,
+        )
 
     def client(self, key=None, **more):
         key = self.key if key is None else key
-        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=30, trust_env=False, verify=False, **more)
-    def state(self): return httpx.get(f"{self.url}/readyz", trust_env=False).json()
+        return httpx.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=30,
+            trust_env=False,
+            verify=False,
+            **more,
+        )
+
+    def state(self):
+        return httpx.get(f"{self.url}/readyz", trust_env=False).json()
+
     def stop(self):
         code = super().stop()
         self.store.close()
@@ -143,9 +193,18 @@ class Api(Process):
 
 class Load:
     "Clients that go on calling until they are told to stop, and count what came back."
+
     def __init__(self, api, clients=8, events=True):
         self.api, self.clients, self.events, self.name = api, clients, events, f"load-{uuid.uuid4().hex[:6]}"
-        self.status, self.sources, self.failed, self.sent, self.acknowledged, self.slowest, self.running = Counter(), Counter(), [], set(), set(), 0., True
+        self.status, self.sources, self.failed, self.sent, self.acknowledged, self.slowest, self.running = (
+            Counter(),
+            Counter(),
+            [],
+            set(),
+            set(),
+            0.0,
+            True,
+        )
 
     async def _one(self, http, turn):
         n = 0
@@ -156,22 +215,45 @@ class Load:
                 if self.events and n % 2:
                     name = f"{self.name}-{turn}-{n}"
                     self.sent.add(name)
-                    r = await http.post("/v1/events", json={"events": [{"event_id": name, "event_type": "view", "product_id": n % 50 + 1, "customer_id": turn * 1000 + n}]})
-                    if r.status_code in (200, 202): self.acknowledged.add(name)
+                    r = await http.post(
+                        "/v1/events",
+                        json={
+                            "events": [
+                                {
+                                    "event_id": name,
+                                    "event_type": "view",
+                                    "product_id": n % 50 + 1,
+                                    "customer_id": turn * 1000 + n,
+                                }
+                            ]
+                        },
+                    )
+                    if r.status_code in (200, 202):
+                        self.acknowledged.add(name)
                 else:
                     r = await http.get(f"/v1/customers/{n % 900 + 1}/recommendations", params={"k": 5})
-                    if r.status_code == 200: self.sources[r.json()["source"]] += 1
+                    if r.status_code == 200:
+                        self.sources[r.json()["source"]] += 1
                 self.status[r.status_code] += 1
-                if r.status_code >= 400: self.failed.append(r.text[:200])
-            except httpx.HTTPError as err: self.failed.append(repr(err)[:200])
+                if r.status_code >= 400:
+                    self.failed.append(r.text[:200])
+            except httpx.HTTPError as err:
+                self.failed.append(repr(err)[:200])
             self.slowest = max(self.slowest, time.monotonic() - start)
 
     async def _all(self):
-        async with httpx.AsyncClient(base_url=self.api.url, headers={"Authorization": f"Bearer {self.api.key}"}, timeout=30, trust_env=False, verify=False) as http:
+        async with httpx.AsyncClient(
+            base_url=self.api.url,
+            headers={"Authorization": f"Bearer {self.api.key}"},
+            timeout=30,
+            trust_env=False,
+            verify=False,
+        ) as http:
             await asyncio.gather(*(self._one(http, turn) for turn in range(self.clients)))
 
     def __enter__(self):
         import threading
+
         self.thread = threading.Thread(target=lambda: asyncio.run(self._all()))
         self.thread.start()
         return self
@@ -181,4 +263,7 @@ class Load:
         self.thread.join()
 
     @property
-    def requests(self): return sum(self.status.values()) + sum("status" not in f for f in self.failed if f.startswith(("Read", "Conn", "Remote")))
+    def requests(self):
+        return sum(self.status.values()) + sum(
+            "status" not in f for f in self.failed if f.startswith(("Read", "Conn", "Remote"))
+        )

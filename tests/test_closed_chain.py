@@ -1,4 +1,5 @@
 """Once around: serve, events, export, the pipeline again, a new bundle, swapped in; then the new purchase matters, and the deleted customer is nowhere."""
+
 import json
 import shutil
 import subprocess
@@ -37,7 +38,22 @@ def model(trained, tmp_path):
     shutil.copytree(trained, root)
     port = free_port()
     with open(tmp_path / "model.log", "w") as log:
-        process = subprocess.Popen([sys.executable, "-m", "gnn_ecommerce.model_server", "--folder", str(root / "model-checkpoints" / "bundles"), "--port", str(port), "--workers", "1"], cwd=ROOT, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "gnn_ecommerce.model_server",
+                "--folder",
+                str(root / "model-checkpoints" / "bundles"),
+                "--port",
+                str(port),
+                "--workers",
+                "1",
+            ],
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+        )
     try:
         wait_for(lambda: answers(f"http://127.0.0.1:{port}/readyz") or process.poll() is not None, 200)
         yield root, f"http://127.0.0.1:{port}"
@@ -47,7 +63,9 @@ def model(trained, tmp_path):
 
 
 def activate(url, name):
-    request = urllib.request.Request(f"{url}/admin/activate", json.dumps({"bundle": name}).encode(), {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        f"{url}/admin/activate", json.dumps({"bundle": name}).encode(), {"Content-Type": "application/json"}
+    )
     return json.load(urllib.request.urlopen(request, timeout=60))
 
 
@@ -59,23 +77,51 @@ def test_closed_chain(model, store_url, tmp_path):
     api = Api(tmp_path, url, store_url, MODEL_TIMEOUT=5).start()
     try:
         with api.client() as shop:
+
             def list_of(customer, k=10):
                 found = shop.get(f"/v1/customers/{customer}/recommendations", params={"k": k}).json()
                 return found["source"], [i["product_id"] for i in found["items"]], found.get("model_version")
-            def send(*events): assert shop.post("/v1/events", json={"events": list(events)}).json()["state"] == "stored"
-            def event(i, kind, product, customer, minutes): return {"event_id": i, "event_type": kind, "product_id": product, "customer_id": customer, "event_time": (AFTER + timedelta(minutes=minutes)).isoformat()}
+
+            def send(*events):
+                assert shop.post("/v1/events", json={"events": list(events)}).json()["state"] == "stored"
+
+            def event(i, kind, product, customer, minutes):
+                return {
+                    "event_id": i,
+                    "event_type": kind,
+                    "product_id": product,
+                    "customer_id": customer,
+                    "event_time": (AFTER + timedelta(minutes=minutes)).isoformat(),
+                }
+
             # one whom the model knows buys the first product of her list; a newcomer buys five; one wants to be forgotten
             source, before, version = list_of(known)
             assert source == "model" and list_of(9_000_001)[0] == "popular" and list_of(gone)[0] == "model"
-            send(event("a", "purchase", before[0], known, 0), *(event(f"n{i}", "purchase", p, 9_000_001, i) for i, p in enumerate(products[:5])))
+            send(
+                event("a", "purchase", before[0], known, 0),
+                *(event(f"n{i}", "purchase", p, 9_000_001, i) for i, p in enumerate(products[:5])),
+            )
             assert before[0] not in list_of(known)[1] and list_of(9_000_001)[0] == "fold_in"
             assert shop.delete(f"/v1/customers/{gone}").status_code == 200 and list_of(gone)[0] == "popular"
             # time passes: the last fifth of all events is for validation and test
             users = [old.user_ids.id(i) for i in range(2, 60)]
-            for turn in range(2): send(*(event(f"f{turn}-{i}", "view" if i % 4 else "purchase", products[i % 8], users[i % 58], 2000 + turn * 1000 + i) for i in range(1000)))
+            for turn in range(2):
+                send(
+                    *(
+                        event(
+                            f"f{turn}-{i}",
+                            "view" if i % 4 else "purchase",
+                            products[i % 8],
+                            users[i % 58],
+                            2000 + turn * 1000 + i,
+                        )
+                        for i in range(1000)
+                    )
+                )
             n = api.store.export_events(root / "data" / "raw" / "sample" / "live.parquet")
             assert n == 2006
-            for stage in ("data_prep", "graph_build", "training", "bundle"): run_stage(stage, root / "params.yaml")
+            for stage in ("data_prep", "graph_build", "training", "bundle"):
+                run_stage(stage, root / "params.yaml")
             new = newest(root)
             assert new.name != old.name and activate(url, new.name)["active"] == new.name
             # the purchases are in the model now: they are hidden without the store, and they matter
@@ -87,11 +133,22 @@ def test_closed_chain(model, store_url, tmp_path):
             assert source == "model" and not set(hers) & set(products[:5])
             # the deleted customer is nowhere: not in the events, not in the new bundle, not in a list
             assert list_of(gone)[0] == "popular"
-            for name in ("data/interim/events.parquet", "data/processed/train_events.parquet", "data/processed/val.parquet", "data/processed/test.parquet"):
+            for name in (
+                "data/interim/events.parquet",
+                "data/processed/train_events.parquet",
+                "data/processed/val.parquet",
+                "data/processed/test.parquet",
+            ):
                 frame = pd.read_parquet(next(root.glob(name.replace("train_events", "train*"))))
                 assert gone not in set(frame.user_id), name
-            assert new.user_ids.encode([gone], unknown="mask")[0] < 0 and old.user_ids.encode([gone], unknown="mask")[0] >= 0
+            assert (
+                new.user_ids.encode([gone], unknown="mask")[0] < 0
+                and old.user_ids.encode([gone], unknown="mask")[0] >= 0
+            )
             assert new.user_ids.encode([9_000_001], unknown="mask")[0] >= 0
             metrics = json.loads((root / "reports" / "data_prep" / "metrics.json").read_text())
-            print(f"\n{store_url.split(':')[0]}: {n} events exported, {metrics['rows_forgotten']} older rows of the deleted customer left out; {pruned} interactions pruned; bundle {old.name} -> {new.name}; {len(set(before) - set(after))} of 10 products of the buyer's list are others")
-    finally: api.stop()
+            print(
+                f"\n{store_url.split(':')[0]}: {n} events exported, {metrics['rows_forgotten']} older rows of the deleted customer left out; {pruned} interactions pruned; bundle {old.name} -> {new.name}; {len(set(before) - set(after))} of 10 products of the buyer's list are others"
+            )
+    finally:
+        api.stop()

@@ -1,4 +1,5 @@
 """The explorer: its state without a browser, its page in a browser without a kernel, its view in a real JupyterLab."""
+
 import os
 import re
 import shlex
@@ -18,7 +19,11 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT))
 from benchmarks.explorer import CHROMIUM, jupyterlab  # noqa: E402
 
-OVERLAY = {"sample_data": {"events": 10_000, "users": None, "items": 200}, "graph_build": {"min_user_events": 3}, "training": {"epochs": 4, "dim": 16}}
+OVERLAY = {
+    "sample_data": {"events": 10_000, "users": None, "items": 200},
+    "graph_build": {"min_user_events": 3},
+    "training": {"epochs": 4, "dim": 16},
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +36,7 @@ def project(tmp_path_factory):
 
 @pytest.fixture()
 def state(project):
-    from gnn_ecommerce.explorer_state import ExplorerState
+    from gnn_ecommerce.explore.state import ExplorerState
 
     return ExplorerState.from_project(project)
 
@@ -39,7 +44,8 @@ def state(project):
 @pytest.fixture(scope="module")
 def browser():
     "Debian's chromium. Skips where there is none."
-    if not Path(CHROMIUM).is_file(): pytest.skip(f"no {CHROMIUM}: apt-get install chromium")
+    if not Path(CHROMIUM).is_file():
+        pytest.skip(f"no {CHROMIUM}: apt-get install chromium")
     api = pytest.importorskip("playwright.sync_api")
     with api.sync_playwright() as p:
         chromium = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -51,8 +57,8 @@ def browser():
 
 
 def test_list_is_the_recommenders_and_every_split_adds_up_to_its_score(state, project):
-    from gnn_ecommerce.checkpoint import load_checkpoint
-    from gnn_ecommerce.graph import InteractionGraph
+    from gnn_ecommerce.models.checkpoint import load_checkpoint
+    from gnn_ecommerce.graph.interactions import InteractionGraph
 
     graph = InteractionGraph.load(project / "data/processed/graph")
     model = load_checkpoint(project / "model-checkpoints/lightgcn", graph)
@@ -68,11 +74,13 @@ def test_list_is_the_recommenders_and_every_split_adds_up_to_its_score(state, pr
 
 
 def test_a_loaded_recommender_is_explained_like_its_project(project):
-    from gnn_ecommerce.checkpoint import load_checkpoint
-    from gnn_ecommerce.explorer_state import ExplorerState
-    from gnn_ecommerce.graph import InteractionGraph
+    from gnn_ecommerce.models.checkpoint import load_checkpoint
+    from gnn_ecommerce.explore.state import ExplorerState
+    from gnn_ecommerce.graph.interactions import InteractionGraph
 
-    model = load_checkpoint(project / "model-checkpoints/lightgcn", InteractionGraph.load(project / "data/processed/graph"))
+    model = load_checkpoint(
+        project / "model-checkpoints/lightgcn", InteractionGraph.load(project / "data/processed/graph")
+    )
     state = ExplorerState(model)
     state.surprise()
     assert state.mode == "shares" and len(state.splits()) and len(state.timeline())
@@ -87,7 +95,9 @@ def test_what_if_is_what_the_explainer_says_and_can_be_undone(state):
     assert np.allclose(effect.after, expected.after, atol=1e-9) and np.abs(effect.change).max() > 1e-4
     new = state.recommendations()
     assert (np.diff(new.score) <= 1e-12).all() and (new.rank_before > 0).all()
-    assert not set(new.item) & set(state.history().item[state.history().event == "purchase"]), "what was bought stays out"
+    assert not set(new.item) & set(state.history().item[state.history().event == "purchase"]), (
+        "what was bought stays out"
+    )
     state.toggle(item)
     pd.testing.assert_frame_equal(state.recommendations(), before)
 
@@ -118,11 +128,16 @@ def test_unknown_customers_get_the_popular_list_and_are_told(state):
 
 def test_what_is_left_out_of_the_list_of_somebody_new(state, monkeypatch):
     from types import SimpleNamespace
-    from gnn_ecommerce.explorer_state import EVENT_COLUMNS
+    from gnn_ecommerce.explore.state import EVENT_COLUMNS
+
     state.choose("nobody")
     first = state.recommendations().item.tolist()[:2]
-    outside = pd.DataFrame({"user_id": [10**15] * 2, "product_id": state.graph.item_ids.ids[first], "bought": [True, False]})
-    monkeypatch.setattr(state, "events", SimpleNamespace(outside=outside, of=lambda id: pd.DataFrame(columns=EVENT_COLUMNS)))
+    outside = pd.DataFrame(
+        {"user_id": [10**15] * 2, "product_id": state.graph.item_ids.ids[first], "bought": [True, False]}
+    )
+    monkeypatch.setattr(
+        state, "events", SimpleNamespace(outside=outside, of=lambda id: pd.DataFrame(columns=EVENT_COLUMNS))
+    )
     for exclude, gone in (("bought", first[:1]), ("seen", first), ("none", [])):
         monkeypatch.setattr(state, "exclude", exclude)
         state.choose(10**15)
@@ -130,21 +145,41 @@ def test_what_is_left_out_of_the_list_of_somebody_new(state, monkeypatch):
 
 
 def test_five_thousand_events_and_products_without_a_name(tmp_path):
-    from gnn_ecommerce.explorer_figures import effect_figure, history_figure, paths_figure, shares_figure
-    from gnn_ecommerce.explorer_state import ExplorerState
-    from gnn_ecommerce.graph import InteractionGraph, random_graph
+    from gnn_ecommerce.explore.figures import effect_figure, history_figure, paths_figure, shares_figure
+    from gnn_ecommerce.explore.state import ExplorerState
+    from gnn_ecommerce.graph.interactions import InteractionGraph, random_graph
     from gnn_ecommerce.training import TrainingSettings, fit
 
     base = random_graph(300, 900, 6000, seed=3)
-    user, item = np.concatenate([base.user[base.user > 0], np.zeros(800, int)]), np.concatenate([base.item[base.user > 0], np.arange(800)])
-    names = pd.DataFrame({"product_id": np.arange(900), "name": [None] * 450 + [f"<b>Brush & comb {i}</b>" for i in range(450)], "brand": [None] * 900, "price": [np.nan] * 900})
-    graph = InteractionGraph.from_arrays(user, item, n_users=300, n_items=900, purchased=np.arange(len(user)) % 3 == 0, items=names)
+    user, item = (
+        np.concatenate([base.user[base.user > 0], np.zeros(800, int)]),
+        np.concatenate([base.item[base.user > 0], np.arange(800)]),
+    )
+    names = pd.DataFrame(
+        {
+            "product_id": np.arange(900),
+            "name": [None] * 450 + [f"<b>Brush & comb {i}</b>" for i in range(450)],
+            "brand": [None] * 900,
+            "price": [np.nan] * 900,
+        }
+    )
+    graph = InteractionGraph.from_arrays(
+        user, item, n_users=300, n_items=900, purchased=np.arange(len(user)) % 3 == 0, items=names
+    )
 
     class Events:
         outside = pd.DataFrame({"user_id": [], "product_id": [], "bought": []})
+
         def of(self, user_id):
             n = 5000 if user_id == 0 else 3
-            return pd.DataFrame({"event_time": pd.date_range("2020-01-01", periods=n, freq="40min"), "event_type": np.resize(["view", "cart", "purchase"], n), "product_id": np.resize(np.arange(800), n), "price": np.nan})
+            return pd.DataFrame(
+                {
+                    "event_time": pd.date_range("2020-01-01", periods=n, freq="40min"),
+                    "event_type": np.resize(["view", "cart", "purchase"], n),
+                    "product_id": np.resize(np.arange(800), n),
+                    "price": np.nan,
+                }
+            )
 
     state = ExplorerState(fit(graph, TrainingSettings(epochs=1, dim=8)), events=Events())
     start = time.perf_counter()
@@ -154,14 +189,16 @@ def test_five_thousand_events_and_products_without_a_name(tmp_path):
     assert len(state.timeline()) == 5000 and len(state.history()) == 800 and seconds < 5
     assert sum(len(trace.x) for trace in figures[0].data) < 500
     assert "product 3" in set(state.history().name)
-    assert not any("<b>Brush" in f.to_json() or "\\u003cb\\u003eBrush" in f.to_json() for f in figures[1:]), "names are escaped"
+    assert not any("<b>Brush" in f.to_json() or "\\u003cb\\u003eBrush" in f.to_json() for f in figures[1:]), (
+        "names are escaped"
+    )
 
 
 def test_graph_filter_and_plain_recommenders_are_shown_too(state):
-    from gnn_ecommerce.baselines import BASELINES
-    from gnn_ecommerce.explorer_figures import effect_figure, map_figure, paths_figure, shares_figure
-    from gnn_ecommerce.explorer_state import ExplorerState
-    from gnn_ecommerce.graph_filter import GraphFilter
+    from gnn_ecommerce.models.baselines import BASELINES
+    from gnn_ecommerce.explore.figures import effect_figure, map_figure, paths_figure, shares_figure
+    from gnn_ecommerce.explore.state import ExplorerState
+    from gnn_ecommerce.filter.graph_filter import GraphFilter
 
     for kind in ("paths", "chebyshev", "regression"):
         other = ExplorerState(GraphFilter(kind, 20).fit(state.graph))
@@ -171,7 +208,8 @@ def test_graph_filter_and_plain_recommenders_are_shown_too(state):
     svd = ExplorerState(BASELINES["svd"](seed=0).fit(state.graph))
     svd.surprise()
     assert svd.mode == "shortest" and len(svd.paths()) and len(svd.similar()) and not len(svd.splits())
-    for figure in (paths_figure, shares_figure, effect_figure): figure(svd)
+    for figure in (paths_figure, shares_figure, effect_figure):
+        figure(svd)
     assert sum(len(trace.x) for trace in map_figure(svd, method="pca").data) >= svd.graph.n_items
 
 
@@ -180,8 +218,8 @@ def test_graph_filter_and_plain_recommenders_are_shown_too(state):
 
 @pytest.fixture(scope="module")
 def static(project):
-    from gnn_ecommerce.explorer_figures import page
-    from gnn_ecommerce.explorer_state import ExplorerState
+    from gnn_ecommerce.explore.figures import page
+    from gnn_ecommerce.explore.state import ExplorerState
 
     state = ExplorerState.from_project(project)
     ids = [state.surprise("buyers"), state.find("", "new")[0][0]]
@@ -206,8 +244,12 @@ def test_page_works_without_kernel_and_network(static, browser):
     assert view.locator("#count").text_content() == "10" and view.locator("#paths .scatterlayer .trace").count() > lines
     view.get_by_label("shortest paths").check()
     assert "shortest" in title.text_content()
-    with view.expect_download() as saved: view.locator("#svg").click()
-    assert saved.value.suggested_filename == "paths.svg" and "<svg" in Path(saved.value.path()).read_text(encoding="utf8")[:200]
+    with view.expect_download() as saved:
+        view.locator("#svg").click()
+    assert (
+        saved.value.suggested_filename == "paths.svg"
+        and "<svg" in Path(saved.value.path()).read_text(encoding="utf8")[:200]
+    )
     view.locator("#customer").select_option(label=str(ids[1]))
     assert view.locator("#note").is_visible() and "most customers buy" in view.locator("#note").text_content()
     assert view.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -223,8 +265,10 @@ def notebook_for(project, folder):
     nb = nbformat.read(ROOT / "nbs/guides/explorer.ipynb", 4)
     for cell in nb.cells:
         cell["outputs"] = [] if cell.cell_type == "code" else cell.get("outputs")
-        if cell.cell_type != "code": cell.pop("outputs", None)
-        if "parameters" in cell.metadata.get("tags", ()): cell.source = f"project, customer = {str(project)!r}, ''"
+        if cell.cell_type != "code":
+            cell.pop("outputs", None)
+        if "parameters" in cell.metadata.get("tags", ()):
+            cell.source = f"project, customer = {str(project)!r}, ''"
     nbformat.write(nb, folder / "explorer.ipynb")
 
 
@@ -233,7 +277,8 @@ def lab(project, tmp_path_factory):
     "A JupyterLab of its own, on a port that the system chose; its address."
     folder = tmp_path_factory.mktemp("lab")
     notebook_for(project, folder)
-    with jupyterlab(folder) as url: yield url
+    with jupyterlab(folder) as url:
+        yield url
 
 
 def drawn(view, label):
@@ -261,7 +306,9 @@ def changes(view, what, act, timeout=90):
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         after = what()
-        if after != before: settle(view); return before, after
+        if after != before:
+            settle(view)
+            return before, after
         view.wait_for_timeout(100)
     raise AssertionError(f"expected a change, found {before!r} still after {timeout} s")
 
@@ -313,11 +360,20 @@ def test_explorer_in_jupyterlab(lab, browser):
     effect = drawn(view, "effect")
     switch = view.locator("table[aria-label=history] .gx-toggle").first
     changes(view, lambda: effect.get_attribute("aria-label"), switch.click)
-    assert "without" in effect.get_attribute("aria-label") and view.locator("table[aria-label=history] .gx-toggle").first.get_attribute("aria-pressed") == "true"
+    assert (
+        "without" in effect.get_attribute("aria-label")
+        and view.locator("table[aria-label=history] .gx-toggle").first.get_attribute("aria-pressed") == "true"
+    )
 
     # take along
-    for button, ending, begins in (("CSV", ".csv", "customer_id,"), ("SVG", ".svg", "<svg"), ("PNG", ".png", None), ("Page", ".html", "<!DOCTYPE html>")):
-        with view.expect_download(timeout=120_000) as saved: view.locator(".jupyter-button", has_text=button).click()
+    for button, ending, begins in (
+        ("CSV", ".csv", "customer_id,"),
+        ("SVG", ".svg", "<svg"),
+        ("PNG", ".png", None),
+        ("Page", ".html", "<!DOCTYPE html>"),
+    ):
+        with view.expect_download(timeout=120_000) as saved:
+            view.locator(".jupyter-button", has_text=button).click()
         assert saved.value.suggested_filename.endswith(ending) and wanted in saved.value.suggested_filename
         content = Path(saved.value.path()).read_bytes()
         assert content.startswith(begins.encode() if begins else b"\x89PNG") and len(content) > 200
@@ -334,16 +390,22 @@ def test_explorer_in_jupyterlab(lab, browser):
     assert near.count() == 10
 
     # nothing sticks out
-    assert view.evaluate("""() => [...document.querySelectorAll('.jp-OutputArea-output')].every(e => e.scrollWidth <= e.clientWidth + 1)""")
+    assert view.evaluate(
+        """() => [...document.querySelectorAll('.jp-OutputArea-output')].every(e => e.scrollWidth <= e.clientWidth + 1)"""
+    )
 
     # another customer, by a node of the picture
     view.get_by_role("tab", name="Customer").click()
     settle(view)
     paths.scroll_into_view_if_needed()
-    texts = paths.evaluate("e => (e.data ? e : e.querySelector('.js-plotly-plot')).data.filter(t => (t.mode || '').includes('markers')).flatMap(t => [...t.hovertext])")
+    texts = paths.evaluate(
+        "e => (e.data ? e : e.querySelector('.js-plotly-plot')).data.filter(t => (t.mode || '').includes('markers')).flatMap(t => [...t.hovertext])"
+    )
     nodes, me = paths.locator("path.point"), head.text_content().split()[-1]
     assert len(texts) == nodes.count()
-    at, other = next((n, m[1]) for n, t in enumerate(texts) if (m := re.match(r"<b>customer (\S+)</b>", t)) and m[1] != me)
+    at, other = next(
+        (n, m[1]) for n, t in enumerate(texts) if (m := re.match(r"<b>customer (\S+)</b>", t)) and m[1] != me
+    )
     box = nodes.nth(at).bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     view.mouse.move(x - 1, y)
@@ -357,25 +419,39 @@ def test_explorer_in_jupyterlab(lab, browser):
 def test_page_of_make_explore(project, browser, tmp_path):
     "Voila with the options of `make explore`: the explorer, none of the cells that are only for the site, no error."
     notebook_for(project, tmp_path)
-    options = re.search(r"voila nbs/guides/explorer.ipynb (.*) \$\(ARGS\)", (ROOT / "Makefile").read_text(encoding="utf8"))[1]
+    options = re.search(
+        r"voila nbs/guides/explorer.ipynb (.*) \$\(ARGS\)", (ROOT / "Makefile").read_text(encoding="utf8")
+    )[1]
     port = free_port()
-    with open(tmp_path / "log", "w") as log: server = subprocess.Popen([sys.executable, "-m", "voila", "explorer.ipynb", *shlex.split(options), "--no-browser", f"--port={port}"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=log, stderr=log)
+    with open(tmp_path / "log", "w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "voila", "explorer.ipynb", *shlex.split(options), "--no-browser", f"--port={port}"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=log,
+            stderr=log,
+        )
     try:
         for _ in range(600):
             with socket.socket() as s:
-                if s.connect_ex(("127.0.0.1", port)) == 0: break
+                if s.connect_ex(("127.0.0.1", port)) == 0:
+                    break
             assert server.poll() is None, (tmp_path / "log").read_text(encoding="utf8")[-2000:]
-            time.sleep(.1)
+            time.sleep(0.1)
         context, problems = browser.new_context(viewport={"width": 1000, "height": 900}), []
         view = context.new_page()
         view.on("pageerror", lambda e: problems.append(str(e)))
         view.goto(f"http://127.0.0.1:{port}", timeout=180_000)
-        for name in ("history", "paths", "shares", "effect"): drawn(view, name)
+        for name in ("history", "paths", "shares", "effect"):
+            drawn(view, name)
         head = view.locator(".gx-head").first
         before = head.text_content()
         view.get_by_role("button", name="Surprise me").click()
         view.wait_for_function("before => document.querySelector('.gx-head').textContent !== before", arg=before)
-        assert view.locator("h2", has_text="How to read it").count() and not view.locator("h2", has_text="One customer").count()
+        assert (
+            view.locator("h2", has_text="How to read it").count()
+            and not view.locator("h2", has_text="One customer").count()
+        )
         assert view.evaluate("document.documentElement.scrollWidth <= innerWidth") and not problems
         context.close()
     finally:

@@ -1,4 +1,5 @@
 """The graph filter against its formulas on many random graphs, without numba, in threads, at the edges of what a table can hold, on public data."""
+
 import dataclasses
 import itertools
 import subprocess
@@ -11,8 +12,8 @@ import pytest
 import torch
 
 from gnn_ecommerce.core import rng
-from gnn_ecommerce.graph import InteractionGraph, pairs_csr, random_graph
-from gnn_ecommerce.graph_filter import (
+from gnn_ecommerce.graph.interactions import InteractionGraph, pairs_csr, random_graph
+from gnn_ecommerce.filter.graph_filter import (
     GraphFilter,
     HybridRecommender,
     TablePacker,
@@ -22,11 +23,12 @@ from gnn_ecommerce.graph_filter import (
     fit_filters,
     history_matrix,
 )
-from gnn_ecommerce.recommender import EmbeddingRecommender
-from gnn_ecommerce.spectral import normalized, truncated_svd
+from gnn_ecommerce.ranking.recommender import EmbeddingRecommender
+from gnn_ecommerce.graph.spectral import normalized, truncated_svd
 
 
-def power(degree, exponent): return np.array([d**exponent if d > 0 else 0. for d in degree])
+def power(degree, exponent):
+    return np.array([d**exponent if d > 0 else 0.0 for d in degree])
 
 
 def full_table(graph, f):
@@ -34,36 +36,59 @@ def full_table(graph, f):
     r = graph.csr("weight" if f.weighted else "seen").toarray().astype(float)
     du, di, s = r.sum(1), r.sum(0), f.settings
     if f.kind == "paths":
-        return power(di, -s.alpha)[:, None]*sum(du[v]**-s.gamma*np.outer(r[v], r[v]) for v in np.flatnonzero(du))*power(di, -s.beta)
+        return (
+            power(di, -s.alpha)[:, None]
+            * sum(du[v] ** -s.gamma * np.outer(r[v], r[v]) for v in np.flatnonzero(du))
+            * power(di, -s.beta)
+        )
     if f.kind == "regression":
-        gram, ridge = r.T@r, np.diag(s.l2+s.dropout/(1-s.dropout)*(r*r).sum(0))
-        if f.diagonal: return np.linalg.solve(gram+ridge, gram)
+        gram, ridge = r.T @ r, np.diag(s.l2 + s.dropout / (1 - s.dropout) * (r * r).sum(0))
+        if f.diagonal:
+            return np.linalg.solve(gram + ridge, gram)
         w = np.zeros_like(gram)
         for j in range(len(di)):
             others = np.arange(len(di)) != j
-            w[others, j] = np.linalg.solve((gram+ridge)[others][:, others], gram[others, j])
+            w[others, j] = np.linalg.solve((gram + ridge)[others][:, others], gram[others, j])
         return w
-    rn = power(du, -.5)[:, None]*r*power(di, -.5)
-    values, vectors = np.linalg.eigh(rn.T@rn)
-    nodes, x = np.cos(np.pi*(np.arange(s.degree+1)+.5)/(s.degree+1)), np.cos(np.pi*np.arange(s.degree+1)/s.degree)
-    q = np.poly1d(np.polyfit(nodes, np.where(x >= 0, .5-.5*np.abs(x)**s.flatness, .5+.5*np.abs(x)**s.flatness), s.degree))(1-2*values)
-    leading = vectors[:, ::-1][:, :min(s.rank, np.linalg.matrix_rank(rn))]
-    return power(di, -s.beta)[:, None]*(vectors*q@vectors.T+s.alpha*leading@leading.T)*power(di, s.beta)
+    rn = power(du, -0.5)[:, None] * r * power(di, -0.5)
+    values, vectors = np.linalg.eigh(rn.T @ rn)
+    nodes, x = (
+        np.cos(np.pi * (np.arange(s.degree + 1) + 0.5) / (s.degree + 1)),
+        np.cos(np.pi * np.arange(s.degree + 1) / s.degree),
+    )
+    q = np.poly1d(
+        np.polyfit(
+            nodes, np.where(x >= 0, 0.5 - 0.5 * np.abs(x) ** s.flatness, 0.5 + 0.5 * np.abs(x) ** s.flatness), s.degree
+        )
+    )(1 - 2 * values)
+    leading = vectors[:, ::-1][:, : min(s.rank, np.linalg.matrix_rank(rn))]
+    return power(di, -s.beta)[:, None] * (vectors * q @ vectors.T + s.alpha * leading @ leading.T) * power(di, s.beta)
 
 
 def largest(w, n, diagonal):
     "The n largest of each row, and the n-th of them."
     w = w.copy()
-    if not diagonal: np.fill_diagonal(w, np.nan)
+    if not diagonal:
+        np.fill_diagonal(w, np.nan)
     floor = np.full(len(w), -np.inf)
     for i, row in enumerate(w):
         known = np.sort(row[np.isfinite(row)])[::-1]
-        if len(known) > n: floor[i] = known[n-1]
-    return np.where(np.isfinite(w), w, 0.), floor
+        if len(known) > n:
+            floor[i] = known[n - 1]
+    return np.where(np.isfinite(w), w, 0.0), floor
 
 
-CASES = [(kind, weighted, n, diagonal, backend, seed) for seed, (kind, weighted, n, diagonal) in enumerate(
-    (kind, weighted, n, diagonal) for kind in ("paths", "chebyshev", "regression") for weighted in (False, True) for n in (1, 6, 500) for diagonal in (False, True)) for backend in ("auto", "torch")]
+CASES = [
+    (kind, weighted, n, diagonal, backend, seed)
+    for seed, (kind, weighted, n, diagonal) in enumerate(
+        (kind, weighted, n, diagonal)
+        for kind in ("paths", "chebyshev", "regression")
+        for weighted in (False, True)
+        for n in (1, 6, 500)
+        for diagonal in (False, True)
+    )
+    for backend in ("auto", "torch")
+]
 
 
 @pytest.mark.parametrize("kind,weighted,n,diagonal,backend,seed", CASES)
@@ -71,25 +96,38 @@ def test_formula(kind, weighted, n, diagonal, backend, seed):
     "Every entry has the formula's value, and the entries are the n largest of their row (equal values may stand for each other)."
     draw = rng(seed, "formula")
     graph = random_graph(*draw.integers(20, 90, 2), int(draw.integers(60, 400)), seed=seed)
-    settings = {"l2": draw.uniform(.1, 9), "dropout": draw.uniform(0, .9)} if kind == "regression" else (
-        {"alpha": draw.uniform(0, 1), "beta": draw.uniform(0, .6)} | ({"gamma": draw.uniform(0, 1)} if kind == "paths" else {"rank": int(draw.integers(1, 12))}))
+    settings = (
+        {"l2": draw.uniform(0.1, 9), "dropout": draw.uniform(0, 0.9)}
+        if kind == "regression"
+        else (
+            {"alpha": draw.uniform(0, 1), "beta": draw.uniform(0, 0.6)}
+            | ({"gamma": draw.uniform(0, 1)} if kind == "paths" else {"rank": int(draw.integers(1, 12))})
+        )
+    )
     f = GraphFilter(kind, n, weighted, diagonal, "float32", **settings)
     f.backend = backend
     got = f.fit(graph).table.to_csr()
     exact = full_table(graph, f)
-    size, floor = largest(np.abs(exact) if kind == "regression" else exact, n, diagonal) # signs count for nothing there
-    if not diagonal: np.fill_diagonal(exact, 0)
-    tolerance = 2e-5*np.abs(exact).max()
+    size, floor = largest(
+        np.abs(exact) if kind == "regression" else exact, n, diagonal
+    )  # signs count for nothing there
+    if not diagonal:
+        np.fill_diagonal(exact, 0)
+    tolerance = 2e-5 * np.abs(exact).max()
     dense, stored = got.toarray(), got.toarray() != 0
     np.testing.assert_allclose(dense[stored], exact[stored], atol=tolerance)
     assert (np.diff(got.indptr) <= n).all()
-    assert (size[stored] >= np.broadcast_to(floor[:, None], exact.shape)[stored]-tolerance).all()
-    missed = ~stored & (size > floor[:, None]+tolerance) & (np.abs(exact) > tolerance)
+    assert (size[stored] >= np.broadcast_to(floor[:, None], exact.shape)[stored] - tolerance).all()
+    missed = ~stored & (size > floor[:, None] + tolerance) & (np.abs(exact) > tolerance)
     assert not missed.any()
-    if n >= graph.n_items: np.testing.assert_allclose(dense, exact, atol=tolerance)
-    if kind != "paths" and n > 100: assert (dense < -tolerance).any(), "signed entries are kept"
+    if n >= graph.n_items:
+        np.testing.assert_allclose(dense, exact, atol=tolerance)
+    if kind != "paths" and n > 100:
+        assert (dense < -tolerance).any(), "signed entries are kept"
     scores = f.score(np.arange(graph.n_users))
-    np.testing.assert_allclose(scores, f.history.toarray().astype(float)@dense, atol=1e-5*max(1, np.abs(scores).max()))
+    np.testing.assert_allclose(
+        scores, f.history.toarray().astype(float) @ dense, atol=1e-5 * max(1, np.abs(scores).max())
+    )
 
 
 @pytest.mark.parametrize("kind", ["paths", "chebyshev", "regression"])
@@ -114,10 +152,10 @@ def test_shares_sum_to_the_score(kind, weighted):
     scores = f.fit(graph).score(np.arange(40))
     for user in range(40):
         products, shares = f.share(user, np.arange(120))
-        assert products.tolist() == graph.item[graph.user_ptr[user]:graph.user_ptr[user+1]].tolist()
-        np.testing.assert_allclose(shares.sum(0), scores[user], atol=2e-6*max(1e-3, np.abs(shares).sum(0).max()))
+        assert products.tolist() == graph.item[graph.user_ptr[user] : graph.user_ptr[user + 1]].tolist()
+        np.testing.assert_allclose(shares.sum(0), scores[user], atol=2e-6 * max(1e-3, np.abs(shares).sum(0).max()))
         assert f.share(user, 7)[1].tolist() == shares[:, 7].tolist()
-        w = graph.weight[graph.user_ptr[user]:graph.user_ptr[user+1]] if weighted else np.ones(len(products))
+        w = graph.weight[graph.user_ptr[user] : graph.user_ptr[user + 1]] if weighted else np.ones(len(products))
         np.testing.assert_allclose(f.fold_in([products], [w])[0], scores[user], atol=1e-6)
 
 
@@ -126,22 +164,22 @@ def test_half_precision_is_bounded_and_costs_nothing():
     graph = random_graph(300, 400, 6000, seed=5)
     full, half = GraphFilter(n=50, dtype="float32").fit(graph), GraphFilter(n=50).fit(graph)
     a, b = full.table.to_csr(), half.table.to_csr()
-    assert (a.indices == b.indices).all() and (np.abs(a.data-b.data) <= 2.**-11*np.abs(a.data)).all()
-    assert half.table.nbytes < .7*full.table.nbytes and half.table.indices.dtype == np.uint16
+    assert (a.indices == b.indices).all() and (np.abs(a.data - b.data) <= 2.0**-11 * np.abs(a.data)).all()
+    assert half.table.nbytes < 0.7 * full.table.nbytes and half.table.indices.dtype == np.uint16
     same = (full.recommend(np.arange(300), 20)[0] == half.recommend(np.arange(300), 20)[0]).mean()
-    assert same > .97
+    assert same > 0.97
     for factor in (1e-20, 1e20):
-        value = np.array([[1., 2.**-28, -.3]], np.float32)*np.float32(factor)
+        value = np.array([[1.0, 2.0**-28, -0.3]], np.float32) * np.float32(factor)
         t = TablePacker(3).add(np.array([[0, 1, 2]]), value, np.array([3])).table()
-        np.testing.assert_allclose(t.row(0)[1], value[0], rtol=2.**-11)
+        np.testing.assert_allclose(t.row(0)[1], value[0], rtol=2.0**-11)
 
 
 def test_many_items_take_wider_ids():
-    n = 2**16+5
-    graph = InteractionGraph.from_arrays([0, 0, 1, 1], [0, n-1, n-1, 70], n_users=2, n_items=n)
+    n = 2**16 + 5
+    graph = InteractionGraph.from_arrays([0, 0, 1, 1], [0, n - 1, n - 1, 70], n_users=2, n_items=n)
     f = GraphFilter().fit(graph)
     assert f.table.indices.dtype == np.int32
-    assert np.flatnonzero(f.score([0])[0]).tolist() == [0, 70, n-1]
+    assert np.flatnonzero(f.score([0])[0]).tolist() == [0, 70, n - 1]
     assert GraphFilter.from_arrays(f.to_arrays(), f.params, graph).score([0]).tobytes() == f.score([0]).tobytes()
 
 
@@ -149,7 +187,7 @@ def test_long_histories_are_capped():
     "Of a customer beyond the cap only `cap` products make paths; her own score uses them all."
     item = np.concatenate([np.arange(30), [3, 4], [3, 9]])
     user = np.concatenate([np.zeros(30, int), [1, 1], [2, 2]])
-    weight = np.where(user == 0, 1+np.arange(34) % 5, 1).astype(np.float32)
+    weight = np.where(user == 0, 1 + np.arange(34) % 5, 1).astype(np.float32)
     graph = InteractionGraph.from_arrays(user, item, weight)
     f = GraphFilter(cap=10, dtype="float32").fit(graph)
     kept = sorted(np.lexsort((np.arange(30), np.bincount(item)[:30], -weight[:30]))[:10])
@@ -157,7 +195,8 @@ def test_long_histories_are_capped():
     others = {frozenset((3, 4)), frozenset((3, 9))}
     for i in range(30):
         for j in range(30):
-            if i != j: assert (w[i, j] > 0) == ((i in kept and j in kept) or frozenset((i, j)) in others), (i, j)
+            if i != j:
+                assert (w[i, j] > 0) == ((i in kept and j in kept) or frozenset((i, j)) in others), (i, j)
     assert len(f.share(0, 1)[0]) == 30
     reference = GraphFilter(dtype="float32").fit(graph).table.to_csr().toarray()
     i, j = [k for k in kept if k not in (3, 4, 9)][:2]
@@ -172,7 +211,8 @@ def test_same_bits_whatever_the_threads():
             torch.set_num_threads(n)
             f = [GraphFilter(n=20).fit(graph), GraphFilter("chebyshev", 20, rank=10).fit(graph)]
             found.append([a.tobytes() for x in f for a in (*x.to_arrays().values(), x.score(np.arange(200)))])
-    finally: torch.set_num_threads(threads)
+    finally:
+        torch.set_num_threads(threads)
     assert found[0] == found[1] == found[2]
 
 
@@ -181,33 +221,35 @@ def test_many_callers_at_once():
     f = GraphFilter(n=20).fit(graph)
     alone = f.score(np.arange(200))
     with ThreadPoolExecutor(8) as pool:
-        for user, row in enumerate(pool.map(lambda u: f.score([u])[0], range(200))): assert row.tobytes() == alone[user].tobytes()
+        for user, row in enumerate(pool.map(lambda u: f.score([u])[0], range(200))):
+            assert row.tobytes() == alone[user].tobytes()
 
 
 def parts(seed=0, users=150, items=90, edges=1500):
     graph, draw = random_graph(users, items, edges, seed=seed), rng(seed, "parts")
-    z = draw.standard_normal((users+items, 12)).astype(np.float32)
+    z = draw.standard_normal((users + items, 12)).astype(np.float32)
     z /= np.linalg.norm(z, axis=1, keepdims=True)
     return graph, EmbeddingRecommender(z[:users], z[users:], graph), GraphFilter(n=30).fit(graph)
 
 
 def test_hybrid_without_filter_is_the_model_to_the_bit():
     graph, model, f = parts()
-    hybrid = HybridRecommender(model, f, 0.)
+    hybrid = HybridRecommender(model, f, 0.0)
     for kw in ({}, {"exclude": "seen"}, {"items": np.arange(0, 90, 3)}):
-        for a, b in zip(hybrid.recommend(np.arange(150), 10, **kw), model.recommend(np.arange(150), 10, **kw)): assert a.tobytes() == b.tobytes()
+        for a, b in zip(hybrid.recommend(np.arange(150), 10, **kw), model.recommend(np.arange(150), 10, **kw)):
+            assert a.tobytes() == b.tobytes()
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch"])
 def test_hybrid_adds_its_parts(backend):
     graph, model, f = parts(1)
     f.backend = model.backend = backend
-    hybrid = HybridRecommender(model, f, 4.)
-    expected = model.score(np.arange(150))+4*power(f.history.sum(1), -.5)[:, None]*f.score(np.arange(150))
+    hybrid = HybridRecommender(model, f, 4.0)
+    expected = model.score(np.arange(150)) + 4 * power(f.history.sum(1), -0.5)[:, None] * f.score(np.arange(150))
     np.testing.assert_allclose(hybrid.score(np.arange(150)), expected, atol=1e-5)
     few = hybrid.recommend(np.arange(150), 7, "seen", items=np.arange(10, 60))[0]
     allowed = np.where(graph.csr("seen").toarray(), -np.inf, expected)[:, 10:60]
-    assert (few == 10+np.argsort(-allowed, kind="stable")[:, :7]).mean() > .99
+    assert (few == 10 + np.argsort(-allowed, kind="stable")[:, :7]).mean() > 0.99
 
 
 def test_choose_b_finds_the_better_part():
@@ -225,7 +267,10 @@ def test_choose_b_finds_the_better_part():
 
 def in_order(graph, seed):
     "The graph with times on its edges, some of them equal."
-    return dataclasses.replace(graph, edges=pd.DataFrame({"last_time": pd.to_datetime(rng(seed, "times").integers(0, 40, graph.n_edges), unit="h")}))
+    return dataclasses.replace(
+        graph,
+        edges=pd.DataFrame({"last_time": pd.to_datetime(rng(seed, "times").integers(0, 40, graph.n_edges), unit="h")}),
+    )
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -234,28 +279,40 @@ def test_order_in_table_and_history(backend, seed):
     "closeness and recency as they are written, edge by edge in float64; with a cap that leaves edges out."
     draw = rng(seed, "order")
     graph = in_order(random_graph(*draw.integers(20, 60, 2), int(draw.integers(100, 400)), seed=seed), seed)
-    c, r, cap = draw.uniform(.1, 1.5), draw.uniform(.1, 1.5), (4, 2000)[seed % 2]
-    f = GraphFilter("paths", 500, alpha=.4, beta=.1, gamma=.6, closeness=c, cap=cap, recency=r, dtype="float32")
+    c, r, cap = draw.uniform(0.1, 1.5), draw.uniform(0.1, 1.5), (4, 2000)[seed % 2]
+    f = GraphFilter("paths", 500, alpha=0.4, beta=0.1, gamma=0.6, closeness=c, cap=cap, recency=r, dtype="float32")
     f.backend = backend
     f.fit(graph)
     when, weight = graph.edges.last_time.to_numpy(), graph.weight.astype(float)
-    age = np.array([sum(when[g] > when[e] for g in range(graph.n_edges) if graph.user[g] == graph.user[e]) for e in range(graph.n_edges)])
+    age = np.array(
+        [
+            sum(when[g] > when[e] for g in range(graph.n_edges) if graph.user[g] == graph.user[e])
+            for e in range(graph.n_edges)
+        ]
+    )
     assert (age == graph.ages).all()
     du, di = np.bincount(graph.user, weight, graph.n_users), np.bincount(graph.item, weight, graph.n_items)
     rare, counted = np.bincount(graph.item, minlength=graph.n_items), np.zeros(graph.n_edges, bool)
     for v in range(graph.n_users):
         mine = np.flatnonzero(graph.user == v)
         counted[sorted(mine, key=lambda e: (-graph.weight[e], rare[graph.item[e]], graph.item[e]))[:cap]] = True
-    w = np.zeros((graph.n_items,)*2)
+    w = np.zeros((graph.n_items,) * 2)
     for v in range(graph.n_users):
         mine = np.flatnonzero((graph.user == v) & counted)
         for e, h in itertools.permutations(mine, 2):
             i, j = graph.item[e], graph.item[h]
-            w[i, j] += weight[e]*weight[h]*du[v]**-.6*(1+abs(int(age[e])-int(age[h])))**-c*di[i]**-.4*di[j]**-.1
+            w[i, j] += (
+                weight[e]
+                * weight[h]
+                * du[v] ** -0.6
+                * (1 + abs(int(age[e]) - int(age[h]))) ** -c
+                * di[i] ** -0.4
+                * di[j] ** -0.1
+            )
     np.testing.assert_allclose(f.table.to_csr().toarray(), w, rtol=1e-5, atol=1e-7)
     own = np.zeros((graph.n_users, graph.n_items))
-    own[graph.user, graph.item] = weight*(1.+age)**-r
-    np.testing.assert_allclose(f.score(np.arange(graph.n_users)), own@w, rtol=1e-4, atol=1e-6)
+    own[graph.user, graph.item] = weight * (1.0 + age) ** -r
+    np.testing.assert_allclose(f.score(np.arange(graph.n_users)), own @ w, rtol=1e-4, atol=1e-6)
 
 
 def test_the_order_is_found_where_it_matters():
@@ -264,13 +321,19 @@ def test_the_order_is_found_where_it_matters():
     user, item, at, held = [], [], [], []
     for u in range(400):
         walk = [int(draw.integers(60))]
-        while len(walk) < 9: walk.append((walk[-1]+int(draw.integers(1, 4))) % 60 if draw.random() < .8 else int(draw.integers(60)))
+        while len(walk) < 9:
+            walk.append((walk[-1] + int(draw.integers(1, 4))) % 60 if draw.random() < 0.8 else int(draw.integers(60)))
         walk = list(dict.fromkeys(walk))
-        user += [u]*(len(walk)-1); item += walk[:-1]; at += range(len(walk)-1); held.append(walk[-1])
-    graph = InteractionGraph.from_arrays(np.array(user), np.array(item), n_users=400, n_items=60, edges=pd.DataFrame({"position": at}))
+        user += [u] * (len(walk) - 1)
+        item += walk[:-1]
+        at += range(len(walk) - 1)
+        held.append(walk[-1])
+    graph = InteractionGraph.from_arrays(
+        np.array(user), np.array(item), n_users=400, n_items=60, edges=pd.DataFrame({"position": at})
+    )
     targets = pairs_csr(np.arange(400), np.array(held), (400, 60))
     f, table = choose_filter(graph, targets, metric="ndcg@10", exclude="seen")
-    assert f.recency > 0 and table["ndcg@10"].max() > 1.2*table["ndcg@10"][0]
+    assert f.recency > 0 and table["ndcg@10"].max() > 1.2 * table["ndcg@10"][0]
     blind, table = choose_filter(dataclasses.replace(graph, edges=None), targets, metric="ndcg@10", exclude="seen")
     assert blind.recency == 0 and "recency" not in table
 
@@ -281,12 +344,18 @@ def test_choose_filter_is_repeatable_and_as_served():
     one, two = (choose_filter(graph, held, max_users=100, n=25) for _ in range(2))
     assert one[0].params == two[0].params and one[1].equals(two[1])
     named = {name: one[0].params[name] for name in ("gamma", "beta", "alpha", "diagonal")}
-    assert list(one[1].columns[:4]) == list(named) and one[1]["ndcg@20"].max() == one[1]["ndcg@20"][(one[1][list(named)] == list(named.values())).all(axis=1)].iloc[0]
+    assert (
+        list(one[1].columns[:4]) == list(named)
+        and one[1]["ndcg@20"].max()
+        == one[1]["ndcg@20"][(one[1][list(named)] == list(named.values())).all(axis=1)].iloc[0]
+    )
 
 
 def test_shared_pass_gives_the_same_tables():
     graph = random_graph(90, 200, 1500, seed=10)
-    filters = [GraphFilter("chebyshev", 20, alpha=a, beta=b, rank=15) for a in (.1, .4) for b in (.2, .4)]+[GraphFilter(n=20)]
+    filters = [GraphFilter("chebyshev", 20, alpha=a, beta=b, rank=15) for a in (0.1, 0.4) for b in (0.2, 0.4)] + [
+        GraphFilter(n=20)
+    ]
     fit_filters(filters, graph)
     for f in filters:
         alone = GraphFilter(**f.params).fit(graph)
@@ -295,28 +364,31 @@ def test_shared_pass_gives_the_same_tables():
 
 def test_cost_grows_with_the_shop():
     small, large = random_graph(500, 400, 3000), random_graph(5000, 4000, 90000)
-    for kind in ("paths", "chebyshev", "regression"): assert estimate_cost(small, kind).seconds < estimate_cost(large, kind).seconds
+    for kind in ("paths", "chebyshev", "regression"):
+        assert estimate_cost(small, kind).seconds < estimate_cost(large, kind).seconds
     assert estimate_cost(large, "chebyshev", tables=9).seconds > estimate_cost(large, "chebyshev").seconds
 
 
-@pytest.mark.parametrize("shape,edges,rank", [((900, 1200), 20000, 30), ((2500, 800), 9000, 60), ((60, 900), 700, 80), ((700, 700), 720, 16)])
+@pytest.mark.parametrize(
+    "shape,edges,rank", [((900, 1200), 20000, 30), ((2500, 800), 9000, 60), ((60, 900), 700, 80), ((700, 700), 720, 16)]
+)
 def test_truncated_svd(shape, edges, rank):
     "Singular values and the space of the vectors are LAPACK's; also where many values are equal (small parts that do not touch)."
     m = normalized(history_matrix(random_graph(*shape, edges, seed=edges)))
     u, s, v = truncated_svd(m, rank)
     exact_u, exact, exact_v = np.linalg.svd(m.toarray().astype(float), full_matrices=False)
-    np.testing.assert_allclose(s, exact[:len(s)], atol=1e-4)
+    np.testing.assert_allclose(s, exact[: len(s)], atol=1e-4)
     assert len(s) == min(rank, (exact > 1e-6).sum())
-    np.testing.assert_allclose(v.T@v, np.eye(len(s)), atol=1e-4)
-    np.testing.assert_allclose(m@v, u*s, atol=1e-4)
+    np.testing.assert_allclose(v.T @ v, np.eye(len(s)), atol=1e-4)
+    np.testing.assert_allclose(m @ v, u * s, atol=1e-4)
 
 
 WITHOUT = """
 import sys
 import numpy as np
 if {without}: sys.modules["numba"] = None
-from gnn_ecommerce.graph import random_graph
-from gnn_ecommerce.graph_filter import HAS_NUMBA, GraphFilter
+from gnn_ecommerce.graph.interactions import random_graph
+from gnn_ecommerce.filter.graph_filter import HAS_NUMBA, GraphFilter
 graph = random_graph(80, 150, 900, seed=4)
 filters = [GraphFilter(n=12, dtype="float32"), GraphFilter("chebyshev", 12, dtype="float32", rank=8), GraphFilter("regression", 12, dtype="float32", l2=3.)]
 np.savez({path!r}, numba=HAS_NUMBA, **{{f.kind: f.fit(graph).score(np.arange(80)) for f in filters}})
@@ -327,20 +399,24 @@ np.savez({path!r}, numba=HAS_NUMBA, **{{f.kind: f.fit(graph).score(np.arange(80)
 def test_the_same_without_numba(root, tmp_path):
     env, found = {"PATH": "", "HOME": "/nowhere"}, []
     for without in (True, False):
-        path = str(tmp_path/f"{without}.npz")
-        subprocess.run([sys.executable, "-c", WITHOUT.format(without=without, path=path)], cwd=root, env=env, check=True)
+        path = str(tmp_path / f"{without}.npz")
+        subprocess.run(
+            [sys.executable, "-c", WITHOUT.format(without=without, path=path)], cwd=root, env=env, check=True
+        )
         found.append(np.load(path))
     assert [bool(f["numba"]) for f in found] == [False, True]
-    for kind in ("paths", "chebyshev", "regression"): np.testing.assert_allclose(found[0][kind], found[1][kind], atol=1e-4*np.abs(found[0][kind]).max())
+    for kind in ("paths", "chebyshev", "regression"):
+        np.testing.assert_allclose(found[0][kind], found[1][kind], atol=1e-4 * np.abs(found[0][kind]).max())
 
 
 @pytest.mark.slow
 def test_gowalla_paths(real_data):
     "The published form of the filter, on its public split: .1873 without a cut, .1865 with 200 entries a row; about a second of work."
-    from gnn_ecommerce.datasets import load_benchmark
-    from gnn_ecommerce.evaluation import evaluate
+    from gnn_ecommerce.graph.datasets import load_benchmark
+    from gnn_ecommerce.ranking.evaluation import evaluate
+
     b = load_benchmark("gowalla")
     f = GraphFilter().fit(b.graph)
     assert f.table.nbytes < 34e6
     means = evaluate(f, b.test, [20], "seen").metrics
-    assert means["recall@20"] == pytest.approx(.1865, abs=1e-4) and means["ndcg@20"] == pytest.approx(.1542, abs=1e-4)
+    assert means["recall@20"] == pytest.approx(0.1865, abs=1e-4) and means["ndcg@20"] == pytest.approx(0.1542, abs=1e-4)

@@ -1,4 +1,5 @@
 """Stage `inference` on a project of its own: what it writes, for whom, and what it refuses."""
+
 import shutil
 import tracemalloc
 
@@ -8,12 +9,22 @@ import pyarrow as pa
 import pytest
 
 from gnn_ecommerce import inference
-from gnn_ecommerce.core import ArtifactError, DataError, ProjectPaths, SettingsError, example_project, merge_params, read_json, read_params, read_table
-from gnn_ecommerce.evaluation import evaluate
-from gnn_ecommerce.graph import InteractionGraph, random_graph
+from gnn_ecommerce.core import (
+    ArtifactError,
+    DataError,
+    ProjectPaths,
+    SettingsError,
+    example_project,
+    merge_params,
+    read_json,
+    read_params,
+    read_table,
+)
+from gnn_ecommerce.ranking.evaluation import evaluate
+from gnn_ecommerce.graph.interactions import InteractionGraph, random_graph
 from gnn_ecommerce.inference import InferenceSettings, Recommending, chosen_users, run_inference, write_recommendations
-from gnn_ecommerce.recommender import EmbeddingRecommender, Popular, Recommender
-from gnn_ecommerce.training import load_checkpoint
+from gnn_ecommerce.ranking.recommender import EmbeddingRecommender, Popular, Recommender
+from gnn_ecommerce.models.checkpoint import load_checkpoint
 
 FAST = {"inference": {"bootstrap": 100, "baselines": ["popular", "random"]}}
 
@@ -21,23 +32,30 @@ FAST = {"inference": {"bootstrap": 100, "baselines": ["popular", "random"]}}
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     "A tiny project in which every stage before inference has run, with a filter that leaves some users outside of the graph."
-    return example_project(before="inference", overlay=merge_params(FAST, {"graph_build": {"min_user_events": 3}}), root=tmp_path_factory.mktemp("project"))
+    return example_project(
+        before="inference",
+        overlay=merge_params(FAST, {"graph_build": {"min_user_events": 3}}),
+        root=tmp_path_factory.mktemp("project"),
+    )
 
 
 @pytest.fixture
 def project(trained, tmp_path):
     "A copy of it: (function that runs the stage with an overlay, paths)."
     import yaml
+
     shutil.copytree(trained.parent, tmp_path / "p")
     params = tmp_path / "p" / "params.yaml"
 
     def run(**overlay):
         params.write_text(yaml.safe_dump(merge_params(read_params(params), {"inference": overlay})), encoding="utf8")
         return run_inference(params)
+
     return run, ProjectPaths(params.parent)
 
 
-def written(paths): return read_table(paths.recommendations / "recommendations.parquet", "recommendations", "inference")
+def written(paths):
+    return read_table(paths.recommendations / "recommendations.parquet", "recommendations", "inference")
 
 
 def test_file_holds_the_exact_lists_of_everybody(project):
@@ -59,8 +77,8 @@ def test_file_holds_the_exact_lists_of_everybody(project):
         mine = graph.item_ids.encode(rows.product_id.to_numpy())
         assert not banned[u, mine].any()
         best = np.sort(np.where(banned[u], -np.inf, scores[u]))[::-1][:7]
-        np.testing.assert_allclose(rows.score, best[:len(rows)], rtol=1e-4, atol=1e-6)
-        np.testing.assert_allclose(scores[u, mine], best[:len(rows)], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(rows.score, best[: len(rows)], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(scores[u, mine], best[: len(rows)], rtol=1e-4, atol=1e-6)
     assert result.counts["n_rows"] == len(table)
 
 
@@ -91,9 +109,13 @@ def test_only_some_users(project):
     (paths.root / "ids.txt").write_text(f"user_id\n{some[1]}\n-5\n")
     everything = written(paths)
     run(users=None, users_file="ids.txt", report=False)
-    assert written(paths).equals(everything[everything.user_id.isin([some[1], -5])].reset_index(drop=True)), "the same lists whoever else is asked for"
-    with pytest.raises(DataError, match="expected a file of user ids"): run(users_file="none.txt")
-    with pytest.raises(SettingsError, match="expected integers as in the events, found 'x'"): run(users=["x"], users_file=None)
+    assert written(paths).equals(everything[everything.user_id.isin([some[1], -5])].reset_index(drop=True)), (
+        "the same lists whoever else is asked for"
+    )
+    with pytest.raises(DataError, match="expected a file of user ids"):
+        run(users_file="none.txt")
+    with pytest.raises(SettingsError, match="expected integers as in the events, found 'x'"):
+        run(users=["x"], users_file=None)
 
 
 def test_what_they_saw_is_masked_by_switch(project):
@@ -111,23 +133,35 @@ def test_report_is_what_evaluate_says(project):
     run, paths = project
     result = run(ks=[5, 20])
     graph = InteractionGraph.load(paths.graph)
-    model, (val, _) = load_checkpoint(paths.checkpoints, graph), inference.read_val(paths.processed / "val.parquet", graph)
+    model, (val, _) = (
+        load_checkpoint(paths.checkpoints, graph),
+        inference.read_val(paths.processed / "val.parquet", graph),
+    )
     test = inference.read_test(paths.processed / "test.parquet", graph, val)
     direct = evaluate(model, test.targets, [5, 20], "bought", val).metrics
     folder = paths.report("inference")
     metrics = read_json(folder / "metrics.json", "inference")
-    for name, value in direct.items(): assert metrics[name] == pytest.approx(value)
+    for name, value in direct.items():
+        assert metrics[name] == pytest.approx(value)
     table = pd.read_csv(folder / "comparison.csv").set_index(["method", "metric"])
     assert {"popular", "random", model.name} <= set(table.index.get_level_values(0))
-    for name, value in direct.items(): assert table.loc[(model.name, name), "mean"] == pytest.approx(value, abs=1e-5)
+    for name, value in direct.items():
+        assert table.loc[(model.name, name), "mean"] == pytest.approx(value, abs=1e-5)
     inside = table.dropna()
     assert ((inside.low <= inside["mean"]) & (inside["mean"] <= inside.high)).all()
     curve = pd.read_csv(folder / "recall_at_k.csv", index_col="k")
     assert curve.loc[20, model.name] == pytest.approx(direct["recall@20"], abs=1e-5) and curve.index.max() == 50
     assert (curve.diff().dropna() >= -1e-9).all(axis=None)
-    assert result.counts["test_pairs"] == sum(result.counts[c] for c in ("comparable_pairs", "cold_item_pairs", "cold_user_pairs", "cold_both_pairs"))
+    assert result.counts["test_pairs"] == sum(
+        result.counts[c] for c in ("comparable_pairs", "cold_item_pairs", "cold_user_pairs", "cold_both_pairs")
+    )
     file = written(paths)
-    hits = file.merge(read_table(paths.processed / "test.parquet", "targets", "data_prep")[["user_id", "product_id"]].drop_duplicates(), on=["user_id", "product_id"])
+    hits = file.merge(
+        read_table(paths.processed / "test.parquet", "targets", "data_prep")[
+            ["user_id", "product_id"]
+        ].drop_duplicates(),
+        on=["user_id", "product_id"],
+    )
     found = (hits[hits.source == "model"]).groupby("user_id").size()
     mine = result.evaluations[0].per_user
     assert found.sum() == result.evaluations[0].hits[:, :20].sum(), "the lists on disk are the ones that were measured"
@@ -136,19 +170,31 @@ def test_report_is_what_evaluate_says(project):
 
 def test_again_gives_the_same_bytes(project):
     run, paths = project
-    names = ["metrics.json", "comparison.csv", "by_activity.csv", "by_popularity.csv", "cold.csv", "recall_at_k.csv", "differences.csv", "customers.txt", "recall_at_k.png"]
+    names = [
+        "metrics.json",
+        "comparison.csv",
+        "by_activity.csv",
+        "by_popularity.csv",
+        "cold.csv",
+        "recall_at_k.csv",
+        "differences.csv",
+        "customers.txt",
+        "recall_at_k.png",
+    ]
     files = [paths.recommendations / "recommendations.parquet", *(paths.report("inference") / n for n in names)]
     run(chunk=1000)
     first = [f.read_bytes() for f in files]
     run(chunk=1000)
-    for f, before in zip(files, first): assert f.read_bytes() == before, f.name
+    for f, before in zip(files, first):
+        assert f.read_bytes() == before, f.name
 
 
 def test_a_test_split_that_nothing_can_be_said_of(project, capsys):
     run, paths = project
     test = read_table(paths.processed / "test.parquet", "targets", "data_prep")
-    inference_targets = test.assign(user_id=-1-np.arange(len(test)))
+    inference_targets = test.assign(user_id=-1 - np.arange(len(test)))
     from gnn_ecommerce.core import write_table
+
     write_table(inference_targets, paths.processed / "test.parquet", "targets")
     result = run()
     assert result.evaluations == [] and "nothing to compare" in capsys.readouterr().out
@@ -156,21 +202,26 @@ def test_a_test_split_that_nothing_can_be_said_of(project, capsys):
     assert read_json(paths.report("inference") / "metrics.json", "inference")["comparable_users"] == 0
 
 
-@pytest.mark.parametrize("break_it, error, message", [
-    (lambda p: (p.checkpoints / "model.safetensors").unlink(), ArtifactError, "dvc repro training"),
-    (lambda p: (p.processed / "test.parquet").write_bytes(b"PAR1"), ArtifactError, "data_prep"),
-    (lambda p: (p.processed / "val.parquet").unlink(), ArtifactError, "data_prep"),
-    (lambda p: (p.graph / "edges.parquet").unlink(), ArtifactError, "graph_build"),
-])
+@pytest.mark.parametrize(
+    "break_it, error, message",
+    [
+        (lambda p: (p.checkpoints / "model.safetensors").unlink(), ArtifactError, "dvc repro training"),
+        (lambda p: (p.processed / "test.parquet").write_bytes(b"PAR1"), ArtifactError, "data_prep"),
+        (lambda p: (p.processed / "val.parquet").unlink(), ArtifactError, "data_prep"),
+        (lambda p: (p.graph / "edges.parquet").unlink(), ArtifactError, "graph_build"),
+    ],
+)
 def test_a_broken_input_is_named(project, break_it, error, message):
     run, paths = project
     break_it(paths)
-    with pytest.raises(error, match=message): run()
+    with pytest.raises(error, match=message):
+        run()
 
 
 def test_an_unknown_baseline_stops_before_anything_is_written(project):
     run, paths = project
-    with pytest.raises(SettingsError, match="inference.baselines: expected some of popular"): run(baselines=["popullar"])
+    with pytest.raises(SettingsError, match="inference.baselines: expected some of popular"):
+        run(baselines=["popullar"])
     assert not (paths.recommendations / "recommendations.parquet").exists()
 
 
@@ -183,19 +234,25 @@ def test_a_failure_leaves_the_old_file(project, monkeypatch):
 
     def dies(job, ids):
         calls.append(len(ids))
-        if len(calls) == 3: raise MemoryError
+        if len(calls) == 3:
+            raise MemoryError
         return whole(job, ids)
+
     monkeypatch.setattr(inference, "recommendation_rows", dies)
-    with pytest.raises(MemoryError): run(report=False, chunk=20)
+    with pytest.raises(MemoryError):
+        run(report=False, chunk=20)
     assert (paths.recommendations / "recommendations.parquet").read_bytes() == before
     assert [o.name for o in paths.recommendations.iterdir()] == ["recommendations.parquet"]
 
 
 class Flat(Recommender):
     "Scores from a formula: no table whose size would hide the lists'."
+
     name = "flat"
     budget = 2 << 20
-    def score(self, users): return np.cos(np.outer(users.astype(np.float32), np.arange(self.n_items, dtype=np.float32)))
+
+    def score(self, users):
+        return np.cos(np.outer(users.astype(np.float32), np.arange(self.n_items, dtype=np.float32)))
 
 
 def test_memory_does_not_grow_with_the_users(tmp_path, monkeypatch):
@@ -203,7 +260,12 @@ def test_memory_does_not_grow_with_the_users(tmp_path, monkeypatch):
     peaks = []
     for n in (4000, 16000):
         graph = random_graph(n, 300, 8000, seed=0)
-        job = Recommending(Flat().fit(graph), InferenceSettings(k=50, chunk=500), pd.DataFrame({"user_id": [-1], "product_id": [0], "bought": [True]}), version="v")
+        job = Recommending(
+            Flat().fit(graph),
+            InferenceSettings(k=50, chunk=500),
+            pd.DataFrame({"user_id": [-1], "product_id": [0], "bought": [True]}),
+            version="v",
+        )
         users = chosen_users(job.settings, graph, job.outside, ProjectPaths(tmp_path))
         job.lists(users.ids[:600])
         tracemalloc.start()
@@ -211,7 +273,7 @@ def test_memory_does_not_grow_with_the_users(tmp_path, monkeypatch):
         peaks.append((tracemalloc.get_traced_memory()[1], pa.default_memory_pool().max_memory()))
         tracemalloc.stop()
     (numpy_small, arrow_small), (numpy_large, arrow_large) = peaks
-    assert numpy_large < 1.5*numpy_small and arrow_large < 1.5*arrow_small+1e6, peaks
+    assert numpy_large < 1.5 * numpy_small and arrow_large < 1.5 * arrow_small + 1e6, peaks
 
 
 def test_embeddings_stream_like_everything_else(tmp_path):
@@ -220,7 +282,12 @@ def test_embeddings_stream_like_everything_else(tmp_path):
     model = EmbeddingRecommender(draw.normal(size=(900, 8)), draw.normal(size=(200, 8)), graph)
     tables = []
     for chunk in (7, 900):
-        job = Recommending(model, InferenceSettings(k=10, chunk=chunk), pd.DataFrame({"user_id": [], "product_id": [], "bought": []}), version="v")
+        job = Recommending(
+            model,
+            InferenceSettings(k=10, chunk=chunk),
+            pd.DataFrame({"user_id": [], "product_id": [], "bought": []}),
+            version="v",
+        )
         write_recommendations(tmp_path / "r.parquet", job, graph.user_ids)
         tables.append(read_table(tmp_path / "r.parquet", "recommendations", "inference"))
     assert tables[0].equals(tables[1])

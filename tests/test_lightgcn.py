@@ -1,4 +1,5 @@
 """Our LightGCN against PyG's own, on random graphs and on awkward ones; and the package without numba, and on a GPU."""
+
 import subprocess
 import sys
 import textwrap
@@ -8,9 +9,9 @@ import pytest
 import torch
 from torch_geometric.nn import LightGCN as PyG
 
-from gnn_ecommerce.graph import InteractionGraph, random_graph
-from gnn_ecommerce.lightgcn import LightGCN
-from gnn_ecommerce.propagation import Adjacency, has_numba
+from gnn_ecommerce.graph.interactions import InteractionGraph, random_graph
+from gnn_ecommerce.models.pyg import LightGCN
+from gnn_ecommerce.graph.propagation import Adjacency, has_numba
 
 TOLERANCE = 1e-5
 
@@ -24,19 +25,23 @@ def edges_of(graph, weighted):
 def random_edges(nodes, edges, seed):
     "A directed multigraph: self-loops, repeated edges and nodes without edges included."
     draw = torch.Generator().manual_seed(seed)
-    return torch.randint(0, nodes, (2, edges), generator=draw), torch.rand(edges, generator=draw) + .1, nodes
+    return torch.randint(0, nodes, (2, edges), generator=draw), torch.rand(edges, generator=draw) + 0.1, nodes
 
 
 GRAPHS = {
     "random": lambda: edges_of(random_graph(80, 60, 900, seed=0), True),
     "random, unweighted": lambda: edges_of(random_graph(80, 60, 900, seed=1), False),
     "sparse, isolated nodes": lambda: edges_of(random_graph(80, 200, 60, seed=2), True),
-    "isolated nodes, unweighted": lambda: edges_of(InteractionGraph.from_arrays([0, 0, 5], [1, 9, 1], n_users=9, n_items=12), False),
-    "single edge": lambda: edges_of(InteractionGraph.from_arrays([0], [0], [.3]), True),
-    "single edge, isolated nodes": lambda: edges_of(InteractionGraph.from_arrays([3], [2], [.3], n_users=7, n_items=5), True),
+    "isolated nodes, unweighted": lambda: edges_of(
+        InteractionGraph.from_arrays([0, 0, 5], [1, 9, 1], n_users=9, n_items=12), False
+    ),
+    "single edge": lambda: edges_of(InteractionGraph.from_arrays([0], [0], [0.3]), True),
+    "single edge, isolated nodes": lambda: edges_of(
+        InteractionGraph.from_arrays([3], [2], [0.3], n_users=7, n_items=5), True
+    ),
     "directed": lambda: random_edges(50, 300, 3),
     "directed, unweighted": lambda: (random_edges(50, 300, 4)[0], None, 50),
-    "star": lambda: edges_of(InteractionGraph.from_arrays([0] * 300, np.arange(300), np.linspace(.01, 1, 300)), True),
+    "star": lambda: edges_of(InteractionGraph.from_arrays([0] * 300, np.arange(300), np.linspace(0.01, 1, 300)), True),
     "no edges": lambda: (torch.zeros((2, 0), dtype=torch.long), None, 6),
 }
 
@@ -49,7 +54,8 @@ def pair(nodes, dim, layers, **kw):
     return theirs, ours
 
 
-def close(a, b): torch.testing.assert_close(a, b, atol=TOLERANCE, rtol=TOLERANCE)
+def close(a, b):
+    torch.testing.assert_close(a, b, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 @pytest.mark.parametrize("layers", [0, 1, 2, 4])
@@ -71,7 +77,10 @@ def test_equals_pyg(graph, layers):
     close(losses[1], losses[0])
     close(ours.embedding.weight.grad, theirs.embedding.weight.grad)
     assert ours.embedding.weight.grad.abs().max() > 0
-    close(ours.predict_link(edge_index, pos, edge_weight, prob=True), theirs.predict_link(edge_index, pos, edge_weight, prob=True))
+    close(
+        ours.predict_link(edge_index, pos, edge_weight, prob=True),
+        theirs.predict_link(edge_index, pos, edge_weight, prob=True),
+    )
 
 
 @pytest.mark.parametrize("dim", [1, 7, 16, 64, 100, 130])
@@ -81,7 +90,7 @@ def test_any_width(dim):
     close(ours.get_embedding(edge_index, edge_weight), theirs.get_embedding(edge_index, edge_weight))
 
 
-@pytest.mark.parametrize("alpha", [.5, torch.tensor([.1, .2, .7]), torch.tensor([0., 0., 1.])])
+@pytest.mark.parametrize("alpha", [0.5, torch.tensor([0.1, 0.2, 0.7]), torch.tensor([0.0, 0.0, 1.0])])
 def test_layer_weights(alpha):
     edge_index, edge_weight, nodes = GRAPHS["random"]()
     theirs, ours = pair(nodes, 8, 2, alpha=alpha)
@@ -156,18 +165,20 @@ def test_repeatable_bit_for_bit():
     try:
         torch.set_num_threads(1)
         one = A.matmul(x)
-    finally: torch.set_num_threads(threads)
-    if has_numba(): assert A.matmul(x).equal(one)
+    finally:
+        torch.set_num_threads(threads)
+    if has_numba():
+        assert A.matmul(x).equal(one)
 
 
 WITHOUT_NUMBA = """
     import sys
     sys.modules['numba'] = None          # as if it were not installed
     import numpy as np, torch
-    from gnn_ecommerce.graph import random_graph
-    from gnn_ecommerce.embeddings import init_embedding
-    from gnn_ecommerce.losses import LOSSES
-    from gnn_ecommerce.propagation import Adjacency, Propagation, has_numba
+    from gnn_ecommerce.graph.interactions import random_graph
+    from gnn_ecommerce.lightgcn import init_embedding
+    from gnn_ecommerce.models.losses import LOSSES
+    from gnn_ecommerce.graph.propagation import Adjacency, Propagation, has_numba
     assert not has_numba()
     g = random_graph(60, 50, 600, seed=0)
     A = Adjacency.from_graph(g)
@@ -191,13 +202,19 @@ WITHOUT_NUMBA = """
 def test_without_numba():
     "The plain paths train to the same numbers."
     with_numba = WITHOUT_NUMBA.replace("sys.modules['numba'] = None", "pass").replace("assert not", "pass #")
-    out = [subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)], capture_output=True, text=True) for code in (WITHOUT_NUMBA, with_numba)]
-    for o in out: assert o.returncode == 0, o.stderr
+    out = [
+        subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)], capture_output=True, text=True)
+        for code in (WITHOUT_NUMBA, with_numba)
+    ]
+    for o in out:
+        assert o.returncode == 0, o.stderr
     plain, compiled = (o.stdout.split() for o in out)
     assert len(plain) == len(compiled) and len(plain) > 40
     for a, b in zip(plain, compiled):
-        if a[0].isalpha(): assert a == b
-        else: assert abs(float(a) - float(b)) < 2e-3 * max(1, abs(float(b))), (a, b)
+        if a[0].isalpha():
+            assert a == b
+        else:
+            assert abs(float(a) - float(b)) < 2e-3 * max(1, abs(float(b))), (a, b)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -218,4 +235,6 @@ def test_on_a_gpu(graph):
 def test_only_the_pyg_model_loads_pyg(module):
     "It takes 2.5 s and 90 MB, which no stage and no server needs."
     code = f"import sys, gnn_ecommerce.{module}; print([m for m in ('torch_geometric', 'torch._dynamo') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

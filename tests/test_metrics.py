@@ -1,12 +1,13 @@
 """Each metric against a well-kept library's value, on random cases with ties, short lists and users of one or many targets."""
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
 
 from gnn_ecommerce.core import rng
-from gnn_ecommerce.evaluation import METRICS, ranking_metrics
-from gnn_ecommerce.recommender import topk
+from gnn_ecommerce.ranking.evaluation import METRICS, ranking_metrics
+from gnn_ecommerce.ranking.recommender import topk
 
 KS = (1, 3, 10, 25)
 
@@ -16,15 +17,16 @@ def case(seed, n=40, m=60):
     draw = rng(seed, "metrics")
     scores = draw.integers(0, (3, 8, 1000)[seed % 3], (n, m)).astype(np.float32)
     targets = np.zeros((n, m), bool)
-    for row in targets: row[draw.choice(m, draw.integers(1, 31), replace=False)] = True
+    for row in targets:
+        row[draw.choice(m, draw.integers(1, 31), replace=False)] = True
     ranked, _ = topk(scores, max(KS))
     return ranked, targets
 
 
 def resolved(ranked, m):
     "Scores without ties that give exactly this ranking: a library need not know how a tie was broken."
-    scores = np.full((len(ranked), m), -1.)
-    np.put_along_axis(scores, ranked, np.arange(ranked.shape[1], 0, -1.)[None].repeat(len(ranked), 0), 1)
+    scores = np.full((len(ranked), m), -1.0)
+    np.put_along_axis(scores, ranked, np.arange(ranked.shape[1], 0, -1.0)[None].repeat(len(ranked), 0), 1)
     return scores
 
 
@@ -41,9 +43,16 @@ def test_ties_go_to_the_lower_item():
     assert ours["recall@2"].item() == 0
 
 
-@pytest.mark.parametrize("name, function", [
-    ("recall", "retrieval_recall"), ("precision", "retrieval_precision"), ("ndcg", "retrieval_normalized_dcg"),
-    ("hit_rate", "retrieval_hit_rate"), ("mrr", "retrieval_reciprocal_rank")])
+@pytest.mark.parametrize(
+    "name, function",
+    [
+        ("recall", "retrieval_recall"),
+        ("precision", "retrieval_precision"),
+        ("ndcg", "retrieval_normalized_dcg"),
+        ("hit_rate", "retrieval_hit_rate"),
+        ("mrr", "retrieval_reciprocal_rank"),
+    ],
+)
 def test_torchmetrics(random_case, name, function):
     function = getattr(pytest.importorskip("torchmetrics.functional.retrieval"), function)
     ranked, targets, ours = random_case
@@ -68,11 +77,14 @@ def test_map_is_implicits(random_case):
     ranked, targets, ours = random_case
 
     class Fixed:
-        def recommend(self, userids, *args, N, **kwargs): return ranked[userids, :N], np.zeros((len(userids), N))
+        def recommend(self, userids, *args, N, **kwargs):
+            return ranked[userids, :N], np.zeros((len(userids), N))
 
     nothing = sp.csr_matrix(targets.shape, dtype=np.float32)
     for k in KS:
-        theirs = evaluation.ranking_metrics_at_k(Fixed(), nothing, sp.csr_matrix(targets.astype(np.float32)), K=k, show_progress=False, num_threads=1)
+        theirs = evaluation.ranking_metrics_at_k(
+            Fixed(), nothing, sp.csr_matrix(targets.astype(np.float32)), K=k, show_progress=False, num_threads=1
+        )
         np.testing.assert_allclose(ours[f"map@{k}"].mean(), theirs["map"], atol=1e-6)
         np.testing.assert_allclose(ours[f"ndcg@{k}"].mean(), theirs["ndcg"], atol=1e-6)
 
@@ -82,14 +94,21 @@ def test_map_is_implicits(random_case):
 def test_ranx(random_case):
     "ranx divides average precision by |R|: that is MARK."
     from ranx.metrics import average_precision, hit_rate, ndcg, precision, recall, reciprocal_rank
+
     ranked, targets, ours = random_case
-    qrels = [np.array([[i, 1.] for i in np.flatnonzero(t)]) for t in targets]
-    run = [np.array([[i, 100.-p] for p, i in enumerate(r)]) for r in ranked]
+    qrels = [np.array([[i, 1.0] for i in np.flatnonzero(t)]) for t in targets]
+    run = [np.array([[i, 100.0 - p] for p, i in enumerate(r)]) for r in ranked]
     from numba.typed import List
+
     qrels, run = List(qrels), List(run)
-    ranx = dict(mark=average_precision, hit_rate=hit_rate, ndcg=ndcg, precision=precision, recall=recall, mrr=reciprocal_rank)
+    ranx = dict(
+        mark=average_precision, hit_rate=hit_rate, ndcg=ndcg, precision=precision, recall=recall, mrr=reciprocal_rank
+    )
     for name, function in ranx.items():
-        for k in KS: np.testing.assert_allclose(ours[f"{name}@{k}"], function(qrels, run, k, 1), atol=1e-9, err_msg=f"{name}@{k}")
+        for k in KS:
+            np.testing.assert_allclose(
+                ours[f"{name}@{k}"], function(qrels, run, k, 1), atol=1e-9, err_msg=f"{name}@{k}"
+            )
 
 
 def test_mark_as_it_is_written(random_case):
@@ -97,13 +116,13 @@ def test_mark_as_it_is_written(random_case):
     ranked, targets, ours = random_case
     for k in KS:
         for u, (r, t) in enumerate(zip(ranked, targets)):
-            total = sum(sum(t[r[:i+1]])/(i+1) for i in range(k) if t[r[i]])
-            assert ours[f"mark@{k}"][u] == pytest.approx(total/t.sum())
-            assert ours[f"map@{k}"][u] == pytest.approx(total/min(t.sum(), k))
+            total = sum(sum(t[r[: i + 1]]) / (i + 1) for i in range(k) if t[r[i]])
+            assert ours[f"mark@{k}"][u] == pytest.approx(total / t.sum())
+            assert ours[f"map@{k}"][u] == pytest.approx(total / min(t.sum(), k))
 
 
 def test_short_lists_are_padded():
     "Where nothing is left to recommend the list ends in -1: it takes part in no metric but precision's k."
     ours = ranking_metrics(np.array([[2, -1, -1]]), sp.csr_array(np.array([[0, 0, 1, 1]], bool)), [3]).iloc[0]
-    assert (ours["recall@3"], ours["precision@3"], ours["mrr@3"], ours["map@3"]) == (.5, pytest.approx(1/3), 1, .5)
+    assert (ours["recall@3"], ours["precision@3"], ours["mrr@3"], ours["map@3"]) == (0.5, pytest.approx(1 / 3), 1, 0.5)
     assert set(ours.index) == {f"{m}@3" for m in METRICS}

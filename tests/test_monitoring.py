@@ -1,4 +1,5 @@
 """Monitoring of a shop whose answers are known: clicks, purchases, drift, backlog, the report."""
+
 import json
 from datetime import timedelta
 
@@ -9,17 +10,33 @@ from conftest import ROOT
 
 from gnn_ecommerce import monitoring as m
 from gnn_ecommerce.core import DataError, ProjectPaths, example_project, read_table
-from gnn_ecommerce.event_profile import Profile
+from gnn_ecommerce.data.event_profile import Profile
 
 START = pd.Timestamp("2024-03-01", tz="UTC")
 
 
 def lists(n, clicked, bought, version="v1", prefix="r"):
     "n lists of one product each; the first `clicked` are clicked an hour later, the first `bought` of those bought."
-    served = pd.DataFrame(dict(recommendation_id=[f"{prefix}{i}" for i in range(n)], served_at=START + pd.to_timedelta(np.arange(n), "min"), user_id=[f"{prefix}u{i}" for i in range(n)],
-                               route="customer", source="model", model_version=version, products=[json.dumps([f"p{i % 7}", "q"]) for i in range(n)], seconds=0.01))
-    rows = [(served.served_at[i] + timedelta(hours=1, minutes=kind == "purchase"), kind, served.user_id[i], f"p{i % 7}") for kind, k in (("view", clicked), ("purchase", bought)) for i in range(k)]
-    return m.clean_events(pd.DataFrame(rows, columns=["event_time", "event_type", "user_id", "product_id"])), m.clean_served(served)
+    served = pd.DataFrame(
+        dict(
+            recommendation_id=[f"{prefix}{i}" for i in range(n)],
+            served_at=START + pd.to_timedelta(np.arange(n), "min"),
+            user_id=[f"{prefix}u{i}" for i in range(n)],
+            route="customer",
+            source="model",
+            model_version=version,
+            products=[json.dumps([f"p{i % 7}", "q"]) for i in range(n)],
+            seconds=0.01,
+        )
+    )
+    rows = [
+        (served.served_at[i] + timedelta(hours=1, minutes=kind == "purchase"), kind, served.user_id[i], f"p{i % 7}")
+        for kind, k in (("view", clicked), ("purchase", bought))
+        for i in range(k)
+    ]
+    return m.clean_events(
+        pd.DataFrame(rows, columns=["event_time", "event_type", "user_id", "product_id"])
+    ), m.clean_served(served)
 
 
 def test_rates_are_those_that_were_put_in():
@@ -29,36 +46,63 @@ def test_rates_are_those_that_were_put_in():
     assert found.clicked.to_dict() == {"v1": 50, "v2": 10} and found.bought.to_dict() == {"v1": 10, "v2": 0}
     assert found.click_rate.to_dict() == {"v1": 0.25, "v2": 0.1}
     low, high = m.wilson(50, 200)
-    assert (found.click_low["v1"], found.click_high["v1"]) == (low, high) and low == pytest.approx(0.1951, abs=1e-4) and high == pytest.approx(0.3143, abs=1e-4)
+    assert (
+        (found.click_low["v1"], found.click_high["v1"]) == (low, high)
+        and low == pytest.approx(0.1951, abs=1e-4)
+        and high == pytest.approx(0.3143, abs=1e-4)
+    )
     assert found.purchase_low["v2"] == 0
 
 
-@pytest.mark.parametrize(("change", "clicked"), [
-    (lambda e: e, 50),
-    (lambda e: e.assign(event_time=e.event_time - timedelta(hours=2)), 0),  # before the list
-    (lambda e: e.assign(event_time=e.event_time + timedelta(hours=30)), 0),  # after the window
-    (lambda e: e.assign(product_id="z"), 0),  # not in the list
-    (lambda e: e.assign(user_id="somebody"), 0),  # another customer
-    (lambda e: e.assign(event_type="remove_from_cart"), 0),
-    (lambda e: e.assign(event_type="shown"), 0),
-    (lambda e: pd.concat([e, e.assign(event_time=e.event_time + timedelta(minutes=5))]), 50),  # twice is once
-], ids=["as it is", "before", "too late", "other product", "other customer", "removed", "shown", "twice"])
+@pytest.mark.parametrize(
+    ("change", "clicked"),
+    [
+        (lambda e: e, 50),
+        (lambda e: e.assign(event_time=e.event_time - timedelta(hours=2)), 0),  # before the list
+        (lambda e: e.assign(event_time=e.event_time + timedelta(hours=30)), 0),  # after the window
+        (lambda e: e.assign(product_id="z"), 0),  # not in the list
+        (lambda e: e.assign(user_id="somebody"), 0),  # another customer
+        (lambda e: e.assign(event_type="remove_from_cart"), 0),
+        (lambda e: e.assign(event_type="shown"), 0),
+        (lambda e: pd.concat([e, e.assign(event_time=e.event_time + timedelta(minutes=5))]), 50),  # twice is once
+    ],
+    ids=["as it is", "before", "too late", "other product", "other customer", "removed", "shown", "twice"],
+)
 def test_what_counts_as_a_click(change, clicked):
     events, served = lists(200, 50, 0)
     assert m.rates(change(events), served).clicked["v1"] == clicked
 
 
 def test_a_click_belongs_to_the_latest_list_or_to_the_one_it_names():
-    served = m.clean_served(pd.DataFrame(dict(recommendation_id=["old", "new"], served_at=[START, START + timedelta(hours=1)], user_id="ana", source="model", model_version=["v1", "v2"], products=[["p"], ["p"]])))
-    event = pd.DataFrame(dict(event_time=[START + timedelta(hours=2)], event_type="view", user_id="ana", product_id="p"))
+    served = m.clean_served(
+        pd.DataFrame(
+            dict(
+                recommendation_id=["old", "new"],
+                served_at=[START, START + timedelta(hours=1)],
+                user_id="ana",
+                source="model",
+                model_version=["v1", "v2"],
+                products=[["p"], ["p"]],
+            )
+        )
+    )
+    event = pd.DataFrame(
+        dict(event_time=[START + timedelta(hours=2)], event_type="view", user_id="ana", product_id="p")
+    )
     assert m.attribute(m.clean_events(event), served).recommendation_id.tolist() == ["new"]
-    assert m.attribute(m.clean_events(event.assign(recommendation_id="old")), served).recommendation_id.tolist() == ["old"]
-    assert m.attribute(m.clean_events(event.assign(event_time=START + timedelta(minutes=30))), served).recommendation_id.tolist() == ["old"]
+    assert m.attribute(m.clean_events(event.assign(recommendation_id="old")), served).recommendation_id.tolist() == [
+        "old"
+    ]
+    assert m.attribute(
+        m.clean_events(event.assign(event_time=START + timedelta(minutes=30))), served
+    ).recommendation_id.tolist() == ["old"]
 
 
 def test_open_lists_are_counted():
     events, served = lists(100, 10, 0)
-    assert m.rates(events, served, timedelta(minutes=10)).open["v1"] == 10  # the newest thing known is the list of minute 99
+    assert (
+        m.rates(events, served, timedelta(minutes=10)).open["v1"] == 10
+    )  # the newest thing known is the list of minute 99
 
 
 def test_sources_and_coverage_by_hand():
@@ -72,10 +116,16 @@ def test_sources_and_coverage_by_hand():
 @pytest.fixture(scope="module")
 def shop():
     "A built-in shop: its prepared events, and those that came after the training as live ones."
-    paths = ProjectPaths(example_project("graph_build", {"sample_data": {"events": 40_000, "users": None, "items": 500}}).parent)
+    paths = ProjectPaths(
+        example_project("graph_build", {"sample_data": {"events": 40_000, "users": None, "items": 500}}).parent
+    )
     events = read_table(paths.interim / "events.parquet", "events", "data_prep")
     live = m.clean_events(events[events.split != "train"].rename_axis(None))
-    return paths, live, read_table(paths.processed / "products.parquet", "products", "data_prep", ["product_id", "brand"])
+    return (
+        paths,
+        live,
+        read_table(paths.processed / "products.parquet", "products", "data_prep", ["product_id", "brand"]),
+    )
 
 
 def test_the_same_shop_has_not_drifted_and_one_with_double_prices_has(shop):
@@ -91,15 +141,19 @@ def test_the_same_shop_has_not_drifted_and_one_with_double_prices_has(shop):
 def test_other_changes_are_found_where_they_are(shop):
     paths, live, products = shop
     profile = Profile.from_training(paths.processed)
-    for variable, changed in {"event_type": live[live.event_type != "cart"], "brand": live.assign(product_id="new-" + live.product_id, brand="another"),
-                              "hour": live.assign(event_time=live.event_time.dt.floor("D") + timedelta(hours=3))}.items():
+    for variable, changed in {
+        "event_type": live[live.event_type != "cart"],
+        "brand": live.assign(product_id="new-" + live.product_id, brand="another"),
+        "hour": live.assign(event_time=live.event_time.dt.floor("D") + timedelta(hours=3)),
+    }.items():
         assert m.drift(profile, m.training_like(changed, products)).level[variable] == "drift", variable
 
 
 def test_few_events_are_never_called_drift(shop):
     paths, live, products = shop
     profile = Profile.from_training(paths.processed)
-    for n in range(1, 30, 4): assert (m.drift(profile, m.training_like(live[:n], products)).level == "ok").all()
+    for n in range(1, 30, 4):
+        assert (m.drift(profile, m.training_like(live[:n], products)).level == "ok").all()
 
 
 def test_a_profile_is_the_same_after_json(shop):
@@ -112,8 +166,16 @@ def test_a_profile_is_the_same_after_json(shop):
 
 def test_tables_without_rows_are_no_error():
     events, served = lists(0, 0, 0)
-    assert len(m.traffic(events, served)) == len(m.sources(served)) == len(m.rates(events, served)) == len(m.coverage(served)) == len(m.backlog(events)) == 0
-    with pytest.raises(DataError, match="expected events, found none"): Profile.from_events(events)
+    assert (
+        len(m.traffic(events, served))
+        == len(m.sources(served))
+        == len(m.rates(events, served))
+        == len(m.coverage(served))
+        == len(m.backlog(events))
+        == 0
+    )
+    with pytest.raises(DataError, match="expected events, found none"):
+        Profile.from_events(events)
 
 
 @pytest.mark.slow

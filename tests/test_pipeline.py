@@ -1,4 +1,5 @@
 """The whole pipeline in a temporary clone, on a shop of a few seconds: DVC, experiments, remotes, failures, own files."""
+
 import io
 import json
 import os
@@ -22,9 +23,13 @@ def run(folder, *args, ok=True, **env):
     "Run a command of this environment in a folder; returns the finished process, stdout and stderr in one text."
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     env = {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **env}
-    for name in ("GNN_ECOMMERCE_ROOT", "GNN_ECOMMERCE_PROGRESS"): env.pop(name, None)
-    done = subprocess.run(args, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400)
-    if ok: assert done.returncode == 0, f"{' '.join(args)} ended with {done.returncode}\n{done.stdout[-5000:]}"
+    for name in ("GNN_ECOMMERCE_ROOT", "GNN_ECOMMERCE_PROGRESS"):
+        env.pop(name, None)
+    done = subprocess.run(
+        args, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400
+    )
+    if ok:
+        assert done.returncode == 0, f"{' '.join(args)} ended with {done.returncode}\n{done.stdout[-5000:]}"
     return done
 
 
@@ -47,12 +52,18 @@ def commit(folder, message="next"):
 def written(folder):
     "Path and modification time of everything that stages wrote."
     tops = ("data", "model-checkpoints", "model-recommendations", "reports")
-    return {str(f.relative_to(folder)): f.stat().st_mtime_ns for top in tops for f in (folder / top).rglob("*") if f.is_file()}
+    return {
+        str(f.relative_to(folder)): f.stat().st_mtime_ns
+        for top in tops
+        for f in (folder / top).rglob("*")
+        if f.is_file()
+    }
 
 
 def own_identity(folder):
     "DVC commits experiments under the name that Git knows."
-    for key, value in {"user.name": "test", "user.email": "test@example.org"}.items(): git(folder, "config", key, value)
+    for key, value in {"user.name": "test", "user.email": "test@example.org"}.items():
+        git(folder, "config", key, value)
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +89,15 @@ def project(first_run):
 
 def test_repro_runs_every_stage_and_keeps_executed_notebooks(first_run):
     folder, printed = first_run
-    assert tuple(ran(printed)) == STAGES
+    assert ran(printed) == list(STAGES)
     for stage in yaml.safe_load((folder / "dvc.yaml").read_text(encoding="utf8"))["stages"].values():
         nb = nbformat.read(folder / re.search(r"reports/notebooks/\S+", stage["cmd"])[0], 4)
         injected = [c for c in nb.cells if "injected-parameters" in c.metadata.get("tags", ())]
         assert len(injected) == 1 and "params.yaml" in injected[0].source
         staged = [c for c in nb.cells if c.cell_type == "code" and c.source.startswith("#| stage")]
         assert all(c.execution_count for c in staged) and any(c.outputs for c in staged), stage["cmd"]
-    for stage in STAGES: assert json.loads((folder / "reports" / stage / "metrics.json").read_text(encoding="utf8"))
+    for stage in STAGES:
+        assert json.loads((folder / "reports" / stage / "metrics.json").read_text(encoding="utf8"))
     assert "epoch" in printed, "training's progress should reach the terminal"
     left = git(folder, "status", "--porcelain").splitlines()
     assert not left, f"a run leaves files that Git neither tracks nor ignores: {left}"
@@ -100,7 +112,13 @@ def test_second_repro_does_nothing(project):
 
 def test_another_scheme_reruns_the_graph_and_what_follows(project):
     change(project, {"graph_build": {"scheme": "log_count"}})
-    assert ran(run(project, "dvc", "repro").stdout) == ["graph_build", "training", "inference", "explainability", "bundle"]
+    assert ran(run(project, "dvc", "repro").stdout) == [
+        "graph_build",
+        "training",
+        "inference",
+        "explainability",
+        "bundle",
+    ]
     assert json.loads((project / "data/processed/graph/graph.json").read_text(encoding="utf8"))["scheme"] == "log_count"
     assert "reports/graph_build/metrics.json" in run(project, "dvc", "metrics", "diff", "--json").stdout
     git(project, "checkout", "--quiet", "dvc.lock", "params.yaml")
@@ -111,7 +129,7 @@ def test_a_failing_stage_ends_with_its_reason_and_leaves_what_was_there(project)
     before = pd.read_parquet(project / "data/interim/events.parquet")
     change(project, {"data_prep": {"columns": {"user_id": "nobody"}}})
     args = ("papermill", "nbs/01_data_prep.ipynb", "reports/notebooks/failed.ipynb", "-p", "params", "params.yaml")
-    done = run(project, sys.executable, "-m", "gnn_ecommerce.pipeline", *args, ok=False)
+    done = run(project, sys.executable, "-m", "gnn_ecommerce.run.pipeline", *args, ok=False)
     *_, place, reason = done.stdout.strip().splitlines()
     assert done.returncode == 1
     assert place == "Executed up to the cell that failed: reports/notebooks/failed.ipynb"
@@ -125,7 +143,7 @@ def test_a_failing_stage_ends_with_its_reason_and_leaves_what_was_there(project)
 def test_a_wrong_key_stops_the_demo_before_anything_runs(project):
     change(project, {"inference": {"kk": 5}})
     before = written(project)
-    done = run(project, sys.executable, "-m", "gnn_ecommerce.pipeline", "demo", ok=False)
+    done = run(project, sys.executable, "-m", "gnn_ecommerce.run.pipeline", "demo", ok=False)
     assert done.returncode == 1 and "inference.kk: expected no such key" in done.stdout.strip().splitlines()[-1]
     assert written(project) == before
 
@@ -133,9 +151,12 @@ def test_a_wrong_key_stops_the_demo_before_anything_runs(project):
 def test_experiment_with_one_setting_changed(project):
     printed = run(project, "dvc", "exp", "run", "-S", "training.dim=8", "--name", "narrow").stdout
     assert ran(printed) == ["training", "inference", "explainability", "bundle"]
-    assert json.loads((project / "model-checkpoints/lightgcn/metadata.json").read_text(encoding="utf8"))["settings"]["dim"] == 8
+    assert (
+        json.loads((project / "model-checkpoints/lightgcn/metadata.json").read_text(encoding="utf8"))["settings"]["dim"]
+        == 8
+    )
     shown = run(project, "dvc", "exp", "show", "--csv").stdout
-    table = pd.read_csv(io.StringIO(shown[shown.index("Experiment"):]))
+    table = pd.read_csv(io.StringIO(shown[shown.index("Experiment") :]))
     assert table[table.Experiment == "narrow"].iloc[0]["training.dim"] == 8
     git(project, "checkout", "--quiet", "--force", ".")
     run(project, "dvc", "checkout")
@@ -149,34 +170,65 @@ def test_a_fresh_clone_pulls_instead_of_training(project, tmp_path):
     fresh = tmp_path / "fresh"
     assert not (fresh / "model-checkpoints/lightgcn/model.safetensors").exists()
     run(fresh, "dvc", "pull")
-    for name in ("model-checkpoints/lightgcn/model.safetensors", "model-recommendations/recommendations.parquet", "data/interim/events.parquet"):
+    for name in (
+        "model-checkpoints/lightgcn/model.safetensors",
+        "model-recommendations/recommendations.parquet",
+        "data/interim/events.parquet",
+    ):
         assert (fresh / name).read_bytes() == (project / name).read_bytes()
     assert ran(run(fresh, "dvc", "repro").stdout) == []
-    shown = run(fresh, sys.executable, "-m", "gnn_ecommerce.pipeline", "show").stdout
+    shown = run(fresh, sys.executable, "-m", "gnn_ecommerce.run.pipeline", "show").stdout
     assert "what is recommended" in shown
 
 
 def test_demo_on_own_files_with_other_names(project, tmp_path):
     source = pd.concat([pd.read_csv(f, dtype=str) for f in sorted((project / "data/raw/sample").glob("events-*.csv"))])
-    own = source.rename(columns={"event_time": "when", "event_type": "what", "product_id": "article", "user_id": "customer"})
+    own = source.rename(
+        columns={"event_time": "when", "event_type": "what", "product_id": "article", "user_id": "customer"}
+    )
     own["what"] = own.what.replace({"view": "seen", "purchase": "bought"})
     (tmp_path / "mine").mkdir()
     own[["when", "what", "article", "customer"]].to_csv(tmp_path / "mine" / "log-1.csv", index=False)
-    overlay = {"data_prep": {"columns": {"event_time": "when", "event_type": "what", "product_id": "article", "user_id": "customer"},
-                             "event_types": {"seen": "view", "bought": "purchase"}}}
+    overlay = {
+        "data_prep": {
+            "columns": {"event_time": "when", "event_type": "what", "product_id": "article", "user_id": "customer"},
+            "event_types": {"seen": "view", "bought": "purchase"},
+        }
+    }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(overlay), encoding="utf8")
-    printed = run(project, sys.executable, "-m", "gnn_ecommerce.pipeline", "demo", "--events", f"{tmp_path}/mine/log-*.csv", "--params", str(tmp_path / "mine.yaml")).stdout
-    assert ran(printed) == list(STAGES[1:]), "the built-in shop is not needed"
+    printed = run(
+        project,
+        sys.executable,
+        "-m",
+        "gnn_ecommerce.run.pipeline",
+        "demo",
+        "--events",
+        f"{tmp_path}/mine/log-*.csv",
+        "--params",
+        str(tmp_path / "mine.yaml"),
+    ).stdout
+    assert ran(printed) == list(STAGES)[1:], "the built-in shop is not needed"
     assert "git checkout params.yaml" in printed and "what is recommended" in printed
     assert read_params(project / "params.yaml")["data_prep"]["pattern"] == "log-*.csv"
-    again = run(project, sys.executable, "-m", "gnn_ecommerce.pipeline", "demo").stdout
+    again = run(project, sys.executable, "-m", "gnn_ecommerce.run.pipeline", "demo").stdout
     assert ran(again) == [] and "up to date" in again
-    both = run(project, sys.executable, "-m", "gnn_ecommerce.pipeline", "demo", "--events", f"{tmp_path}/mine", "--size", "4000", ok=False)
+    both = run(
+        project,
+        sys.executable,
+        "-m",
+        "gnn_ecommerce.run.pipeline",
+        "demo",
+        "--events",
+        f"{tmp_path}/mine",
+        "--size",
+        "4000",
+        ok=False,
+    )
     assert both.returncode == 1 and "expected EVENTS, your own files, or SIZE" in both.stdout
-    names = run(project, sys.executable, "-m", "gnn_ecommerce.pipeline", "demo", "--size", "2k", ok=False)
+    names = run(project, sys.executable, "-m", "gnn_ecommerce.run.pipeline", "demo", "--size", "2k", ok=False)
     assert names.returncode == 1 and "data_prep.columns, data_prep.event_types" in names.stdout
     git(project, "checkout", "params.yaml")
-    back = run(project, sys.executable, "-m", "gnn_ecommerce.pipeline", "demo", "--size", "2k").stdout
+    back = run(project, sys.executable, "-m", "gnn_ecommerce.run.pipeline", "demo", "--size", "2k").stdout
     assert ran(back) == list(STAGES) and "what is recommended" in back, "the built-in shop again, of another size"
     events = sum(len(pd.read_csv(f)) for f in (project / "data/raw/sample").glob("events-*.csv"))
     assert 1500 < events < 2500, events
@@ -186,5 +238,7 @@ def test_works_without_git(project, tmp_path):
     folder = tmp_path / "unpacked"
     run(project, "dvc", "checkout")
     shutil.copytree(project, folder, ignore=shutil.ignore_patterns(".git", "config.local"))
-    printed = run(folder, sys.executable, "-m", "gnn_ecommerce.pipeline", "demo", GIT_CEILING_DIRECTORIES=str(tmp_path)).stdout
+    printed = run(
+        folder, sys.executable, "-m", "gnn_ecommerce.run.pipeline", "demo", GIT_CEILING_DIRECTORIES=str(tmp_path)
+    ).stdout
     assert ran(printed) == [] and "what is recommended" in printed

@@ -1,4 +1,5 @@
 """What the recommender's notebook cannot test: a machine without numba, concurrent callers, a read-only installation."""
+
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -6,16 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from gnn_ecommerce.core import rng
-from gnn_ecommerce.graph import random_graph
-from gnn_ecommerce.recommender import EmbeddingRecommender
+from gnn_ecommerce.graph.interactions import random_graph
+from gnn_ecommerce.ranking.recommender import EmbeddingRecommender
 
 SETUP = """
 import sys
 import numpy as np
 if {without}: sys.modules["numba"] = None
 from gnn_ecommerce.core import rng
-from gnn_ecommerce.graph import random_graph
-from gnn_ecommerce.recommender import HAS_NUMBA, EmbeddingRecommender, Popular, Random
+from gnn_ecommerce.graph.interactions import random_graph
+from gnn_ecommerce.ranking.recommender import HAS_NUMBA, EmbeddingRecommender, Popular, Random
 g, graph = rng(0, "without numba"), random_graph(120, 300, 900, seed=4)
 model = EmbeddingRecommender(g.integers(-2, 3, (120, 6)), g.integers(-2, 3, (300, 6)), graph)
 lists = [r.recommend(np.arange(120), 25, items=np.arange(0, 300, 2))[0] for r in (model, Popular().fit(graph), Random().fit(graph))]
@@ -25,7 +26,17 @@ print(HAS_NUMBA, hash(np.stack(lists).tobytes()))
 
 def test_the_same_lists_without_numba(root):
     env = {"PYTHONHASHSEED": "0", "PATH": "", "NUMBA_DISABLE_JIT": "0", "HOME": "/nowhere"}
-    out = [subprocess.run([sys.executable, "-c", SETUP.format(without=w)], cwd=root, env=env, check=True, capture_output=True, text=True).stdout.split() for w in (True, False)]
+    out = [
+        subprocess.run(
+            [sys.executable, "-c", SETUP.format(without=w)],
+            cwd=root,
+            env=env,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.split()
+        for w in (True, False)
+    ]
     assert [o[0] for o in out] == ["False", "True"]
     assert out[0][1] == out[1][1]
 
@@ -33,7 +44,9 @@ def test_the_same_lists_without_numba(root):
 def test_many_callers_at_once():
     "Threads of a server share one recommender: each gets the answer that it would get alone."
     draw = rng(0, "callers")
-    model = EmbeddingRecommender(draw.normal(size=(400, 8)), draw.normal(size=(900, 8)), random_graph(400, 900, 3000, seed=1))
+    model = EmbeddingRecommender(
+        draw.normal(size=(400, 8)), draw.normal(size=(900, 8)), random_graph(400, 900, 3000, seed=1)
+    )
     alone = model.recommend(np.arange(400), 10)[0]
     fresh = EmbeddingRecommender(model.user_embedding, model.item_embedding, model.graph)
     with ThreadPoolExecutor(8) as pool:

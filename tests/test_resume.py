@@ -1,4 +1,5 @@
 """Kill a training run with signal 9, again and again, and compare what it ends with to a run that was left in peace."""
+
 import json
 import os
 import signal
@@ -12,12 +13,12 @@ import pytest
 import yaml
 
 from gnn_ecommerce.core import ProjectPaths, file_hash, write_table
-from gnn_ecommerce.graph import random_graph
+from gnn_ecommerce.graph.interactions import random_graph
 
 # Run in a process of its own: `moment` says when that process kills itself, with the signal that nothing can catch.
 RUNNER = textwrap.dedent("""
     import os, pathlib, signal, sys
-    import gnn_ecommerce.checkpoint as checkpoint
+    import gnn_ecommerce.models.checkpoint as checkpoint
     import gnn_ecommerce.training as training
 
     what, name, nth = sys.argv[2].split(':')
@@ -53,16 +54,16 @@ RUNNER = textwrap.dedent("""
 """)
 
 MOMENTS = [
-    "in_epoch:1:2",                       # nothing saved yet
-    "half_written:best-1:1",              # in the middle of the first write
-    "before_rename:best-1:1",             # written, not yet in place
-    "after_rename:best-1:1",              # the best is there, the state that names it is not
+    "in_epoch:1:2",  # nothing saved yet
+    "half_written:best-1:1",  # in the middle of the first write
+    "before_rename:best-1:1",  # written, not yet in place
+    "after_rename:best-1:1",  # the best is there, the state that names it is not
     "half_written:state:1",
-    "after_rename:state.safetensors:1",   # epoch 1 is safe
+    "after_rename:state.safetensors:1",  # epoch 1 is safe
     "in_epoch:3:1",
     "before_rename:state.safetensors:1",
-    "half_written:model:1",               # training is over, the model is being written
-    "after_rename:model.safetensors:1",   # model without its metadata
+    "half_written:model:1",  # training is over, the model is being written
+    "after_rename:model.safetensors:1",  # model without its metadata
     "before_rename:metadata.json:1",
 ]
 
@@ -70,13 +71,19 @@ MOMENTS = [
 def make_project(root, **training):
     "A project whose graph and validation pairs are there, as stages before training leave them."
     root.mkdir()
-    params = dict(seed=3, training=dict(dim=8, epochs=5, batch=64, lr=0.05, patience=10, b=[0.0, 2.0], temperature=.1) | training)
+    params = dict(
+        seed=3, training=dict(dim=8, epochs=5, batch=64, lr=0.05, patience=10, b=[0.0, 2.0], temperature=0.1) | training
+    )
     (root / "params.yaml").write_text(yaml.safe_dump(params))
     paths = ProjectPaths(root)
     graph = random_graph(300, 80, 2400, seed=1)
     graph.save(paths.graph)
     random = np.random.default_rng(0)
-    pairs = pd.DataFrame(dict(user_id=graph.user_ids.decode(np.arange(200)), product_id=graph.item_ids.decode(random.integers(0, 80, 200))))
+    pairs = pd.DataFrame(
+        dict(
+            user_id=graph.user_ids.decode(np.arange(200)), product_id=graph.item_ids.decode(random.integers(0, 80, 200))
+        )
+    )
     pairs = pairs.assign(first_time=pd.Timestamp("2020-01-01", tz="UTC"), n_events=1, known_user=True, known_item=True)
     write_table(pairs, paths.processed / "val.parquet", "targets")
     return root
@@ -84,7 +91,14 @@ def make_project(root, **training):
 
 def train(root, moment="never::0"):
     env = dict(os.environ, GNN_ECOMMERCE_PROGRESS="none")
-    return subprocess.run([sys.executable, "-c", RUNNER, str(root / "params.yaml"), moment], env=env, cwd=root, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-c", RUNNER, str(root / "params.yaml"), moment],
+        env=env,
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +115,9 @@ def test_kill_9_at_every_moment_ends_with_the_same_model(peaceful, tmp_path):
     resumed = 0
     for moment in MOMENTS:
         run = train(root, moment)
-        assert run.returncode == -signal.SIGKILL, f"{moment}: expected to be killed, ended with {run.returncode}: {run.stderr[-500:]}"
+        assert run.returncode == -signal.SIGKILL, (
+            f"{moment}: expected to be killed, ended with {run.returncode}: {run.stderr[-500:]}"
+        )
         resumed += "going on after epoch" in run.stdout
     run = train(root)
     assert run.returncode == 0, run.stderr
@@ -114,7 +130,9 @@ def test_kill_9_at_every_moment_ends_with_the_same_model(peaceful, tmp_path):
         assert (ours.report("training") / name).read_text() == (theirs.report("training") / name).read_text()
     of = [json.loads((p.checkpoints / "metadata.json").read_text()) for p in (ours, theirs)]
     assert of[0] == of[1]
-    assert not list(ours.checkpoints.glob("*.tmp*")) or all(f.name.startswith(".") for f in ours.checkpoints.glob("*.tmp*"))
+    assert not list(ours.checkpoints.glob("*.tmp*")) or all(
+        f.name.startswith(".") for f in ours.checkpoints.glob("*.tmp*")
+    )
 
 
 @pytest.mark.slow
@@ -122,15 +140,22 @@ def test_kill_9_from_outside_while_it_trains(peaceful, tmp_path):
     "Killed by another process as soon as a state is there: whatever it is doing then."
     root = make_project(tmp_path / "shop")
     state = ProjectPaths(root).checkpoints / "last" / "state.safetensors"
-    child = subprocess.Popen([sys.executable, "-c", RUNNER, str(root / "params.yaml"), "never::0"], cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                             env=dict(os.environ, GNN_ECOMMERCE_PROGRESS="none"))
+    child = subprocess.Popen(
+        [sys.executable, "-c", RUNNER, str(root / "params.yaml"), "never::0"],
+        cwd=root,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=dict(os.environ, GNN_ECOMMERCE_PROGRESS="none"),
+    )
     while not state.is_file() and child.poll() is None:
         pass
     child.kill()
     child.wait()
     run = train(root)
     assert run.returncode == 0, run.stderr
-    assert file_hash(ProjectPaths(root).checkpoints / "model.safetensors") == file_hash(ProjectPaths(peaceful).checkpoints / "model.safetensors")
+    assert file_hash(ProjectPaths(root).checkpoints / "model.safetensors") == file_hash(
+        ProjectPaths(peaceful).checkpoints / "model.safetensors"
+    )
 
 
 @pytest.mark.slow
@@ -144,8 +169,12 @@ def test_kill_9_while_temperatures_are_tried(tmp_path):
         assert run.returncode == 0, run.stderr
     theirs, ours = map(ProjectPaths, roots)
     assert file_hash(ours.checkpoints / "model.safetensors") == file_hash(theirs.checkpoints / "model.safetensors")
-    assert (ours.report("training") / "temperature.csv").read_text() == (theirs.report("training") / "temperature.csv").read_text()
-    assert len(pd.read_csv(ours.report("training") / "temperature.csv")) == 6  # five temperatures, and once other layer weights
+    assert (ours.report("training") / "temperature.csv").read_text() == (
+        theirs.report("training") / "temperature.csv"
+    ).read_text()
+    assert (
+        len(pd.read_csv(ours.report("training") / "temperature.csv")) == 6
+    )  # five temperatures, and once other layer weights
 
 
 @pytest.mark.slow
@@ -162,6 +191,10 @@ def test_too_little_memory_is_said_before_anything_is_written(tmp_path, monkeypa
 
     params = example_project(before="training", root=tmp_path / "shop")
     monkeypatch.setattr(training, "memory_needed", lambda graph, settings: 1e15)
-    with pytest.raises(SettingsError, match=r"training: expected about 1000000\.0 GB of free memory, found \d+\.\d GB: .*lower training\.dim"): training.run_training(params)
+    with pytest.raises(
+        SettingsError,
+        match=r"training: expected about 1000000\.0 GB of free memory, found \d+\.\d GB: .*lower training\.dim",
+    ):
+        training.run_training(params)
     paths = ProjectPaths(params.parent)
     assert not paths.checkpoints.exists() and not (paths.report("training") / "dvclive").exists()

@@ -1,4 +1,5 @@
 """A bundle as an archive in a real TorchServe, over HTTP. Skips where there is none."""
+
 import os
 import shutil
 import sys
@@ -21,6 +22,8 @@ def test_torchserve_gives_the_lists_of_the_bundle(tmp_path):
             answer = ask(f"{url}/predictions/lightgcn", {"customer": u, "k": 10})
             assert answer["source"] == "model" and answer["model_version"] == "small"
             assert [i["score"] for i in answer["items"]] == pytest.approx(scores[u, :10].tolist(), abs=1e-5)
-            assert len({i["product_id"] for i in answer["items"]} & set(items[u, :10].tolist())) >= 9, "sums in another order: near ties may change places"
+            assert len({i["product_id"] for i in answer["items"]} & set(items[u, :10].tolist())) >= 9, (
+                "sums in another order: near ties may change places"
+            )
         newcomer = ask(f"{url}/predictions/lightgcn", {"customer": "who", "k": 3})
         assert newcomer["source"] == "popular" and len(newcomer["items"]) == 3

@@ -1,4 +1,5 @@
 """The search for settings: killed and resumed, shared by two processes, ended in time, and its answer taken by the pipeline."""
+
 import os
 import signal
 import subprocess
@@ -12,17 +13,23 @@ import pytest
 import yaml
 from conftest import ROOT
 from gnn_ecommerce.core import SettingsError, example_project, load_settings, read_params, run_stage
-from gnn_ecommerce.pipeline import apply_overlay, main
-from gnn_ecommerce.tuning import SPACE, TuningSettings, make_tuner, open_storage, run_tuning
+from gnn_ecommerce.run.pipeline import apply_overlay, main
+from gnn_ecommerce.run.tuning import SPACE, TuningSettings, make_tuner, open_storage, run_tuning
 
-SMALL = {"training.lr": {"low": 0.005, "high": 0.1, "log": True}, "training.layers": [1, 2, 3], "graph_build.scheme": ["sum", "unweighted", "purchase_only"]}
-RUN = "import sys; from gnn_ecommerce.tuning import run_tuning; run_tuning(sys.argv[1], sys.argv[2])"
+SMALL = {
+    "training.lr": {"low": 0.005, "high": 0.1, "log": True},
+    "training.layers": [1, 2, 3],
+    "graph_build.scheme": ["sum", "unweighted", "purchase_only"],
+}
+RUN = "import sys; from gnn_ecommerce.run.tuning import run_tuning; run_tuning(sys.argv[1], sys.argv[2])"
 
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
     "A tiny shop with the stages before tuning run, and a small space."
-    params = example_project("tuning", {"training": {"epochs": 2, "dim": 8, "filter": "none"}}, tmp_path_factory.mktemp("tuning") / "shop")
+    params = example_project(
+        "tuning", {"training": {"epochs": 2, "dim": 8, "filter": "none"}}, tmp_path_factory.mktemp("tuning") / "shop"
+    )
     return space(params, SMALL)
 
 
@@ -42,7 +49,13 @@ def project(shop, folder, **more):
 
 def start(params, budget):
     env = dict(os.environ, GNN_ECOMMERCE_PROGRESS="none", OMP_NUM_THREADS="1")
-    return subprocess.Popen([sys.executable, "-c", RUN, str(params), budget], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, str(params), budget],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def study(params):
@@ -51,8 +64,10 @@ def study(params):
 
 
 def trials(params):
-    try: return study(params).get_trials(deepcopy=False)
-    except (IndexError, OSError): return []
+    try:
+        return study(params).get_trials(deepcopy=False)
+    except (IndexError, OSError):
+        return []
 
 
 def wait_for(condition, child, seconds=120):
@@ -74,13 +89,16 @@ def test_kill_9_and_two_processes_on_one_study(shop, tmp_path):
     assert len(before) >= 1 and len(trials(params)) < 9
     answer = params.parent / "reports" / "tuning" / "best.yaml"
     assert answer.is_file(), "a search that was killed has left an answer"
-    with (params.parent / "model-checkpoints/tuning/journal.log").open("ab") as f: f.write(b'{"op_code": 6, "trial_i')  # as if killed while writing
+    with (params.parent / "model-checkpoints/tuning/journal.log").open("ab") as f:
+        f.write(b'{"op_code": 6, "trial_i')  # as if killed while writing
 
     two = [start(params, "10m") for _ in range(2)]
     said = [c.communicate(timeout=200)[0] for c in two]
     assert [c.returncode for c in two] == [0, 0], said
     after = trials(params)
-    assert all({t.number: t.value for t in after}[n] == value for n, value in before.items()), "no trial is lost or changed"
+    assert all({t.number: t.value for t in after}[n] == value for n, value in before.items()), (
+        "no trial is lost or changed"
+    )
     done = [t for t in after if t.state.is_finished() and "seconds" in t.user_attrs]
     assert 9 <= len(done) <= 10, "two processes may both be at work on the last one"
     assert len({t.user_attrs["who"]["pid"] for t in done}) == 3, "the first process and both others had a part in it"
@@ -99,15 +117,27 @@ def test_budget_is_kept_and_the_answer_is_no_worse_and_accepted(shop, tmp_path, 
     result = run_tuning(params, "5s")
     times = [[(at - begin).total_seconds() for at in (t.datetime_start, t.datetime_complete)] for t in trials(params)]
     assert max(start for start, _ in times) < 5, f"expected no trial to begin when the 5 s were over, found {times}"
-    assert max(end for _, end in times) < 5 + times[0][1] - times[0][0] + 1, f"expected the search to end within a trial's time after its 5 s, found {times}"
+    assert max(end for _, end in times) < 5 + times[0][1] - times[0][0] + 1, (
+        f"expected the search to end within a trial's time after its 5 s, found {times}"
+    )
     assert result.table.number.is_unique and result.table.why.eq("defaults").sum() == 1
     assert result.best >= result.defaults
     folder = params.parent / "reports" / "tuning"
-    assert {f.name for f in folder.iterdir()} == {"best.yaml", "trials.csv", "metrics.json", "search.png", "importance.png", "slices.png", "parallel.png"}
+    assert {f.name for f in folder.iterdir()} == {
+        "best.yaml",
+        "trials.csv",
+        "metrics.json",
+        "search.png",
+        "importance.png",
+        "slices.png",
+        "parallel.png",
+    }
     assert len(pd.read_csv(folder / "trials.csv")) == len(result.table)
 
     apply_overlay(folder / "best.yaml", params)
-    assert {k: read_params(params)[s][k] for s in result.overlay for k in result.overlay[s]} == {k: v for s in result.overlay.values() for k, v in s.items()}
+    assert {k: read_params(params)[s][k] for s in result.overlay for k in result.overlay[s]} == {
+        k: v for s in result.overlay.values() for k, v in s.items()
+    }
     run_stage("graph_build", params)
     fitted = run_stage("training", params)
     scheme = result.overlay.get("graph_build", {}).get("scheme")
@@ -124,7 +154,10 @@ def test_a_second_search_goes_on_and_other_data_begins_anew(shop, tmp_path):
     values = yaml.safe_load(params.read_text())
     values["training"]["dim"] = 4
     params.write_text(yaml.safe_dump(values))
-    assert len(run_tuning(params, "1s").table) <= 3 and len(optuna.get_all_study_names(open_storage("model-checkpoints/tuning/journal.log", params.parent))) == 2
+    assert (
+        len(run_tuning(params, "1s").table) <= 3
+        and len(optuna.get_all_study_names(open_storage("model-checkpoints/tuning/journal.log", params.parent))) == 2
+    )
 
 
 def test_a_database_can_hold_the_trials(shop, tmp_path):
@@ -134,19 +167,26 @@ def test_a_database_can_hold_the_trials(shop, tmp_path):
     assert len(tuner.finished()) == 2
 
 
-@pytest.mark.parametrize("wrong, said", [
-    ({"training.dims": [1]}, "training.dims: expected no such key"),
-    ({"training.lr": [0.0]}, "training.lr: expected a value > 0"),
-    ({"training.lr": {"low": 0.1, "high": 0.01}}, "expected low <= high"),
-    ({"training.seed": [1, 2]}, "leaves what is measured as it is"),
-    ({"data_prep.split": ["temporal"]}, "expected a key of graph_build or training"),
-    ({"graph_build.half_life_days": {"low": 1.0, "high": 2.0, "when": {"graph_build.scheme": "recency"}}}, "stands before it"),
-    ({}, "expected at least one key"),
-])
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"training.dims": [1]}, "training.dims: expected no such key"),
+        ({"training.lr": [0.0]}, "training.lr: expected a value > 0"),
+        ({"training.lr": {"low": 0.1, "high": 0.01}}, "expected low <= high"),
+        ({"training.seed": [1, 2]}, "leaves what is measured as it is"),
+        ({"data_prep.split": ["temporal"]}, "expected a key of graph_build or training"),
+        (
+            {"graph_build.half_life_days": {"low": 1.0, "high": 2.0, "when": {"graph_build.scheme": "recency"}}},
+            "stands before it",
+        ),
+        ({}, "expected at least one key"),
+    ],
+)
 def test_a_bad_space_is_refused_before_anything_runs(shop, tmp_path, wrong, said):
     params = project(shop, tmp_path / "shop")
     space(params, wrong)
-    with pytest.raises(SettingsError, match="tuning.space") as err: run_tuning(params, "60s")
+    with pytest.raises(SettingsError, match="tuning.space") as err:
+        run_tuning(params, "60s")
     assert said in str(err.value)
 
 
@@ -160,13 +200,15 @@ def test_make_tune_says_what_is_wrong_with_a_budget(capsys):
 
 
 def test_make_tune_brings_the_stages_before_it_up_to_date_and_runs_the_notebook(shop, monkeypatch):
-    from gnn_ecommerce import pipeline
+    from gnn_ecommerce.run import pipeline
 
     ran, executed = [], []
     monkeypatch.setenv("GNN_ECOMMERCE_ROOT", str(shop.parent))
-    monkeypatch.setattr(pipeline.subprocess, "run", lambda args, **kw: ran.append(list(args)) or subprocess.CompletedProcess(args, 0))
+    monkeypatch.setattr(
+        pipeline.subprocess, "run", lambda args, **kw: ran.append(list(args)) or subprocess.CompletedProcess(args, 0)
+    )
     monkeypatch.setattr(pipeline, "run_notebook", lambda *args: executed.append(args))
     assert main(["tune", "--budget", "90s"]) == 0
     assert ran[-1][1:] == ["-m", "dvc", "repro", "data_prep"]
-    (source, _, parameters), = executed
-    assert source.name == "04a_tuning.ipynb" and parameters == {"params": str(shop), "budget": "90s"}
+    ((source, _, parameters),) = executed
+    assert source.name == "02_tuning.ipynb" and parameters == {"params": str(shop), "budget": "90s"}

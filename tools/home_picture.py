@@ -1,4 +1,5 @@
 """The picture of the site's home page: one recommendation taken apart, computed and drawn when the site is built."""
+
 from html import escape
 
 import numpy as np
@@ -6,16 +7,27 @@ import pandas as pd
 
 import gnn_ecommerce.explainability  # noqa: F401 (sentences)
 from gnn_ecommerce.core import IdMap
-from gnn_ecommerce.graph import InteractionGraph
-from gnn_ecommerce.graph_filter import GraphFilter
-from gnn_ecommerce.paths import picture
-from gnn_ecommerce.shares import Explainer
+from gnn_ecommerce.graph.interactions import InteractionGraph
+from gnn_ecommerce.filter.graph_filter import GraphFilter
+from gnn_ecommerce.explain.paths import picture
+from gnn_ecommerce.explain.shares import Explainer
 
 PRODUCTS = {"brush": "Hair brush", "cream": "Hand cream", "polish": "Nail polish", "lamp": "UV lamp", "comb": "Comb"}
-EVENTS = [("Ana", "polish", "purchase"), ("Ana", "cream", "purchase"), ("Ana", "brush", "cart"), ("Ben", "polish", "purchase"), ("Ben", "lamp", "purchase"),
-          ("Cleo", "polish", "view"), ("Cleo", "cream", "purchase"), ("Cleo", "lamp", "purchase"), ("Dan", "brush", "purchase"), ("Dan", "lamp", "purchase"),
-          ("Eva", "comb", "purchase"), ("Eva", "brush", "purchase")]
-WEIGHT = {"view": .01, "cart": .1, "purchase": 1.}
+EVENTS = [
+    ("Ana", "polish", "purchase"),
+    ("Ana", "cream", "purchase"),
+    ("Ana", "brush", "cart"),
+    ("Ben", "polish", "purchase"),
+    ("Ben", "lamp", "purchase"),
+    ("Cleo", "polish", "view"),
+    ("Cleo", "cream", "purchase"),
+    ("Cleo", "lamp", "purchase"),
+    ("Dan", "brush", "purchase"),
+    ("Dan", "lamp", "purchase"),
+    ("Eva", "comb", "purchase"),
+    ("Eva", "brush", "purchase"),
+]
+WEIGHT = {"view": 0.01, "cart": 0.1, "purchase": 1.0}
 COLUMNS = (("customer", 70), ("her history", 260), ("who has it too", 450), ("recommended", 640))
 
 
@@ -23,15 +35,32 @@ def shop():
     "Five customers and five products."
     df = pd.DataFrame(EVENTS, columns=["user", "item", "event"])
     users, items = IdMap(df.user.unique()), IdMap(df.item.unique())
-    counts = pd.DataFrame({f"n_{k}": (df.event == k).astype("int32") for k in ("view", "cart", "remove_from_cart", "purchase")})
-    return InteractionGraph.from_arrays(users.encode(df.user.tolist()), items.encode(df.item.tolist()), df.event.map(WEIGHT).to_numpy(), (df.event == "purchase").to_numpy(),
-                                        user_ids=users, item_ids=items, items=pd.DataFrame({"product_id": items.ids, "name": [PRODUCTS[i] for i in items.ids]}), edges=counts, scheme="sum")
+    counts = pd.DataFrame(
+        {f"n_{k}": (df.event == k).astype("int32") for k in ("view", "cart", "remove_from_cart", "purchase")}
+    )
+    return InteractionGraph.from_arrays(
+        users.encode(df.user.tolist()),
+        items.encode(df.item.tolist()),
+        df.event.map(WEIGHT).to_numpy(),
+        (df.event == "purchase").to_numpy(),
+        user_ids=users,
+        item_ids=items,
+        items=pd.DataFrame({"product_id": items.ids, "name": [PRODUCTS[i] for i in items.ids]}),
+        edges=counts,
+        scheme="sum",
+    )
 
 
 def explained():
     "Ana's lamp: score, paths with their parts of it, and the sentence."
     graph = shop()
-    explainer = Explainer(graph, np.zeros((graph.n_users + graph.n_items, 1)), [.5, .5], filter=GraphFilter(diagonal=True).fit(graph), b=1.)
+    explainer = Explainer(
+        graph,
+        np.zeros((graph.n_users + graph.n_items, 1)),
+        [0.5, 0.5],
+        filter=GraphFilter(diagonal=True).fit(graph),
+        b=1.0,
+    )
     ana, lamp = int(graph.user_ids.encode(["Ana"])[0]), int(graph.item_ids.encode(["lamp"])[0])
     table = explainer.walks(ana, lamp).table
     table = table[(table.kind == "filter path") & (table.share > 0)]
@@ -48,15 +77,23 @@ def svg():
     out = [f'<svg class="why" viewBox="0 0 710 235" role="img" aria-label="{escape(sentence)}">']
     for r in lines.itertuples():
         (x1, y1), (x2, y2) = at[r.start], at[r.end]
-        out.append(f'<path class="{r.event}" stroke-width="{1.5 + 12 * r.share:.1f}" d="M{x1} {y1:.0f}C{(x1 + x2) / 2:.0f} {y1:.0f} {(x1 + x2) / 2:.0f} {y2:.0f} {x2} {y2:.0f}"><title>{escape(f"{r.event}, {r.share:.0%} of the score")}</title></path>')
+        out.append(
+            f'<path class="{r.event}" stroke-width="{1.5 + 12 * r.share:.1f}" d="M{x1} {y1:.0f}C{(x1 + x2) / 2:.0f} {y1:.0f} {(x1 + x2) / 2:.0f} {y2:.0f} {x2} {y2:.0f}"><title>{escape(f"{r.event}, {r.share:.0%} of the score")}</title></path>'
+        )
     for r, (x, y) in zip(nodes.itertuples(), at):
         label = PRODUCTS[r.id] if r.kind == "item" else r.id
         part = f" {r.share:.0%}" if r.column in (1, 2) else ""
-        out.append(f'<circle cx="{x}" cy="{y:.0f}" r="7"/>' if r.kind == "user" else f'<rect x="{x - 7}" y="{y - 7:.0f}" width="14" height="14" rx="3"/>')
+        out.append(
+            f'<circle cx="{x}" cy="{y:.0f}" r="7"/>'
+            if r.kind == "user"
+            else f'<rect x="{x - 7}" y="{y - 7:.0f}" width="14" height="14" rx="3"/>'
+        )
         out.append(f'<text x="{x}" y="{y - 13:.0f}"><tspan class="name">{escape(label)}</tspan>{part}</text>')
     out += [f'<text class="head" x="{x}" y="14">{name}</text>' for name, x in COLUMNS]
     for k, event in enumerate(e for e in WEIGHT if e in set(lines.event)):
-        out.append(f'<path class="{event}" stroke-width="4" d="M{250 + 90 * k} 228h18"/><text class="key" x="{274 + 90 * k}" y="232">{event}</text>')
+        out.append(
+            f'<path class="{event}" stroke-width="4" d="M{250 + 90 * k} 228h18"/><text class="key" x="{274 + 90 * k}" y="232">{event}</text>'
+        )
     return "\n".join([*out, "</svg>"]), sentence
 
 
