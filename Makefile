@@ -35,12 +35,15 @@ tune: $(VENV)/.full ## search for better settings for BUDGET=30m; goes on where 
 test: $(VENV)/.full ## every notebook and every test
 	@$(BIN)/python -m pytest $(ARGS)
 
-check: $(VENV)/.full ## before a commit: export, clean, lint, fast tests
+check: $(VENV)/.full ## before a commit: export, clean, lint, types, spelling, and whether what is generated equals its source
 	@$(BIN)/nbdev_export
 	@$(BIN)/python tools/notebooks.py readme
 	@$(BIN)/nbdev_clean
 	@$(BIN)/ruff check .
-	@$(BIN)/python -m pytest --quiet -m "not slow" --flags "" $(ARGS)
+	@$(BIN)/ruff format --check --quiet . || { echo "tests, tools, benchmarks: run 'ruff format .'"; exit 1; }
+	@$(BIN)/codespell -D - -D tools/words.txt
+	@$(BIN)/pyright
+	@$(BIN)/python -m pytest --quiet -m "not slow" $(ARGS)
 
 bench: $(VENV)/.full ## benchmarks on public data (GNN_ECOMMERCE_DATA), the short ones, into benchmarks/results/
 	@$(BIN)/python -m benchmarks.run $(ARGS)

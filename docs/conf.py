@@ -178,8 +178,18 @@ class HomePicture(SphinxDirective):
         return [nodes.raw("", home_picture.html(), format="html")]
 
 
+class HousePicture(SphinxDirective):
+    "The picture of chapters and folders, drawn now."
+
+    def run(self):
+        import house
+
+        return [nodes.raw("", house.html(), format="html")]
+
+
 def setup(app):
     app.add_directive("home-picture", HomePicture)
+    app.add_directive("house-picture", HousePicture)
     app.add_html_math_renderer("mathml", (mathml, None), (mathml, None))
     app.connect("autodoc-process-docstring", process_docstring)
     app.connect("autodoc-process-signature", process_signature)

@@ -17,6 +17,7 @@ import nbformat
 import pytest
 import yaml
 from conftest import ROOT
+from house import floors, imports, rooms, source
 from notebooks import OLDEST, directives, listed, module, notebooks, numbered, readme, runs_on_oldest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -248,7 +249,7 @@ def test_every_stage_of_the_package_is_in_dvc_yaml_and_has_a_notebook():
     places = {name: stage_module(name).removeprefix("gnn_ecommerce.") for name in all_stages()}
     found = {}
     for name in NUMBERED:
-        for stage in re.findall(r"^def run_(\w+)\(\s*params\b", source_of(name), re.M):
+        for stage in re.findall(r"^def run_(\w+)\(\s*params\b", source(name), re.M):
             if stage != "stage":
                 found[stage] = name
     assert found == places
@@ -274,7 +275,9 @@ def test_stage_hands_its_notebook_parameters_that_it_declares(stage):
     )
     assert passed.get("params") == "params.yaml" and declared["params"]["default"].strip("'\"") == ""
     calls = [c.source for c in nbformat.read(notebook, 4).cells if "stage" in directives(c)]
-    assert [c for c in calls if re.search(rf"run_{stage}\(\s*params", c)], f"{source}: expected a cell that runs the stage"
+    assert [c for c in calls if re.search(rf"run_{stage}\(\s*params", c)], (
+        f"{source}: expected a cell that runs the stage"
+    )
 
 
 @pytest.mark.parametrize("stage", all_stages())
@@ -294,24 +297,7 @@ def test_stage_depends_on_what_it_uses(stage):
 # Imports
 
 
-def source_of(name):
-    return (PACKAGE / f"{name.replace('.', '/')}.py").read_text(encoding="utf8")
-
-
-def imported(name):
-    "Modules of the package that one module imports, by their names in it."
-    package, names = ["gnn_ecommerce", *name.split(".")[:-1]], set()
-    for node in ast.walk(ast.parse(source_of(name))):
-        if not isinstance(node, ast.ImportFrom):
-            continue
-        base = package[: len(package) - node.level + 1] if node.level else []
-        full = ".".join([*base, *([node.module] if node.module else [])])
-        if not f"{full}.".startswith("gnn_ecommerce."):
-            continue
-        for candidate in (full, *(f"{full}.{alias.name}" for alias in node.names)):
-            if (own := candidate.removeprefix("gnn_ecommerce.")) in NUMBERED:
-                names.add(own)
-    return names
+IMPORTS = imports()
 
 
 def modules_of(name, seen=None):
@@ -319,41 +305,33 @@ def modules_of(name, seen=None):
     seen = seen if seen is not None else set()
     if name not in seen:
         seen.add(name)
-        for other in imported(name):
+        for other in IMPORTS[name]:
             modules_of(other, seen)
     return seen
-
-
-def place(name):
-    return name.rpartition(".")[0] or name  # the folder of a part, or the chapter itself
-
-
-def number(name):
-    return NUMBERED[name].name[:2]
 
 
 def test_imports_point_one_way():
     "A chapter imports earlier chapters; a part imports earlier parts of its folder."
     upward = [
         f"{name} imports {other}"
-        for name in NUMBERED
-        for other in imported(name)
-        if name.count(".") == other.count(".")
-        and (not name.count(".") or place(name) == place(other))
-        and number(other) >= number(name)
+        for name, others in IMPORTS.items()
+        for other in others
+        if name.rpartition(".")[0] == other.rpartition(".")[0] and NUMBERED[other].name[:2] >= NUMBERED[name].name[:2]
     ]
     assert upward == []
 
 
 def test_folders_form_no_circle():
     "Chapters and folders, with an arrow where one imports from the other, can be put in one order."
-    arrows = {place(name): set() for name in NUMBERED}
-    for name in NUMBERED:
-        arrows[place(name)] |= {place(other) for other in imported(name)} - {place(name)}
     try:
-        list(graphlib.TopologicalSorter(arrows).static_order())
+        floors(rooms())
     except graphlib.CycleError as err:
         pytest.fail(f"imports run in a circle: {' <- '.join(err.args[1])}")
+
+
+def test_a_circle_of_folders_is_found():
+    with pytest.raises(graphlib.CycleError):
+        floors({"graph": {"ranking": 1}, "ranking": {"graph": 1}})
 
 
 # Requirements
@@ -432,7 +410,7 @@ def test_modules_import_only_what_is_installed_with_them():
     base = {canonicalize_name(r.name) for r in wanted("requirements")}
     for module in NUMBERED:
         names = set()
-        for node in ast.walk(ast.parse(source_of(module))):
+        for node in ast.walk(ast.parse(source(module))):
             if isinstance(node, ast.Import):
                 names |= {a.name.split(".")[0] for a in node.names}
             if isinstance(node, ast.ImportFrom) and not node.level:

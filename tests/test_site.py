@@ -223,9 +223,9 @@ def test_workflows_run_what_there_is():
         for step in job["steps"]
         if "run" in step
     ]
-    assert sorted(commands) == [".ci/run", "make docs"]
-    for command in commands:
-        assert command.split()[-1] in targets if command.startswith("make") else (ROOT / command).stat().st_mode & 0o111
+    named = set(re.findall(r"\bmake ([a-z-]+)", "\n".join(commands)))
+    assert named and named <= targets
+    assert [c for c in commands if ".ci/run" in c] and (ROOT / ".ci/run").stat().st_mode & 0o111
 
 
 # The tutorial
