@@ -33,7 +33,7 @@ tune: $(VENV)/.full ## search for better settings for BUDGET=30m; goes on where 
 	@$(BIN)/python -m gnn_ecommerce.run.pipeline tune $(if $(BUDGET),--budget '$(BUDGET)') $(if $(EVENTS),--events '$(EVENTS)') $(if $(PARAMS),--params '$(PARAMS)') $(ARGS)
 
 test: $(VENV)/.full ## every notebook and every test
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
 
 check: $(VENV)/.full ## before a commit: export, clean, lint, types, spelling, and whether what is generated equals its source
 	@$(BIN)/nbdev_export
