@@ -34,9 +34,9 @@ def lists(n, clicked, bought, version="v1", prefix="r"):
         for kind, k in (("view", clicked), ("purchase", bought))
         for i in range(k)
     ]
-    return m.clean_events(
+    return m.typed_events(
         pd.DataFrame(rows, columns=["event_time", "event_type", "user_id", "product_id"])
-    ), m.clean_served(served)
+    ), m.typed_served(served)
 
 
 def test_rates_are_those_that_were_put_in():
@@ -74,7 +74,7 @@ def test_what_counts_as_a_click(change, clicked):
 
 
 def test_a_click_belongs_to_the_latest_list_or_to_the_one_it_names():
-    served = m.clean_served(
+    served = m.typed_served(
         pd.DataFrame(
             dict(
                 recommendation_id=["old", "new"],
@@ -89,12 +89,12 @@ def test_a_click_belongs_to_the_latest_list_or_to_the_one_it_names():
     event = pd.DataFrame(
         dict(event_time=[START + timedelta(hours=2)], event_type="view", user_id="ana", product_id="p")
     )
-    assert m.attribute(m.clean_events(event), served).recommendation_id.tolist() == ["new"]
-    assert m.attribute(m.clean_events(event.assign(recommendation_id="old")), served).recommendation_id.tolist() == [
+    assert m.attribute(m.typed_events(event), served).recommendation_id.tolist() == ["new"]
+    assert m.attribute(m.typed_events(event.assign(recommendation_id="old")), served).recommendation_id.tolist() == [
         "old"
     ]
     assert m.attribute(
-        m.clean_events(event.assign(event_time=START + timedelta(minutes=30))), served
+        m.typed_events(event.assign(event_time=START + timedelta(minutes=30))), served
     ).recommendation_id.tolist() == ["old"]
 
 
@@ -120,7 +120,7 @@ def shop():
         example_project("graph_build", {"sample_data": {"events": 40_000, "users": None, "items": 500}}).parent
     )
     events = read_table(paths.interim / "events.parquet", "events", "data_prep")
-    live = m.clean_events(events[events.split != "train"].rename_axis(None))
+    live = m.typed_events(events[events.split != "train"].rename_axis(None))
     return (
         paths,
         live,
