@@ -30,7 +30,7 @@ from traitlets.config import Config
 
 from gnn_ecommerce.core import (
     SIDE_STAGES, STAGES, ArtifactError, DataError, GnnEcommerceError, ProjectPaths, SettingsError, StageSettings,
-    read_json, atomic_path, check_table, load_settings, merge_params, project_root, read_params, read_table,
+    atomic_path, check_table, expected, load_settings, merge_params, project_root, read_json, read_params, read_table,
     resolve_params, stage_module
 )
 
@@ -50,12 +50,11 @@ def _only_imports(source: str) -> bool:
     return bool(body) and all(isinstance(o, (ast.Import, ast.ImportFrom)) for o in body)
 
 def stage_needs(cell) -> bool:
-    "Does a run of the stage need this code cell? Examples, tests and slow cells: no."
+    "Tell whether a run of the stage needs this code cell: examples, tests and slow cells are not needed."
     flags, tags = _directives(cell), set(cell.metadata.get('tags', ()))
     if flags & {'slow', 'notest'}: return False
-    return bool(
-        flags & {'export', 'exporti', 'exports', 'stage'} or tags & {'parameters', 'injected-parameters'}
-    ) or _only_imports(cell.source)
+    needed = flags & {'export', 'exporti', 'exports', 'stage'} or tags & {'parameters', 'injected-parameters'}
+    return bool(needed) or _only_imports(cell.source)
 
 # %% ../../nbs/run/01_pipeline.ipynb #87836784
 class StageEngine(NBClientEngine):
@@ -78,80 +77,76 @@ papermill_engines.register('stage', StageEngine)
 class StageFailed(GnnEcommerceError):
     "A cell of an executed notebook failed; the message is the cell's own."
 
-@contextlib.contextmanager
-def _environment(**changes):
-    "Environment variables set (or, with None, removed) within the block."
-    before = {k: os.environ.get(k) for k in changes}
-    def put(values):
-        for k, v in values.items():
-            os.environ.pop(k, None) if v is None else os.environ.update({k: v})
-    put(changes)
-    try: yield
-    finally: put(before)
-
 def run_notebook(
-    notebook: str|Path,         # notebook to execute
-    output: str|Path,           # where the executed copy goes; written while it runs
+    notebook: str|Path,           # notebook to execute
+    output: str|Path,             # where the executed copy goes; written while it runs
     parameters: dict|None = None, # values for the cell tagged `parameters`
-    everything: bool = False,   # also run examples and tests, as JupyterLab would
+    everything: bool = False,     # also run examples and tests, as JupyterLab would
 ):
-    "Execute a notebook with papermill, its prints passed on. Raises `StageFailed`, or `SettingsError` for an unknown parameter."
+    "Execute a notebook with papermill, its prints passed on. Raises `StageFailed`, or `SettingsError` for a parameter."
     notebook, output, parameters = Path(notebook), Path(output), parameters or {}
-    if not notebook.is_file():
-        raise SettingsError(f'{notebook}: expected a notebook, found none')
-    declared = papermill.inspect_notebook(str(notebook))
-    unknown = sorted(set(parameters) - set(declared))
-    if unknown:
-        raise SettingsError(
-            f'{notebook}: expected parameters among {", ".join(declared) or "none"}; found {", ".join(unknown)}'
-        )
+    _check_parameters(notebook, parameters)
     output.parent.mkdir(parents=True, exist_ok=True)
-    # the kernel of this environment, progress as lines, and plots kept in the notebook
-    with _environment(
-        JUPYTER_PREFER_ENV_PATH='1',
-        GNN_ECOMMERCE_PROGRESS=os.environ.get('GNN_ECOMMERCE_PROGRESS', 'log'),
-        MPLBACKEND=None,
-    ):
+    options = dict(engine_name=None if everything else 'stage', progress_bar=False, stdout_file=sys.stdout,
+                   stderr_file=sys.stderr, start_timeout=180, config=_kernel_config())
+    with _environment(**_kernel_environment()):
         try:
-            papermill.execute_notebook(
-                str(notebook),
-                str(output),
-                parameters,
-                engine_name=None if everything else 'stage',
-                progress_bar=False,
-                stdout_file=sys.stdout,
-                stderr_file=sys.stderr,
-                start_timeout=180,
-                config=_kernel_config(),
-            )
+            papermill.execute_notebook(str(notebook), str(output), parameters, **options)
         except PapermillExecutionError as err:
             raise StageFailed(_reason(err, output)) from None
         except DeadKernelError: raise StageFailed(_dead(output)) from None
 
+# %% ../../nbs/run/01_pipeline.ipynb #pl000002
+def _check_parameters(notebook: Path, parameters: dict):
+    "Raise `SettingsError` for a notebook that is not there, and for a parameter that it does not declare."
+    if not notebook.is_file():
+        raise SettingsError(expected(notebook, 'a notebook', 'none'))
+    declared = papermill.inspect_notebook(str(notebook))
+    unknown = sorted(set(parameters)-set(declared))
+    if not unknown: return
+    names = ', '.join(declared) or 'none'
+    raise SettingsError(f'{notebook}: expected parameters among {names}; found {", ".join(unknown)}')
+
+def _kernel_environment() -> dict: # None: the variable is removed
+    "The kernel of this environment, progress as lines, and plots kept in the notebook."
+    progress = os.environ.get('GNN_ECOMMERCE_PROGRESS', 'log')
+    return dict(JUPYTER_PREFER_ENV_PATH='1', GNN_ECOMMERCE_PROGRESS=progress, MPLBACKEND=None)
+
+@contextlib.contextmanager
+def _environment(**changes):
+    "Environment variables set (or, with None, removed) within the block."
+    before = {name: os.environ.get(name) for name in changes}
+    def put(values):
+        for name, value in values.items():
+            if value is None: os.environ.pop(name, None)
+            else: os.environ[name] = value
+    put(changes)
+    try: yield
+    finally: put(before)
+
 # %% ../../nbs/run/01_pipeline.ipynb #72f2dab8
 def _kernel_config() -> Config:
-    "Talk to the kernel through a socket file, which other users cannot listen to, where its path is not too long for one."
-    short = os.name != 'nt' and len(os.path.join(jupyter_runtime_dir(), 'kernel-'+36*'x'+'-ipc-5')) < 100
-    return Config({'KernelManager': {'transport': 'ipc' if short else 'tcp'}})
+    "How to talk to the kernel: a socket file if its path is short enough, else TCP."
+    path = os.path.join(jupyter_runtime_dir(), 'kernel-'+36*'x'+'-ipc-5')
+    return Config({'KernelManager': {'transport': 'ipc' if os.name != 'nt' and len(path) < 100 else 'tcp'}})
 
 def _reason(err: PapermillExecutionError, output: Path) -> str:
-    "A failed cell's own message, after the place where the rest can be read."
+    "A failed cell's own message, after the place of the rest."
     return f'Executed up to the cell that failed: {output}\n{err.ename}: {err.evalue}'
 
 def _dead(output: Path) -> str:
-    "What to say when the process that ran the cells is gone."
-    return (
-        f'Executed up to the cell that failed: {output}\nThe process that ran the cells was ended from outside. Expected enough memory; '
-        'most often there was too little: close other programs, or lower what params.yaml asks for'
-    )
+    "The message when the process that ran the cells is gone."
+    return (f'Executed up to the cell that failed: {output}\n'
+            'The process that ran the cells was ended from outside. Expected enough memory; most often there was too '
+            'little: close other programs, or lower what params.yaml asks for')
 
 # %% ../../nbs/run/01_pipeline.ipynb #006acd7f
 def note_peak(
     output: str|Path, # the executed copy of a notebook, run by this process and by no other
 ):
-    "Add the peak memory of the notebook's process to its executed copy, as `metadata.papermill.peak_gb`. Nothing on Windows."
+    "Add the peak memory of the notebook's process to its executed copy, as `metadata.papermill.peak_gb`."
     try: import resource
-    except ImportError: return
+    except ImportError: return # Windows
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss*(1 if sys.platform == 'darwin' else 1024)
     nb = nbformat.read(output, 4)
     nb.metadata.setdefault('papermill', {})['peak_gb'] = round(peak/1e9, 3)
@@ -159,46 +154,41 @@ def note_peak(
 
 def stage_costs(
     root: str|Path, # the project
-) -> pd.DataFrame: # stage, seconds, peak_gb (10^9 bytes; NaN where it was not noted): a row for each stage that has run
-    "What each stage took when it last ran to its end, from the executed notebooks."
-    rows = []
+) -> pd.DataFrame: # stage, seconds, peak_gb (10^9 bytes; NaN if it was not noted): a row for each stage that has run
+    "Read what each stage took when it last ran to its end, from the executed notebooks."
+    rows, folder = [], Path(root)/'reports'/'notebooks'
     for stage in STAGES:
-        for file in sorted((Path(root)/'reports'/'notebooks').rglob(f'*_{stage}.ipynb')):
+        for file in sorted(folder.rglob(f'*_{stage}.ipynb')):
             took = nbformat.read(file, 4).metadata.get('papermill', {})
-            if took.get('duration') is not None:
-                rows.append((stage, took['duration'], took.get('peak_gb', float('nan'))))
+            if took.get('duration') is None: continue
+            rows.append((stage, took['duration'], took.get('peak_gb', float('nan'))))
     return pd.DataFrame(rows, columns=['stage', 'seconds', 'peak_gb'])
+
+# %% ../../nbs/run/01_pipeline.ipynb #pl000004
+def _terminal_table(title: str, left: tuple[str, ...], right: tuple[str, ...] = (), **options) -> Table:
+    "A table for the terminal with columns that are aligned to the left, then to the right."
+    options = dict(box=box.SIMPLE_HEAD, title=title, title_justify='left', title_style='bold', pad_edge=False)|options
+    table = Table(**options)
+    for name in left: table.add_column(name)
+    for name in right: table.add_column(name, justify='right', no_wrap=True)
+    return table
 
 def cost_table(
     costs: pd.DataFrame, # of `stage_costs`
 ) -> Table:
-    "The costs as a table for the terminal, with a last line for all of them."
-    table = Table(
-        'stage',
-        box=box.SIMPLE_HEAD,
-        title='What each stage took when it last ran',
-        title_justify='left',
-        title_style='bold',
-        pad_edge=False,
-    )
-    for name in ('seconds', 'peak memory, GB'):
-        table.add_column(name, justify='right')
-    for r in costs.itertuples():
-        table.add_row(r.stage, f'{r.seconds:.1f}', '' if pd.isna(r.peak_gb) else f'{r.peak_gb:.2f}')
-    table.add_row(
-        'together',
-        f'{costs.seconds.sum():.1f}',
-        '' if costs.peak_gb.isna().all() else f'{costs.peak_gb.max():.2f}',
-        style='bold',
-    )
+    "Show the costs in the terminal, with a last line for all of them."
+    table = _terminal_table('What each stage took when it last ran', ('stage',), ('seconds', 'peak memory, GB'))
+    gigabytes = lambda peak: '' if pd.isna(peak) else f'{peak:.2f}'
+    for row in costs.itertuples():
+        table.add_row(row.stage, f'{row.seconds:.1f}', gigabytes(row.peak_gb))
+    table.add_row('together', f'{costs.seconds.sum():.1f}', gigabytes(costs.peak_gb.max()), style='bold')
     return table
 
 # %% ../../nbs/run/01_pipeline.ipynb #aef0a72e
 def settings_class(stage: str) -> type[StageSettings]:
-    "The settings of a stage: `DataPrepSettings` for `data_prep`."
-    return getattr(
-        importlib.import_module(stage_module(stage)), ''.join(w.capitalize() for w in stage.split('_')) + 'Settings'
-    )
+    "Find the settings of a stage: `DataPrepSettings` for `data_prep`."
+    name = ''.join(word.capitalize() for word in stage.split('_'))+'Settings'
+    return getattr(importlib.import_module(stage_module(stage)), name)
 
 def _has_extra(stage: str) -> bool:
     "Is there what the module of a side stage imports? It may need an extra that the demo does without."
@@ -230,7 +220,7 @@ def _put(base, key: str, value):
     else: base.insert(len(base)-1, key, value)
 
 def _merge(base, overlay: dict, name: str = '') -> list[tuple]:
-    "Put `overlay` into `base`; returns (key, before, after) of what changed. An empty mapping replaces, a filled one merges."
+    "Put `overlay` into `base`; an empty mapping replaces, a filled one merges. Returns (key, before, after) of changes."
     changes = []
     for key, value in overlay.items():
         full, before = f'{name}{key}', base.get(key)
@@ -248,7 +238,7 @@ def apply_overlay(
     params: str|Path = 'params.yaml', # the file to change, in place
     check: bool = True,               # refuse what a stage would refuse
 ) -> list[tuple]: # (key, before, after) of each change
-    "Merge an overlay into a params file, comments kept, atomically. Raises `SettingsError`; the file is then as it was."
+    "Merge an overlay into a params file, comments kept, atomically. Raises `SettingsError` and leaves the file then."
     params = resolve_params(params)
     if not isinstance(overlay, dict): overlay = read_params(overlay)
     base = _yaml().load(params.read_text(encoding='utf8')) or {}
@@ -262,77 +252,73 @@ def apply_overlay(
 # %% ../../nbs/run/01_pipeline.ipynb #074f5e88
 _MAGIC = set('*?[')
 
+def _split_glob(path: Path) -> tuple[Path, str|None]: # folder or file, pattern
+    "Split a path where its first part with a wildcard begins."
+    first = next((i for i, part in enumerate(path.parts) if _MAGIC & set(part)), None)
+    if first is None: return path, None
+    return Path(*path.parts[:first]) if first else Path('.'), '/'.join(path.parts[first:])
+
 def own_events(
-    events: str,        # a file, a folder or a glob
-    root: str|Path,     # the project
+    events: str,    # a file, a folder or a glob
+    root: str|Path, # the project
 ) -> dict: # an overlay for section data_prep
-    "What `params.yaml` must hold to read these events. Raises `DataError` when there are none."
-    path = Path(events).expanduser()
-    parts = path.parts
-    first = next((i for i, part in enumerate(parts) if _MAGIC & set(part)), None)
-    folder = path if first is None else Path(*parts[:first]) if first else Path('.')
-    found = (Path(root)/folder).resolve()
-    if not found.exists():
-        raise DataError(f'EVENTS: expected a file, a folder or a glob, found nothing at {found}')
-    pattern = '/'.join(parts[first:]) if first is not None else None
-    if pattern and not any(found.glob(pattern)):
-        raise DataError(f'EVENTS: expected files that match {pattern} in {found}, found none')
-    shown = str(found.relative_to(Path(root).resolve())) if found.is_relative_to(Path(root).resolve()) else str(found)
+    "Make the overlay that reads these events. Raises `DataError` if there are none."
+    root, (folder, pattern) = Path(root), _split_glob(Path(events).expanduser())
+    place = (root/folder).resolve()
+    if not place.exists():
+        raise DataError(expected('EVENTS', 'a file, a folder or a glob', f'nothing at {place}'))
+    if pattern and not any(place.glob(pattern)):
+        raise DataError(expected('EVENTS', f'files that match {pattern} in {place}', 'none'))
+    inside = place.is_relative_to(root.resolve())
+    shown = str(place.relative_to(root.resolve())) if inside else str(place)
     return {'data_prep': {'events': shown, 'pattern': pattern or '*', 'products': 'auto'}}
 
+# %% ../../nbs/run/01_pipeline.ipynb #pl000008
+def _check_builtin(size: str, data_prep: dict):
+    "Raise `SettingsError` for a size that is none, and for settings that are meant for other files."
+    if size != 'whole' and not re.fullmatch(r'\d+(\.\d+)?[kM]?', size):
+        raise SettingsError(expected('SIZE', 'a number of events such as 4000, 200k or 2M, or whole', repr(size)))
+    other = [f'data_prep.{key}' for key in ('columns', 'product_columns', 'event_types') if data_prep.get(key)]
+    if other:
+        raise SettingsError(expected('SIZE', 'the names of the built-in shop in params.yaml',
+                                     f'those of other files ({", ".join(other)})',
+                                     'put it back with git checkout params.yaml'))
+
 def built_in_shop(
-    size: str, # about how many events: 4000, 200k, 2M, or whole
+    size: str,                   # about how many events: 4000, 200k, 2M, or whole
     data_prep: dict|None = None, # that section of params.yaml as it is
 ) -> dict: # an overlay for sections sample_data and data_prep
-    "What `params.yaml` must hold for the built-in shop of a size. Raises `SettingsError`."
+    "Make the overlay of the built-in shop in a size. Raises `SettingsError`."
     from gnn_ecommerce.data.sample_data import WHOLE_SHOP
-    found = re.fullmatch(r'(\d+(?:\.\d+)?)([kM]?)', size)
-    if not found and size != 'whole':
-        raise SettingsError(f'SIZE: expected a number of events such as 4000, 200k or 2M, or whole, found {size!r}')
-    other = [f'data_prep.{k}' for k in ('columns', 'product_columns', 'event_types') if (data_prep or {}).get(k)]
-    if other:
-        raise SettingsError(
-            f'SIZE: expected the names of the built-in shop in params.yaml, found those of other files ({", ".join(other)}): put it back with git checkout params.yaml'
-        )
-    events = WHOLE_SHOP['events'] if not found else round(float(found[1])*{'': 1, 'k': 1e3, 'M': 1e6}[found[2]])
-    # a small shop has more products for each event than a large one, which has those of the whole shop
+    _check_builtin(size, data_prep or {})
+    unit = {'k': 1e3, 'M': 1e6}.get(size[-1], 1)
+    events = WHOLE_SHOP['events'] if size == 'whole' else round(float(size.rstrip('kM'))*unit)
     items = 2000*(events/5e5)**.5
     items = None if items < WHOLE_SHOP['items']/WHOLE_SHOP['events']*events else round(items)
-    return {
-        'sample_data': {'events': events, 'users': None, 'items': items},
-        'data_prep': {'events': 'data/raw/sample', 'pattern': '*', 'products': 'auto'},
-    }
+    return {'sample_data': {'events': events, 'users': None, 'items': items},
+            'data_prep': {'events': 'data/raw/sample', 'pattern': '*', 'products': 'auto'}}
 
 # %% ../../nbs/run/01_pipeline.ipynb #02a9a840
 def comparison(root: str|Path) -> pd.DataFrame: # a row for each recommender
-    "The comparison that stage `inference` wrote. Raises `ArtifactError` if there is none."
+    "Read the comparison that stage `inference` wrote. Raises `ArtifactError` if there is none."
     path = ProjectPaths(root).report('inference')/'comparison.csv'
     if not path.is_file():
-        raise ArtifactError(f'expected the comparison in {path}, found no file: run `dvc repro inference`')
+        raise ArtifactError(expected('', f'the comparison in {path}', 'no file', 'run `dvc repro inference`'))
     return pd.read_csv(path)
 
 # %% ../../nbs/run/01_pipeline.ipynb #5c2ba9db
 def comparison_table(
     frame: pd.DataFrame, # as `comparison` gives it: method, metric, mean, low, high
-    metrics: tuple = ('recall@20', 'ndcg@20', 'mark@20', 'coverage@20'), # columns to show, where they are there
+    metrics: tuple = ('recall@20', 'ndcg@20', 'mark@20', 'coverage@20'), # columns to show, if they are there
 ) -> Table: # for a rich console
-    "The comparison as a table, best first: the best value of each metric in bold, the first one's interval."
+    "Show the comparison, best first: the best value of each metric in bold, the first one's interval."
     shown = [m for m in metrics if m in set(frame.metric)]
     mean, low, high = (frame.pivot(index='method', columns='metric', values=v) for v in ('mean', 'low', 'high'))
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        title='Test split, full ranking over all products, the first 20',
-        title_justify='left',
-        title_style='bold',
-        pad_edge=False,
-    )
-    for name in ('method', shown[0], 'interval', *shown[1:]):
-        table.add_column(name.removesuffix('@20'), justify='left' if name == 'method' else 'right', no_wrap=True)
+    names = [name.removesuffix('@20') for name in (shown[0], 'interval', *shown[1:])]
+    table = _terminal_table('Test split, full ranking over all products, the first 20', ('method',), tuple(names))
     for method in mean.sort_values(shown[0], ascending=False).index:
-        texts = [
-            Text(f'{mean.loc[method, m]:.4f}', style='bold' if mean.loc[method, m] == mean[m].max() else '')
-            for m in shown
-        ]
+        values = mean.loc[method]
+        texts = [Text(f'{values[m]:.4f}', style='bold' if values[m] == mean[m].max() else '') for m in shown]
         bounds = (low.loc[method, shown[0]], high.loc[method, shown[0]])
         table.add_row(method, texts[0], '{:.3f}-{:.3f}'.format(*bounds) if pd.notna(bounds[0]) else '', *texts[1:])
     return table
@@ -340,77 +326,70 @@ def comparison_table(
 # %% ../../nbs/run/01_pipeline.ipynb #278417cf
 def model_note(
     metadata: dict, # of the checkpoint
-) -> str: # one line; '' where the model is LightGCN alone
-    "What the model is made of, for those who read the comparison."
+) -> str: # one line; '' if the model is LightGCN alone
+    "Say what the model is made of, for those who read the comparison."
     scoring = metadata.get('scoring') or {}
     if not scoring.get('b'): return ''
     return (
-        f'hybrid is the model: lightgcn + {scoring["b"]:g} x {scoring["filter"]["name"]}. The rows of these two are its parts; lightgcn is that of epoch {metadata["best_epoch"]}, the best one for the sum, '
-        'which need not be its own best (training.filter: none trains it for itself). graph_filter is the filter with its defaults, a baseline.'
+        f'hybrid is the model: lightgcn + {scoring["b"]:g} x {scoring["filter"]["name"]}. The rows of these two are '
+        f'its parts; lightgcn is that of epoch {metadata["best_epoch"]}, the best one for the sum, which need not be '
+        'its own best (training.filter: none trains it for itself). graph_filter is the filter with its defaults, a '
+        'baseline.'
     )
 
 # %% ../../nbs/run/01_pipeline.ipynb #ea4dfeda
+def _difference(row: pd.Series) -> Text: # of difference, low, high
+    "A difference with its interval, bold if the interval holds no zero."
+    text = f'{row.difference:+.3f} ({row.low:.3f}, {row.high:.3f})'.replace('0.', '.')
+    return Text(text, style='bold' if row.low*row.high > 0 else '')
+
 def paired_table(
     frame: pd.DataFrame, # as stage `inference` writes it: model, method, metric, difference, low, high
     metric: str = 'recall@20',
-    others: tuple = ('als', 'svd', 'popular'), # methods to show, where they are there
-) -> Table|None: # for a rich console; None where there is nothing to show
-    "The model and its LightGCN part minus other methods, customer by customer; bold where the interval holds no zero."
+    others: tuple = ('als', 'svd', 'popular'), # methods to show, if they are there
+) -> Table|None: # for a rich console; None if there is nothing to show
+    "Show the model and its LightGCN part minus other methods, customer by customer."
     frame = frame[(frame.metric == metric) & frame.method.isin(others) & frame.model.isin(['hybrid', 'lightgcn'])]
     if not len(frame): return None
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        title=f'The same customers: difference in {metric.split("@")[0]}, with its interval',
-        title_justify='left',
-        title_style='bold',
-        pad_edge=False,
-    )
     names = [m for m in others if m in set(frame.method)]
-    for name in ('', *(f'minus {m}' for m in names)):
-        table.add_column(name, no_wrap=True)
+    title = f'The same customers: difference in {metric.split("@")[0]}, with its interval'
+    table = _terminal_table(title, ('', *(f'minus {m}' for m in names)))
     for model in dict.fromkeys(frame.model):
         rows = frame[frame.model == model].set_index('method')
-        table.add_row(
-            model,
-            *(
-                Text(
-                    '{:+.3f} ({:.3f}, {:.3f})'.format(*rows.loc[m, ['difference', 'low', 'high']]).replace('0.', '.'),
-                    style='bold' if rows.low[m] * rows.high[m] > 0 else '',
-                )
-                for m in names
-            ),
-        )
+        table.add_row(model, *(_difference(rows.loc[m]) for m in names))
     return table
 
 # %% ../../nbs/run/01_pipeline.ipynb #5ef856c7
-def _middle(frame: pd.DataFrame, by: str):
-    "The user in the middle when sorted by a count; the lower id where counts are equal."
-    frame = frame.sort_values([by, 'user_id'])
-    return frame.user_id.iloc[len(frame)//2]
+_COUNTS = ['n_view', 'n_cart', 'n_remove_from_cart', 'n_purchase']
 
+def _middle(frame: pd.DataFrame, by: str):
+    "The user in the middle when sorted by a count; the lower id if counts are equal."
+    return frame.sort_values([by, 'user_id']).user_id.iloc[len(frame)//2]
+
+def _users(paths: ProjectPaths) -> pd.DataFrame: # user_id, `_COUNTS`, n
+    "The users of the graph with their numbers of events."
+    edges = read_table(paths.graph/'edges.parquet', 'edges', 'graph_build', ['user', *_COUNTS])
+    users = read_table(paths.graph/'users.parquet', 'users', 'graph_build').set_index('user')
+    users = users.join(edges.groupby('user')[_COUNTS].sum())
+    return users.assign(n=users[_COUNTS].sum(axis=1))
+
+# %% ../../nbs/run/01_pipeline.ipynb #pl000019
 def example_customers(root: str|Path) -> list[tuple[str, Any]]: # (who it is, user id), three at most
-    "Customers to show: a buyer, a viewer, one without history. Chosen by rule from the graph and the recommendations."
+    "Choose customers to show by rule: a buyer, a viewer, one without history."
     paths = ProjectPaths(root)
     file = paths.recommendations/'recommendations.parquet'
     check_table(file, 'recommendations', 'inference')
     first = pq.read_table(file, columns=['user_id', 'source'], filters=[('rank', '=', 1)]).to_pandas()
-    counts = ['n_view', 'n_cart', 'n_remove_from_cart', 'n_purchase']
-    edges = (
-        read_table(paths.graph / 'edges.parquet', 'edges', 'graph_build', ['user', *counts])
-        .groupby('user')[counts]
-        .sum()
-    )
-    users = read_table(paths.graph/'users.parquet', 'users', 'graph_build').set_index('user').join(edges)
-    users['n'] = users[counts].sum(axis=1)
-    known = users[users.user_id.isin(first.user_id[first.source == 'model'])]
-    buyers, viewers = known[known.n_purchase >= 2], known[(known.n_purchase == 0) & (known.n >= 3)]
-    new = first.user_id[first.source != 'model']
-    out = [('a customer who buys', _middle(buyers, 'n_purchase'))] if len(buyers) else []
+    users, modelled = _users(paths), first.source == 'model'
+    users = users[users.user_id.isin(first.user_id[modelled])]
+    buyers, viewers = users[users.n_purchase >= 2], users[(users.n_purchase == 0) & (users.n >= 3)]
+    customers = [('a customer who buys', _middle(buyers, 'n_purchase'))] if len(buyers) else []
     if len(viewers):
-        out.append(('a customer who has only looked', _middle(viewers, 'n')))
-    if len(new):
-        out.append(('a customer whom the model does not know yet', new.min()))
-    return out
+        customers.append(('a customer who has only looked', _middle(viewers, 'n')))
+    new = 'a customer whom the model does not know yet'
+    if not modelled.all():
+        customers.append((new, first.user_id[~modelled].min()))
+    return customers
 
 # %% ../../nbs/run/01_pipeline.ipynb #6df4c090
 def _products(root, ids) -> pd.DataFrame:
@@ -420,104 +399,101 @@ def _products(root, ids) -> pd.DataFrame:
     frame = pq.read_table(file, filters=[('product_id', 'in', list(ids))]).to_pandas().set_index('product_id')
     return frame[[c for c in ('name', 'brand', 'category_code', 'price') if c in frame]]
 
-def _named(product_id, products: pd.DataFrame) -> tuple[str, str, str]: # name, brand, price as text
+def _product_row(product_id, products: pd.DataFrame) -> tuple[str, str, str]: # name, brand, price as text
     "What a person can read of a product."
     row = products.loc[product_id] if product_id in products.index else {}
     text = lambda key: str(row.get(key)) if pd.notna(row.get(key)) else ''
-    return (
-        text('name') or text('category_code') or f'product {product_id}',
-        text('brand'),
-        f'{row["price"]:,.2f}' if text('price') else '',
-    )
+    price = f'{row["price"]:,.2f}' if text('price') else ''
+    return text('name') or text('category_code') or f'product {product_id}', text('brand'), price
 
+# %% ../../nbs/run/01_pipeline.ipynb #pl000010
 def customer_story(
     root: str|Path, # the project
     user_id: Any,   # whom
     k: int = 5,     # recommendations to show
     n: int = 6,     # latest events to show
-) -> dict: # history (frame), recommended (frame), bought_later (set of product ids), n_events
-    "What one customer did before the split, what is recommended, and what they first bought afterwards."
-    paths = ProjectPaths(root)
-    mine = [('user_id', '=', user_id)]
-    events = pq.read_table(
-        paths.processed / 'train_events.parquet',
-        columns=['user_id', 'event_time', 'event_type', 'product_id'],
-        filters=mine,
-    ).to_pandas()
-    recs = pq.read_table(paths.recommendations/'recommendations.parquet', filters=mine).to_pandas().sort_values('rank')
-    test = pq.read_table(paths.processed/'test.parquet', columns=['user_id', 'product_id'], filters=mine).to_pandas()
+) -> dict: # history, recommended (frames), bought_later (product ids), n_events, k and hits (of the whole list)
+    "Read what one customer did before the split, what is recommended, and what they first bought afterwards."
+    paths, mine = ProjectPaths(root), [('user_id', '=', user_id)]
+    read = lambda file, columns=None: pq.read_table(file, columns=columns, filters=mine).to_pandas()
+    columns = ['user_id', 'event_time', 'event_type', 'product_id']
+    events = read(paths.processed/'train_events.parquet', columns)
+    recs = read(paths.recommendations/'recommendations.parquet').sort_values('rank')
+    bought = set(read(paths.processed/'test.parquet', ['user_id', 'product_id']).product_id)
     return {
         'history': events.sort_values('event_time', ascending=False, kind='stable').head(n),
         'recommended': recs.head(k),
-        'bought_later': set(test.product_id),
+        'bought_later': bought,
         'n_events': len(events),
         'k': len(recs),
-        'hits': len(set(test.product_id) & set(recs.product_id)),
+        'hits': len(bought & set(recs.product_id)),
     }
 
 # %% ../../nbs/run/01_pipeline.ipynb #82866b9c
+def _history_table(story: dict, products: pd.DataFrame) -> Table|Text:
+    "The customer's latest events."
+    if not len(story['history']):
+        return Text('  what they did before the split: nothing', 'italic')
+    columns = ('time', 'event', 'product', 'brand')
+    table = _terminal_table('what they did last', columns, ('price',), title_style='italic')
+    for event in story['history'].itertuples():
+        table.add_row(f'{event.event_time:%Y-%m-%d %H:%M}', event.event_type, *_product_row(event.product_id, products))
+    return table
+
+def _list_table(story: dict, products: pd.DataFrame) -> Table:
+    "The customer's recommendations."
+    table = Table(box=box.SIMPLE_HEAD, title='what is recommended', title_justify='left', title_style='italic',
+                  pad_edge=False)
+    for name in ('', 'product', 'brand', 'price', 'because of'):
+        table.add_column(name, justify='right' if name in ('', 'price') else 'left')
+    for r in story['recommended'].itertuples():
+        later = ' (bought later)' if r.product_id in story['bought_later'] else ''
+        source = 'popularity' if r.source == 'popular' else 'the model'
+        table.add_row(str(r.rank), *_product_row(r.product_id, products), source+later)
+    return table
+
+# %% ../../nbs/run/01_pipeline.ipynb #pl000011
 def customer_view(root: str|Path, who: str, user_id: Any, k: int = 5, n: int = 6) -> Group:
-    "One customer for a rich console: what they did, what is recommended."
+    "Show one customer on a rich console: what they did, what is recommended."
     story = customer_story(root, user_id, k, n)
     products = _products(root, {*story['history'].product_id, *story['recommended'].product_id})
     head = Text.assemble((f'{who}: ', 'bold'), f'customer {user_id}, {story["n_events"]} events before the split')
-    did, get = (
-        Table(box=box.SIMPLE_HEAD, title=title, title_justify='left', title_style='italic', pad_edge=False)
-        for title in (
-            'what they did last' if story['n_events'] else 'what they did before the split: nothing',
-            'what is recommended',
-        )
-    )
-    for name in ('time', 'event', 'product', 'brand', 'price'):
-        did.add_column(name, justify='right' if name == 'price' else 'left')
-    for e in story['history'].itertuples():
-        did.add_row(f'{e.event_time:%Y-%m-%d %H:%M}', e.event_type, *_named(e.product_id, products))
-    for name in ('', 'product', 'brand', 'price', 'because of'):
-        get.add_column(name, justify='right' if name in ('', 'price') else 'left')
-    for r in story['recommended'].itertuples():
-        later = ' (bought later)' if r.product_id in story['bought_later'] else ''
-        get.add_row(
-            str(r.rank),
-            *_named(r.product_id, products),
-            ('popularity' if r.source == 'popular' else 'the model') + later,
-        )
-    parts = [head, *([did] if len(story['history']) else [Text('  '+did.title, 'italic')]), get]
+    parts = [head, _history_table(story, products), _list_table(story, products)]
     if story['bought_later']:
         parts.append(Text(f'  Of the {len(story["bought_later"])} products that they first bought in the test period, '
-                                               f'{story["hits"]} are among the {story["k"]} recommended.'))
+                          f'{story["hits"]} are among the {story["k"]} recommended.'))
     return Group(*parts, Text())
 
 # %% ../../nbs/run/01_pipeline.ipynb #8d30403a
-def explained_view(root: str|Path, k: int = 3) -> Group|None: # None where stage `explainability` has not run
-    "The first explained customer: the best `k` products, each with the sentence that its largest shares give."
+def explained_view(root: str|Path, k: int = 3) -> Group|None: # None if stage `explainability` has not run
+    "Show the first explained customer: the best `k` products, each with the sentence that its largest shares give."
     file = ProjectPaths(root).recommendations/'explanations.parquet'
     if not file.is_file(): return None
-    rows = (
-        pq.read_table(file, columns=['user_id', 'product_id', 'product', 'rank', 'sentence'])
-        .to_pandas()
-        .drop_duplicates(['user_id', 'product_id'])
-    )
+    rows = pq.read_table(file, columns=['user_id', 'product_id', 'product', 'rank', 'sentence']).to_pandas()
     if not len(rows): return None
-    mine = rows[rows.user_id == rows.user_id.iloc[0]].sort_values('rank').head(k)
+    mine = rows[rows.user_id == rows.user_id.iloc[0]].drop_duplicates('product_id').sort_values('rank').head(k)
     lines = [Text.assemble((f'{r.rank}  {r.product}\n', 'bold'), f'   {r.sentence}') for r in mine.itertuples()]
     return Group(Text.assemble(('and why: ', 'bold'), f'customer {rows.user_id.iloc[0]}'), *lines, Text())
 
-# %% ../../nbs/run/01_pipeline.ipynb #f97aff20
 def explained_page(
     root: str|Path,     # the project
     customers: int = 1, # explained customers that are on it, from the first
-) -> Path|None: # reports/why.html; None where stage `explainability` has not run
-    "One page to click through, without kernel and network: lists, reasons and paths. Written again when the explanations are newer than it."
+) -> Path|None: # reports/why.html; None if stage `explainability` has not run
+    "Write lists, reasons and paths as one page without kernel and network, if the explanations are newer than it."
     paths = ProjectPaths(root)
     file, page = paths.recommendations/'explanations.parquet', paths.report('why.html')
     if not file.is_file(): return None
     if page.is_file() and page.stat().st_mtime > file.stat().st_mtime:
         return page
     ids = pq.read_table(file, columns=['user_id']).column(0).to_pandas().unique()[:customers].tolist()
-    if not ids: return None
-    # notebooks that come later
-    state, figures = (importlib.import_module(f'gnn_ecommerce.explore.{name}') for name in ('state', 'figures'))
-    return figures.page(state.ExplorerState.from_project(root), page, ids)
+    return _write_page(root, page, ids) if ids else None
+
+# %% ../../nbs/run/01_pipeline.ipynb #pl000013
+def _write_page(root: str|Path, page: Path, ids: list) -> Path:
+    "Write the explorer's page of some customers."
+    from gnn_ecommerce.explore.figures import page as write
+    from gnn_ecommerce.explore.state import ExplorerState
+    return write(ExplorerState.from_project(root), page, ids)
 
 # %% ../../nbs/run/01_pipeline.ipynb #1e5ed343
 def show_results(
@@ -525,24 +501,25 @@ def show_results(
     console: Console|None = None, # where to print
     note: str = '',               # markup that is printed before the last part
 ):
-    "Print the comparison, what the stages took, three customers, and why one of them gets this. Raises `ArtifactError` when a stage has not run."
+    "Print comparison, costs, three customers, and one's reasons. Raises `ArtifactError` if a stage has not run."
     root, console = Path(root or project_root()), console or Console()
     paths = ProjectPaths(root)
+    plain = dict(markup=False, highlight=False, soft_wrap=True)
     console.print(comparison_table(comparison(root)))
-    if about := model_note(read_json(paths.checkpoints/'metadata.json', 'training')):
-        console.print(about+'\n', markup=False, highlight=False)
+    about = model_note(read_json(paths.checkpoints/'metadata.json', 'training'))
+    if about: console.print(about+'\n', markup=False, highlight=False)
     paired = paths.report('inference')/'differences.csv'
-    if paired.is_file() and (table := paired_table(pd.read_csv(paired))) is not None:
-        console.print(table)
-    if len(costs := stage_costs(root)): console.print(cost_table(costs))
+    table = paired_table(pd.read_csv(paired)) if paired.is_file() else None
+    if table is not None: console.print(table)
+    costs = stage_costs(root)
+    if len(costs): console.print(cost_table(costs))
     for who, user_id in example_customers(root):
         console.print(customer_view(root, who, user_id))
     if note: console.print(Text.from_markup(note))
-    if (why := explained_view(root)) is None: return
+    why = explained_view(root)
+    if why is None: return
     console.print('\n', why)
-    console.print(
-        f'To click through, open in a browser: {explained_page(root)}', markup=False, highlight=False, soft_wrap=True
-    )
+    console.print(f'To click through, open in a browser: {explained_page(root)}', **plain)
 
 # %% ../../nbs/run/01_pipeline.ipynb #9cd9477d
 def _git(root: Path, *args) -> subprocess.CompletedProcess:
@@ -551,63 +528,54 @@ def _git(root: Path, *args) -> subprocess.CompletedProcess:
 
 def _prepare_dvc(root: Path):
     "Let DVC work in a folder that is no Git repository, such as an unpacked archive."
-    if _git(root, 'rev-parse', '--is-inside-work-tree').returncode != 0:
-        subprocess.run([sys.executable, '-m', 'dvc', 'config', '--local', 'core.no_scm', 'true'], cwd=root, check=True)
+    if _git(root, 'rev-parse', '--is-inside-work-tree').returncode == 0: return
+    subprocess.run([sys.executable, '-m', 'dvc', 'config', '--local', 'core.no_scm', 'true'], cwd=root, check=True)
 
 def _change_params(root: Path, overlay: dict, console: Console):
-    "Apply an overlay to the project's params.yaml; say what changed and how to undo it."
-    params = root/'params.yaml'
-    before, committed = (
-        params.read_text(encoding='utf8'),
-        _git(root, 'diff', '--quiet', 'HEAD', '--', 'params.yaml').returncode == 0,
-    )
+    "Apply an overlay to the project's params.yaml; print what changed and how to undo it."
+    params, plain = root/'params.yaml', dict(markup=False, highlight=False)
+    before = params.read_text(encoding='utf8')
+    committed = _git(root, 'diff', '--quiet', 'HEAD', '--', 'params.yaml').returncode == 0
     changes = apply_overlay(overlay, params)
     if not changes: return
     console.print(Text('params.yaml changed:', 'bold'))
     for key, old, new in changes:
-        console.print(f'  {key}: {old!r} -> {new!r}', markup=False, highlight=False)
+        console.print(f'  {key}: {old!r} -> {new!r}', **plain)
     undo = 'git checkout params.yaml'
     if not committed:
         saved = ProjectPaths(root).report('params.before.yaml')
         with atomic_path(saved) as tmp: tmp.write_text(before, encoding='utf8')
         undo = f'cp {saved.relative_to(root)} params.yaml'
-    console.print(f'  To undo: {undo}\n', markup=False, highlight=False)
+    console.print(f'  To undo: {undo}\n', **plain)
 
 # %% ../../nbs/run/01_pipeline.ipynb #077771df
+#: names a file to which a failing stage writes why, so that the caller of `dvc repro` can print it last
+_REASON = 'GNN_ECOMMERCE_REASON'
+
 def run_pipeline(
     root: str|Path,          # the project
     targets: str|tuple[str, ...] = ('explainability', 'bundle'), # stages to run; those that they need run first
 ):
-    "`dvc repro` of some stages and what they need. Raises `StageFailed` with the failing stage's own reason."
+    "Run `dvc repro` of some stages. Raises `StageFailed` with the failing stage's own reason."
     targets = (targets,) if isinstance(targets, str) else targets
-    fd, reason = tempfile.mkstemp(prefix='gnn_ecommerce_', suffix='.txt')
-    os.close(fd)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')])
-    try:
-        done = subprocess.run(
-            [sys.executable, '-m', 'dvc', 'repro', *targets],
-            cwd=root,
-            env={**os.environ, 'PATH': path, _REASON: reason},
-        )
-        said = Path(reason).read_text(encoding='utf8').strip()
-        if done.returncode:
-            raise StageFailed(
-                said
-                or f'dvc repro {" ".join(targets)} ended with exit code {done.returncode}; its own message is above'
-            )
-    finally: Path(reason).unlink(missing_ok=True)
-
-#: names a file to which a failing stage writes why, so that the caller of `dvc repro` can say it last
-_REASON = 'GNN_ECOMMERCE_REASON'
+    with tempfile.TemporaryDirectory(prefix='gnn_ecommerce_') as folder:
+        reason = Path(folder)/'reason.txt'
+        reason.touch()
+        done = subprocess.run([sys.executable, '-m', 'dvc', 'repro', *targets], cwd=root,
+                              env={**os.environ, 'PATH': path, _REASON: str(reason)})
+        if not done.returncode: return
+        code = f'dvc repro {" ".join(targets)} ended with exit code {done.returncode}; its own message is above'
+        raise StageFailed(reason.read_text(encoding='utf8').strip() or code)
 
 # %% ../../nbs/run/01_pipeline.ipynb #0ac90ede
 def demo(
-    events: str|None = None,  # a file, a folder or a glob of your own events; default: what params.yaml says
-    overlay: str|None = None, # a YAML file of settings that differ
+    events: str|None = None,    # a file, a folder or a glob of your own events; default: what params.yaml says
+    overlay: str|None = None,   # a YAML file of settings that differ
     root: str|Path|None = None, # the project; found from the current folder by default
-    size: str|None = None,    # about how many events of the built-in shop, such as 4000, 2M or whole
+    size: str|None = None,      # about how many events of the built-in shop, such as 4000, 2M or whole
 ):
-    "Run the pipeline and show its results. Raises `GnnEcommerceError` with what was expected, what was found, what to do."
+    "Run the pipeline and show its results. Raises `GnnEcommerceError`."
     root, console = Path(root or project_root()), Console()
     _prepare(root, events, overlay, console, size)
     run_pipeline(root)
@@ -616,22 +584,18 @@ def demo(
 
 def _prepare(root: Path, events: str|None, overlay: str|None, console: Console, size: str|None = None):
     "Put events and overlay into params.yaml, check every section, get DVC ready."
-    changes = read_params(overlay) if overlay else {}
     if events and size:
-        raise SettingsError(
-            f'expected EVENTS, your own files, or SIZE, of the built-in shop, found both: {events}, {size}'
-        )
-    if events or size:
-        changes = merge_params(
-            own_events(events, root)
-            if events
-            else built_in_shop(size, read_params(root / 'params.yaml').get('data_prep')),
-            changes,
-        )
+        found = f'both: {events}, {size}'
+        raise SettingsError(expected('', 'EVENTS, your own files, or SIZE, of the built-in shop', found))
+    changes = read_params(overlay) if overlay else {}
+    if events: changes = merge_params(own_events(events, root), changes)
+    if size:
+        changes = merge_params(built_in_shop(size, read_params(root/'params.yaml').get('data_prep')), changes)
     if changes: _change_params(root, changes, console)
     check_params(root/'params.yaml')
     _prepare_dvc(root)
 
+# %% ../../nbs/run/01_pipeline.ipynb #pl000016
 NEXT = '''[bold]Where things are[/]
   reports/notebooks/       each stage's notebook as executed, with its plots
   reports/inference/       the comparison, whole and in groups
@@ -649,30 +613,26 @@ NEXT = '''[bold]Where things are[/]
 
 # %% ../../nbs/run/01_pipeline.ipynb #aa7031e2
 def tune(
-    budget: str = '',         # such as 30m; '': tuning.budget
-    events: str|None = None,  # as for `demo`
-    overlay: str|None = None, # as for `demo`
+    budget: str = '',           # such as 30m; '': tuning.budget
+    events: str|None = None,    # as for `demo`
+    overlay: str|None = None,   # as for `demo`
     root: str|Path|None = None, # the project; found from the current folder by default
 ):
     "Search for better settings; the answer is `reports/tuning/best.yaml`. Raises `GnnEcommerceError`."
     root, console = Path(root or project_root()), Console()
     if not _has_extra('tuning'):
-        raise SettingsError(
-            "tune: expected the package optuna, found it missing: pip install -e '.[tune]', or use make tune, which does that"
-        )
+        fix = "pip install -e '.[tune]', or use make tune, which does that"
+        raise SettingsError(expected('tune', 'the package optuna', 'it missing', fix))
     if budget:
-        importlib.import_module('gnn_ecommerce.run.tuning').seconds_of(budget)
+        importlib.import_module(stage_module('tuning')).seconds_of(budget)
     _prepare(root, events, overlay, console)
     run_pipeline(root, SIDE_STAGES['tuning'][1])
-    run_notebook(
-        root / 'nbs/run/02_tuning.ipynb',
-        root / 'reports/notebooks/run/02_tuning.ipynb',
-        {'params': str(root / 'params.yaml'), 'budget': budget},
-    )
+    run_notebook(root/'nbs/run/02_tuning.ipynb', root/'reports/notebooks/run/02_tuning.ipynb',
+                 {'params': str(root/'params.yaml'), 'budget': budget})
 
 # %% ../../nbs/run/01_pipeline.ipynb #b51421c1
 def _parser() -> argparse.ArgumentParser:
-    "Arguments of `python -m gnn_ecommerce.run.pipeline`."
+    "Describe the arguments of `python -m gnn_ecommerce.run.pipeline`."
     parser = argparse.ArgumentParser(
         prog='python -m gnn_ecommerce.run.pipeline', description='Run stage notebooks, the demo, and show results.'
     )
@@ -695,10 +655,23 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument('file')
     return parser
 
+# %% ../../nbs/run/01_pipeline.ipynb #3d95c51a
+def _fail(err: GnnEcommerceError) -> int:
+    "Print why, on the last lines, and to the file that `run_pipeline` named."
+    text = str(err) if isinstance(err, StageFailed) else f'{type(err).__name__}: {err}'
+    if os.environ.get(_REASON):
+        Path(os.environ[_REASON]).write_text(text, encoding='utf8')
+    sys.stdout.flush()
+    print(f'\n{text}', file=sys.stderr, flush=True)
+    return 1
+
+if __name__ == '__main__' and __spec__ is not None: sys.exit(main())
+
+# %% ../../nbs/run/01_pipeline.ipynb #pl000017
 def main(
     argv: list[str]|None = None, # arguments; the command line's by default
 ) -> int: # exit code
-    "The command. A `GnnEcommerceError` ends it with its message and exit code 1."
+    "Run the command. A `GnnEcommerceError` ends it with its message and exit code 1."
     args = _parser().parse_args(argv)
     try:
         if args.command == 'papermill':
@@ -711,15 +684,3 @@ def main(
         else: _change_params(project_root(), read_params(args.file), Console())
     except GnnEcommerceError as err: return _fail(err)
     return 0
-
-# %% ../../nbs/run/01_pipeline.ipynb #3d95c51a
-def _fail(err: GnnEcommerceError) -> int:
-    "Say why, on the last lines, and to the file that `run_pipeline` named."
-    text = str(err) if isinstance(err, StageFailed) else f'{type(err).__name__}: {err}'
-    if os.environ.get(_REASON):
-        Path(os.environ[_REASON]).write_text(text, encoding='utf8')
-    sys.stdout.flush()
-    print(f'\n{text}', file=sys.stderr, flush=True)
-    return 1
-
-if __name__ == '__main__' and __spec__ is not None: sys.exit(main())
