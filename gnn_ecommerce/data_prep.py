@@ -738,7 +738,7 @@ def _write_train_and_targets(con: ibis.BaseBackend, events: ibis.Table, settings
     for part in ('val', 'test'):
         copy_table(con, target_pairs(events, part, settings.targets), files[part], 'targets')
 
-# %% ../nbs/01_data_prep.ipynb #ec71fe65
+# %% ../nbs/01_data_prep.ipynb #a4f8ab91
 def prepare(
     con: ibis.BaseBackend,   # of `connect`
     settings: DataPrepSettings,
@@ -746,7 +746,7 @@ def prepare(
     work: Path,              # where the outputs go, under the names of `OUTPUTS`
     now: datetime|None = None, # for tests, as in `check_all`
 ) -> DataPrep:
-    "Read, check, split and write everything into the work folder."
+    "Read, check, split and write all into the work folder."
     sources, products = open_inputs(settings, paths, work)
     checked = check_all(con, sources, settings, work, now)
     checked = leave_forgotten_out(con, checked, settings, paths, work)

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['EVENTS', 'PRODUCTS', 'EVENT_TYPES', 'SYNONYMS', 'SUFFIXES', 'BLOCK', 'MAX_SPAN', 'MAX_LINE', 'MAX_RAW', 'NOT_UTF8',
            'NUL', 'UNTERMINATED', 'AFTER_QUOTE', 'TOO_FEW', 'TOO_MANY', 'TOO_LONG', 'CUT_OFF', 'MARK', 'NO_HEADER',
-           'TIMESTAMP', 'MISSING', 'UUID', 'ZSTD', 'Layout', 'match_columns', 'propose_columns', 'find_files',
-           'file_format', 'unpack', 'split_record', 'Record', 'parse_record', 'is_regular', 'Header', 'read_header',
-           'Source', 'RejectWriter', 'RepairedCopy', 'scan_csv', 'open_file', 'open_files', 'connect', 'sql_text',
-           'read_rows', 'epoch_us', 'parse_time', 'is_missing', 'is_canonical', 'guess_id_types', 'settle_id_types',
-           'check_events', 'check_products', 'one_row_a_product', 'stage_rows', 'count_events', 'rejects',
-           'odd_sessions', 'read_lines', 'fill_raw', 'write_rejects']
+           'STRETCH', 'TIMESTAMP', 'MISSING', 'UUID', 'ZSTD', 'Layout', 'match_columns', 'propose_columns',
+           'find_files', 'file_format', 'unpack', 'split_record', 'Record', 'parse_record', 'is_regular', 'Header',
+           'read_header', 'Source', 'RejectWriter', 'RepairedCopy', 'scan_csv', 'open_file', 'open_files', 'connect',
+           'sql_text', 'read_rows', 'epoch_us', 'parse_time', 'is_missing', 'is_canonical', 'guess_id_types',
+           'settle_id_types', 'check_events', 'check_products', 'one_row_a_product', 'stage_rows', 'count_events',
+           'rejects', 'odd_sessions', 'read_lines', 'fill_raw', 'write_rejects']
 
 # %% ../../nbs/data/01_events.ipynb #eec05c67
 import csv, difflib, os, re, zlib
@@ -443,41 +443,58 @@ class _Scan:
         self.rows = self.blank = 0
         self.placeholder = (MARK + header.delimiter*(len(header.names)-1)).encode() + header.newline
 
-    def take(self, block: bytes, more: bool) -> int: # bytes used
-        "Take in whole lines. `more`: does the file go on after them?"
-        if not block: return 0
-        if self.header.problem: return self.reject_all(block)
-        data = block
-        if self.encoding != 'utf-8' and not block.isascii():
-            try: data = block.decode(self.encoding).encode()
-            except UnicodeDecodeError: return self.irregular(block, more)
-            self.copy.begin(self.offset)
-        if not is_regular(data, self.header.delimiter, len(self.header.names), self.header.newline):
-            return self.irregular(block, more)
-        self.copy.write(data)
-        n = int(np.count_nonzero(np.frombuffer(block, np.uint8) == 10)) # count would keep other threads waiting
-        self.rows += n
-        self.line += n
-        self.offset += len(block)
-        return len(block)
+# %% ../../nbs/data/01_events.ipynb #376a2d57
+@patch
+def take_regular(self: _Scan, block: bytes) -> bool: # False, and nothing is taken in, if the block is not regular
+    "Pass whole lines on to the fast reader, if all of them are regular."
+    data, recoded = block, self.encoding != 'utf-8' and not block.isascii()
+    if recoded:
+        try: data = block.decode(self.encoding).encode()
+        except UnicodeDecodeError: return False
+    if not is_regular(data, self.header.delimiter, len(self.header.names), self.header.newline): return False
+    if recoded: self.copy.begin(self.offset)
+    self.copy.write(data)
+    n = int(np.count_nonzero(np.frombuffer(block, np.uint8) == 10)) # count would keep other threads waiting
+    self.rows += n
+    self.line += n
+    self.offset += len(block)
+    return True
+
+@patch
+def take(self: _Scan, block: bytes, more: bool) -> int: # bytes used
+    "Take in whole lines. `more`: does the file go on after them?"
+    if not block: return 0
+    if self.header.problem: return self.reject_all(block)
+    return len(block) if self.take_regular(block) else self.irregular(block, more)
 
 # %% ../../nbs/data/01_events.ipynb #f42534b9
+STRETCH = 64 # lines that are looked at together in a block that is not regular
+
 @patch
 def irregular(self: _Scan, block: bytes, more: bool) -> int: # bytes used
-    "Take in lines of which at least one is not what it should be."
+    "Take in lines of which at least one is not what it should be: regular stretches at once, the others one by one."
     self.copy.begin(self.offset)
     whole = block.split(b'\n')[:-1]
     lines, at, used = [line.removesuffix(b'\r') for line in whole], 0, 0
     delimiter, n_fields, more = self.header.delimiter, len(self.header.names), more and len(block) < MAX_LINE*8
+    until = 0 # lines before this one are known to stand in an irregular stretch
     while at < len(lines):
+        if at >= until:
+            stretch = b''.join(line+b'\n' for line in whole[at:at+STRETCH])
+            until = at+STRETCH
+            if self.take_regular(stretch):
+                at, used = min(until, len(lines)), used+len(stretch)
+                continue
         record = parse_record(lines, at, delimiter, n_fields, self.encoding, more)
         if not record.lines: break
+        size = sum(len(line)+1 for line in whole[at:at+record.lines])
         self.take_record(record)
-        used += sum(len(line)+1 for line in whole[at:at+record.lines])
+        self.offset += size
+        used += size
         at += record.lines
-    self.offset += used
     return used
 
+# %% ../../nbs/data/01_events.ipynb #2de27825
 @patch
 def take_record(self: _Scan, record: Record):
     "Write a record to the copy if the fast reader may see it, else a placeholder there and the record beside it."
