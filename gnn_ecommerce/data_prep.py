@@ -451,7 +451,8 @@ def work_folder(paths: ProjectPaths):
     "A folder for files on their way, on the disk of the results; removed in the end."
     paths.interim.mkdir(parents=True, exist_ok=True)
     for old in paths.interim.glob('.data_prep-*'):
-        if not _alive(old.name.split('-')[1]): shutil.rmtree(old, ignore_errors=True)
+        if not _alive(old.name.split('-')[1]):
+            shutil.rmtree(old, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=f'.data_prep-{os.getpid()}-', dir=paths.interim))
     try: yield folder
     finally: shutil.rmtree(folder, ignore_errors=True)
@@ -593,7 +594,8 @@ def check_all(
         checked = stage_rows(con, checked, sources, work)
         counts = con.execute(count_events(checked))
         settled = settle_id_types(counts, asked)
-        if settled == id_types: return Checked(sources, id_types, checked, counts)
+        if settled == id_types:
+            return Checked(sources, id_types, checked, counts)
         id_types = settled
 
 # %% ../nbs/01_data_prep.ipynb #1a7f6b7b
@@ -715,7 +717,8 @@ def describe(
     metrics |= {f'rejected: {r.reason}': int(r.rows) for r in reasons.itertuples()}
     metrics |= {f'warning: {w.warning}': int(w.rows) for w in warnings.itertuples()}
     metrics |= _catalogue_counts(con, written, products) | _sizes(parts)
-    if checked.forgotten is not None: metrics['rows_forgotten'] = checked.forgotten
+    if checked.forgotten is not None:
+        metrics['rows_forgotten'] = checked.forgotten
     split = _split_json(settings, points, checked.counts, parts)
     by_day, by_file = _by_day(con, events), _by_file(checked)
     return DataPrep(settings, metrics, split, parts, by_day, by_file, reasons, warnings, active)
@@ -805,7 +808,8 @@ def plot_rejects(result: DataPrep, ax=None):
     df = result.reasons[::-1]
     ax = _axes(ax, (7, 1.2+.3*len(df)))
     ax.barh(df.reason, df.rows, color='#d95f0e')
-    for i, n in enumerate(df.rows): ax.text(n, i, f' {n:,}', va='center', fontsize=8)
+    for i, n in enumerate(df.rows):
+        ax.text(n, i, f' {n:,}', va='center', fontsize=8)
     if df.empty: ax.set_axis_off()
     ax.margins(x=.15)
     ax.set(xlabel='rows', title=f'{result.metrics["rows_rejected"]:,} of {result.metrics["rows_read"]:,} rows rejected')
@@ -844,7 +848,8 @@ def write_report(result: DataPrep, folder: Path):
     tables = dict(by_month=result.by_month.reset_index(), parts=result.parts.reset_index())
     tables |= {name: getattr(result, name) for name in ('by_day', 'by_file', 'reasons', 'warnings', 'activity')}
     for name, df in tables.items():
-        with atomic_path(folder/f'{name}.csv') as tmp: df.to_csv(tmp, index=False)
+        with atomic_path(folder/f'{name}.csv') as tmp:
+            df.to_csv(tmp, index=False)
     plots = dict(events=plot_events, rejects=plot_rejects, targets=plot_targets, activity=plot_activity)
     for name, plot in plots.items():
         ax = plot(result)
@@ -867,6 +872,7 @@ def run_data_prep(
         write_report(result, paths.report('data_prep'))
         outputs = {f'{name}.parquet': place for name, place in OUTPUTS.items()}
         for name, place in {**outputs, 'split.json': 'processed/split.json'}.items():
-            with atomic_path(paths.root/'data'/place) as tmp: os.replace(work/name, tmp)
+            with atomic_path(paths.root/'data'/place) as tmp:
+                os.replace(work/name, tmp)
     print(result)
     return result

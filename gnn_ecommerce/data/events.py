@@ -249,7 +249,8 @@ def _quoted_record(lines: list[bytes], at: int, delimiter: str, n_fields: int, e
         try: text = b'\n'.join(lines[at:end]).decode(encoding)
         except UnicodeDecodeError: return unterminated
         fields, state = split_record(text, delimiter)
-        if state == 'ok' and len(fields) == n_fields: return Record(end-at, fields, None, text)
+        if state == 'ok' and len(fields) == n_fields:
+            return Record(end-at, fields, None, text)
         if state != 'open': return unterminated
     return Record(0) if more and len(lines) < at+MAX_SPAN else unterminated
 
@@ -267,7 +268,8 @@ def parse_record(
     if problem: return Record(problem=problem, raw=text)
     if not text.strip(' '): return Record(raw=text)
     fields, state = split_record(text, delimiter)
-    if state == 'open': return _quoted_record(lines, at, delimiter, n_fields, encoding, more)
+    if state == 'open':
+        return _quoted_record(lines, at, delimiter, n_fields, encoding, more)
     if state == 'bad': return Record(problem=AFTER_QUOTE, raw=text)
     if len(fields) == n_fields: return Record(1, fields, None, text)
     return Record(problem=TOO_FEW if len(fields) < n_fields else TOO_MANY, raw=text)
@@ -451,7 +453,8 @@ def take_regular(self: _Scan, block: bytes) -> bool: # False, and nothing is tak
     if recoded:
         try: data = block.decode(self.encoding).encode()
         except UnicodeDecodeError: return False
-    if not is_regular(data, self.header.delimiter, len(self.header.names), self.header.newline): return False
+    if not is_regular(data, self.header.delimiter, len(self.header.names), self.header.newline):
+        return False
     if recoded: self.copy.begin(self.offset)
     self.copy.write(data)
     n = int(np.count_nonzero(np.frombuffer(block, np.uint8) == 10)) # count would keep other threads waiting
@@ -525,7 +528,8 @@ def reject_line(self: _Scan, raw: bytes, length: int, problem: str):
 def reject_all(self: _Scan, block: bytes) -> int: # bytes used
     "Reject every line of a block because the file's header is of no use."
     for line in block.split(b'\n')[:-1]:
-        if line.strip(): self.side.add(self.line, _readable(line.removesuffix(b'\r')), self.header.problem)
+        if line.strip():
+            self.side.add(self.line, _readable(line.removesuffix(b'\r')), self.header.problem)
         self.blank += not line.strip()
         self.rows += bool(line.strip())
         self.line += 1
@@ -534,7 +538,8 @@ def reject_all(self: _Scan, block: bytes) -> int: # bytes used
 # %% ../../nbs/data/01_events.ipynb #0f46e09d
 def _skip_line(file: BinaryIO) -> int: # bytes up to the next line end
     length, end = 0, b''
-    while not end.endswith(b'\n') and (end := file.readline(BLOCK)): length += len(end)
+    while not end.endswith(b'\n') and (end := file.readline(BLOCK)):
+        length += len(end)
     return length
 
 def _feed(scan: _Scan, file: BinaryIO):
@@ -545,7 +550,8 @@ def _feed(scan: _Scan, file: BinaryIO):
     while more:
         chunk = file.read(BLOCK)
         data, more = carry+chunk, bool(chunk)
-        if not more and data and not data.endswith(b'\n'): data += scan.header.newline
+        if not more and data and not data.endswith(b'\n'):
+            data += scan.header.newline
         end = data.rfind(b'\n')+1
         if not end and len(data) > MAX_LINE:
             scan.reject_line(data[:MAX_RAW], len(data)+_skip_line(file), TOO_LONG)
@@ -609,8 +615,10 @@ def open_file(
 def _remedy(source: Source, proposal: dict[str, str]) -> str:
     "What to set so that a file's columns are recognized."
     names = source.header.names
-    if len(names) == 1: return 'set data_prep.delimiter to what separates the columns'
-    if not proposal: return f'map them in data_prep.{source.layout.setting}, our name first'
+    if len(names) == 1:
+        return 'set data_prep.delimiter to what separates the columns'
+    if not proposal:
+        return f'map them in data_prep.{source.layout.setting}, our name first'
     return f'set data_prep.{source.layout.setting}: {{{", ".join(f"{k}: {v}" for k, v in proposal.items())}}}'
 
 def _check_usable(sources: list[Source], layout: Layout, names: dict|None):
@@ -640,7 +648,8 @@ def open_files(
     def opened(numbered):
         n, (name, path) = numbered
         return open_file(name, path, layout, work/f'{layout.name}-{n}', names, delimiter, encoding)
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool: sources = list(pool.map(opened, enumerate(files)))
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+        sources = list(pool.map(opened, enumerate(files)))
     _check_usable(sources, layout, names)
     return sources
 

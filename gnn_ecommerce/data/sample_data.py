@@ -514,7 +514,8 @@ def write_month_files(
                 products = cat.products.assign(price=cat.products.price*discount)
             item = people.item[events['pair']]
             tally.add(month, events, item)
-            if len(events): pacsv.write_csv(event_table(products, events, item, user_ids), file, options)
+            if len(events):
+                pacsv.write_csv(event_table(products, events, item, user_ids), file, options)
     finally:
         if file: file.close()
     return tally
@@ -576,7 +577,9 @@ def run_sample_data(
     shop = SampleShop(tally.metrics(cat.products), months, tally.by_item, tally.by_user.sum(1))
     report = paths.report('sample_data')
     write_json(shop.metrics, report/'metrics.json')
-    with atomic_path(report/'against_whole_shop.csv') as tmp: against_whole_shop(shop.metrics).to_csv(tmp)
-    with atomic_path(report/'overview.png') as tmp: plot_shop(shop).savefig(tmp, dpi=80)
+    with atomic_path(report/'against_whole_shop.csv') as tmp:
+        against_whole_shop(shop.metrics).to_csv(tmp)
+    with atomic_path(report/'overview.png') as tmp:
+        plot_shop(shop).savefig(tmp, dpi=80)
     print(f'sample_data: {shop}')
     return shop
