@@ -1,4 +1,4 @@
-"""Malformed event files: nothing stops a run, nothing vanishes, and what cannot be read at all says why and leaves earlier results alone."""
+"""Malformed event files: nothing vanishes; what cannot be read at all says why and leaves earlier results alone."""
 
 import csv
 import errno
@@ -129,7 +129,8 @@ def test_missing_column_in_one_file_rejects_its_rows(project):
 def test_missing_column_in_every_file_is_an_error(project):
     with pytest.raises(
         DataError,
-        match=r"expected columns event_time, event_type, product_id, user_id in events.csv, found event_time, event_type, product_id, price \(no column user_id\)",
+        match=r"expected columns event_time, event_type, product_id, user_id in events.csv, "
+        r"found event_time, event_type, product_id, price \(no column user_id\)",
     ):
         project.run("event_time,event_type,product_id,price\n2020-01-01,view,1,2\n")
 
