@@ -1,4 +1,4 @@
-"""Malformed event files: nothing stops a run, nothing vanishes, and what cannot be read at all says why and leaves earlier results alone."""
+"""Malformed event files: nothing vanishes; what cannot be read at all says why and leaves earlier results alone."""
 
 import csv
 import errno
@@ -26,9 +26,11 @@ from gnn_ecommerce.data.events import (
     CUT_OFF,
     EVENTS,
     MARK,
+    MAX_RAW,
     NOT_UTF8,
     NUL,
     TOO_FEW,
+    TOO_LONG,
     TOO_MANY,
     UNTERMINATED,
     connect,
@@ -127,7 +129,8 @@ def test_missing_column_in_one_file_rejects_its_rows(project):
 def test_missing_column_in_every_file_is_an_error(project):
     with pytest.raises(
         DataError,
-        match=r"expected columns event_time, event_type, product_id, user_id in events.csv, found event_time, event_type, product_id, price \(no column user_id\)",
+        match=r"expected columns event_time, event_type, product_id, user_id in events.csv, "
+        r"found event_time, event_type, product_id, price \(no column user_id\)",
     ):
         project.run("event_time,event_type,product_id,price\n2020-01-01,view,1,2\n")
 
@@ -236,6 +239,30 @@ def test_the_mark_of_the_reader_in_the_data(project):
 
 
 # quotes and rows
+
+
+def scanned(tmp_path, text):
+    "The source of a file of text and the table of what was taken out of it."
+    (tmp_path / "x.csv").write_text(text)
+    source = open_file("x.csv", tmp_path / "x.csv", EVENTS, tmp_path / "work")
+    return source, pd.read_parquet(source.side)
+
+
+HEAD, LINE = "event_time,event_type,product_id,user_id\n", "t,view,1,2\n"
+
+
+def test_lines_of_more_than_a_megabyte_are_rejected(tmp_path):
+    source, side = scanned(tmp_path, HEAD + LINE + "x" * 3_000_000 + "\n" + LINE + "t,view,1," + "y" * 1_500_000)
+    assert source.rows == 4
+    assert list(zip(side.line, side.problem)) == [(3, TOO_LONG), (5, TOO_LONG)]
+    assert side.raw.str.len().max() == MAX_RAW
+
+
+def test_unterminated_quotes_before_a_million_good_lines(tmp_path):
+    source, side = scanned(tmp_path, HEAD + 't,view,1,"2\n' * 2 + LINE * 1_000_000 + "t,view,\n")
+    assert source.rows == 1_000_003
+    assert list(zip(side.line, side.problem)) == [(2, UNTERMINATED), (3, UNTERMINATED), (1_000_004, TOO_FEW)]
+    assert source.path.read_bytes().count(b"\n") == 1_000_004
 
 
 def test_unterminated_quote(project):
@@ -585,7 +612,7 @@ def test_unreadable_file_a_folder_named_like_one(before):
 
 def test_unreadable_file_a_dangling_link(before):
     (before.root / "shop" / "x.csv").symlink_to(before.root / "gone")
-    with pytest.raises(DataError, match="expected a readable file in .*x.csv, found: No such file"):
+    with pytest.raises(DataError, match="expected a readable file in .*x.csv, found No such file"):
         before.run()
 
 
@@ -596,7 +623,7 @@ def test_unreadable_file_no_permission(before, monkeypatch):
         return open(path, *args, **kwargs)
 
     monkeypatch.setattr("gnn_ecommerce.data.events.open", denied, raising=False)
-    with pytest.raises(DataError, match="expected a readable file in .*events.csv, found: Permission denied"):
+    with pytest.raises(DataError, match="expected a readable file in .*events.csv, found Permission denied"):
         before.run()
 
 

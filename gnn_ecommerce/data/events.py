@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['EVENTS', 'PRODUCTS', 'EVENT_TYPES', 'SYNONYMS', 'SUFFIXES', 'BLOCK', 'MAX_SPAN', 'MAX_LINE', 'MAX_RAW', 'NOT_UTF8',
-           'NUL', 'UNTERMINATED', 'AFTER_QUOTE', 'TOO_FEW', 'TOO_MANY', 'TOO_LONG', 'CUT_OFF', 'MARK', 'TIMESTAMP',
-           'MISSING', 'UUID', 'Layout', 'match_columns', 'propose_columns', 'find_files', 'file_format', 'unpack',
-           'split_record', 'Record', 'parse_record', 'is_regular', 'Source', 'read_header', 'scan_csv', 'open_file',
-           'open_files', 'connect', 'read_rows', 'epoch_us', 'parse_time', 'is_missing', 'is_canonical', 'guess_kinds',
-           'kinds_found', 'check_events', 'check_products', 'one_row_a_product', 'stage_rows', 'count_events',
+           'NUL', 'UNTERMINATED', 'AFTER_QUOTE', 'TOO_FEW', 'TOO_MANY', 'TOO_LONG', 'CUT_OFF', 'MARK', 'NO_HEADER',
+           'STRETCH', 'TIMESTAMP', 'MISSING', 'UUID', 'ZSTD', 'Layout', 'match_columns', 'propose_columns',
+           'find_files', 'file_format', 'unpack', 'split_record', 'Record', 'parse_record', 'is_regular', 'Header',
+           'read_header', 'Source', 'RejectWriter', 'RepairedCopy', 'scan_csv', 'open_file', 'open_files', 'connect',
+           'sql_text', 'read_rows', 'epoch_us', 'parse_time', 'is_missing', 'is_canonical', 'guess_id_types',
+           'settle_id_types', 'check_events', 'check_products', 'one_row_a_product', 'stage_rows', 'count_events',
            'rejects', 'odd_sessions', 'read_lines', 'fill_raw', 'write_rejects']
 
 # %% ../../nbs/data/01_events.ipynb #eec05c67
@@ -18,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import BinaryIO
 
 import ibis
 import numpy as np
@@ -27,13 +29,13 @@ import pyarrow.parquet as pq
 
 from fastcore.basics import patch
 
-from ..core import DataError
+from ..core import DataError, expected
 
 # %% ../../nbs/data/01_events.ipynb #9f1824a0
 @dataclass(frozen=True)
 class Layout:
-    "The columns that one kind of file has."
-    kind: str       # what the file holds, for messages
+    "The columns of one kind of file."
+    name: str       # 'events' or 'products': the setting that names the files, and the table made of them
     setting: str    # the setting that maps its columns, for messages
     columns: tuple  # all of them, in order
     required: tuple # those without which no row can be used
@@ -41,17 +43,8 @@ class Layout:
 EVENTS = Layout(
     'events',
     'columns',
-    (
-        'event_time',
-        'event_type',
-        'product_id',
-        'category_id',
-        'category_code',
-        'brand',
-        'price',
-        'user_id',
-        'user_session',
-    ),
+    ('event_time', 'event_type', 'product_id', 'category_id', 'category_code', 'brand', 'price', 'user_id',
+     'user_session'),
     ('event_time', 'event_type', 'product_id', 'user_id'),
 )
 PRODUCTS = Layout(
@@ -62,6 +55,24 @@ PRODUCTS = Layout(
 )
 EVENT_TYPES = ('view', 'cart', 'remove_from_cart', 'purchase')
 
+# %% ../../nbs/data/01_events.ipynb #da6f239d
+def match_columns(
+    header: list[str], # column names as the file has them
+    layout: Layout,
+    names: dict[str, str]|None = None, # our name -> the file's name, if they differ
+) -> tuple[dict[str, int], str]: # place of each column that is there; why the file cannot be used, or ''
+    "Find where each column stands in a file."
+    column_index, problem = {}, ''
+    for column in layout.columns:
+        name = (names or {}).get(column, column)
+        places = [i for i, h in enumerate(header) if h == name]
+        if places: column_index[column] = places[0]
+        if len(places) > 1: problem = problem or f'column {name} stands twice'
+        if not places and column in layout.required:
+            problem = problem or f'no column {name}'
+    return column_index, problem
+
+# %% ../../nbs/data/01_events.ipynb #bdbfd65e
 SYNONYMS = {
     'event_time': ('timestamp', 'time', 'datetime', 'date', 'created_at', 'ts'),
     'event_type': ('event', 'type', 'action', 'behavior', 'behaviour', 'interaction'),
@@ -75,77 +86,63 @@ SYNONYMS = {
     'name': ('title', 'product_name'),
 }
 
-# %% ../../nbs/data/01_events.ipynb #da6f239d
-def match_columns(
-    header: list[str], # column names as the file has them
-    layout: Layout,
-    names: dict[str, str]|None = None, # our name -> the file's name, where they differ
-) -> tuple[dict[str, int], str]: # place of each column that is there; why the file cannot be used, or ''
-    "Where each column stands in a file."
-    at, problem = {}, ''
-    for column in layout.columns:
-        name = (names or {}).get(column, column)
-        places = [i for i, h in enumerate(header) if h == name]
-        if places: at[column] = places[0]
-        if len(places) > 1: problem = problem or f'column {name} stands twice'
-        if not places and column in layout.required:
-            problem = problem or f'no column {name}'
-    return at, problem
-
 def propose_columns(header: list[str], layout: Layout, names: dict[str, str]|None = None) -> dict[str, str]:
-    "A column map that would help, as far as it can be guessed: our name -> the file's name."
+    "Propose a column map, as far as it can be guessed: our name -> the file's name."
     missing = [c for c in layout.required if (names or {}).get(c, c) not in header]
-    lower, out = {h.strip().lower(): h for h in header if h not in layout.columns}, {}
-    known = lambda c: [w for w in (c, *SYNONYMS[c]) if w in lower]
-    for guess in (known, lambda c: difflib.get_close_matches(c, lower, 1, .75)):
+    lower, proposal = {h.strip().lower(): h for h in header if h not in layout.columns}, {}
+    synonyms = lambda c: [w for w in (c, *SYNONYMS[c]) if w in lower]
+    for guess in (synonyms, lambda c: difflib.get_close_matches(c, lower, 1, .75)):
         for column in missing:
-            if column not in out and (near := guess(column)):
-                out[column] = lower.pop(near[0])
-    return {c: out[c] for c in missing if c in out}
+            if column not in proposal and (near := guess(column)):
+                proposal[column] = lower.pop(near[0])
+    return {c: proposal[c] for c in missing if c in proposal}
 
 # %% ../../nbs/data/01_events.ipynb #cb4314c6
 SUFFIXES = tuple(s+z for s in ('.csv', '.tsv', '.txt') for z in ('', '.gz', '.zst')) + ('.parquet', '.pq')
+_WHERE = 'data_prep.events'
 
 def _check_readable(path: Path):
-    "Raises `DataError` unless `path` is a file that can be read."
+    "Raise `DataError` unless `path` is a file that can be read."
     if path.is_dir():
-        raise DataError(
-            f'expected a file in {path}, found a folder: give the folder itself, or a pattern such as **/*.parquet'
-        )
+        fix = 'give the folder itself, or a pattern such as **/*.parquet'
+        raise DataError(expected(_WHERE, f'a file in {path}', 'a folder', fix))
     try: open(path, 'rb').close()
     except OSError as err:
-        raise DataError(f'expected a readable file in {path}, found: {err.strerror or err}') from None
+        raise DataError(expected(_WHERE, f'a readable file in {path}', err.strerror or err)) from None
+
+def _check_exists(path: Path):
+    if os.path.lexists(path): return
+    raise DataError(expected(_WHERE, f'events in {path}', 'no such file or folder', 'check data_prep.events'))
+
+# %% ../../nbs/data/01_events.ipynb #320a90ff
+def _split_glob(path: Path) -> tuple[Path, str]: # the folder, the pattern below it
+    n = next(i for i, part in enumerate(path.parts) if re.search(r'[*?\[]', part))
+    return Path(*path.parts[:n]), str(Path(*path.parts[n:]))
 
 def find_files(
     path: str|Path,       # a file, a folder or a glob
     pattern: str = '*',   # which files of a folder; `**/*.csv` looks into its folders too
     skip: str|Path|None = None, # a file to leave out, such as the catalogue
 ) -> list[tuple[str, Path]]: # (name relative to the folder, path), in the order of the names
-    "The files that a setting stands for. Raises `DataError` if there is none, or one cannot be read."
+    "Find the files that a setting stands for. Raises `DataError` if there is none, or one cannot be read."
     path = Path(path)
-    if not path.is_dir() and not os.path.lexists(path) and re.search(r'[*?\[]', str(path)):
-        n = next(i for i, part in enumerate(path.parts) if re.search(r'[*?\[]', part))
-        path, pattern = Path(*path.parts[:n]), str(Path(*path.parts[n:]))
+    if not os.path.lexists(path) and re.search(r'[*?\[]', str(path)):
+        path, pattern = _split_glob(path)
     if not path.is_dir():
-        if not os.path.lexists(path):
-            raise DataError(f'expected events in {path}, found no such file or folder: check data_prep.events')
+        _check_exists(path)
         _check_readable(path)
         return [(path.name, path)]
     skip = Path(skip).resolve() if skip else None
-    found = [
-        f
-        for f in path.glob(pattern)
-        if f.name.lower().endswith(SUFFIXES)
-        and not f.name.startswith('.')
-        and f.resolve() != skip
-        and not (pattern == '*' and f.name.lower().startswith('products.'))
-    ]
-    if not found:
-        raise DataError(
-            f'expected files {pattern} that end in {", ".join(SUFFIXES)} in {path}, found none: check data_prep.events and data_prep.pattern'
-        )
-    for f in found: _check_readable(f)
-    return sorted((f.relative_to(path).as_posix(), f) for f in found)
+    def wanted(file):
+        name = file.name.lower()
+        catalogue = pattern == '*' and name.startswith('products.')
+        return name.endswith(SUFFIXES) and not name.startswith('.') and file.resolve() != skip and not catalogue
+    files = [file for file in path.glob(pattern) if wanted(file)]
+    if not files:
+        what = f'files {pattern} that end in {", ".join(SUFFIXES)} in {path}'
+        raise DataError(expected(_WHERE, what, 'none', 'check data_prep.events and data_prep.pattern'))
+    for file in files: _check_readable(file)
+    return sorted((file.relative_to(path).as_posix(), file) for file in files)
 
 # %% ../../nbs/data/01_events.ipynb #4c00b21c
 BLOCK = 1 << 22 # bytes read at a time
@@ -153,18 +150,12 @@ BLOCK = 1 << 22 # bytes read at a time
 def file_format(path: Path) -> str:
     "`gz`, `zst`, `parquet` or `csv`, by a file's first bytes."
     with open(path, 'rb') as f: head = f.read(4)
-    return (
-        'gz'
-        if head[:2] == b'\x1f\x8b'
-        else 'zst'
-        if head == b'\x28\xb5\x2f\xfd'
-        else 'parquet'
-        if head == b'PAR1'
-        else 'csv'
-    )
+    if head[:2] == b'\x1f\x8b': return 'gz'
+    return {b'\x28\xb5\x2f\xfd': 'zst', b'PAR1': 'parquet'}.get(head, 'csv')
 
+# %% ../../nbs/data/01_events.ipynb #d8aed9a3
 def _gz_blocks(path: Path) -> Iterator[bytes]:
-    "Unpack gzip, several members too; raises `EOFError` or `zlib.error` where the data end too early or are damaged (small bites: what precedes damage in a bite is lost)."
+    "Unpack gzip, also of several members. Raises `EOFError` or `zlib.error` if data end too early or are damaged."
     with open(path, 'rb') as f:
         unpack, data = zlib.decompressobj(31), f.read(1 << 12)
         while data:
@@ -176,7 +167,7 @@ def _gz_blocks(path: Path) -> Iterator[bytes]:
         if not unpack.eof: raise EOFError('gzip ends too early')
 
 def _zst_blocks(path: Path) -> Iterator[bytes]:
-    "Unpack Zstandard; raises `OSError` where the data end too early or are damaged."
+    "Unpack Zstandard. Raises `OSError` if data end too early or are damaged."
     with pa.CompressedInputStream(pa.OSFile(str(path)), 'zstd') as f:
         while block := f.read(1 << 16): yield block
 
@@ -199,7 +190,10 @@ def unpack(
     return None
 
 # %% ../../nbs/data/01_events.ipynb #295b8a04
-def split_record(text: str, delimiter: str) -> tuple[list[str], str]: # fields; 'ok', 'open' (in a quoted field at the end) or 'bad' (text after a closing quote)
+def split_record(
+    text: str,      # one record, without its line end
+    delimiter: str, # one character
+) -> tuple[list[str], str]: # fields; 'ok', 'open' (ends in a quoted field) or 'bad' (text after a closing quote)
     "Split one CSV record into its fields."
     fields, i = [], 0
     while True:
@@ -222,20 +216,12 @@ def split_record(text: str, delimiter: str) -> tuple[list[str], str]: # fields; 
 # lines in a record; bytes in a line; characters of a rejected row that are kept
 MAX_SPAN, MAX_LINE, MAX_RAW = 100, 1 << 20, 4096
 
-NOT_UTF8, NUL, UNTERMINATED, AFTER_QUOTE = (
-    'not in the expected encoding',
-    'NUL byte',
-    'unterminated quote',
-    'text after a closing quote',
-)
-TOO_FEW, TOO_MANY, TOO_LONG, CUT_OFF = (
-    'too few fields',
-    'too many fields',
-    'line too long',
-    'compressed file is cut off or damaged',
-)
+NOT_UTF8, NUL = 'not in the expected encoding', 'NUL byte'
+UNTERMINATED, AFTER_QUOTE = 'unterminated quote', 'text after a closing quote'
+TOO_FEW, TOO_MANY, TOO_LONG = 'too few fields', 'too many fields', 'line too long'
+CUT_OFF = 'compressed file is cut off or damaged'
 
-@dataclass
+@dataclass(frozen=True)
 class Record:
     "What stands at one place of a file."
     lines: int = 1             # how many lines it takes; 0: more lines are needed to tell
@@ -246,7 +232,29 @@ class Record:
 def _readable(line: bytes) -> str:
     return line[:MAX_RAW].decode('utf8', 'backslashreplace').replace('\0', '\\x00')
 
+def _decode_line(line: bytes, encoding: str) -> tuple[str, str|None]: # text, why the line cannot be used
+    "Decode a line, unless its bytes are no text."
+    try: text = line.decode(encoding)
+    except UnicodeDecodeError: return _readable(line), NOT_UTF8
+    if '\0' in text: return _readable(line), NUL
+    if len(line) > MAX_LINE: return text[:MAX_RAW], TOO_LONG
+    return text, None
+
 # %% ../../nbs/data/01_events.ipynb #a1d5844b
+def _quoted_record(lines: list[bytes], at: int, delimiter: str, n_fields: int, encoding: str, more: bool) -> Record:
+    "The record whose first line ends inside of quotes: all of its lines, or the first one as a rejected line."
+    unterminated = Record(problem=UNTERMINATED, raw=lines[at].decode(encoding))
+    for end in range(at+2, min(at+MAX_SPAN, len(lines))+1):
+        if b'"' not in lines[end-1]: continue
+        try: text = b'\n'.join(lines[at:end]).decode(encoding)
+        except UnicodeDecodeError: return unterminated
+        fields, state = split_record(text, delimiter)
+        if state == 'ok' and len(fields) == n_fields:
+            return Record(end-at, fields, None, text)
+        if state != 'open': return unterminated
+    return Record(0) if more and len(lines) < at+MAX_SPAN else unterminated
+
+# %% ../../nbs/data/01_events.ipynb #b2c68adb
 def parse_record(
     lines: list[bytes],  # lines without their ends
     at: int,             # where the record begins
@@ -255,45 +263,45 @@ def parse_record(
     encoding: str = 'utf-8',
     more: bool = False,  # do lines follow that are not in `lines`?
 ) -> Record:
-    "The record that begins at `lines[at]`, of one line or several."
-    try: text = lines[at].decode(encoding)
-    except UnicodeDecodeError:
-        return Record(1, None, NOT_UTF8, _readable(lines[at]))
-    if '\0' in text: return Record(1, None, NUL, _readable(lines[at]))
-    if len(lines[at]) > MAX_LINE:
-        return Record(1, None, TOO_LONG, text[:MAX_RAW])
+    "Read the record that begins at `lines[at]`, of one line or several."
+    text, problem = _decode_line(lines[at], encoding)
+    if problem: return Record(problem=problem, raw=text)
     if not text.strip(' '): return Record(raw=text)
-    (fields, state), used = split_record(text, delimiter), 1
-    for j in range(at+1, at+MAX_SPAN):
-        if state != 'open': break
-        if j == len(lines) and more: return Record(0)
-        if j >= len(lines): break
-        if b'"' in lines[j]:
-            try: joined = b'\n'.join(lines[at:j+1]).decode(encoding)
-            except UnicodeDecodeError: break
-            (fields, state), used = split_record(joined, delimiter), j+1-at
-    if state == 'ok' and len(fields) == n_fields:
-        return Record(used, fields, None, text if used == 1 else joined)
-    if state == 'open' or used > 1: return Record(1, None, UNTERMINATED, text)
-    return Record(1, None, AFTER_QUOTE if state == 'bad' else TOO_FEW if len(fields) < n_fields else TOO_MANY, text)
+    fields, state = split_record(text, delimiter)
+    if state == 'open':
+        return _quoted_record(lines, at, delimiter, n_fields, encoding, more)
+    if state == 'bad': return Record(problem=AFTER_QUOTE, raw=text)
+    if len(fields) == n_fields: return Record(1, fields, None, text)
+    return Record(problem=TOO_FEW if len(fields) < n_fields else TOO_MANY, raw=text)
 
 # %% ../../nbs/data/01_events.ipynb #e7293308
 MARK = '\x1f' # first field of a line that stands in for one that was taken out of a file
 
-def _quotes_inside(a: np.ndarray, delimiter: int) -> np.ndarray|None: # bool (n,); None where quotes are not as RFC 4180 has them, or hold a line end
-    "Which bytes of a block that begins and ends outside of quotes stand inside of quotes."
+def _quotes_inside(
+    a: np.ndarray,  # uint8 (n,): a block that begins and ends outside of quotes
+    delimiter: int,
+) -> np.ndarray|None: # bool (n,); None if quotes are not as RFC 4180 has them, or hold a line end
+    "Which bytes of a block stand inside of quotes."
     quote = a == 34
     inside = np.bitwise_xor.accumulate(quote.view(np.uint8)).view(bool)
     at = np.flatnonzero(quote)
     opens, closes = at[inside[at]], at[~inside[at]]
     before, after = a[opens-1], a[np.minimum(closes+1, len(a)-1)]
-    fine = (opens == 0) | (before == delimiter) | (before == 10) | (before == 34)
-    fine = (
-        fine.all()
-        and ((after == delimiter) | (after == 10) | (after == 13) | (after == 34)).all()
-        and not (inside & (a == 10)).any()
-    )
-    return inside if fine else None
+    opens_field = (opens == 0) | (before == delimiter) | (before == 10) | (before == 34)
+    closes_field = (after == delimiter) | (after == 10) | (after == 13) | (after == 34)
+    holds_line_end = inside & (a == 10)
+    return inside if opens_field.all() and closes_field.all() and not holds_line_end.any() else None
+
+# %% ../../nbs/data/01_events.ipynb #9ba541a6
+def _is_plain_text(block: bytes, newline: bytes) -> bool:
+    "Is a block UTF-8 without NUL and mark, in which every line ends as it should?"
+    if b'\0' in block or MARK.encode() in block: return False
+    if not block.isascii():
+        try: block.decode()
+        except UnicodeDecodeError: return False
+    returns = block.count(b'\r')
+    if not returns and newline == b'\n': return True
+    return newline == b'\r\n' and returns == block.count(b'\r\n') == block.count(b'\n')
 
 def is_regular(
     block: bytes,     # whole lines, the last one with its end
@@ -302,15 +310,9 @@ def is_regular(
     newline: bytes = b'\n', # or b'\r\n'
 ) -> bool:
     "Is every line of a block one well-formed record of `n_fields` fields?"
-    if b'\0' in block or MARK.encode() in block: return False
-    if not block.isascii():
-        try: block.decode()
-        except UnicodeDecodeError: return False
+    if not _is_plain_text(block, newline): return False
     a, d = np.frombuffer(block, np.uint8), ord(delimiter)
     separator = (a == d) | (a == 10)
-    if b'\r' in block or newline == b'\r\n':
-        if (cr := block.count(b'\r')) != block.count(b'\r\n') or cr != block.count(b'\n') or newline != b'\r\n':
-            return False
     if b'"' in block:
         if (inside := _quotes_inside(a, d)) is None: return False
         separator &= ~inside
@@ -321,51 +323,80 @@ def is_regular(
     return bool(ends[:, -1].all() and not ends[:, :-1].any() and lengths.max(initial=0) <= MAX_LINE)
 
 # %% ../../nbs/data/01_events.ipynb #7a3a426b
-@dataclass
-class Source:
-    "One file, ready to be read."
-    name: str                     # as reports call it
-    path: Path                    # what the fast reader reads: the file, or a copy that was unpacked or repaired
-    layout: Layout
-    format: str = 'csv'           # or 'parquet'
+NO_HEADER = 'no header'
+
+@dataclass(frozen=True)
+class Header:
+    "The columns of a file and how its lines are written."
+    names: list[str]             # columns as the file calls them
+    column_index: dict[str, int] # our column -> its place in `names`
+    problem: str = ''            # why no row of the file can be used
     delimiter: str = ','
     newline: bytes = b'\n'
-    header: list = field(default_factory=list)
-    at: dict = field(default_factory=dict) # our column -> its place in the header
-    problem: str = ''             # why no row of it can be used
-    rows: int = 0                 # rows in the file, blank lines not counted
-    blank: int = 0                # blank lines
-    lines: int = 0                # lines that the fast reader reads, without the header
-    side: Path|None = None        # rows that the fast reader does not see: rejected lines and repaired records
-    side_rows: int = 0            # how many
-    marked: bool = False          # does a mark stand where lines were taken out?
-    notes: list = field(default_factory=list) # what a person should know about it
     types: dict = field(default_factory=dict) # column -> Arrow type, of a Parquet file
 
-def read_header(line: bytes, layout: Layout, names: dict|None = None, delimiter: str = 'auto', encoding: str = 'utf-8') -> tuple[list[str], str]: # names of the columns, delimiter
-    "Column names and delimiter of a CSV file, from its first line."
+def read_header(
+    line: bytes,               # the first line of a CSV file, with its end
+    layout: Layout,
+    names: dict|None = None,   # our column name -> the file's name
+    delimiter: str = 'auto',   # or one character
+    encoding: str = 'utf-8',
+) -> Header:
+    "Find column names and delimiter of a CSV file."
     text = line.removeprefix(b'\xef\xbb\xbf').rstrip(b'\r\n').decode(encoding, 'backslashreplace')
-    headers = {
-        d: [h.strip() for h in split_record(text, d)[0]] for d in (',;\t|' if delimiter == 'auto' else delimiter)
-    }
-    known = {(names or {}).get(c, c) for c in layout.columns}
-    best = max(headers, key=lambda d: (len(known & set(headers[d])), len(headers[d])))
-    return headers[best], best
+    delimiters = ',;\t|' if delimiter == 'auto' else delimiter
+    headers = {d: [h.strip() for h in split_record(text, d)[0]] for d in delimiters}
+    ours = {(names or {}).get(c, c) for c in layout.columns}
+    best = max(headers, key=lambda d: (len(ours & set(headers[d])), len(headers[d])))
+    column_index, problem = match_columns(headers[best], layout, names)
+    if not text.strip(' '): problem = NO_HEADER
+    return Header(headers[best], column_index, problem, best, b'\r\n' if line.endswith(b'\r\n') else b'\n')
+
+# %% ../../nbs/data/01_events.ipynb #aa5c6ae6
+@dataclass(frozen=True)
+class Source:
+    "One file, ready to be read."
+    name: str               # as reports call it
+    path: Path              # what the fast reader reads: the file, or a copy that was unpacked or repaired
+    layout: Layout
+    format: str             # 'csv' or 'parquet'
+    header: Header
+    rows: int               # rows in the file, blank lines not counted
+    blank: int = 0          # blank lines
+    lines: int = 0          # lines that the fast reader reads, without the header
+    side: Path|None = None  # table of the rows that it does not see: rejected lines and repaired records
+    side_rows: int = 0      # how many
+    has_placeholders: bool = False # does a mark stand wherever lines were taken out?
+    cut_off: bool = False   # could the end not be unpacked?
+
+# %% ../../nbs/data/01_events.ipynb #9cf6c829
+@patch(as_prop=True)
+def notes(self: Source) -> list[str]:
+    "What a person should know about the file."
+    notes, problem = [], self.header.problem
+    if not self.rows and self.format == 'csv':
+        notes.append('file is empty' if problem == NO_HEADER else 'file has a header only')
+    if self.cut_off: notes.append(CUT_OFF)
+    if problem: notes.append(problem)
+    if problem or not self.rows: return notes
+    absent = [c for c in self.layout.columns if c not in self.header.column_index]
+    unused = [h for i, h in enumerate(self.header.names) if i not in self.header.column_index.values()]
+    if absent: notes.append(f'no column {", ".join(absent)}: left empty')
+    if unused: notes.append(f'column {", ".join(unused)[:200]} not used')
+    return notes
 
 # %% ../../nbs/data/01_events.ipynb #9da80cbd
-class _Side:
+class RejectWriter:
     "Rejected lines and repaired records of one file, as a Parquet table that is written in batches."
     def __init__(self, path: Path, columns: tuple):
         self.path, self.rows, self.writer, self.n = path, [], None, 0
-        self.schema = pa.schema(
-            [('line', pa.int64()), ('problem', pa.string()), ('raw', pa.string()), *((c, pa.string()) for c in columns)]
-        )
+        names = ('problem', 'raw', *columns)
+        self.schema = pa.schema([('line', pa.int64()), *((name, pa.string()) for name in names)])
 
     def add(self, line: int, raw: str, problem: str|None = None, **fields):
-        "One row: why it is rejected, or its fields (an empty one is missing)."
-        self.rows.append(
-            dict(line=line, problem=problem, raw=raw[:MAX_RAW], **{k: v or None for k, v in fields.items()})
-        )
+        "Add a row: why it is rejected, or its fields (an empty one is missing)."
+        values = {k: v or None for k, v in fields.items()}
+        self.rows.append(dict(line=line, problem=problem, raw=raw[:MAX_RAW], **values))
         self.n += 1
         if len(self.rows) == 20_000: self.flush()
 
@@ -380,13 +411,13 @@ class _Side:
         return self.path if self.n else None
 
 # %% ../../nbs/data/01_events.ipynb #04c7a808
-class _Copy:
+class RepairedCopy:
     "A copy of a file that is made only if something in the file has to be left out or recoded."
     def __init__(self, source: Path, path: Path):
         self.source, self.path, self.out = source, path, None
 
     def begin(self, upto: int):
-        "Copy the first `upto` bytes, unless that was done before. What the header holds is of no interest any more."
+        "Copy the first `upto` bytes, unless that was done before. The header becomes ASCII."
         if self.out: return
         self.out = open(self.path, 'wb')
         with open(self.source, 'rb') as f:
@@ -399,157 +430,211 @@ class _Copy:
         if self.out: self.out.write(data)
 
     def close(self) -> Path: # what the fast reader should read
-        if self.out:
-            self.out.close()
-            return self.path
-        return self.source
+        if not self.out: return self.source
+        self.out.close()
+        return self.path
 
 # %% ../../nbs/data/01_events.ipynb #d4e28d4d
 class _Scan:
     "One pass over a CSV file whose header is known."
-    def __init__(self, source: Source, work: Path, encoding: str):
-        self.s, self.encoding = source, encoding
-        self.side = _Side(work.with_suffix('.side.parquet'), source.layout.columns)
-        self.copy = _Copy(source.path, work.with_suffix('.copy.csv'))
+    def __init__(self, path: Path, layout: Layout, header: Header, work: Path, encoding: str):
+        self.header, self.encoding = header, encoding
+        self.side = RejectWriter(work.with_suffix('.side.parquet'), layout.columns)
+        self.copy = RepairedCopy(path, work.with_suffix('.copy.csv'))
         self.line, self.offset = 2, 0 # of the next byte that is not yet used
-        self.blank_line = (MARK + source.delimiter*(len(source.header)-1)).encode() + source.newline
+        self.rows = self.blank = 0
+        self.placeholder = (MARK + header.delimiter*(len(header.names)-1)).encode() + header.newline
 
-    def block(self, block: bytes, more: bool) -> int: # bytes used
-        "Take in whole lines. `more`: does the file go on after them?"
-        data = block
-        if self.encoding != 'utf-8' and not block.isascii():
-            try:
-                data = block.decode(self.encoding).encode()
-                self.copy.begin(self.offset)
-            except UnicodeDecodeError: return self.irregular(block, more)
-        if not is_regular(data, self.s.delimiter, len(self.s.header), self.s.newline):
-            return self.irregular(block, more)
-        self.copy.write(data)
-        n = int(np.count_nonzero(np.frombuffer(block, np.uint8) == 10)) # count would keep other threads waiting
-        self.s.rows += n
-        self.line += n
-        self.offset += len(block)
-        return len(block)
+# %% ../../nbs/data/01_events.ipynb #376a2d57
+@patch
+def take_regular(self: _Scan, block: bytes) -> bool: # False, and nothing is taken in, if the block is not regular
+    "Pass whole lines on to the fast reader, if all of them are regular."
+    data, recoded = block, self.encoding != 'utf-8' and not block.isascii()
+    if recoded:
+        try: data = block.decode(self.encoding).encode()
+        except UnicodeDecodeError: return False
+    if not is_regular(data, self.header.delimiter, len(self.header.names), self.header.newline):
+        return False
+    if recoded: self.copy.begin(self.offset)
+    self.copy.write(data)
+    n = int(np.count_nonzero(np.frombuffer(block, np.uint8) == 10)) # count would keep other threads waiting
+    self.rows += n
+    self.line += n
+    self.offset += len(block)
+    return True
+
+@patch
+def take(self: _Scan, block: bytes, more: bool) -> int: # bytes used
+    "Take in whole lines. `more`: does the file go on after them?"
+    if not block: return 0
+    if self.header.problem: return self.reject_all(block)
+    return len(block) if self.take_regular(block) else self.irregular(block, more)
 
 # %% ../../nbs/data/01_events.ipynb #f42534b9
+STRETCH = 64 # lines that are looked at together in a block that is not regular
+
 @patch
 def irregular(self: _Scan, block: bytes, more: bool) -> int: # bytes used
-    "Take in lines of which at least one is not what it should be."
+    "Take in lines of which at least one is not what it should be: regular stretches at once, the others one by one."
     self.copy.begin(self.offset)
     whole = block.split(b'\n')[:-1]
-    lines, at, used = [o.removesuffix(b'\r') for o in whole], 0, 0
+    lines, at, used = [line.removesuffix(b'\r') for line in whole], 0, 0
+    delimiter, n_fields, more = self.header.delimiter, len(self.header.names), more and len(block) < MAX_LINE*8
+    until = 0 # lines before this one are known to stand in an irregular stretch
     while at < len(lines):
-        r = parse_record(
-            lines, at, self.s.delimiter, len(self.s.header), self.encoding, more and len(block) < MAX_LINE * 8
-        )
-        if not r.lines: break
-        plain = r.fields is not None and not any(c in r.raw for c in ('"', '\r', MARK))
-        if plain: self.copy.write(r.raw.encode()+self.s.newline)
-        else:
-            self.copy.write(self.blank_line*r.lines)
-            if r.fields:
-                self.side.add(self.line, r.raw, None, **{c: r.fields[i] for c, i in self.s.at.items()})
-            elif r.problem: self.side.add(self.line, r.raw, r.problem)
-        self.s.blank += r.fields is None and r.problem is None
-        self.s.rows += r.fields is not None or r.problem is not None
-        used += sum(len(o)+1 for o in whole[at:at+r.lines])
-        at += r.lines
-        self.line += r.lines
-    self.offset += used
+        if at >= until:
+            stretch = b''.join(line+b'\n' for line in whole[at:at+STRETCH])
+            until = at+STRETCH
+            if self.take_regular(stretch):
+                at, used = min(until, len(lines)), used+len(stretch)
+                continue
+        record = parse_record(lines, at, delimiter, n_fields, self.encoding, more)
+        if not record.lines: break
+        size = sum(len(line)+1 for line in whole[at:at+record.lines])
+        self.take_record(record)
+        self.offset += size
+        used += size
+        at += record.lines
     return used
 
+# %% ../../nbs/data/01_events.ipynb #2de27825
+@patch
+def take_record(self: _Scan, record: Record):
+    "Write a record to the copy if the fast reader may see it, else a placeholder there and the record beside it."
+    plain = record.fields is not None and not any(c in record.raw for c in ('"', '\r', MARK))
+    if plain: self.copy.write(record.raw.encode()+self.header.newline)
+    else: self.copy.write(self.placeholder*record.lines)
+    if record.fields and not plain:
+        fields = {c: record.fields[i] for c, i in self.header.column_index.items()}
+        self.side.add(self.line, record.raw, None, **fields)
+    if record.problem: self.side.add(self.line, record.raw, record.problem)
+    blank = record.fields is None and record.problem is None
+    self.blank += blank
+    self.rows += not blank
+    self.line += record.lines
+
+# %% ../../nbs/data/01_events.ipynb #81c549a1
 @patch
 def reject_line(self: _Scan, raw: bytes, length: int, problem: str):
     "Reject `length` bytes of which `raw` is the beginning, as one line."
     self.copy.begin(self.offset)
-    self.copy.write(self.blank_line)
+    self.copy.write(self.placeholder)
     self.side.add(self.line, _readable(raw), problem)
-    self.s.rows += 1
+    self.rows += 1
     self.line += 1
     self.offset += length
 
-# %% ../../nbs/data/01_events.ipynb #81c549a1
+@patch
+def reject_all(self: _Scan, block: bytes) -> int: # bytes used
+    "Reject every line of a block because the file's header is of no use."
+    for line in block.split(b'\n')[:-1]:
+        if line.strip():
+            self.side.add(self.line, _readable(line.removesuffix(b'\r')), self.header.problem)
+        self.blank += not line.strip()
+        self.rows += bool(line.strip())
+        self.line += 1
+    return len(block)
+
+# %% ../../nbs/data/01_events.ipynb #0f46e09d
+def _skip_line(file: BinaryIO) -> int: # bytes up to the next line end
+    length, end = 0, b''
+    while not end.endswith(b'\n') and (end := file.readline(BLOCK)):
+        length += len(end)
+    return length
+
+def _feed(scan: _Scan, file: BinaryIO):
+    "Hand a file's lines to a scan, a block at a time."
+    header = file.readline()
+    scan.offset, carry, more = len(header), b'', True
+    if not header.isascii(): scan.copy.begin(scan.offset)
+    while more:
+        chunk = file.read(BLOCK)
+        data, more = carry+chunk, bool(chunk)
+        if not more and data and not data.endswith(b'\n'):
+            data += scan.header.newline
+        end = data.rfind(b'\n')+1
+        if not end and len(data) > MAX_LINE:
+            scan.reject_line(data[:MAX_RAW], len(data)+_skip_line(file), TOO_LONG)
+            data = b''
+        carry = data[scan.take(data[:end], more):]
+
+# %% ../../nbs/data/01_events.ipynb #972262c2
 def scan_csv(
-    source: Source,            # with header, places and newline filled in
+    name: str,                 # as reports call the file
+    path: Path,
+    layout: Layout,
+    header: Header,
     work: Path,                # name (without suffix) for files that are made on the way
     encoding: str = 'utf-8',
     rest: bytes|None = None,   # what was left of a line at which compressed data ended
-) -> Source: # the same, complete
+) -> Source:
     "Look at every line of a file, and set apart those that the fast reader should not see."
-    scan, carry = _Scan(source, work, encoding), b''
-    with open(source.path, 'rb') as f:
-        header = f.readline()
-        scan.offset = len(header)
-        if not header.isascii(): scan.copy.begin(scan.offset)
-        while True:
-            chunk = f.read(BLOCK)
-            data = carry+chunk
-            if not chunk and data and not data.endswith(b'\n'):
-                data += source.newline
-            cut = data.rfind(b'\n')+1
-            if not cut and len(data) > MAX_LINE:
-                length, end = len(data), b''
-                while not end.endswith(b'\n') and (end := f.readline(BLOCK)):
-                    length += len(end)
-                scan.reject_line(data[:MAX_RAW], length, TOO_LONG)
-                data = b''
-            used = (
-                scan.all_rejected(data[:cut]) if source.problem else scan.block(data[:cut], bool(chunk)) if cut else 0
-            )
-            carry = data[used:]
-            if not chunk: break
-    if rest is not None:
-        scan.side.add(scan.line, _readable(rest), CUT_OFF)
-        source.rows += 1
-    source.marked, source.side_rows = scan.copy.out is not None, scan.side.n
-    source.lines = 0 if source.problem else scan.line-2
-    source.side, source.path = scan.side.close(), scan.copy.close()
-    return source
-
-@patch
-def all_rejected(self: _Scan, block: bytes) -> int: # bytes used
-    "Reject every line of a block because the file's header is of no use."
-    for i, line in enumerate(block.split(b'\n')[:-1]):
-        if line.strip():
-            self.side.add(self.line+i, _readable(line.removesuffix(b'\r')), self.s.problem)
-            self.s.rows += 1
-        else: self.s.blank += 1
-    self.line += block.count(b'\n')
-    return len(block)
+    scan = _Scan(path, layout, header, work, encoding)
+    with open(path, 'rb') as file: _feed(scan, file)
+    if rest is not None: scan.side.add(scan.line, _readable(rest), CUT_OFF)
+    return Source(
+        name, scan.copy.close(), layout, 'csv', header, scan.rows+(rest is not None), scan.blank,
+        lines=0 if header.problem else scan.line-2, side=scan.side.close(), side_rows=scan.side.n,
+        has_placeholders=scan.copy.out is not None, cut_off=rest is not None,
+    )
 
 # %% ../../nbs/data/01_events.ipynb #0799ae61
-def _open_parquet(source: Source, names: dict|None) -> Source:
-    "Schema and number of rows of a Parquet file. Raises `DataError` if it is damaged."
-    try: f = pq.ParquetFile(source.path)
+def _open_parquet(name: str, path: Path, layout: Layout, names: dict|None) -> Source:
+    "Read schema and number of rows of a Parquet file. Raises `DataError` if it is damaged."
+    try: file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as err:
-        raise DataError(
-            f'expected a Parquet file in {source.path}, found damage ({str(err)[:80]}): fetch the file again or take it out'
-        ) from None
-    source.header, source.rows = f.schema_arrow.names, f.metadata.num_rows
-    source.types = {n: f.schema_arrow.field(n).type for n in source.header}
-    source.at, source.problem = match_columns(source.header, source.layout, names)
-    return source
+        where, damage = f'data_prep.{layout.name}', f'damage ({str(err)[:80]})'
+        fix = 'fetch the file again or take it out'
+        raise DataError(expected(where, f'a Parquet file in {path}', damage, fix)) from None
+    columns = file.schema_arrow.names
+    types = {column: file.schema_arrow.field(column).type for column in columns}
+    header = Header(columns, *match_columns(columns, layout, names), types=types)
+    return Source(name, path, layout, 'parquet', header, file.metadata.num_rows)
 
-def open_file(name: str, path: Path, layout: Layout, work: Path, names: dict|None = None, delimiter: str = 'auto', encoding: str = 'utf-8') -> Source: # ready to be read
-    "Find out what a file is and make it ready for the fast reader. `work` names the files made on the way."
-    source, rest = Source(name, path, layout, file_format(path)), None
-    if source.format == 'parquet': return _open_parquet(source, names)
-    if source.format != 'csv':
-        source.path = work.with_suffix('.unpacked.csv')
-        rest = unpack(path, source.path)
-        source.format = 'csv'
-    with open(source.path, 'rb') as f: line = f.readline(MAX_LINE)
-    source.newline = b'\r\n' if line.endswith(b'\r\n') else b'\n'
-    source.header, source.delimiter = read_header(line, layout, names, delimiter, encoding)
-    source.at, source.problem = match_columns(source.header, layout, names)
-    if not line.strip(b'\xef\xbb\xbf\r\n '): source.problem = 'no header'
-    source = scan_csv(source, work, encoding, rest)
-    if not source.rows:
-        source.notes.append('file is empty' if not line.strip(b'\xef\xbb\xbf\r\n ') else 'file has a header only')
-    if rest is not None: source.notes.append(CUT_OFF)
-    return source
+# %% ../../nbs/data/01_events.ipynb #f835bc17
+def open_file(
+    name: str,               # as reports call it
+    path: Path,
+    layout: Layout,
+    work: Path,              # name (without suffix) for files that are made on the way
+    names: dict|None = None, # our column name -> the file's name
+    delimiter: str = 'auto', # or one character
+    encoding: str = 'utf-8',
+) -> Source:
+    "Find out what a file is and make it ready for the fast reader."
+    packing, rest = file_format(path), None
+    if packing == 'parquet': return _open_parquet(name, path, layout, names)
+    if packing != 'csv':
+        packed, path = path, work.with_suffix('.unpacked.csv')
+        rest = unpack(packed, path)
+    with open(path, 'rb') as file:
+        header = read_header(file.readline(MAX_LINE), layout, names, delimiter, encoding)
+    return scan_csv(name, path, layout, header, work, encoding, rest)
 
 # %% ../../nbs/data/01_events.ipynb #2def4b37
+def _remedy(source: Source, proposal: dict[str, str]) -> str:
+    "What to set so that a file's columns are recognized."
+    names = source.header.names
+    if len(names) == 1:
+        return 'set data_prep.delimiter to what separates the columns'
+    if not proposal:
+        return f'map them in data_prep.{source.layout.setting}, our name first'
+    return f'set data_prep.{source.layout.setting}: {{{", ".join(f"{k}: {v}" for k, v in proposal.items())}}}'
+
+def _check_usable(sources: list[Source], layout: Layout, names: dict|None):
+    "Raise `DataError` if not one file has a usable row, with what to do."
+    if any(s.rows and not s.header.problem for s in sources): return
+    where, source = f'data_prep.{layout.name}', next((s for s in sources if s.rows), None)
+    if source is None:
+        raise DataError(expected(where, layout.name, f'no row in {", ".join(s.name for s in sources[:5])}'))
+    columns = ', '.join(source.header.names)[:300]
+    utf16 = ' (the file looks like UTF-16: save it as UTF-8)' if '\\xff\\xfe' in columns or '\0' in columns else ''
+    required = ', '.join((names or {}).get(c, c) for c in layout.required)
+    fix = _remedy(source, propose_columns(source.header.names, layout, names))+utf16
+    found = f'{columns} ({source.header.problem})'
+    raise DataError(expected(where, f'columns {required} in {source.name}', found, fix))
+
+# %% ../../nbs/data/01_events.ipynb #7f73713a
 def open_files(
     files: list[tuple[str, Path]], # as `find_files` gives them
     layout: Layout,
@@ -560,45 +645,13 @@ def open_files(
     threads: int|None = None, # files scanned at a time; all cores by default
 ) -> list[Source]:
     "Make files ready to be read. Raises `DataError` if there is not one with the required columns, or no row in any."
+    def opened(numbered):
+        n, (name, path) = numbered
+        return open_file(name, path, layout, work/f'{layout.name}-{n}', names, delimiter, encoding)
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-        sources = list(
-            pool.map(
-                lambda o: open_file(
-                    o[1][0], o[1][1], layout, work / f'{layout.kind}-{o[0]}', names, delimiter, encoding
-                ),
-                enumerate(files),
-            )
-        )
-    if all(s.problem or not s.rows for s in sources):
-        raise DataError(_why_none(sources, layout, names))
-    for s in sources:
-        if s.problem: s.notes.append(s.problem)
-        lost = [c for c in layout.columns if c not in s.at and c not in layout.required]
-        extra = [h for i, h in enumerate(s.header) if i not in s.at.values()]
-        if s.rows and lost and not s.problem:
-            s.notes.append(f'no column {", ".join(lost)}: left empty')
-        if s.rows and extra and not s.problem:
-            s.notes.append(f'column {", ".join(extra)[:200]} not used')
+        sources = list(pool.map(opened, enumerate(files)))
+    _check_usable(sources, layout, names)
     return sources
-
-def _why_none(sources: list[Source], layout: Layout, names: dict|None) -> str:
-    "Why not one file can be used, and what to do."
-    s = next((s for s in sources if s.problem and s.rows), None)
-    if s is None:
-        return f'expected {layout.kind}, found no row in {", ".join(s.name for s in sources[:5])}'
-    found = ', '.join(s.header)[:300]
-    hint = propose_columns(s.header, layout, names)
-    todo = (
-        f'set data_prep.{layout.setting}: {{{", ".join(f"{k}: {v}" for k, v in hint.items())}}}'
-        if hint and len(s.header) > 1
-        else 'set data_prep.delimiter to what separates the columns'
-        if len(s.header) == 1
-        else f'map them in data_prep.{layout.setting}, our name first'
-    )
-    return (
-        f'expected columns {", ".join((names or {}).get(c, c) for c in layout.required)} in {s.name}, found {found} ({s.problem}): {todo}'
-        + (' (the file looks like UTF-16: save it as UTF-8)' if '\\xff\\xfe' in found or '\0' in found else '')
-    )
 
 # %% ../../nbs/data/01_events.ipynb #11200a9d
 def connect(
@@ -606,63 +659,72 @@ def connect(
     threads: int|None = None,   # all cores by default
     work: str|Path|None = None, # folder for what does not fit in memory
 ) -> ibis.BaseBackend:
-    "A DuckDB connection of our own. Times are in UTC throughout."
-    con = ibis.duckdb.connect(
-        memory_limit=memory_limit, threads=threads or os.cpu_count(), **({'temp_directory': str(work)} if work else {})
-    )
+    "Open a DuckDB connection of our own."
+    folder = {'temp_directory': str(work)} if work else {}
+    con = ibis.duckdb.connect(memory_limit=memory_limit, threads=threads or os.cpu_count(), **folder)
     for option in ("TimeZone='UTC'", 'preserve_insertion_order=true', 'enable_progress_bar=false'):
         con.raw_sql(f'SET {option}')
     return con
 
-def _sql(text: str) -> str: return "'"+str(text).replace("'", "''")+"'"
+def sql_text(text: str) -> str: return "'"+str(text).replace("'", "''")+"'"
 def _name(text: str) -> str: return '"'+text.replace('"', '""')+'"'
 
+# %% ../../nbs/data/01_events.ipynb #91b820c6
 def _csv_sql(s: Source) -> str:
     "SELECT of the lines of a CSV file."
-    fields = [f'f{i}' for i in range(len(s.header))]
+    fields = [f'f{i}' for i in range(len(s.header.names))]
     columns = ', '.join(f"{f}: 'VARCHAR'" for f in fields)
-    ours = ', '.join(f'{fields[s.at[c]]} AS {c}' if c in s.at else f'NULL::VARCHAR AS {c}' for c in s.layout.columns)
-    problem = f'CASE WHEN f0 = {_sql(MARK)} THEN f0 END' if s.marked else 'NULL::VARCHAR'
+    at = s.header.column_index
+    ours = ', '.join(f'{fields[at[c]]} AS {c}' if c in at else f'NULL::VARCHAR AS {c}' for c in s.layout.columns)
+    problem = f'CASE WHEN f0 = {sql_text(MARK)} THEN f0 END' if s.has_placeholders else 'NULL::VARCHAR'
     return (
-        f'SELECT {_sql(s.name)} AS file, NULL::BIGINT AS line, 2::BIGINT AS first, {problem} AS problem, NULL::VARCHAR AS raw, {ours} '
-        f'FROM read_csv({_sql(s.path)}, columns={{{columns}}}, auto_detect=false, header=true, delim={_sql(s.delimiter)}, quote=\'"\', escape=\'"\', '
-        f'strict_mode=true, max_line_size={2 * MAX_LINE}, buffer_size={16 * MAX_LINE})'
+        f'SELECT {sql_text(s.name)} AS file, NULL::BIGINT AS line, 2::BIGINT AS first, '
+        f'{problem} AS problem, NULL::VARCHAR AS raw, {ours} '
+        f'FROM read_csv({sql_text(s.path)}, columns={{{columns}}}, auto_detect=false, header=true, '
+        f'delim={sql_text(s.header.delimiter)}, quote=\'"\', escape=\'"\', '
+        f'strict_mode=true, max_line_size={2*MAX_LINE}, buffer_size={16*MAX_LINE})'
     )
 
 # %% ../../nbs/data/01_events.ipynb #e6d58c34
 def _parquet_text(s: Source, column: str) -> str:
     "SQL of one Parquet column as text."
-    if column not in s.at: return f'NULL::VARCHAR AS {column}'
-    name = s.header[s.at[column]]
-    text = f'CAST({_name(name)} AS VARCHAR)'
-    if column.endswith('_id') and pa.types.is_floating(s.types[name]):
-        text = f'CASE WHEN {_name(name)} = trunc({_name(name)}) THEN coalesce(CAST(TRY_CAST({_name(name)} AS HUGEINT) AS VARCHAR), {text}) ELSE {text} END'
+    if column not in s.header.column_index: return f'NULL::VARCHAR AS {column}'
+    original = s.header.names[s.header.column_index[column]]
+    name = _name(original)
+    text = f'CAST({name} AS VARCHAR)'
+    if column.endswith('_id') and pa.types.is_floating(s.header.types[original]):
+        integer = f'coalesce(CAST(TRY_CAST({name} AS HUGEINT) AS VARCHAR), {text})'
+        text = f'CASE WHEN {name} = trunc({name}) THEN {integer} ELSE {text} END'
     return f'{text} AS {column}'
 
 def _parquet_sql(s: Source) -> str:
     "SELECT of the rows of a Parquet file."
     ours = ', '.join(_parquet_text(s, c) for c in s.layout.columns)
     raw = " || ',' || ".join(f"coalesce({c}, '')" for c in s.layout.columns)
+    problem = sql_text(s.header.problem) if s.header.problem else 'NULL'
     return (
-        f'SELECT {_sql(s.name)} AS file, NULL::BIGINT AS line, NULL::BIGINT AS first, {_sql(s.problem) if s.problem else "NULL"}::VARCHAR AS problem, '
-        f'substr({raw}, 1, {MAX_RAW}) AS raw, * FROM (SELECT {ours} FROM read_parquet({_sql(s.path)}, binary_as_string=true))'
+        f'SELECT {sql_text(s.name)} AS file, NULL::BIGINT AS line, NULL::BIGINT AS first, '
+        f'{problem}::VARCHAR AS problem, '
+        f'substr({raw}, 1, {MAX_RAW}) AS raw, * '
+        f'FROM (SELECT {ours} FROM read_parquet({sql_text(s.path)}, binary_as_string=true))'
     )
 
+# %% ../../nbs/data/01_events.ipynb #2e8541d1
 def _selects(s: Source) -> list[tuple[str, int]]:
     "SELECTs that together give every row of a file, and how many rows each gives."
     if s.format == 'parquet': return [(_parquet_sql(s), s.rows)]
-    side = f'SELECT {_sql(s.name)} AS file, line, NULL::BIGINT AS first, * EXCLUDE (line) FROM read_parquet({_sql(s.side)})'
-    return ([(_csv_sql(s), s.lines)] if s.lines else [])+([(side, s.side_rows)] if s.side else [])
+    lines = [(_csv_sql(s), s.lines)] if s.lines else []
+    if not s.side: return lines
+    columns = f'{sql_text(s.name)} AS file, line, NULL::BIGINT AS first, * EXCLUDE (line)'
+    return [*lines, (f'SELECT {columns} FROM read_parquet({sql_text(s.side)})', s.side_rows)]
 
 def read_rows(
     con: ibis.BaseBackend,  # of `connect`
     sources: list[Source],  # of `open_files`, one layout
 ) -> ibis.Table: # file, line, first, problem, raw, and the layout's columns as text
     "Every row of every file, as a table that is read anew each time it is asked for."
-    name = f'raw_{sources[0].layout.kind}'
-    con.raw_sql(
-        f'CREATE OR REPLACE TEMP VIEW {name} AS ' + ' UNION ALL '.join(sql for s in sources for sql, _ in _selects(s))
-    )
+    name, selects = f'raw_{sources[0].layout.name}', [sql for s in sources for sql, _ in _selects(s)]
+    con.raw_sql(f'CREATE OR REPLACE TEMP VIEW {name} AS ' + ' UNION ALL '.join(selects))
     return con.table(name)
 
 # %% ../../nbs/data/01_events.ipynb #4856036b
@@ -670,39 +732,38 @@ TIMESTAMP = "timestamp('UTC')" # a time in UTC, as Ibis writes the type
 
 @ibis.udf.scalar.builtin(signature=((TIMESTAMP,), 'int64'))
 def epoch_us(time):
-    "Microseconds since 1970: DuckDB's own function, since Ibis would go through the time zone's calendar, which takes several times as long."
+    "Microseconds since 1970, by DuckDB's own function: Ibis would go through the time zone's calendar, far slower."
 
 def _since_1970(number, factor: int):
     "A count since 1970 as a time; the bounds only keep the arithmetic from overflowing."
     micro = (number*factor).clip(-9e15, 9e15).round().try_cast('int64')
     return (ibis.timestamp('1970-01-01 00:00:00') + micro.as_interval('us')).cast(TIMESTAMP)
 
+# %% ../../nbs/data/01_events.ipynb #05274d0d
 def parse_time(
     text: ibis.expr.types.StringValue,
-    kind: str = 'auto', # 'text', 'seconds', 'milliseconds'
-) -> ibis.expr.types.TimestampValue: # in UTC, to the microsecond; null where the text is no time
-    "A time from text. The first case is the form that REES46 data have, tested first because it is cheap to test; its whole seconds need no time zone's calendar."
+    form: str = 'auto', # 'text', 'seconds', 'milliseconds'
+) -> ibis.expr.types.TimestampValue: # in UTC, to the microsecond; null if the text is no time
+    "Read a time from text."
     number = text.try_cast('float64')
-    if kind == 'seconds': return _since_1970(number, 10**6)
-    if kind == 'milliseconds': return _since_1970(number, 10**3)
+    if form == 'seconds': return _since_1970(number, 10**6)
+    if form == 'milliseconds': return _since_1970(number, 10**3)
+    rees46 = text.try_cast('timestamp').epoch_seconds().as_timestamp('s').cast(TIMESTAMP)
     tidy = text.strip().replace('/', '-').replace(' +', '+').replace(' -', '-')
     counted = ibis.cases(
         (number.abs() < 1e11, _since_1970(number, 10**6)), (number.abs() < 1e14, _since_1970(number, 10**3))
     )
     return ibis.cases(
-        (
-            text.like('____-__-__ __:__:__ UTC'),
-            text.try_cast('timestamp').epoch_seconds().as_timestamp('s').cast(TIMESTAMP),
-        ),
+        (text.like('____-__-__ __:__:__ UTC'), rees46),
         (tidy.like('____-__-__%'), tidy.try_cast(TIMESTAMP)),
-        else_=counted if kind == 'auto' else ibis.null(TIMESTAMP),
+        else_=counted if form == 'auto' else ibis.null(TIMESTAMP),
     )
 
 # %% ../../nbs/data/01_events.ipynb #1d4ea689
 MISSING = ('', 'NULL', 'null', 'None', '\\N', 'NaN', 'nan') # texts that stand for no value
 
 def _stands_for_none(text):
-    "Is a text one of `MISSING`? Length first: of a list that is longer than three, DuckDB makes a join, which costs more than all other checks together."
+    "Is a text one of `MISSING`? (Length first: DuckDB would join with a longer list, dearer than all other checks.)"
     word = ibis.or_(*(text == m for m in MISSING))
     return (text.length() <= max(map(len, MISSING))) & word
 
@@ -711,137 +772,144 @@ def is_missing(text): return text.isnull() | _stands_for_none(text)
 def is_canonical(text):
     return ibis.coalesce(text.try_cast('int64').cast('string') == text, False)
 
-def _kind(some: float, good: float) -> str:
-    return 'integer' if good >= .99*some else 'string'
+# %% ../../nbs/data/01_events.ipynb #4c9a4bbc
+def _id_type(n_ids: float, n_canonical: float) -> str:
+    return 'integer' if n_canonical >= .99*n_ids else 'string'
 
-def guess_kinds(
+def guess_id_types(
     con: ibis.BaseBackend,
     rows: ibis.Table,         # of `read_rows`
     columns: dict[str, str],  # id column -> 'auto', 'integer' or 'string'
     limit: int = 10_000,      # rows to look at
 ) -> dict[str, str]: # column -> 'integer' or 'string'
-    "What is `auto` as the first rows have it. `kinds_found` says it for all, and costs nothing where rows are counted anyway."
+    "Resolve `auto` by the first rows."
     t = rows.filter(rows.problem.isnull()).limit(limit)
-    some, good = (lambda c: (~is_missing(t[c])).cast('int64').sum()), (lambda c: is_canonical(t[c]).cast('int64').sum())
-    asked = [c for c, kind in columns.items() if kind == 'auto']
-    if not asked: return dict(columns)
-    found = (
-        con.execute(t.aggregate(**{f'{c}_some': some(c) for c in asked}, **{f'{c}_good': good(c) for c in asked}))
-        .fillna(0)
-        .iloc[0]
-    )
-    return {**columns, **{c: _kind(found[f'{c}_some'], found[f'{c}_good']) for c in asked}}
+    auto = [c for c, id_type in columns.items() if id_type == 'auto']
+    if not auto: return dict(columns)
+    n_ids = {f'{c}_some': (~is_missing(t[c])).cast('int64').sum() for c in auto}
+    n_canonical = {f'{c}_good': is_canonical(t[c]).cast('int64').sum() for c in auto}
+    n = con.execute(t.aggregate(**n_ids, **n_canonical)).fillna(0).iloc[0]
+    return {**columns, **{c: _id_type(n[f'{c}_some'], n[f'{c}_good']) for c in auto}}
 
-def kinds_found(counts: pd.DataFrame, columns: dict[str, str]) -> dict[str, str]: # column -> 'integer' or 'string'
-    "What is `auto` as all rows have it, from the result of `count_events`."
-    total = counts.sum(numeric_only=True)
-    return {c: _kind(total[f'{c}_some'], total[f'{c}_good']) if kind == 'auto' else kind for c, kind in columns.items()}
+def settle_id_types(counts: pd.DataFrame, columns: dict[str, str]) -> dict[str, str]: # column -> 'integer' or 'string'
+    "Resolve `auto` by all rows, from the result of `count_events`."
+    n = counts.sum(numeric_only=True)
+    settle = lambda c, id_type: _id_type(n[f'{c}_some'], n[f'{c}_good']) if id_type == 'auto' else id_type
+    return {c: settle(c, id_type) for c, id_type in columns.items()}
 
 # %% ../../nbs/data/01_events.ipynb #8b9f979b
 def _canonical(text):
-    "Is an id a canonical integer? Null where there is no id."
+    "Is an id a canonical integer? Null if there is no id."
     return ibis.cases((~is_missing(text), is_canonical(text)))
 
-def _id_reasons(text, canonical, column: str, kind: str) -> list:
+def _id_reasons(text, canonical, column: str, id_type: str) -> list:
     "Why an id cannot be used, as (condition, reason)."
     large = text.re_search('^-?[1-9][0-9]{18,}$')
     no_integer = (~canonical, ibis.cases((large, f'{column} is beyond int64'), else_=f'{column} is not an integer'))
-    return [(canonical.isnull(), f'{column} is missing')]+([no_integer] if kind == 'integer' else [])
+    return [(canonical.isnull(), f'{column} is missing')]+([no_integer] if id_type == 'integer' else [])
 
-def _reason(t: ibis.Table, price, when, kinds: dict[str, str], known, now: datetime):
-    "The first reason why a row cannot be used, null if it can."
-    late = ibis.literal((now+timedelta(days=1)).strftime('%Y-%m-%d %H:%M:%S')).cast(TIMESTAMP)
+# %% ../../nbs/data/01_events.ipynb #30a3a18e
+def _reason(t: ibis.Table, id_types: dict[str, str], now: datetime):
+    "The first reason why a row of `_with_values` cannot be used, null if it can."
+    at = lambda text: ibis.literal(text).cast(TIMESTAMP)
+    late = at((now+timedelta(days=1)).strftime('%Y-%m-%d %H:%M:%S'))
+    is_header = t.known_type.isnull() & (t.user_id == t.user_header) & (t.product_id == t.product_header)
     return ibis.cases(
         (t.problem.notnull(), t.problem),
-        (known.isnull() & (t.user_id == t.user_header) & (t.product_id == t.product_header), 'repeated header'),
-        *_id_reasons(t.user_id, t.user_id_canonical, 'user_id', kinds['user_id']),
-        *_id_reasons(t.product_id, t.product_id_canonical, 'product_id', kinds['product_id']),
+        (is_header, 'repeated header'),
+        *_id_reasons(t.user_id, t.user_id_canonical, 'user_id', id_types['user_id']),
+        *_id_reasons(t.product_id, t.product_id_canonical, 'product_id', id_types['product_id']),
         (is_missing(t.event_time), 'event_time is missing'),
-        (when.isnull(), 'event_time is not a time'),
-        (when < ibis.literal('1990-01-01 00:00:00').cast(TIMESTAMP), 'event_time is before 1990'),
-        (when > late, 'event_time is in the future'),
-        (known.isnull(), 'unknown event type'),
-        (price.isnull() & ~is_missing(t.price), 'price is not a number'),
-        (price < 0, 'price is negative'),
-        (~(price <= 1e300), 'price is not finite'),
+        (t.when.isnull(), 'event_time is not a time'),
+        (t.when < at('1990-01-01 00:00:00'), 'event_time is before 1990'),
+        (t.when > late, 'event_time is in the future'),
+        (t.known_type.isnull(), 'unknown event type'),
+        (t.number.isnull() & ~is_missing(t.price), 'price is not a number'),
+        (t.number < 0, 'price is negative'),
+        (~(t.number <= 1e300), 'price is not finite'),
         else_=ibis.null('string'),
     )
 
 # %% ../../nbs/data/01_events.ipynb #19284645
-def _to_id(text, kind: str):
-    return text.try_cast('int64') if kind == 'integer' else text
+def _to_id(text, id_type: str):
+    return text.try_cast('int64') if id_type == 'integer' else text
 
 def _to_price(text, decimal: str = '.'):
-    "A number from text; an underscore, which some engines take for a separator, makes it none."
+    "A number from text."
     number = (text.replace(decimal, '.') if decimal != '.' else text).try_cast('float64')
     return ibis.cases((text.contains('_'), ibis.null('float64')), else_=number)
 
 def _or_null(text):
     return ibis.cases((_stands_for_none(text), ibis.null('string')), else_=text)
 
-UUID = '________-____-____-____-____________' # the form of a UUID, for LIKE
-
-def check_events(
+# %% ../../nbs/data/01_events.ipynb #7ca3fd0d
+def _with_values(
     rows: ibis.Table,        # of `read_rows`
-    kinds: dict[str, str],   # user_id and product_id -> 'integer' or 'string'
-    event_types: dict[str, str]|None = None, # the shop's name of an event type -> ours; case and outer spaces do not matter
-    names: dict[str, str]|None = None, # column map, to know a header in the middle of a file
-    timestamps: str = 'auto',
-    decimal: str = '.',      # the decimal sign in prices
-    now: datetime|None = None, # events of more than a day later are in the future
-) -> ibis.Table: # file, line, first, reason (null: usable), raw (of what is rejected), {user,product}_id_canonical (is the id an integer?), user_session_uuid (is it a UUID? null: there is none), the columns of `EVENTS` in their types
-    "Every row with its values, and with the reason if it cannot be used."
-    types = {**{t: t for t in EVENT_TYPES}, **(event_types or {})}
+    types: dict[str, str],   # event type in the file -> ours
+    names: dict[str, str]|None,
+    timestamps: str,
+    decimal: str,
+) -> ibis.Table: # `rows`, with when, number, known_type, {user,product}_header and {user,product}_id_canonical
+    "Read times, prices and event types; null if a text cannot be read."
     t = rows.mutate(
         **{f'{k}_header': ibis.literal((names or {}).get(f'{k}_id', f'{k}_id')) for k in ('user', 'product')},
         **{f'{c}_canonical': _canonical(rows[c]) for c in ('user_id', 'product_id')},
     )
     loose = t.event_type.strip().lower().cases(*((k.strip().lower(), v) for k, v in types.items()))
-    t = t.mutate(
+    return t.mutate(
         when=parse_time(t.event_time, timestamps),
         number=_to_price(t.price, decimal),
-        known=t.event_type.cases(*types.items(), else_=loose),
+        known_type=t.event_type.cases(*types.items(), else_=loose),
     )
-    t = t.mutate(reason=_reason(t, t.number, t.when, kinds, t.known, now or datetime.now(UTC)))
+
+# %% ../../nbs/data/01_events.ipynb #dce2c4b2
+UUID = '________-____-____-____-____________' # the form of a UUID, for LIKE
+
+def check_events(
+    rows: ibis.Table,        # of `read_rows`
+    id_types: dict[str, str], # user_id and product_id -> 'integer' or 'string'
+    event_types: dict[str, str]|None = None, # the shop's name of an event type -> ours
+    names: dict[str, str]|None = None, # column map, to know a header in the middle of a file
+    timestamps: str = 'auto',
+    decimal: str = '.',      # the decimal sign in prices
+    now: datetime|None = None, # events of more than a day later are in the future
+) -> ibis.Table: # file, line, first, reason, raw, and the columns of `EVENTS` in their types
+    "Give every row its values, and the reason if it cannot be used."
+    types = {**{t: t for t in EVENT_TYPES}, **(event_types or {})}
+    t = _with_values(rows, types, names, timestamps, decimal)
+    t = t.mutate(reason=_reason(t, id_types, now or datetime.now(UTC)))
     session = _or_null(t.user_session)
     return t.select(
-        'file',
-        'line',
-        'first',
-        'reason',
-        'user_id_canonical',
-        'product_id_canonical',
+        'file', 'line', 'first', 'reason', 'user_id_canonical', 'product_id_canonical',
         user_session_uuid=session.like(UUID),
         raw=ibis.cases((t.reason.notnull(), t.raw)),
         event_time=t.when,
-        event_type=t.known,
-        product_id=_to_id(t.product_id, kinds['product_id']),
+        event_type=t.known_type,
+        product_id=_to_id(t.product_id, id_types['product_id']),
         **{c: _or_null(t[c]) for c in ('category_id', 'category_code', 'brand')},
         price=t.number,
-        user_id=_to_id(t.user_id, kinds['user_id']),
+        user_id=_to_id(t.user_id, id_types['user_id']),
         user_session=session,
     )
 
 # %% ../../nbs/data/01_events.ipynb #07c75702
 def check_products(
     rows: ibis.Table,  # of `read_rows`, layout `PRODUCTS`
-    kind: str,         # 'integer' or 'string', as the events have it
+    id_type: str,      # 'integer' or 'string', as the events have it
     decimal: str = '.',
 ) -> ibis.Table: # file, line, first, reason, raw and the columns of `PRODUCTS` in their types
-    "Every row of a catalogue with its values, and with the reason if it cannot be used."
+    "Give every row of a catalogue its values, and the reason if it cannot be used."
     price = _to_price(rows.price, decimal)
     reason = ibis.cases(
         (rows.problem.notnull(), rows.problem),
-        *_id_reasons(rows.product_id, _canonical(rows.product_id), 'product_id', kind),
+        *_id_reasons(rows.product_id, _canonical(rows.product_id), 'product_id', id_type),
         else_=ibis.null('string'),
     )
     return rows.select(
-        'file',
-        'line',
-        'first',
+        'file', 'line', 'first',
         reason=reason,
         raw=ibis.cases((reason.notnull(), rows.raw)),
-        product_id=_to_id(rows.product_id, kind),
+        product_id=_to_id(rows.product_id, id_type),
         **{c: _or_null(rows[c]) for c in ('name', 'category_id', 'category_code', 'brand')},
         price=ibis.cases(((price >= 0) & (price <= 1e300), price), else_=ibis.null('float64')),
     )
@@ -852,34 +920,43 @@ def one_row_a_product(products: ibis.Table) -> ibis.Table:
     return usable.group_by('product_id').aggregate(**{c: usable[c].max() for c in PRODUCTS.columns[1:]})
 
 # %% ../../nbs/data/01_events.ipynb #f2325840
+ZSTD = 'FORMAT parquet, PARQUET_VERSION v2, COMPRESSION zstd, COMPRESSION_LEVEL 1' # half the default's time, same size
+
+def _stage(con: ibis.BaseBackend, sql: str, path: Path, n_rows: int):
+    "Write the rows of a query, which must be `n_rows`."
+    con.raw_sql(f'COPY ({sql}) TO {sql_text(path)} ({ZSTD}, DICTIONARY_SIZE_LIMIT 4096)')
+    n = pq.ParquetFile(path).metadata.num_rows
+    if n != n_rows:
+        fix = 'did a file change during the run? Run again'
+        raise DataError(expected('data_prep.events', f'{n_rows:,} lines', f'{n:,}', fix))
+
+# %% ../../nbs/data/01_events.ipynb #3f9380a0
 def stage_rows(
     con: ibis.BaseBackend,
     checked: ibis.Table,   # an expression over `read_rows`: of `check_events` or `check_products`
     sources: list[Source], # the files that `read_rows` reads
     work: Path,            # folder for Parquet files
 ) -> ibis.Table: # the columns of `checked`, `line` complete
-    "Write checked rows to files of their own and read them from there. Raises `DataError` if files changed since they were scanned."
-    kind, sql, staged = sources[0].layout.kind, ibis.to_sql(checked, dialect='duckdb'), []
-    for select, expected in (o for s in sources for o in _selects(s)):
-        con.raw_sql(f'CREATE OR REPLACE TEMP VIEW raw_{kind} AS {select}')
-        staged.append(work/f'{kind}-{len(staged)}.checked.parquet')
-        con.raw_sql(
-            f'COPY ({sql}) TO {_sql(staged[-1])} (FORMAT parquet, PARQUET_VERSION v2, COMPRESSION zstd, COMPRESSION_LEVEL 1, DICTIONARY_SIZE_LIMIT 4096)'
-        )
-        if (found := pq.ParquetFile(staged[-1]).metadata.num_rows) != expected:
-            raise DataError(
-                f'expected {expected:,} lines, found {found:,}: did a file change during the run? Run again'
-            )
+    "Write checked rows to files and read them from there. Raises `DataError` if a file changed since its scan."
+    name, sql, staged = sources[0].layout.name, ibis.to_sql(checked, dialect='duckdb'), []
+    for select, n_rows in (o for s in sources for o in _selects(s)):
+        con.raw_sql(f'CREATE OR REPLACE TEMP VIEW raw_{name} AS {select}')
+        staged.append(work/f'{name}-{len(staged)}.checked.parquet')
+        _stage(con, sql, staged[-1], n_rows)
     read_rows(con, sources)
     con.raw_sql(
-        f'CREATE OR REPLACE TEMP VIEW checked_{kind} AS SELECT * EXCLUDE (file_row_number) REPLACE (coalesce(line, file_row_number + first) AS line) '
-        f'FROM read_parquet([{", ".join(map(_sql, staged))}], file_row_number=true) WHERE reason IS DISTINCT FROM {_sql(MARK)}'
+        f'CREATE OR REPLACE TEMP VIEW checked_{name} AS '
+        'SELECT * EXCLUDE (file_row_number) REPLACE (coalesce(line, file_row_number + first) AS line) '
+        f'FROM read_parquet([{", ".join(map(sql_text, staged))}], file_row_number=true) '
+        f'WHERE reason IS DISTINCT FROM {sql_text(MARK)}'
     )
-    return con.table(f'checked_{kind}')
+    return con.table(f'checked_{name}')
 
 # %% ../../nbs/data/01_events.ipynb #ced07a3b
-def count_events(checked: ibis.Table) -> ibis.Table: # file, reason, minute (since 1970); rows, no_price, no_session, uuid, {user,product}_id_{some,good}
-    "Count the rows of `check_events` by file, reason and minute."
+def count_events(
+    checked: ibis.Table, # of `stage_rows`
+) -> ibis.Table: # file, reason, minute; rows, no_price, no_session, uuid, {user,product}_id_{some,good}
+    "Count the rows of `check_events` by file, reason and minute since 1970."
     t = checked.mutate(minute=ibis.cases((checked.reason.isnull(), epoch_us(checked.event_time)//60_000_000)))
     number = lambda condition: condition.cast('int64').sum()
     return t.group_by('file', 'reason', 'minute').aggregate(
@@ -891,13 +968,10 @@ def count_events(checked: ibis.Table) -> ibis.Table: # file, reason, minute (sin
         **{f'{c}_good': number(ibis.coalesce(t[f'{c}_canonical'], False)) for c in ('user_id', 'product_id')},
     )
 
-def rejects(checked: ibis.Table) -> ibis.Table: # file, line, reason, raw
-    "The rows that cannot be used, in the order of files and lines. `raw` is empty for regular lines of a CSV file: see `write_rejects`."
-    return (
-        checked.filter(checked.reason.notnull())
-        .select('file', 'line', 'reason', 'raw')
-        .order_by('file', 'line', 'reason', 'raw')
-    )
+def rejects(checked: ibis.Table) -> ibis.Table: # file, line, reason, raw (empty for regular lines, see `write_rejects`)
+    "Rows that cannot be used, in the order of files and lines."
+    bad = checked.filter(checked.reason.notnull())
+    return bad.select('file', 'line', 'reason', 'raw').order_by('file', 'line', 'reason', 'raw')
 
 def odd_sessions(checked: ibis.Table, limit: int = 3) -> ibis.Table: # file, line, user_session
     "The first usable rows whose `user_session` is not a UUID."
@@ -910,25 +984,26 @@ def read_lines(
     numbers: np.ndarray, # line numbers, ascending; the first line of a file is 1
 ) -> list[str]:
     "Lines of a file by their numbers, without line ends, the first `MAX_RAW` characters of each."
-    out, first, carry = [], 1, b''
+    texts, first, carry = [], 1, b''
     with open(path, 'rb') as f:
-        while len(out) < len(numbers) and (chunk := f.read(BLOCK) or (carry and b'\n')):
+        while len(texts) < len(numbers) and (chunk := f.read(BLOCK) or (carry and b'\n')):
             block, end, carry = (carry+chunk).rpartition(b'\n')
             if not end: continue
             n = block.count(b'\n')+1
             wanted = numbers[np.searchsorted(numbers, first):np.searchsorted(numbers, first+n)]
             lines = block.split(b'\n') if len(wanted) else []
-            out += [_readable(lines[i-first].removesuffix(b'\r'))[:MAX_RAW] for i in wanted]
+            texts += [_readable(lines[i-first].removesuffix(b'\r'))[:MAX_RAW] for i in wanted]
             first += n
-    return out
+    return texts
 
-def fill_raw(df: pd.DataFrame, sources: list[Source]) -> pd.DataFrame: # the same
-    "Read the text of rejected rows, where it is missing, from their files. The rows are in the order of files and lines."
+def fill_raw(rejected: pd.DataFrame, sources: list[Source]) -> pd.DataFrame: # the same
+    "Read missing texts of rejected rows, which are in the order of files and lines, from the files."
     paths = {s.name: s.path for s in sources}
-    for name, lines in df[df.raw.isna()].groupby('file').line:
-        df.loc[lines.index, 'raw'] = read_lines(paths[name], lines.to_numpy(np.int64))
-    return df
+    for name, lines in rejected[rejected.raw.isna()].groupby('file').line:
+        rejected.loc[lines.index, 'raw'] = read_lines(paths[name], lines.to_numpy(np.int64))
+    return rejected
 
+# %% ../../nbs/data/01_events.ipynb #1c7c9520
 def write_rejects(
     con: ibis.BaseBackend,
     tables: list[ibis.Table], # of `rejects`
@@ -938,11 +1013,10 @@ def write_rejects(
     batch: int = 50_000,      # rows in memory at a time
 ):
     "Write rejected rows with their text."
-    schema = pa.schema(
-        [('file', pa.string()), ('line', pa.int64()), ('reason', pa.string()), ('raw', pa.string())], metadata=metadata
-    )
+    text = pa.string()
+    schema = pa.schema([('file', text), ('line', pa.int64()), ('reason', text), ('raw', text)], metadata=metadata)
     with pq.ParquetWriter(path, schema, compression='zstd') as out:
         for table in tables:
             for part in con.con.sql(ibis.to_sql(table, dialect='duckdb')).to_arrow_reader(batch):
-                df = fill_raw(part.to_pandas(), sources)
-                out.write_table(pa.Table.from_pandas(df, schema, preserve_index=False))
+                rejected = fill_raw(part.to_pandas(), sources)
+                out.write_table(pa.Table.from_pandas(rejected, schema, preserve_index=False))
