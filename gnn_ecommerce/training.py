@@ -25,7 +25,8 @@ from gnn_ecommerce.filter.graph_filter import (
     KINDS, GraphFilter, HybridRecommender, choose_b, choose_filter, choose_kind, default_grid, estimate_cost
 )
 from .graph.interactions import InteractionGraph
-from .graph.propagation import Adjacency, Propagation, compute_device, own_threads
+from .graph.kernels import compute_device, own_threads
+from .graph.propagation import Adjacency, Propagation
 from .lightgcn import LightGCNRecommender, init_embedding
 from gnn_ecommerce.models.checkpoint import (
     TrainState, build_recommender, clear_state, git_commit, library_versions, load_state, save_model, save_state
