@@ -39,7 +39,8 @@ def init_embedding(
     weighted: bool = True,        # use the edges' weights
 ) -> torch.Tensor: # float32 (n_users+n_items, dim)
     "Make the layer-0 embeddings that training starts from, users before items."
-    if start not in ('svd', 'normal'): raise GnnEcommerceError(expected('start', "'svd' or 'normal'", repr(start)))
+    if start not in ('svd', 'normal'):
+        raise GnnEcommerceError(expected('start', "'svd' or 'normal'", repr(start)))
     rng = np.random.default_rng(0) if rng is None else rng
     noise = rng.standard_normal((graph.n_users+graph.n_items, dim), np.float32)*np.float32(.1)
     if start == 'normal': return torch.from_numpy(noise)
@@ -59,7 +60,8 @@ class LightGCNRecommender(EmbeddingRecommender):
         name: str = 'lightgcn',                  # name in tables
     ):
         tables = [torch.as_tensor(t).detach().cpu().float() for t in (user_embedding, item_embedding)]
-        if cosine: tables = [torch.nn.functional.normalize(t, dim=1) for t in tables]
+        if cosine:
+            tables = [torch.nn.functional.normalize(t, dim=1) for t in tables]
         self.cosine = cosine
         super().__init__(*tables, graph, name=name)
 

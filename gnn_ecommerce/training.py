@@ -161,7 +161,8 @@ class TrainingSettings(_FilterSettings):
             raise ValueError(
                 expected('alpha', f'{self.layers+1} values of alpha for {self.layers} layers', len(self.alpha))
             )
-        if min(self.b) < 0: raise ValueError(expected('b', 'weights >= 0', min(self.b)))
+        if min(self.b) < 0:
+            raise ValueError(expected('b', 'weights >= 0', min(self.b)))
         if min(self.ks) < 1:
             raise ValueError(expected('ks', 'list lengths >= 1', min(self.ks)))
         fixed_params(self)
@@ -397,7 +398,8 @@ class Validation:
     def __call__(self, model: Recommender) -> dict: # `value` and `b`; `filter`, its method, if there are several
         "Measure a model with the best filter at its best weight, over at most `eval_users` users."
         s = self.settings
-        if self.filters: return max(map(lambda f: self._blend(model, f), self.filters), key=lambda row: row['value'])
+        if self.filters:
+            return max(map(lambda f: self._blend(model, f), self.filters), key=lambda row: row['value'])
         k = int(s.monitor.split('@')[1])
         metrics = evaluate(model, self.targets, ks=(k,), exclude=s.exclude, users=self.users).metrics
         return dict(value=metrics[s.monitor], b=0.)
@@ -457,7 +459,8 @@ def _note(state: TrainState, row: dict, s: TrainingSettings, better: bool):
         state.best_value, state.best_b, state.best_filter = row.get('value'), row.get('b', 0.), row.get('filter')
     since = sum('value' in r for r in state.history if r['epoch'] > state.best_epoch)
     if state.epoch >= s.epochs: state.stopped = 'all epochs done'
-    elif since >= s.patience: state.stopped = f'no better for {since} evaluations'
+    elif since >= s.patience:
+        state.stopped = f'no better for {since} evaluations'
 
 # %% ../nbs/04_training.ipynb #412954ec
 def pilot_epochs(
@@ -501,7 +504,8 @@ def _try_each(
     "Run the candidates one after the other; the layer weights at the temperature that was best."
     best, table = None, []
     candidates = [(t, None) for t in TEMPERATURES]
-    if s.alpha is None and s.layers: candidates.append((None, last_layer_weights(s.layers)))
+    if s.alpha is None and s.layers:
+        candidates.append((None, last_layer_weights(s.layers)))
     n_steps = s.epochs*len(training_loss(graph, s))
     with progress(desc='choose temperature and layer weights', total=n_steps*len(candidates)) as bar:
         for n, (temperature, alpha) in enumerate(candidates, 1):
@@ -515,7 +519,8 @@ def _try_each(
                 temperature=state.temperature, last_layer=run.propagation.alpha[-1], value=state.best_value,
                 epoch=state.best_epoch, b=state.best_b, filter=state.best_filter
             ))
-            if best is None or best.best_value is None or (state.best_value or 0) > best.best_value: best = state
+            if best is None or best.best_value is None or (state.best_value or 0) > best.best_value:
+                best = state
     return best, table
 
 # %% ../nbs/04_training.ipynb #e14645e7
@@ -540,7 +545,7 @@ def fit(
     settings: TrainingSettings,
     targets: sp.csr_matrix|None = None, # validation pairs (n_users, n_items); None: keep the last epoch
     folder: str|Path|None = None,       # where `last/` goes; None: nowhere
-    resume: Literal['auto', 'must', 'never'] = 'auto', # another run's state: start anew, or refuse
+    resume: Literal['auto', 'must', 'never'] = 'auto', # another run: start anew, or refuse
     on_epoch: Callable|None = None,     # gets each row of the history
     on_try: Callable|None = None,       # gets each row of the short runs
 ) -> FitResult:
@@ -550,7 +555,8 @@ def fit(
     state = _interrupted(last, resume, identity, settings.device)
     choice = Choice.of(state) if state else choose_hyperparameters(graph, settings, validation, on_try)
     run = Run(graph, settings, choice)
-    if state is None: state = replace(choice.state or run.initial_state(), fingerprint=identity)
+    if state is None:
+        state = replace(choice.state or run.initial_state(), fingerprint=identity)
     if last and choice.state and state.stopped: save_state(last, state)
     if on_epoch:
         for row in state.history: on_epoch(row)
@@ -611,10 +617,12 @@ def _result(run: Run, state: TrainState, validation: Validation|None) -> FitResu
             'training', 'a finite loss', f'none ({state.stopped}, before any epoch was good)',
             f'try a smaller lr (it is {s.lr}) or a higher temperature'
         ))
-    if 'no number' in state.stopped: print(f'{state.stopped}: epoch {state.best_epoch} is kept')
+    if 'no number' in state.stopped:
+        print(f'{state.stopped}: epoch {state.best_epoch} is kept')
     tensors, scoring = _checkpoint(run, state, validation.filters if validation else [])
     recommender, metrics = build_recommender(run.graph, tensors, scoring), {}
-    if validation: metrics = evaluate(recommender, validation.targets, ks=tuple(s.ks), exclude=s.exclude).metrics
+    if validation:
+        metrics = evaluate(recommender, validation.targets, ks=tuple(s.ks), exclude=s.exclude).metrics
     return FitResult(
         recommender, tensors, scoring, pd.DataFrame(state.history), state.best_epoch, state.best_value, state.stopped,
         metrics, validation.filter_table if validation else None,
@@ -716,7 +724,8 @@ def _summary(result: FitResult, monitor: str) -> str:
     parts = [f'epoch {result.best_epoch} of {len(result.history)} ({result.stopped})', f'b {result.scoring["b"]:g}']
     if result.temperature: parts.append(f'temperature {result.temperature:g}')
     parts.append('layer weights '+' '.join(f'{a:.2g}' for a in result.tensors['alpha'].tolist()))
-    if monitor in result.validation: parts.append(f'validation {monitor} {result.validation[monitor]:.4f}')
+    if monitor in result.validation:
+        parts.append(f'validation {monitor} {result.validation[monitor]:.4f}')
     return ', '.join(parts)
 
 # %% ../nbs/04_training.ipynb #7cc8ad8a

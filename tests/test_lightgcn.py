@@ -239,7 +239,6 @@ def test_on_a_gpu(graph):
 def test_only_the_pyg_model_loads_pyg(module):
     "It takes 2.5 s and 90 MB, which no stage and no server needs."
     loaded = "[m for m in ('torch_geometric', 'torch._dynamo') if m in sys.modules]"
-    loaded = "[m for m in ('torch_geometric', 'torch._dynamo') if m in sys.modules]"
     code = f"import sys, gnn_ecommerce.{module}; print({loaded})"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

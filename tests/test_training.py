@@ -58,8 +58,8 @@ def test_a_run_with_what_was_chosen_ends_with_the_same_embeddings(whole):
 
 
 def test_after_shorter_runs_the_run_starts_at_the_beginning():
-    part = choose(most=1e7, epochs=60)
-    assert 1 <= max(row["epoch"] for row in part.table) < 60
+    part = choose(most=8e5, epochs=5)
+    assert 1 <= max(row["epoch"] for row in part.table) <= 3
     assert (part.state.epoch, part.state.step, part.state.history) == (0, 0, [])
 
 

@@ -188,7 +188,8 @@ def _pack_texts(
 
 def _fits(data: np.ndarray, start: np.ndarray) -> bool:
     "Are these the bytes of texts and where each starts?"
-    if (data.dtype, start.dtype, start.ndim) != (np.uint8, np.int64, 1) or not len(start): return False
+    if (data.dtype, start.dtype, start.ndim) != (np.uint8, np.int64, 1) or not len(start):
+        return False
     return start[0] == 0 and start[-1] == len(data) and (np.diff(start) >= 0).all()
 
 def _unpack_texts(data: np.ndarray, start: np.ndarray, what: str) -> pa.Array: # large_string, '' for None

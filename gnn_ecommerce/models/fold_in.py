@@ -82,8 +82,10 @@ class History:
         "Take some customers."
         count = self.indptr[users+1]-self.indptr[users]
         ptr = np.concatenate([[0], np.cumsum(count)])
-        if len(users) == 1: part = slice(self.indptr[users[0]], self.indptr[users[0]+1])
-        else: part = np.arange(ptr[-1])+np.repeat(self.indptr[users]-ptr[:-1], count)
+        if len(users) == 1:
+            part = slice(self.indptr[users[0]], self.indptr[users[0]+1])
+        else:
+            part = np.arange(ptr[-1])+np.repeat(self.indptr[users]-ptr[:-1], count)
         columns = (None if c is None else c[part] for c in (self.items, self.weight, self.bought, self.event, self.age))
         items, weight, bought, event, age = columns
         return History(ptr, items, weight, bought, event, self.n_items, self.event_types, age)
@@ -304,7 +306,8 @@ def _basket_row(basket: Sequence[tuple[int, str]], rule: EdgeRule, event_types: 
     for item, event in basket: events.setdefault(item, []).append(event)
     newest_first = dict.fromkeys(item for item, _ in reversed(basket))
     weights = {item: weight for item in newest_first if (weight := rule(events[item])) > 0}
-    def top(item): return code.get(max(events[item], key=rule.weights.get), len(code)-1)
+    def top(item):
+        return code.get(max(events[item], key=rule.weights.get), len(code)-1)
     return sorted(
         (item, weight, 'purchase' in events[item], top(item), age) for age, (item, weight) in enumerate(weights.items())
     )
@@ -382,10 +385,12 @@ def exclusion(
 def score(self: Scorer, users): return self.scores(self.customers(users))
 
 @patch
-def _best(self: Scorer, users, k, mask, columns): return self.best(self.customers(users), k, mask, columns)
+def _best(self: Scorer, users, k, mask, columns):
+    return self.best(self.customers(users), k, mask, columns)
 
 @patch
-def similar_items(self: Scorer, items, k=10): return self.items.similar_items(items, k)
+def similar_items(self: Scorer, items, k=10):
+    return self.items.similar_items(items, k)
 
 # %% ../../nbs/models/05_fold_in.ipynb #0869cb6e
 @patch
@@ -481,9 +486,11 @@ def sentence(self: ScoreShares,
     "Say in one line why a product was recommended."
     parts, score, h = self.products[:, k], self.score[k], self.history
     lead = wording.leading(parts, self.effects[:, k], h.items)
-    if self.own[k] > max(parts[parts > 0].sum(), 0): reason, part = 'self', self.own[k]
+    if self.own[k] > max(parts[parts > 0].sum(), 0):
+        reason, part = 'self', self.own[k]
     elif not len(lead): reason, part = 'nothing', np.nan
-    elif h.items[lead[0]] == self.items[k]: reason, part = 'seen', parts[lead[0]]
+    elif h.items[lead[0]] == self.items[k]:
+        reason, part = 'seen', parts[lead[0]]
     else: reason, part = 'products', parts[lead].sum()
     events, names = [h.event_types[e] for e in h.event[lead]], [name(int(item)) for item in h.items[lead]]
     return wording.sentence(reason, events, names, part/score if score > 0 else np.nan)
