@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from gnn_ecommerce.graph.datasets import data_folder, load_benchmark
 from gnn_ecommerce.models.losses import make_loss
-from gnn_ecommerce.training import Trainer, TrainingSettings
+from gnn_ecommerce.training import Run, TrainingSettings, resolve
 from torch_geometric.nn import LightGCN
 
 from benchmarks.common import Clock, in_turn, machine, row, write
@@ -21,30 +21,30 @@ from benchmarks.common import Clock, in_turn, machine, row, write
 OURS, BATCH, LAYERS, DIM = "gnn_ecommerce", 2048, 2, 64
 
 
-def trainer(graph, **settings):
-    "A trainer without filter and its first state."
-    made = Trainer(graph, TrainingSettings(filter="none", layers=LAYERS, **settings))
-    state = made.start()
-    made.settle(state)
-    return made, state
+class ShortRun(Run):
+    "A run whose epochs end after some batches."
+
+    def __init__(self, graph, most=None, **settings):
+        super().__init__(graph, resolve(TrainingSettings(layers=LAYERS, **settings), graph))
+        self.most = most
+
+    def batches(self, epoch):
+        return itertools.islice(super().batches(epoch), self.most)
 
 
 def softmax_memory(dim):
     "Peak memory of a process that does two steps of the softmax, in GB; the data and all libraries included."
-    made, state = trainer(load_benchmark("gowalla").graph, dim=dim, device="cpu")
-    all_batches = made.batches
-    made.batches = lambda epoch: itertools.islice(all_batches(epoch), 2)
-    made.run_epoch(state)
+    run = ShortRun(load_benchmark("gowalla").graph, 2, dim=dim, device="cpu")
+    run.run_epoch(run.initial_state())
     # not ru_maxrss: on Linux a process starts with the peak of the one that started it
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e9
 
 
 def bpr_ours(graph, n, device="cpu"):
     "A callable that does n steps of BPR."
-    made, state = trainer(graph, device=device, loss="bpr", dim=DIM, init="normal", batch=BATCH, l2=1e-4)
-    all_batches = made.batches
-    made.batches = lambda epoch: itertools.islice(all_batches(epoch), n)
-    return lambda: made.run_epoch(state)
+    run = ShortRun(graph, n, device=device, loss="bpr", dim=DIM, init="normal", batch=BATCH, l2=1e-4)
+    state = run.initial_state()
+    return lambda: run.run_epoch(state)
 
 
 def bpr_pyg(graph, n, sparse, device="cpu"):
@@ -101,7 +101,8 @@ def run(full=False):
     "Time and write the rows."
     graph, on, rows, more = load_benchmark("gowalla").graph, machine(), [], {}
     for dim in (64, 128):
-        made, state = trainer(graph, dim=dim, device="cpu")
+        made = ShortRun(graph, dim=dim, device="cpu")
+        state = made.initial_state()
         made.run_epoch(state)
         seconds, cpu, name = [], [], f"{OURS}, softmax epoch, d {dim}, {state.precision}"
         for _ in range(5 if full else 2):

@@ -5,14 +5,15 @@ from gnn_ecommerce.graph.datasets import load_benchmark
 from gnn_ecommerce.graph.interactions import random_graph
 
 from benchmarks.common import Clock, in_turn, machine, row, write
-from benchmarks.epoch import BATCH, DIM, LAYERS, OURS, bpr_ours, bpr_pyg, trainer
+from benchmarks.epoch import BATCH, DIM, LAYERS, OURS, ShortRun, bpr_ours, bpr_pyg
 
 WHOLE_SHOP = dict(n_users=1_640_000, n_items=54_600, n_edges=10_200_000)
 
 
 def epochs(graph, n, **settings):
     "Seconds of n epochs after one to warm up, peak of the GPU's memory in GB, and the precision."
-    made, state = trainer(graph, **settings)
+    made = ShortRun(graph, **settings)
+    state = made.initial_state()
     torch.cuda.reset_peak_memory_stats()
     made.run_epoch(state)
     seconds = []

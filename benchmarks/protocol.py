@@ -8,12 +8,11 @@ import pandas as pd
 from gnn_ecommerce.core import DataError
 from gnn_ecommerce.graph.datasets import data_folder
 from gnn_ecommerce.graph.datasets import holdout as hold_out
-from gnn_ecommerce.lightgcn import LightGCNRecommender
 from gnn_ecommerce.graph.interactions import InteractionGraph, pairs_csr
 from gnn_ecommerce.graph_build import GraphBuildSettings, build_graph
 from gnn_ecommerce.filter.graph_filter import GraphFilter, HybridRecommender
 from gnn_ecommerce.ranking.recommender import Recommender
-from gnn_ecommerce.training import Trainer, TrainingSettings, fit
+from gnn_ecommerce.training import Run, TrainingSettings, fit, resolve
 from gnn_ecommerce.run.tuning import on_nodes
 
 from benchmarks.common import Clock
@@ -34,17 +33,15 @@ class Final:
 
 def retrain(graph, settings, epochs):
     "LightGCN after so many epochs on a graph, on the learning-rate schedule of `settings.epochs`."
-    trainer = Trainer(graph, settings.model_copy(update=dict(filter="none")))
-    state = trainer.start()
-    trainer.settle(state)
+    run = Run(graph, resolve(settings, graph))
+    state = run.initial_state()
     for _ in range(epochs):
-        if not np.isfinite(trainer.run_epoch(state)):
+        if not np.isfinite(run.run_epoch(state)):
             raise DataError(
                 f"expected a finite loss, found none in epoch {state.epoch + 1}: try a smaller learning rate"
             )
         state.epoch += 1
-    z = trainer.propagation.forward(state.embedding).cpu().numpy()
-    return LightGCNRecommender(z[: graph.n_users], z[graph.n_users :], graph, settings.cosine)
+    return run.recommender(state.embedding)
 
 
 def fit_final(graph, settings: TrainingSettings, fraction=0.1, holdout=None):

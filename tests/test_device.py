@@ -1,17 +1,18 @@
-"""The same code on every device: on a GPU where there is one, and everywhere the plain torch code that a GPU takes, on the processor."""
+"""The same code on every device: on a GPU if there is one, and everywhere the plain torch code that a GPU takes."""
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from gnn_ecommerce.models import losses
-from gnn_ecommerce.graph.interactions import propagation
 from gnn_ecommerce.core import GnnEcommerceError, SettingsError
-from gnn_ecommerce.lightgcn import LightGCNRecommender
+from gnn_ecommerce.graph import propagation
 from gnn_ecommerce.graph.interactions import random_graph
+from gnn_ecommerce.graph.kernels import compute_device
+from gnn_ecommerce.graph.propagation import Adjacency, Propagation
+from gnn_ecommerce.lightgcn import LightGCNRecommender
+from gnn_ecommerce.models import losses
 from gnn_ecommerce.models.losses import LOSSES, make_loss
-from gnn_ecommerce.graph.propagation import Adjacency, Propagation, compute_device
-from gnn_ecommerce.training import Trainer, TrainingSettings, fit
+from gnn_ecommerce.training import Run, TrainingSettings, fit, resolve
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))]
 GRAPH = random_graph(300, 200, 4000, seed=0)
@@ -27,7 +28,7 @@ def plain(monkeypatch):
 def without_compiled_code(monkeypatch):
     "On the processor, what a GPU takes."
     for module in (losses, propagation):
-        monkeypatch.setattr(module, "has_numba", lambda: False)
+        monkeypatch.setattr(module, "HAS_NUMBA", False)
 
 
 def tables(dtype, device, dim=16):
@@ -105,7 +106,7 @@ def test_fit(name, device, monkeypatch):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_run_changes_device(device, tmp_path, plain):
-    "A run interrupted on the processor goes on on the device, and the other way round."
+    "A run interrupted on the processor continues on the device, and the other way round."
     settings = TrainingSettings(precision="fp32", filter="none", **QUICK)
     whole = fit(GRAPH, settings.model_copy(update=dict(device="cpu")), TARGETS)
 
@@ -123,29 +124,29 @@ def test_a_run_changes_device(device, tmp_path, plain):
 
 def test_too_little_memory(monkeypatch):
     "The message says what to lower."
-    trainer = Trainer(GRAPH, TrainingSettings(filter="none", **QUICK))
+    run = Run(GRAPH, resolve(TrainingSettings(filter="none", **QUICK), GRAPH))
 
     def full(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trainer, "one_step", full)
+    monkeypatch.setattr(run, "step", full)
     with pytest.raises(GnnEcommerceError, match=r"500 x 16 embeddings and batch 64: lower training.batch"):
-        trainer.run_epoch(trainer.start())
+        run.run_epoch(run.initial_state())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_too_little_memory_on_a_gpu():
     "The same, of a real GPU."
     graph = random_graph(200_000, 600_000, 800_000, seed=0)
-    trainer = Trainer(graph, TrainingSettings(filter="none", dim=8, init="normal", batch=200_000, epochs=1))
+    run = Run(graph, TrainingSettings(filter="none", dim=8, init="normal", batch=200_000, epochs=1))
     with pytest.raises(GnnEcommerceError, match=r"800,000 x 8 embeddings and batch 200,000: lower training.batch"):
-        trainer.run_epoch(trainer.start())
+        run.run_epoch(run.initial_state())
 
 
 def test_no_such_device():
     "A GPU that is not here is refused before anything is done."
     with pytest.raises(SettingsError, match="'cuda:99'"):
-        Trainer(GRAPH, TrainingSettings(device="cuda:99"))
+        resolve(TrainingSettings(device="cuda:99"), GRAPH)
     assert compute_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
