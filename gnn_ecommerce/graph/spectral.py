@@ -71,12 +71,12 @@ class Walk:
 
 # %% ../../nbs/graph/04_spectral.ipynb #8da97474
 def truncated_svd(
-    matrix: sp.csr_array, # A (n, m)
-    rank: int,            # singular triplets wanted; fewer come if A has fewer
-    seed: int = 0,        # of the first subspace
+    matrix: sp.csr_array, # (n, m)
+    rank: int,            # triplets wanted; fewer come if A has fewer
+    seed: int = 0,        # of the start
     tol: float = 1e-3,    # largest residual of A^T A v = lambda v, as a share of the last lambda
-    rounds: int = 40,     # most rounds of subspace iteration
-    numba: bool = HAS_NUMBA, # fast steps, or SciPy's
+    rounds: int = 40,     # of subspace iteration, at most
+    numba: bool = HAS_NUMBA,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # float32 U (n, r), s (r,) descending, V (m, r)
     "Compute the leading singular triplets, repeatably. Raises `GnnEcommerceError` if it does not converge."
     rank = min(rank, *matrix.shape)
