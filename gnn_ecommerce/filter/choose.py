@@ -52,7 +52,7 @@ def default_grid(
     if graph.ages is None: idle |= {'recency', 'closeness'}
     return {name: values for name, values in GRIDS[method].items() if name not in idle}
 
-# %% ../../nbs/filter/05_choose.ipynb #29076129
+# %% ../../nbs/filter/05_choose.ipynb #7faf25a0
 def rounds(
     grid: dict[str, list], # parameter -> values to try
     method: str,
@@ -74,6 +74,7 @@ def candidates(
     tried = [dict(zip(names, v)) for v in itertools.product(*values)]
     return [c for c in tried if best is None or any(best.params[name] != value for name, value in c.items())]
 
+# %% ../../nbs/filter/05_choose.ipynb #f60230c1
 def between(
     values: Iterable, # that were tried
     chosen: float,    # one of them
@@ -100,34 +101,41 @@ def _fitted_filters(filters: list[GraphFilter], graph, last: GraphFilter|None) -
         last = group[-1]
         yield from group
 
-# %% ../../nbs/filter/05_choose.ipynb #df7f6051
+# %% ../../nbs/filter/05_choose.ipynb #29c9a572
 def choose_filter(
-    graph: InteractionGraph,         # the training graph
-    targets: sp.csr_array,           # bool (n_users, n_items), validation pairs
+    graph: InteractionGraph, # the training graph
+    targets: sp.csr_array, # bool (n_users, n_items), validation pairs
     method: Literal['paths', 'chebyshev', 'regression'] = 'paths', # how the table is computed
-    grid: dict[str, Iterable]|None = None, # values to try for some of the parameters; `default_grid` by default
-    metric: str = 'ndcg@20',         # what decides
+    grid: dict[str, Iterable]|None = None, # values to try; by default `default_grid`
+    metric: str = 'ndcg@20', # what decides
     exclude: Literal['bought', 'seen', 'none'] = 'bought', # what of the graph is masked
-    also_exclude: sp.csr_array|None = None, # (n_users, n_items), further pairs to mask
-    max_users: int = 10000,          # validate on this many users at most, drawn by the seed
-    refine: bool = False,            # then try what lies halfway to the neighbours of each chosen number
-    show: bool = False,              # a progress bar
-    **params,                        # other parameters of every `GraphFilter` tried: n, weighted, seed, ...
-) -> tuple[GraphFilter, pd.DataFrame]: # the best one, fitted; a row for each tried: its settings, recall@k, ndcg@k, ...
+    also_exclude: sp.csr_array|None = None, # further pairs to mask
+    max_users: int = 10000,          # validate on this many at most, drawn by the seed
+    refine: bool = False, # then try between the values of the grid
+    show: bool = False, # a progress bar
+    **params, # other parameters of each `GraphFilter`: n, seed, ...
+) -> tuple[GraphFilter, pd.DataFrame]: # the best one, fitted; a row for each tried: settings, metrics
     "Choose a filter's settings. Raises `GnnEcommerceError` if nobody has a target."
     grid = {k: list(v) for k, v in (default_grid(graph, method, exclude) if grid is None else grid).items()}
     k, users = metric_cutoff(metric), _validation_users(graph, targets, max_users, params.get('seed', 0))
+    def make(values): return GraphFilter(method, **params|values)
+    def measure(f): return evaluate(f, targets, [k], exclude, also_exclude, users).metrics
+    steps, label = rounds(grid, method, refine), f'choose the graph filter ({method})'
+    return _search(graph, grid, progress(steps, label, mode=None if show else 'none'), make, measure, metric)
+
+# %% ../../nbs/filter/05_choose.ipynb #ea63b3fe
+def _search(graph, grid, steps, make, measure, metric) -> tuple[GraphFilter, pd.DataFrame]:
     best, top, rows, kept = None, -np.inf, [], {}
-    steps, mode = rounds(grid, method, refine), None if show else 'none'
-    for names, finer in progress(steps, f'choose the graph filter ({method})', mode=mode):
-        filters = [GraphFilter(method, **params|kept|c) for c in candidates(grid, names, finer, best)]
+    for names, finer in steps:
+        filters = [make(kept|c) for c in candidates(grid, names, finer, best)]
         for f in _fitted_filters(filters, graph, best):
-            means = evaluate(f, targets, [k], exclude, also_exclude, users).metrics
+            means = measure(f)
             rows.append({name: f.params[name] for name in grid}|means)
             if means[metric] > top: best, top = f, means[metric]
         kept = {name: best.params[name] for name in grid}
     return best, pd.DataFrame(rows)
 
+# %% ../../nbs/filter/05_choose.ipynb #ddea31a0
 def _validation_users(graph, targets, most: int, seed: int) -> np.ndarray:
     users = users_with_targets(Recommender().fit(graph), targets)
     if len(users) <= most: return users

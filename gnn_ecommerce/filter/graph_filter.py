@@ -62,7 +62,7 @@ def params(self: GraphFilter) -> dict: # method, n, weighted, ..., and the metho
     names = 'method', 'n', 'weighted', 'diagonal', 'recency', 'dtype', 'seed', 'name'
     return {name: getattr(self, name) for name in names}|dict(n=int(self.n))|asdict(self.settings)
 
-# %% ../../nbs/filter/03_graph_filter.ipynb #c43eeeef
+# %% ../../nbs/filter/03_graph_filter.ipynb #b9037c06
 @patch
 def set_history(self: GraphFilter, graph: InteractionGraph):
     "Take the histories of a graph."
@@ -77,6 +77,7 @@ def n_items(self: GraphFilter) -> int:
 def _numba(self: GraphFilter) -> bool:
     return HAS_NUMBA and self.backend != 'torch'
 
+# %% ../../nbs/filter/03_graph_filter.ipynb #33aaf96c
 @patch
 def _has_history(self: GraphFilter) -> sp.csr_array:
     if self.history is None:
@@ -92,7 +93,7 @@ def _memo(self: GraphFilter, name: str, source, make: Callable) -> Any:
         kept[name] = source, make(source)
     return kept[name][1]
 
-# %% ../../nbs/filter/03_graph_filter.ipynb #f76523e9
+# %% ../../nbs/filter/03_graph_filter.ipynb #83a8487b
 def fit_filters(
     filters: list[GraphFilter], # to be fitted
     graph: InteractionGraph,    # the training graph
@@ -115,6 +116,7 @@ def _pass_of(f: GraphFilter) -> tuple:
     apart = 'name', 'dtype', 'alpha', 'beta', 'recency'
     return (*((k, v) for k, v in f.params.items() if k not in apart), f._numba)
 
+# %% ../../nbs/filter/03_graph_filter.ipynb #488c96db
 def _row_blocks(group: list[GraphFilter], graph: InteractionGraph, show: bool) -> Iterable: # a block of each table
     f = group[0]
     if f.method == 'chebyshev':

@@ -26,7 +26,7 @@ from gnn_ecommerce.ranking.topk import (
     NO_ITEM, TopK, holds, offer_allowed, panel_product, refuse_scores, sift
 )
 
-# %% ../../nbs/filter/04_hybrid.ipynb #67b47a6d
+# %% ../../nbs/filter/04_hybrid.ipynb #7544f1ff
 class HybridRecommender(Recommender):
     "score(u, j) = embedding score + b * d_u^-1/2 * filter score."
     def __init__(self,
@@ -47,6 +47,7 @@ class HybridRecommender(Recommender):
         fix = 'fit the parts and put them together again'
         raise GnnEcommerceError(expected('hybrid', 'fitted parts', 'a call of fit', fix))
 
+# %% ../../nbs/filter/04_hybrid.ipynb #8fcc646c
 def _check_parts(model: EmbeddingRecommender, filter_part: GraphFilter|None, b: float):
     if not 0 <= b < np.inf: raise GnnEcommerceError(expected('b', 'a number >= 0', b))
     if filter_part is None:
@@ -107,7 +108,7 @@ class Heaps(NamedTuple):
     scores: np.ndarray # float32 (n, k)
     items: np.ndarray  # int32 (n, k)
 
-# %% ../../nbs/filter/04_hybrid.ipynb #b1f429da
+# %% ../../nbs/filter/04_hybrid.ipynb #42e20022
 class Cursors(NamedTuple):
     "How far the rows of some users' products were read, one entry for each product of their histories."
     start: np.ndarray # int64 (users+1,), where each user's entries begin
@@ -116,6 +117,7 @@ class Cursors(NamedTuple):
     stop: np.ndarray  # int64, where the row ends
     share: np.ndarray # float32, what its entries are multiplied with
 
+# %% ../../nbs/filter/04_hybrid.ipynb #d5f39ac0
 @jit
 def _open_rows(customers, history, table, first, last):
     "Cursors at the beginning of the rows of the users `first` to `last`."
@@ -135,6 +137,7 @@ def _open_rows(customers, history, table, first, last):
             to += 1
     return Cursors(start, ahead, at, stop, share)
 
+# %% ../../nbs/filter/04_hybrid.ipynb #98323a25
 @jit
 def _add_panel(row, low, user, cursors, table):
     "Add what the rows of a user's products hold for 64 items from `low` on."

@@ -8,7 +8,7 @@ __all__ = ['METHODS', 'PathSettings', 'ChebyshevSettings', 'RegressionSettings',
            'path_rows', 'plateau', 'chebyshev_coefficients', 'ChebyshevFilter', 'PanelScales', 'chebyshev_rows',
            'regression_rows']
 
-# %% ../../nbs/filter/02_methods.ipynb #f84a4bad
+# %% ../../nbs/filter/02_methods.ipynb #494dde71
 import difflib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse as sp
 import torch
+from fastcore.basics import patch
 
 from ..core import GnnEcommerceError, SettingsError, expected
 from .item_table import RowBlock, cut_sparse, empty_block, even_ranges, keep_largest, kth_largest
@@ -50,7 +51,7 @@ class RegressionSettings:
     l2: float = 50.      # ridge: larger takes less from what few customers say
     dropout: float = .67 # probability with which an entry of a history is left out, in [0, 1)
 
-# %% ../../nbs/filter/02_methods.ipynb #e3adbdd4
+# %% ../../nbs/filter/02_methods.ipynb #1bfccd2b
 #: the methods' settings by name
 METHODS = {'paths': PathSettings, 'chebyshev': ChebyshevSettings, 'regression': RegressionSettings}
 # other settings: >= 0
@@ -71,6 +72,7 @@ def method_settings(
     for key, value in values.items(): _check_setting(method, types, key, value)
     return METHODS[method](**values)
 
+# %% ../../nbs/filter/02_methods.ipynb #66644ba8
 def _check_setting(method: str, types: dict, key: str, value):
     if key not in types:
         near = difflib.get_close_matches(key, types, 1)
@@ -124,7 +126,7 @@ def histories(
     "Return a history matrix in the types that kernels take."
     return Histories(*csr_arrays(r), r.data)
 
-# %% ../../nbs/filter/02_methods.ipynb #fbd451c1
+# %% ../../nbs/filter/02_methods.ipynb #9119a2ee
 class MeetingOrder(NamedTuple):
     "How customers' edges follow each other; empty arrays if the order does not matter."
     by_user: np.ndarray # int32 (nnz,), how many newer products the edge's customer has; edges by customer
@@ -140,6 +142,7 @@ class PathGraph(NamedTuple):
     item_scale: np.ndarray   # float32 (n_items,), d_i^-alpha
     target_scale: np.ndarray # float32 (n_items,), d_j^-beta
 
+# %% ../../nbs/filter/02_methods.ipynb #78a1ed13
 @jit
 def _gather_row(i, graph, sums, touched):
     "Add up the histories of the customers of item i in `sums`; the items touched go to `touched`. Returns how many."
@@ -227,7 +230,7 @@ def cap_history(
     ptr = np.concatenate([[0], np.cumsum(keep)])[r.indptr]
     return sp.csr_array((r.data[keep], r.indices[keep], ptr), shape=r.shape)
 
-# %% ../../nbs/filter/02_methods.ipynb #e3b63273
+# %% ../../nbs/filter/02_methods.ipynb #ebc1bcce
 def _path_graph(r: sp.csr_array, s: PathSettings, ages: np.ndarray|None) -> PathGraph:
     "Cap the histories, and compute scales and order; degrees are those of the whole histories."
     du, di = degrees(r)
@@ -243,6 +246,7 @@ def _meeting_order(r: sp.csr_array, ages: np.ndarray|None, closeness: float) -> 
     by_item = sp.csr_array((ages.astype(np.int32)+1, r.indices, r.indptr), shape=r.shape).T.tocsr()
     return MeetingOrder(ages.astype(np.int32), by_item.data-1, decay(np.arange(ages.max(initial=0)+1), closeness))
 
+# %% ../../nbs/filter/02_methods.ipynb #085736e3
 def path_rows(
     r: sp.csr_array,        # history matrix (n_users, n_items)
     s: PathSettings,        # exponents and cap
@@ -298,7 +302,7 @@ def chebyshev_coefficients(degree: int, flatness: float) -> np.ndarray: # float6
     c[0] /= 2
     return np.append(c[0], np.trim_zeros(np.where(np.abs(c[1:]) > 1e-12, c[1:], 0), 'b'))
 
-# %% ../../nbs/filter/02_methods.ipynb #f108cf23
+# %% ../../nbs/filter/02_methods.ipynb #f0471b3d
 class ChebyshevFilter:
     "The symmetric part of the method `chebyshev`, applied to panels of 64 columns: M = q(P) + alpha V V^T."
     def __init__(self,
@@ -314,30 +318,33 @@ class ChebyshevFilter:
         self._items, self._users = self.walk.panels()
         self._low = np.empty_like(self._items)
 
-    def apply(self,
-        rows: np.ndarray,    # int (k,) items of the panel's nonzeros
-        columns: np.ndarray, # int (k,) their columns, 0..63; each place once
-        values: np.ndarray,  # float32 (k,)
-    ) -> tuple[np.ndarray, np.ndarray]: # float32 (n_items, 64) each: q(P) X and V V^T X; overwritten by the next call
-        "Compute both parts of M for a sparse panel X."
-        a = (self.coefficients*(-1.)**np.arange(len(self.coefficients))).astype(np.float32)
-        items, users, walk = self._items, self._users, self.walk
-        items[:] = users[:] = 0
-        items[rows, columns] = a[-1]*values
-        for k in range(len(a)-2, -1, -1):
-            walk.to_users(items, users, 2.)
-            walk.to_items(users, items, 2. if k else 1.)
-            items[rows, columns] += a[k]*values
-        low = sp.csr_array((values, (columns, rows)), shape=(walk.width, len(items)))@self.v
-        return items, np.matmul(self.v, low.T, out=self._low)
+# %% ../../nbs/filter/02_methods.ipynb #85fc7f63
+@patch
+def apply(self: ChebyshevFilter,
+    rows: np.ndarray,    # int (k,) items of the panel's nonzeros
+    columns: np.ndarray, # int (k,) their columns, 0..63; each place once
+    values: np.ndarray,  # float32 (k,)
+) -> tuple[np.ndarray, np.ndarray]: # float32 (n_items, 64) each: q(P) X and V V^T X; overwritten by the next call
+    "Compute both parts of M for a sparse panel X."
+    a = (self.coefficients*(-1.)**np.arange(len(self.coefficients))).astype(np.float32)
+    items, users, walk = self._items, self._users, self.walk
+    items[:] = users[:] = 0
+    items[rows, columns] = a[-1]*values
+    for k in range(len(a)-2, -1, -1):
+        walk.to_users(items, users, 2.)
+        walk.to_items(users, items, 2. if k else 1.)
+        items[rows, columns] += a[k]*values
+    low = sp.csr_array((values, (columns, rows)), shape=(walk.width, len(items)))@self.v
+    return items, np.matmul(self.v, low.T, out=self._low)
 
-# %% ../../nbs/filter/02_methods.ipynb #52d0a3fd
+# %% ../../nbs/filter/02_methods.ipynb #53cd447f
 class PanelScales(NamedTuple):
     "What turns the two parts of M into a table."
     alpha: np.float32  # weight of the second part
     target: np.ndarray # float32 (n_items,), d_j^beta
     item: np.ndarray   # float32 (n_items,), d_i^-beta
 
+# %% ../../nbs/filter/02_methods.ipynb #c71aa52a
 @jit
 def _cut_columns(offset, q, low, scales, diagonal, block, first, last):
     "Columns 8*first..8*last-1 of a panel as rows of a block that begins with item `offset`, ascending by item."
@@ -364,7 +371,7 @@ def _cut_columns(offset, q, low, scales, diagonal, block, first, last):
             for k in range(block.count[r]):
                 block.items[r, k], block.values[r, k] = items[c, k], values[c, k]*scales.item[offset+r]
 
-# %% ../../nbs/filter/02_methods.ipynb #8c05a20f
+# %% ../../nbs/filter/02_methods.ipynb #b78ba0f9
 def chebyshev_rows(
     r: sp.csr_array,                        # history matrix
     settings: list[ChebyshevSettings],      # one for each table; they differ in alpha and beta at most
@@ -383,6 +390,7 @@ def chebyshev_rows(
         panel = shared.apply(np.arange(first, first+w), np.arange(w), np.ones(w, np.float32))
         yield [_cut_panel(first, w, *panel, s, diagonal, min(n, n_items), numba) for s in scales]
 
+# %% ../../nbs/filter/02_methods.ipynb #7c1a8990
 def _cut_panel(first, rows, q, low, scales, diagonal, n, numba) -> RowBlock:
     "The first `rows` columns of a panel as a block of rows of one table."
     if not numba:
