@@ -32,22 +32,25 @@ from gnn_ecommerce.core import (
 from .lightgcn import LightGCNRecommender, init_embedding
 from .ranking.evaluation import evaluate
 from .graph.interactions import InteractionGraph
-from gnn_ecommerce.filter.graph_filter import (
-    KINDS, GraphFilter, HybridRecommender, choose_b, choose_filter, choose_kind, default_grid, estimate_cost
-)
+from .filter.methods import METHODS
+from .filter.graph_filter import GraphFilter
+from .filter.choose import choose_method
+from .filter.hybrid import HybridRecommender, choose_b
+from .filter.choose import choose_filter, default_grid, estimate_cost
 from .models.losses import LOSSES, Loss, Softmax, make_loss
-from .graph.propagation import Adjacency, Propagation, compute_device, own_threads
+from .graph.propagation import Adjacency, Propagation
+from .graph.kernels import compute_device, own_threads
 from .ranking.recommender import Recommender
 
 # %% ../nbs/04_training.ipynb #83a63402
 def fixed_params(s) -> dict[str, dict]: # kind -> what of `filter_params` it knows
     "The filter's exponents that the settings name. Raises `ValueError` for one that no kind has, or a value out of range."
-    own = {kind: GraphFilter(kind).params.keys()-{'kind', 'n', 'seed', 'name', 'dtype'} for kind in KINDS}
+    own = {kind: GraphFilter(kind).params.keys()-{'method', 'n', 'seed', 'name', 'dtype'} for kind in METHODS}
     if strange := set(s.filter_params)-set().union(*own.values()):
         raise ValueError(
             f'expected in filter_params names such as alpha, beta, gamma, recency, closeness, l2, dropout, diagonal and weighted, found {sorted(strange)[0]!r}'
         )
-    fixed = {kind: {k: v for k, v in s.filter_params.items() if k in own[kind]} for kind in KINDS}
+    fixed = {kind: {k: v for k, v in s.filter_params.items() if k in own[kind]} for kind in METHODS}
     for kind, values in fixed.items(): GraphFilter(kind, **values)
     return fixed
 
@@ -273,7 +276,7 @@ def make_filters(
         + [
             kind
             for kind, tables in (('chebyshev', 9), ('regression', 7))
-            if choose_kind(graph, s.filter_budget / passes, kind=kind, n=s.filter_n, tables=tables) == kind
+            if choose_method(graph, s.filter_budget / passes, method=kind, n=s.filter_n, tables=tables) == kind
         ]
     )
     # a second round, where it is quick and there is enough to choose on
@@ -407,7 +410,7 @@ def validate(self: Trainer, state: TrainState) -> dict: # `value` and `b`; `filt
         )
         found.append(
             dict(value=float(table[s.monitor].max()), b=float(b))
-            | (dict(filter=f.kind) if len(self.filters) > 1 else {})
+            | (dict(filter=f.method) if len(self.filters) > 1 else {})
         )
     return max(found, key=lambda o: o['value'])
 
@@ -603,8 +606,8 @@ def _finish(trainer: Trainer, state: TrainState) -> FitResult:
     tensors = {'embedding.weight': state.best.cpu(), 'alpha': torch.tensor(trainer.propagation.alpha)}
     scoring = dict(weighted=s.weighted, cosine=s.cosine, b=state.best_b, filter=None)
     if trainer.filters and state.best_b > 0:
-        chosen = next((f for f in trainer.filters if f.kind == state.best_filter), trainer.filters[0])
-        scoring['filter'] = chosen.params
+        chosen = next((f for f in trainer.filters if f.method == state.best_filter), trainer.filters[0])
+        scoring['filter'] = chosen.saved_params
         tensors |= {f'filter.{k}': torch.from_numpy(v) for k, v in chosen.to_arrays().items()}
     recommender = build_recommender(trainer.graph, tensors, scoring)
     validation = (

@@ -530,7 +530,7 @@ def evaluate_content(
 ) -> dict: # weight -> Evaluation
     "The blend's lists for baskets at several weights, measured."
     from gnn_ecommerce.ranking.evaluation import Evaluation
-    from gnn_ecommerce.ranking.recommender import topk
+    from gnn_ecommerce.ranking.topk import topk
     grid, baskets = [float(w) for w in grid], sp.csr_array(baskets)
     lists = {w: np.empty((baskets.shape[0], k), np.int32) for w in grid}
     for a in range(0, baskets.shape[0], chunk):

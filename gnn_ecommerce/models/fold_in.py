@@ -19,11 +19,13 @@ from .checkpoint import final_embeddings, load_model
 from ..core import ArtifactError, GnnEcommerceError
 from ..lightgcn import LightGCNRecommender
 from ..graph.interactions import EVENT_WEIGHTS, InteractionGraph, count_newer
-from ..filter.graph_filter import GraphFilter, _add_rows, recent
+from ..filter.graph_filter import GraphFilter, add_rows
+from ..filter.methods import Histories, decay
 from ..graph.propagation import Adjacency, Propagation
 from gnn_ecommerce.ranking.recommender import (
-    EmbeddingRecommender, Recommender, TopK, _check_indices, _check_k, _clean_mask, _jit
+    EmbeddingRecommender, Recommender, _check_indices, _check_k, _clean_mask, _jit
 )
+from ..ranking.topk import TopK
 from ..graph.spectral import degree_power
 
 # %% auto #0
@@ -350,20 +352,9 @@ def _add_filter(self: Scorer, out: np.ndarray, who: Customers):
     if not self.filter._numba or len(who) > 32:
         return self.filter._add(out, h.csr('weight'), np.arange(len(who)), factor)
     t = self.filter.table
-    values = t.values.view(np.uint16) if t.values.dtype == np.float16 else t.values
-    _add_rows(
-        np.arange(len(who)),
-        h.indptr,
-        h.items,
-        h.weight,
-        t.indptr,
-        t.indices,
-        values,
-        factor.astype(np.float32) * np.float32(t.scale),
-        out,
-        0,
-        len(who),
-    )
+    history = Histories(h.indptr, h.items, h.weight)
+    factor = factor.astype(np.float32)*np.float32(t.scale)
+    add_rows(np.arange(len(who)), history, t.arrays(), factor, out, 0, len(who))
     return out
 
 @patch
@@ -371,7 +362,7 @@ def _filtered(self: Scorer, h: History) -> History:
     "Histories with the weights that the graph filter takes."
     f, w = self.filter, h.weight
     if not f.weighted: w = np.ones(len(h.items), np.float32)
-    if f.recency and h.age is not None: w = w*recent(h.age, f.recency)
+    if f.recency and h.age is not None: w = w*decay(h.age, f.recency)
     return h if w is h.weight else replace(h, weight=w)
 
 @patch
