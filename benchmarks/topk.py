@@ -3,7 +3,9 @@
 import numpy as np
 import torch
 from gnn_ecommerce.graph.interactions import InteractionGraph
-from gnn_ecommerce.filter.graph_filter import GraphFilter, HybridRecommender, ItemTable
+from gnn_ecommerce.filter.graph_filter import GraphFilter
+from gnn_ecommerce.filter.hybrid import HybridRecommender
+from gnn_ecommerce.filter.item_table import ItemTable
 from gnn_ecommerce.ranking.recommender import EmbeddingRecommender, Recommender
 from implicit.cpu.topk import topk as implicit_topk
 from threadpoolctl import threadpool_limits
@@ -69,7 +71,7 @@ def with_filter(users, items, draw):
     part.table = ItemTable(
         np.arange(len(items) + 1) * ROW, indices.ravel(), draw.random(indices.size, np.float32).astype(np.float16)
     )
-    part.know(graph)
+    part.set_history(graph)
     hybrid = HybridRecommender(EmbeddingRecommender(users, items, graph), part, 10.0)
     who, columns, step = np.arange(n), np.arange(len(items), dtype=np.int32), Recommender.chunk(hybrid, len(items))
 

@@ -13,16 +13,11 @@ import torch
 
 from gnn_ecommerce.core import rng
 from gnn_ecommerce.graph.interactions import InteractionGraph, pairs_csr, random_graph
-from gnn_ecommerce.filter.graph_filter import (
-    GraphFilter,
-    HybridRecommender,
-    TablePacker,
-    choose_b,
-    choose_filter,
-    estimate_cost,
-    fit_filters,
-    history_matrix,
-)
+from gnn_ecommerce.filter.graph_filter import GraphFilter, fit_filters
+from gnn_ecommerce.filter.hybrid import HybridRecommender, choose_b
+from gnn_ecommerce.filter.item_table import TablePacker
+from gnn_ecommerce.filter.choose import choose_filter, estimate_cost
+from gnn_ecommerce.filter.methods import history_matrix
 from gnn_ecommerce.ranking.recommender import EmbeddingRecommender
 from gnn_ecommerce.graph.spectral import normalized, truncated_svd
 
@@ -35,13 +30,13 @@ def full_table(graph, f):
     "W by its formula in float64, nothing cut, nothing dropped."
     r = graph.csr("weight" if f.weighted else "seen").toarray().astype(float)
     du, di, s = r.sum(1), r.sum(0), f.settings
-    if f.kind == "paths":
+    if f.method == "paths":
         return (
             power(di, -s.alpha)[:, None]
             * sum(du[v] ** -s.gamma * np.outer(r[v], r[v]) for v in np.flatnonzero(du))
             * power(di, -s.beta)
         )
-    if f.kind == "regression":
+    if f.method == "regression":
         gram, ridge = r.T @ r, np.diag(s.l2 + s.dropout / (1 - s.dropout) * (r * r).sum(0))
         if f.diagonal:
             return np.linalg.solve(gram + ridge, gram)
@@ -151,10 +146,10 @@ def test_shares_sum_to_the_score(kind, weighted):
     f = GraphFilter(kind, 15, weighted, **({"rank": 9} if kind == "chebyshev" else {}))
     scores = f.fit(graph).score(np.arange(40))
     for user in range(40):
-        products, shares = f.share(user, np.arange(120))
+        products, shares = f.contributions(user, np.arange(120))
         assert products.tolist() == graph.item[graph.user_ptr[user] : graph.user_ptr[user + 1]].tolist()
         np.testing.assert_allclose(shares.sum(0), scores[user], atol=2e-6 * max(1e-3, np.abs(shares).sum(0).max()))
-        assert f.share(user, 7)[1].tolist() == shares[:, 7].tolist()
+        assert f.contributions(user, 7)[1].tolist() == shares[:, 7].tolist()
         w = graph.weight[graph.user_ptr[user] : graph.user_ptr[user + 1]] if weighted else np.ones(len(products))
         np.testing.assert_allclose(f.fold_in([products], [w])[0], scores[user], atol=1e-6)
 
@@ -197,7 +192,7 @@ def test_long_histories_are_capped():
         for j in range(30):
             if i != j:
                 assert (w[i, j] > 0) == ((i in kept and j in kept) or frozenset((i, j)) in others), (i, j)
-    assert len(f.share(0, 1)[0]) == 30
+    assert len(f.contributions(0, 1)[0]) == 30
     reference = GraphFilter(dtype="float32").fit(graph).table.to_csr().toarray()
     i, j = [k for k in kept if k not in (3, 4, 9)][:2]
     assert w[i, j] == pytest.approx(reference[i, j], rel=1e-5), "the degree is that of the whole history"
@@ -388,10 +383,11 @@ import sys
 import numpy as np
 if {without}: sys.modules["numba"] = None
 from gnn_ecommerce.graph.interactions import random_graph
-from gnn_ecommerce.filter.graph_filter import HAS_NUMBA, GraphFilter
+from gnn_ecommerce.graph.kernels import HAS_NUMBA
+from gnn_ecommerce.filter.graph_filter import GraphFilter
 graph = random_graph(80, 150, 900, seed=4)
 filters = [GraphFilter(n=12, dtype="float32"), GraphFilter("chebyshev", 12, dtype="float32", rank=8), GraphFilter("regression", 12, dtype="float32", l2=3.)]
-np.savez({path!r}, numba=HAS_NUMBA, **{{f.kind: f.fit(graph).score(np.arange(80)) for f in filters}})
+np.savez({path!r}, numba=HAS_NUMBA, **{{f.method: f.fit(graph).score(np.arange(80)) for f in filters}})
 """
 
 
@@ -420,3 +416,42 @@ def test_gowalla_paths(real_data):
     assert f.table.nbytes < 34e6
     means = evaluate(f, b.test, [20], "seen").metrics
     assert means["recall@20"] == pytest.approx(0.1865, abs=1e-4) and means["ndcg@20"] == pytest.approx(0.1542, abs=1e-4)
+
+
+def test_half_precision_decodes_every_number():
+    "The kernel's reading of float16 bits equals NumPy's."
+    from gnn_ecommerce.filter import item_table
+
+    if not item_table.HAS_NUMBA:
+        pytest.skip("without numba no bits are decoded")
+    bits = np.arange(2**16).astype(np.uint16)
+    halves = bits.view(np.float16)
+    finite = np.isfinite(halves)
+    decoded = [item_table._decode_half(x) for x in bits[finite][::7]]
+    np.testing.assert_array_equal(decoded, halves[finite][::7].astype(np.float32))
+
+
+@pytest.mark.parametrize("b", [0.01, 3.0, 300.0])
+@pytest.mark.parametrize("exclude", ["bought", "seen", "none"])
+def test_fused_ranking_equals_scores_in_memory(b, exclude):
+    "Both kernels give the lists and scores of the general way, to the bit."
+    from gnn_ecommerce.ranking.recommender import Recommender
+
+    graph, model, f = parts(3, users=300)
+    hybrid, users = HybridRecommender(model, f, b), np.arange(300)
+    for items in (None, np.arange(0, 90, 2), np.arange(3)):
+        fused = hybrid.recommend(users, 9, exclude, items=items)
+        mask = hybrid._mask(users, exclude, None)
+        plain = Recommender._best(hybrid, users, 9, mask, hybrid._check_items(items))
+        for one, two in zip(fused, plain):
+            np.testing.assert_array_equal(one, two)
+
+
+def test_saved_filter_keeps_its_key():
+    "Files call the method `kind`; a filter is read back from either name."
+    graph = random_graph(40, 30, 200)
+    f = GraphFilter(n=9).fit(graph)
+    assert f.saved_params["kind"] == "paths"
+    for params in (f.saved_params, f.params):
+        back = GraphFilter.from_arrays(f.to_arrays(), params, graph)
+        assert back.params == f.params

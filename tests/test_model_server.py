@@ -60,7 +60,7 @@ def small_model(seed):
     return (
         g,
         tensors,
-        dict(weighted=True, cosine=True, b=2.0, filter=filter.params),
+        dict(weighted=True, cosine=True, b=2.0, filter=filter.saved_params),
         pairs_csr(draw.integers(0, N_USERS, 100), draw.integers(0, N_ITEMS, 100), (N_USERS, N_ITEMS)),
     )
 

@@ -213,7 +213,7 @@ def _filter_rows(self: Explainer, s, n: int) -> list[tuple]: # kind, share, path
     "The graph filter's rows of `Walks.table`."
     if self.filter is None: return []
     total, item = float(s.filter.sum()), int(s.items[0])
-    if self.filter.kind != 'paths':
+    if self.filter.method != 'paths':
         return [('filter', float(v), (s.user, int(x))) for x, v in zip(s.history, s.filter[:, 0]) if v]
     x, v, share = self.filter_paths(s.user, item)
     top = np.lexsort((v, x, -share))[:n]

@@ -17,7 +17,11 @@ from ..models.checkpoint import build_filter, load_model
 from ..core import ArtifactError, GnnEcommerceError, rng
 from ..lightgcn import LightGCNRecommender
 from ..graph.interactions import EVENT_WEIGHTS, InteractionGraph, random_graph
-from ..filter.graph_filter import GraphFilter, HybridRecommender, ItemTable, recent, under_cap
+from ..filter.graph_filter import GraphFilter
+from ..filter.methods import decay
+from ..filter.hybrid import HybridRecommender
+from ..filter.item_table import ItemTable
+from ..filter.methods import under_cap
 from ..graph.propagation import Adjacency, Propagation
 
 # %% auto #0
@@ -57,7 +61,7 @@ class Explainer:
         self.after, self.item_embedding = after[graph.n_users:].numpy().copy(), z[graph.n_users:].numpy().copy()
 
     def __repr__(self):
-        return f'Explainer({self.graph}, {len(self.alpha) - 1} layers, {"cosine" if self.cosine else "dot"}{f", filter {self.filter.kind} with b {self.b:g}" if self.filter else ""})'
+        return f'Explainer({self.graph}, {len(self.alpha) - 1} layers, {"cosine" if self.cosine else "dot"}{f", filter {self.filter.method} with b {self.b:g}" if self.filter else ""})'
 
     def _polynomial(self, first: int) -> torch.Tensor: # (n_users + n_items, d)
         "sum over l >= first of alpha_l A^(l-first) E."
@@ -327,7 +331,7 @@ def filter_paths(self: Explainer,
     g, edges = self.graph, self.graph.edges_of(user=user)
     total = (
         self._filter_step(edges, np.array([item]))[:, 0]
-        if self.filter is not None and self.filter.kind == 'paths'
+        if self.filter is not None and self.filter.method == 'paths'
         else np.zeros(len(edges))
     )
     asked = np.flatnonzero(total) if rows is None else np.asarray(rows)[total[rows] != 0]
@@ -342,7 +346,7 @@ def filter_paths(self: Explainer,
     x, e, at = x[at >= 0], e[at >= 0], to_item[at[at >= 0]]
     term = weight(e)*weight(at)*scale[g.user[e]]
     if c := self.filter.settings.closeness:
-        term = term*recent(abs(g.ages[e]-g.ages[at]), c)
+        term = term*decay(abs(g.ages[e]-g.ages[at]), c)
     x, v, term = x[term > 0], g.user[e][term > 0].astype(np.int64), term[term > 0]
     return g.item[edges][x].astype(np.int64), v, total[x]*term/np.bincount(x, term, len(edges))[x]
 
@@ -376,7 +380,7 @@ def people(self: Explainer,
 def _add_filter(self: Explainer, table: pd.DataFrame, s: Shares):
     "Add the graph filter's part of the shares: to people, where it is of kind `paths`, else as a column."
     if self.filter is None: return
-    if self.filter.kind != 'paths':
+    if self.filter.method != 'paths':
         table['filter'] = s.filter.sum(0)
         return
     mine = np.array(

@@ -12,11 +12,12 @@ from typing import Literal
 
 import numpy as np
 import scipy.sparse as sp
-from fastcore.basics import store_attr
+from fastcore.basics import patch, store_attr
 
-from ..core import GnnEcommerceError
+from ..core import GnnEcommerceError, expected
 from ..graph.interactions import InteractionGraph
-from ..filter.graph_filter import GraphFilter, history_matrix
+from ..filter.graph_filter import GraphFilter
+from ..filter.methods import history_matrix
 from ..ranking.recommender import EmbeddingRecommender, Popular, Random, Recommender
 from ..graph.spectral import degree_power, degrees, normalized, truncated_svd
 
@@ -39,20 +40,20 @@ class Factorization(EmbeddingRecommender):
     def fit(self, graph: InteractionGraph) -> 'Factorization':
         "Compute the embeddings. Raises `GnnEcommerceError` for a graph without edges."
         if graph.n_edges == 0:
-            raise GnnEcommerceError(f'{self.name}: expected a graph with edges, found none: nothing can be factorised')
+            raise GnnEcommerceError(expected(self.name, 'a graph with edges', 'none', 'nothing can be factorised'))
         self.set_embedding(*self.factorize(history_matrix(graph, self.weighted)))
         self.graph = graph
         return self
 
 def _check_dim(name: str, dim):
     if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)) or dim < 1:
-        raise GnnEcommerceError(f'{name}: expected dim to be a whole number >= 1, found {dim!r}')
+        raise GnnEcommerceError(expected(name, 'dim to be a whole number >= 1', repr(dim)))
 
 # %% ../../nbs/models/04_baselines.ipynb #885f2df5
 class SVDRecommender(Factorization):
-    "Truncated SVD of the user-item matrix: score(u, i) = sum_k u_uk s_k v_ik, times d_i^1/2 where the matrix was normalised."
+    "Truncated SVD of the user-item matrix: score(u, i) = sum_k u_uk s_k v_ik, times d_i^1/2 if it was normalised."
     def __init__(self,
-        dim: int = 64,           # singular triplets; fewer where the matrix has fewer
+        dim: int = 64,           # singular triplets; fewer if the matrix has fewer
         matrix: Literal['plain', 'normalized'] = 'plain', # what is factorised
         weighted: bool = True,   # take the graph's edge weights, or 1 on every edge
         seed: int = 0,           # of the iteration's start; results agree to its tolerance whatever the seed
@@ -61,7 +62,7 @@ class SVDRecommender(Factorization):
         store_attr()
         _check_dim(name, dim)
         if matrix not in ('plain', 'normalized'):
-            raise GnnEcommerceError(f"{name}: expected matrix 'plain' or 'normalized', found {matrix!r}")
+            raise GnnEcommerceError(expected(name, "matrix 'plain' or 'normalized'", repr(matrix)))
 
     def factorize(self, r):
         plain = self.matrix == 'plain'
@@ -70,7 +71,7 @@ class SVDRecommender(Factorization):
 
 # %% ../../nbs/models/04_baselines.ipynb #504f7e5c
 class ALSRecommender(Factorization):
-    "ALS on implicit feedback: min sum c_ui (p_ui - <x_u, y_i>)^2 + lambda (|x|^2 + |y|^2), c_ui = 1 + alpha w_ui (Hu et al. 2008)."
+    "ALS on implicit feedback: min sum c_ui (p_ui - <x_u, y_i>)^2 + lambda (|x|^2 + |y|^2), c_ui = 1 + alpha w_ui."
     def __init__(self,
         dim: int = 64,                # d
         alpha: float = 10.,           # confidence that a weight of 1 adds
@@ -84,29 +85,24 @@ class ALSRecommender(Factorization):
         store_attr()
         _check_dim(name, dim)
         if not 0 <= alpha < np.inf or not 0 <= regularization < np.inf or iterations < 1:
-            raise GnnEcommerceError(
-                f'{name}: expected alpha and regularization >= 0 and iterations >= 1, found {alpha}, {regularization} and {iterations}'
-            )
+            values = f'{alpha}, {regularization} and {iterations}'
+            raise GnnEcommerceError(expected(name, 'alpha and regularization >= 0 and iterations >= 1', values))
 
-    def factorize(self, r):
-        try: from implicit.cpu.als import AlternatingLeastSquares
-        except ImportError:
-            raise GnnEcommerceError(
-                f"{self.name}: expected the package implicit, found it missing: pip install implicit"
-            ) from None
-        from threadpoolctl import threadpool_limits
-        confidence = sp.csr_matrix((1+self.alpha*r.data, r.indices, r.indptr), shape=r.shape, dtype=np.float32)
-        with threadpool_limits(1, 'blas'), warnings.catch_warnings():
-            warnings.simplefilter('ignore', RuntimeWarning)
-            model = AlternatingLeastSquares(
-                self.dim,
-                regularization=self.regularization,
-                iterations=self.iterations,
-                num_threads=self.threads,
-                random_state=self.seed,
-            )
-            model.fit(confidence, show_progress=False)
-        return model.user_factors, model.item_factors
+# %% ../../nbs/models/04_baselines.ipynb #f579cbd0
+@patch
+def factorize(self: ALSRecommender, r):
+    try: from implicit.cpu.als import AlternatingLeastSquares
+    except ImportError:
+        fix = 'pip install implicit'
+        raise GnnEcommerceError(expected(self.name, 'the package implicit', 'it missing', fix)) from None
+    from threadpoolctl import threadpool_limits
+    confidence = sp.csr_matrix((1+self.alpha*r.data, r.indices, r.indptr), shape=r.shape, dtype=np.float32)
+    with threadpool_limits(1, 'blas'), warnings.catch_warnings():
+        warnings.simplefilter('ignore', RuntimeWarning)
+        model = AlternatingLeastSquares(self.dim, regularization=self.regularization, iterations=self.iterations,
+            num_threads=self.threads, random_state=self.seed)
+        model.fit(confidence, show_progress=False)
+    return model.user_factors, model.item_factors
 
 # %% ../../nbs/models/04_baselines.ipynb #9d409e39
 #: name -> factory(seed) of an unfitted recommender

@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from ..core import ArtifactError, atomic_path, expected, file_hash, read_json, write_json
 from ..lightgcn import LightGCNRecommender
 from ..graph.interactions import InteractionGraph
-from ..filter.graph_filter import GraphFilter, HybridRecommender
+from ..filter.graph_filter import GraphFilter
+from ..filter.hybrid import HybridRecommender
 from ..graph.propagation import Adjacency, Propagation
 from ..ranking.recommender import Recommender
 
