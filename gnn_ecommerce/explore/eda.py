@@ -24,16 +24,16 @@ from ..data.events import EVENT_TYPES, connect
 from ..graph_build import GraphBuildSettings, event_count, filter_edges, find_scheme, pair_table
 
 # %% auto #0
-__all__ = ['OVERVIEW', 'STEPS', 'RATES', 'OPTIONAL', 'ALTERNATIVES', 'Shop', 'open_shop', 'overview', 'events_by',
+__all__ = ['OVERVIEW', 'STEPS', 'RATES', 'OPTIONAL', 'ALTERNATIVES', 'ShopEvents', 'open_shop', 'overview', 'events_by',
            'plot_events_by', 'wilson', 'price_bounds', 'funnel', 'plot_funnel', 'plot_rates', 'tails', 'lorenz',
            'tail_summary', 'plot_tails', 'orders', 'returned_by_month', 'repeat_purchase', 'plot_repeat', 'sessions',
            'session_lengths', 'plot_sessions', 'missing', 'rejected', 'plot_missing', 'busiest', 'user_limits',
-           'plot_busiest', 'Pairs', 'train_pairs', 'filter_effects', 'plot_filters', 'degrees', 'components',
+           'plot_busiest', 'Pairs', 'train_pairs', 'filter_effects', 'plot_filters', 'degree_counts', 'components',
            'plot_graph', 'cold', 'plot_cold']
 
 # %% ../../nbs/explore/01_eda.ipynb #9d9b31bc
 @dataclass
-class Shop:
+class ShopEvents:
     "A shop's clean events in a database, with room on disk. Close it, or use it as a context."
     con: ibis.BaseBackend        # DuckDB
     events: ibis.Table           # the columns of events.parquet, `split` among them
@@ -84,7 +84,7 @@ def open_shop(
     memory_limit: str = '2GB', # of DuckDB; what does not fit goes to disk
     threads: int|None = None,  # None: all cores
     scratch: str|Path|None = None, # folder for what goes to disk; None: the system's temporary folder
-) -> Shop:
+) -> ShopEvents:
     "Open a shop's events, cleaned first if need be. Raises `DataError` if there are none, or as `data_prep` does."
     work = tempfile.TemporaryDirectory(prefix='gnn_ecommerce_eda_', dir=scratch)
     con, folder = connect(memory_limit, threads, work.name), Path(work.name)
@@ -98,7 +98,7 @@ def open_shop(
         check_table(place/f'{name}.parquet', name, 'data_prep')
     events, rejects = (con.read_parquet(place/f'{name}.parquet', table_name=f'eda_{name}')
                        for name in ('events', 'rejects'))
-    return Shop(con, events, work, rejects, graph_build, paths.root)
+    return ShopEvents(con, events, work, rejects, graph_build, paths.root)
 
 # %% ../../nbs/explore/01_eda.ipynb #ba0d4350
 OVERVIEW = [
@@ -111,7 +111,7 @@ def _order(events: ibis.Table) -> ibis.Value:
     return ibis.coalesce(events.user_session, events.event_time.date().cast('string'))
 
 def overview(
-    shop: Shop,
+    shop: ShopEvents,
 ) -> pd.Series: # OVERVIEW
     "Count how large the shop is, over what time, and how much of it is buying."
     e = shop.events
@@ -136,7 +136,7 @@ _CALENDAR = {'month': 'M', 'week': 'W', 'day': 'D'} # period -> unit
 _CLOCK = {'hour': 24, 'weekday': 7} # period -> how many there are
 
 def events_by(
-    shop: Shop,
+    shop: ShopEvents,
     period: Literal['month', 'week', 'day', 'hour', 'weekday'] = 'day', # weekday 0 is Monday
 ) -> pd.DataFrame: # index: period; columns: event types that occur
     "Count events by period and type."
@@ -204,7 +204,7 @@ def plot_events_by(
 
 # %% ../../nbs/explore/01_eda.ipynb #0922f898
 @patch(as_prop=True)
-def pairs(self: Shop) -> ibis.Table: # user_id, product_id, n_view, n_cart, n_remove_from_cart, n_purchase, n_events
+def pairs(self: ShopEvents) -> ibis.Table: # user_id, product_id, counts n_* by event type, n_events
     "One row a customer and product, over all events."
     e = self.events
     counts = {f'n_{event_type}': event_count(e, event_type).cast('int32') for event_type in EVENT_TYPES}
@@ -212,7 +212,7 @@ def pairs(self: Shop) -> ibis.Table: # user_id, product_id, n_view, n_cart, n_re
         **counts, n_events=e.count().cast('int32')))
 
 @patch(as_prop=True)
-def products(self: Shop) -> ibis.Table: # product_id, brand, category, price
+def products(self: ShopEvents) -> ibis.Table: # product_id, brand, category, price
     "One row a product, with what its events say of it."
     e = self.events
     return self.keep('products', lambda: e.group_by('product_id').aggregate(
@@ -260,7 +260,7 @@ def _bucket_names(bounds: list[float]) -> list[str]:
 # %% ../../nbs/explore/01_eda.ipynb #056fc91b
 STEPS = ['pairs', 'viewed', 'carted', 'bought', 'viewed_carted', 'carted_bought', 'viewed_bought']
 
-def _product_steps(shop: Shop) -> ibis.Table: # STEPS by product, and the columns of `products`
+def _product_steps(shop: ShopEvents) -> ibis.Table: # STEPS by product, and the columns of `products`
     "How many pairs of each product come to which step."
     p = shop.pairs
     v, c, b = p.n_view > 0, p.n_cart > 0, p.n_purchase > 0
@@ -292,7 +292,7 @@ def _rates(df: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../../nbs/explore/01_eda.ipynb #8b09846c
 def funnel(
-    shop: Shop,
+    shop: ShopEvents,
     by: Literal['all', 'brand', 'category', 'price'] = 'all',
     top: int = 12,   # brands or categories with most pairs; the others are one row
     buckets: int = 6, # of prices
@@ -353,7 +353,7 @@ def plot_rates(
 
 # %% ../../nbs/explore/01_eda.ipynb #2b003bfa
 def tails(
-    shop: Shop,
+    shop: ShopEvents,
     what: Literal['events', 'purchases'] = 'events',
 ) -> pd.DataFrame: # of ('user' or 'item'), events, count
     "Count customers, and products, by their number of events (or purchases; those with none are left out)."
@@ -422,7 +422,7 @@ def plot_tails(
 
 # %% ../../nbs/explore/01_eda.ipynb #05ed8ffa
 def orders(
-    shop: Shop,
+    shop: ShopEvents,
 ) -> ibis.Table: # user_id, time (of the first purchase), number (0 for the first order), days (since the order before)
     "One row an order, numbered by time for each customer."
     def make():
@@ -435,7 +435,7 @@ def orders(
 
 # %% ../../nbs/explore/01_eda.ipynb #18b6766f
 def returned_by_month(
-    shop: Shop,
+    shop: ShopEvents,
     within: int = 30, # days
 ) -> pd.DataFrame: # index: month of the first order; buyers, returned, share
     "How many buyers come back within some days, of those whose days are over."
@@ -450,7 +450,7 @@ def returned_by_month(
 
 # %% ../../nbs/explore/01_eda.ipynb #4671d812
 def repeat_purchase(
-    shop: Shop,
+    shop: ShopEvents,
     within: int = 30, # days
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]: # orders -> buyers; days -> returns; see `returned_by_month`
     "Count orders of a buyer, days between orders (whole ones), and how many come back."
@@ -494,7 +494,7 @@ def _cut_at_pauses(events: ibis.Table, pause: float) -> ibis.Table:
 
 # %% ../../nbs/explore/01_eda.ipynb #b8b4f56b
 def sessions(
-    shop: Shop,
+    shop: ShopEvents,
     pause: float = 30., # minutes that end a session, if the shop does not name them
 ) -> ibis.Table: # n_events, n_products, minutes, carted, bought
     "One row a session."
@@ -514,7 +514,7 @@ def sessions(
 _SESSION_SIZES = {1: '1', 2: '2', 3: '3', 5: '4 to 5', 10: '6 to 10', 20: '11 to 20', 50: '21 to 50'}
 
 def session_lengths(
-    shop: Shop,
+    shop: ShopEvents,
 ) -> pd.DataFrame: # index: products looked at; sessions, events, median minutes, carted, bought, two rates
     "Group sessions by how many products they touch: how long they are, how often they end in cart and purchase."
     s, names = sessions(shop), [*_SESSION_SIZES.values(), 'over 50']
@@ -552,7 +552,7 @@ def plot_sessions(
 OPTIONAL = ['category_id', 'category_code', 'brand', 'price', 'user_session']
 
 def missing(
-    shop: Shop,
+    shop: ShopEvents,
 ) -> pd.DataFrame: # index: column; one column a month, and `all`: share of the events without a value
     "Share of the events in which an optional column is empty, by month."
     e = shop.events
@@ -562,7 +562,7 @@ def missing(
     return share.assign(all=df[OPTIONAL].sum()/df.n.sum()).rename_axis(index='column', columns=None)
 
 def rejected(
-    shop: Shop,
+    shop: ShopEvents,
 ) -> pd.DataFrame: # reason, rows, first
     "Count rows that could not be used, by reason."
     if shop.rejects is None:
@@ -592,7 +592,7 @@ def plot_missing(
 
 # %% ../../nbs/explore/01_eda.ipynb #32c11af2
 def busiest(
-    shop: Shop,
+    shop: ShopEvents,
     n: int = 300, # how many customers
 ) -> pd.DataFrame: # user_id, events, products, purchases, days, hours_a_day, events_an_hour, suspicious
     "List the busiest customers: hours of their longest day, events of their busiest hour."
@@ -611,7 +611,7 @@ def busiest(
 
 # %% ../../nbs/explore/01_eda.ipynb #0c6e3691
 def user_limits(
-    shop: Shop,
+    shop: ShopEvents,
     limits: tuple[int, ...] = (100, 200, 500, 1000, 2000, 5000), # candidates for graph_build.max_user_events
 ) -> pd.DataFrame: # index: limit; users, and shares of users, events and purchases that it would remove
     "What a limit on the events of one customer would remove."
@@ -664,7 +664,7 @@ class Pairs:
     bought: np.ndarray   # bool (E,)
     weighed: np.ndarray  # bool (E,): the scheme gives the pair a weight above 0
 
-def _read_pairs(shop: Shop) -> Pairs:
+def _read_pairs(shop: ShopEvents) -> Pairs:
     "Weigh the pairs of the training part, and index them in the order of their ids."
     s, e = shop.graph_build, shop.events.filter(shop.events.split == 'train')
     end = shop.frame(e.aggregate(end=e.event_time.max())).end[0]
@@ -683,7 +683,7 @@ def _read_pairs(shop: Shop) -> Pairs:
 
 # %% ../../nbs/explore/01_eda.ipynb #d39a1846
 def train_pairs(
-    shop: Shop,
+    shop: ShopEvents,
 ) -> Pairs:
     "Read the pairs of customer and product in the training part. Raises `DataError` if there are none."
     if 'pairs of training' not in shop.made:
@@ -708,7 +708,7 @@ def _remains(p: Pairs, settings: GraphBuildSettings) -> dict: # users, items, ed
 
 # %% ../../nbs/explore/01_eda.ipynb #d8e51265
 def filter_effects(
-    shop: Shop,
+    shop: ShopEvents,
     alternatives: tuple[dict, ...] = ALTERNATIVES, # settings of graph_build, each tried by itself
 ) -> pd.DataFrame: # index: setting; shares that remain of users, items, edges, events, bought (pairs)
     "What the filters of `graph_build` leave of the training graph: as configured, and with one setting at a time."
@@ -734,8 +734,8 @@ def plot_filters(
     return ax
 
 # %% ../../nbs/explore/01_eda.ipynb #343f51fd
-def degrees(
-    shop: Shop,
+def degree_counts(
+    shop: ShopEvents,
 ) -> pd.DataFrame: # of ('user' or 'item'), events (here: edges), count; as `tails`
     "Count customers and products of the training graph by their number of edges."
     p, parts = train_pairs(shop), []
@@ -746,7 +746,7 @@ def degrees(
 
 # %% ../../nbs/explore/01_eda.ipynb #c45f8feb
 def components(
-    shop: Shop,
+    shop: ShopEvents,
 ) -> pd.DataFrame: # users, items, edges, components: pieces of one size in one row, the largest first
     "Count connected components of the training graph by their size."
     p = train_pairs(shop)
@@ -778,7 +778,7 @@ def _plot_components(ax: Any, table: pd.DataFrame):
 
 # %% ../../nbs/explore/01_eda.ipynb #bcc9c86f
 def plot_graph(
-    degrees: pd.DataFrame,    # of `degrees`
+    degrees: pd.DataFrame,    # of `degree_counts`
     components: pd.DataFrame, # of `components`
     axes: Any = None,         # two matplotlib axes; new ones by default
 ) -> Any: # the axes
@@ -795,7 +795,7 @@ def plot_graph(
 
 # %% ../../nbs/explore/01_eda.ipynb #23b49205
 def _new_by_period(
-    shop: Shop,
+    shop: ShopEvents,
     column: str, # user_id or product_id
     name: str,   # 'users' or 'items', for the columns
     unit: str,   # of `truncate`
@@ -813,7 +813,7 @@ def _new_by_period(
 
 # %% ../../nbs/explore/01_eda.ipynb #95f9eec8
 def cold(
-    shop: Shop,
+    shop: ShopEvents,
     period: Literal['auto', 'day', 'week', 'month'] = 'auto', # auto: weeks, or days in less than three weeks of data
 ) -> pd.DataFrame: # index: period; users, items, purchases and events, those of new ones, and the shares
     "Count new customers and products by period. In the first period everybody is new."

@@ -92,7 +92,7 @@ def _head(text: str) -> w.HTML: return w.HTML(f'<h3>{text}</h3>')
 class PathExplorer:
     "Customers, their recommendations, and why, to click through."
     def __init__(self,
-        recommender: Any,     # see `explore.state.unpack`; or an `ExplorerState`
+        recommender: Any,     # see `explore.state.find_explainer`; or an `ExplorerState`
         customer: Any = None, # id to begin with; an interesting one by default
         **options,            # of `ExplorerState`
     ):

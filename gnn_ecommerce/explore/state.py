@@ -31,9 +31,9 @@ from ..ranking.recommender import EmbeddingRecommender, Popular, Recommender
 from ..explain.shares import Explainer, Shares
 
 # %% auto #0
-__all__ = ['EVENT_COLUMNS', 'COUNT_WORDS', 'CUSTOMER_GROUPS', 'MODES', 'MOST_PATHS', 'PART_LABELS', 'TABLES', 'unpack',
-           'ProjectEvents', 'ExplorerModel', 'prefix_ranges', 'CustomerView', 'map_items', 'kept_neighbours',
-           'Selection', 'SelectedTables', 'ExplorerState']
+__all__ = ['EVENT_COLUMNS', 'CUSTOMER_GROUPS', 'MODES', 'MOST_PATHS', 'PART_LABELS', 'TABLES', 'find_explainer', 'ProjectEvents',
+           'ExplorerModel', 'prefix_ranges', 'CustomerView', 'map_items', 'kept_neighbours', 'Selection',
+           'SelectedTables', 'ExplorerState']
 
 # %% ../../nbs/explore/02_state.ipynb #7f79d923
 def _filter_alone(model: GraphFilter, weights: dict[str, float]|None) -> tuple[Recommender, Explainer]:
@@ -45,7 +45,7 @@ def _filter_alone(model: GraphFilter, weights: dict[str, float]|None) -> tuple[R
     return HybridRecommender(embedding, model, 1., model.name), explainer
 
 # %% ../../nbs/explore/02_state.ipynb #bf753ceb
-def unpack(
+def find_explainer(
     model: Any, # result of `training.fit`, recommender of `load_checkpoint`, `GraphFilter`, any fitted `Recommender`
     weights: dict[str, float]|None = None, # event type -> what one event counts, for shares by event type
 ) -> tuple[Recommender, Explainer|None]: # the explainer is None if the score cannot be taken apart
@@ -168,7 +168,7 @@ def facts(self: ExplorerModel,
 
 # %% ../../nbs/explore/02_state.ipynb #4a88ae18
 #: event counts of the graph -> one and several of them in words
-COUNT_WORDS = dict(
+_COUNT_WORDS = dict(
     n_view=('view', 'views'), n_cart=('cart', 'carts'),
     n_remove_from_cart=('removal from the cart', 'removal from the cart'), n_purchase=('purchase', 'purchases'),
 )
@@ -184,7 +184,7 @@ def pair(self: ExplorerModel,
     edges = edges[g.item[edges] == item]
     if not len(edges): return 'no event'
     row = g.edges.iloc[edges[0]] if g.edges is not None else {}
-    counts = [f'{int(row[c])} {words[int(row[c] > 1)]}' for c, words in COUNT_WORDS.items() if c in row and row[c] > 0]
+    counts = [f'{int(row[c])} {words[int(row[c] > 1)]}' for c, words in _COUNT_WORDS.items() if c in row and row[c] > 0]
     dates = sorted({str(row[c])[:10] for c in ('first_time', 'last_time') if c in row})
     parts = counts or ['purchase' if g.purchased[edges[0]] else 'event']
     return ', '.join([*parts, ' to '.join(dates)] if dates else parts)
@@ -774,11 +774,11 @@ class SelectedTables:
 class ExplorerState(SelectedTables):
     "One customer, one list, one product, and why."
     def __init__(self,
-        model: Any,   # an `ExplorerModel`, or what `unpack` takes
+        model: Any,   # an `ExplorerModel`, or what `find_explainer` takes
         top: int = 5, # paths that are shown
         **options,    # of `ExplorerModel`
     ):
-        self.model = model if isinstance(model, ExplorerModel) else ExplorerModel(*unpack(model), **options)
+        self.model = model if isinstance(model, ExplorerModel) else ExplorerModel(*find_explainer(model), **options)
         self.view, self.trail, self.surprises = CustomerView(self.model), (), 0
         self.selection = Selection(mode='shares' if self.model.explainer is not None else 'shortest', top=top)
 
