@@ -31,9 +31,9 @@ from ..ranking.recommender import EmbeddingRecommender, Popular, Recommender
 from ..explain.shares import Explainer, Shares
 
 # %% auto #0
-__all__ = ['EVENT_COLUMNS', 'CUSTOMER_GROUPS', 'MODES', 'MOST_PATHS', 'PART_LABELS', 'TABLES', 'find_explainer', 'ProjectEvents',
+__all__ = ['EVENT_COLUMNS', 'CUSTOMER_GROUPS', 'MODES', 'MOST_PATHS', 'TABLES', 'find_explainer', 'ProjectEvents',
            'ExplorerModel', 'prefix_ranges', 'CustomerView', 'map_items', 'kept_neighbours', 'Selection',
-           'SelectedTables', 'ExplorerState']
+           'ExplorerState']
 
 # %% ../../nbs/explore/02_state.ipynb #7f79d923
 def _filter_alone(model: GraphFilter, weights: dict[str, float]|None) -> tuple[Recommender, Explainer]:
@@ -563,7 +563,7 @@ def paths(self: CustomerView,
 
 # %% ../../nbs/explore/02_state.ipynb #401b8db5
 #: what parts of a score are called
-PART_LABELS = {
+_PART_LABELS = {
     'self': 'own taste', 'bias': 'liked in general', 'people_with_both': 'people who have both',
     'other_people': 'other people', 'products': 'similar products', 'yourself': 'own history again',
     'filter': 'graph filter', 'path': 'paths', 'filter path': 'paths', 'other paths': 'paths',
@@ -581,18 +581,18 @@ def _product_split(self: CustomerView, item: int, n: int) -> list[tuple]:
             for e in order[:n]]
     if len(order) > n:
         rows.append(('products', 'rest', f'{len(order)-n} other products', part[order[n:]].sum()))
-    rows.append(('products', 'self', PART_LABELS['self'], shares.own[0]))
-    return rows+[('products', 'bias', PART_LABELS['bias'], shares.bias[0])]*bool(shares.bias[0])
+    rows.append(('products', 'self', _PART_LABELS['self'], shares.own[0]))
+    return rows+[('products', 'bias', _PART_LABELS['bias'], shares.bias[0])]*bool(shares.bias[0])
 
 # %% ../../nbs/explore/02_state.ipynb #aff30bda
 @patch
 def _other_splits(self: CustomerView, item: int) -> list[tuple]:
     tables = {'events': self.shares([item]).by_event_type(),
               'people': self.model.explainer.people(self.user, [item])}
-    rows = [(split, part, PART_LABELS.get(part, part.replace('_', ' ')), share)
+    rows = [(split, part, _PART_LABELS.get(part, part.replace('_', ' ')), share)
             for split, table in tables.items() for part, share in table.iloc[0].items()]
     walks = self.made('_walks', item)
-    labels = walks.kind.map(lambda part: PART_LABELS.get(part, part))
+    labels = walks.kind.map(lambda part: _PART_LABELS.get(part, part))
     sums = walks.share.groupby(labels, sort=False).sum()
     return rows+[('paths', label, label, share) for label, share in sums.items()]
 
@@ -749,7 +749,7 @@ class Selection:
     mode: str = 'shares'             # one of MODES
     top: int = 5                     # paths that are shown
 
-class SelectedTables:
+class _SelectedTables:
     "The customer's tables, for what is selected."
     model: ExplorerModel
     view: CustomerView
@@ -771,7 +771,7 @@ class SelectedTables:
         return self.view.similar_customers(k)
 
 # %% ../../nbs/explore/02_state.ipynb #c0dc1c87
-class ExplorerState(SelectedTables):
+class ExplorerState(_SelectedTables):
     "One customer, one list, one product, and why."
     def __init__(self,
         model: Any,   # an `ExplorerModel`, or what `find_explainer` takes
