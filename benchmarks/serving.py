@@ -1,7 +1,11 @@
-"""The model server beside TorchServe over HTTP: requests a second and times of an answer at 1, 32 and 128 connections; and a shop of 1.64 million customers.
+"""The model server over HTTP: requests a second, times of an answer and processor time at 1, 32 and 128 connections.
 
-Both serve the same bundle: 10,000 customers, 54,571 products, 64 numbers each, the 20 best less what was bought. Every request asks for one random customer. Load comes from wrk, in one thread.
-TorchServe needs an environment of its own: GNN_ECOMMERCE_TORCHSERVE names its `torchserve` command. `--only whole_shop` measures the large bundle."""
+`python -m benchmarks.serving PART...`:
+- `compare` beside TorchServe. Both serve the same bundle: 10,000 customers, 54,571 products, 64 numbers each, the 20
+  best less what was bought. TorchServe needs an environment of its own: GNN_ECOMMERCE_TORCHSERVE names its command.
+- `http` the same answer behind our HTTP server, Granian and uvicorn (two minutes).
+- `whole_shop` a shop of 1.64 million customers.
+Every request asks for one random customer. Load comes from wrk, in one thread."""
 
 import json
 import os
@@ -15,6 +19,7 @@ import tempfile
 import time
 import urllib.request
 from contextlib import ExitStack, contextmanager
+from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -24,7 +29,8 @@ from gnn_ecommerce.core import GnnEcommerceError, rng
 from gnn_ecommerce.graph.interactions import random_graph
 from gnn_ecommerce.serving.torchserve import write_archive
 
-from benchmarks.common import ROOT, machine, row, write
+from benchmarks.common import ROOT, machine, read, row, write
+from benchmarks.run import show
 
 DATASET, CONNECTIONS, K, DIM = "54,571 items, d 64", (1, 32, 128), 20, 64
 WHOLE = "1,639,358 customers, 54,571 items, d 64"
@@ -191,12 +197,14 @@ def ask(url, body):
     return json.load(urllib.request.urlopen(request, timeout=30))
 
 
+def family(process):
+    "A server's process and its workers."
+    return [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+
+
 def cpu_seconds(process):
     "Processor time of a server and its workers so far."
-    return sum(
-        sum(p.cpu_times()[:2])
-        for p in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    )
+    return sum(sum(p.cpu_times()[:2]) for p in family(process))
 
 
 def wrk(server, mine, connections, seconds, n_users):
@@ -300,67 +308,40 @@ def other(command, bundle, folder, name):
             process.wait(30)
 
 
+UVICORN = ("--log-level", "warning", "--loop", "uvloop", "--http", "httptools", "--no-access-log")
 OTHERS = {
-    "same answer, FastAPI and pydantic, uvicorn": (
-        "uvicorn",
-        "benchmarks.serving_apps:fastapi",
-        "--factory",
-        "--log-level",
-        "warning",
-        "--loop",
-        "uvloop",
-        "--http",
-        "httptools",
+    "Granian, plain ASGI and msgspec": (
+        *("granian", "benchmarks.serving_apps:plain", "--interface", "asgi"),
+        *("--log-level", "warning", "--loop", "uvloop"),
     ),
-    "same answer, plain ASGI and msgspec, uvicorn": (
-        "uvicorn",
-        "benchmarks.serving_apps:plain",
-        "--log-level",
-        "warning",
-        "--loop",
-        "uvloop",
-        "--http",
-        "httptools",
-        "--no-access-log",
-    ),
-    "same answer, plain ASGI and msgspec, Granian": (
-        "granian",
-        "benchmarks.serving_apps:plain",
-        "--interface",
-        "asgi",
-        "--log-level",
-        "warning",
-        "--loop",
-        "uvloop",
-    ),
+    "uvicorn, plain ASGI and msgspec": ("uvicorn", "benchmarks.serving_apps:plain", *UVICORN),
+    "uvicorn, FastAPI and pydantic": ("uvicorn", "benchmarks.serving_apps:fastapi", "--factory", *UVICORN),
 }
 
 
-def servers(seconds=4, rounds=2):
-    "What the HTTP side costs: one bundle and one engine behind several servers."
+def http(seconds=3, rounds=3):
+    "What the HTTP side costs: one answer of one engine behind our HTTP server and behind others, in turn."
     on, measured = machine(), {}
     with tempfile.TemporaryDirectory() as d, ExitStack() as stack:
         bundle = random_bundle(Path(d) / "bundles", 20_000, 54_571, 140_000, 50, "random")
-        servers_ = {"model server, lists of 20,000 customers": stack.enter_context(ours(bundle, Path(d), 2))}
+        servers = {"own server": stack.enter_context(ours(bundle, Path(d), 2))}
         for n, (name, command) in enumerate(OTHERS.items()):
-            servers_[name] = stack.enter_context(other(command, bundle, Path(d), f"other-{n}"))
-        for server in servers_.values():
-            wrk(server, True, 8, 2, 20_000)
+            servers[name] = stack.enter_context(other(command, bundle, Path(d), f"other-{n}"))
+        for server in servers.values():
+            wrk(server, True, 32, 2, 20_000)
         for _ in range(rounds):
-            for name, server in servers_.items():
-                measured.setdefault((name, 32), []).append(wrk(server, True, 32, seconds, 20_000))
-    write("serving", rows_of(measured), on=on)
+            for connections in CONNECTIONS:
+                for name, server in servers.items():
+                    run = wrk(server, True, connections, seconds, 20_000)
+                    measured.setdefault((name, connections), []).append(run)
+    versions = {name: metadata.version(name) for name in ("granian", "uvicorn", "fastapi", "httptools", "uvloop")}
+    write("http_servers", rows_of(measured, peer="Granian, plain ASGI and msgspec"), extra_versions=versions, on=on)
+    show(read("http_servers"))
 
 
 def memory(process):
     "Gigabytes of a server and its workers: proportional shares, so that a page that several map counts once."
-    return (
-        sum(
-            p.memory_full_info().pss
-            for p in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        )
-        / 1e9
-    )
+    return sum(p.memory_full_info().pss for p in family(process)) / 1e9
 
 
 def whole_shop(seconds=5):
@@ -401,7 +382,7 @@ def whole_shop(seconds=5):
     write("serving", rows, on=on)
 
 
-PARTS = {"compare": compare, "servers": servers, "whole_shop": whole_shop}
+PARTS = {"compare": compare, "http": http, "whole_shop": whole_shop}
 
 
 def run(full=False, only=None):
@@ -412,3 +393,7 @@ def run(full=False, only=None):
         if part not in PARTS:
             raise GnnEcommerceError(f"only: expected {', '.join(PARTS)}, found {part}")
         PARTS[part]()
+
+
+if __name__ == "__main__":
+    run(only=sys.argv[1:])
