@@ -1,7 +1,11 @@
-"""The model server beside TorchServe over HTTP: requests a second and times of an answer at 1, 32 and 128 connections; and a shop of 1.64 million customers.
+"""The model server over HTTP: requests a second, times of an answer and processor time at 1, 32 and 128 connections.
 
-Both serve the same bundle: 10,000 customers, 54,571 products, 64 numbers each, the 20 best less what was bought. Every request asks for one random customer. Load comes from wrk, in one thread.
-TorchServe needs an environment of its own: GNN_ECOMMERCE_TORCHSERVE names its `torchserve` command. `--only whole_shop` measures the large bundle."""
+`python -m benchmarks.serving PART...`:
+- `compare` beside TorchServe. Both serve the same bundle: 10,000 customers, 54,571 products, 64 numbers each, the 20
+  best less what was bought. TorchServe needs an environment of its own: GNN_ECOMMERCE_TORCHSERVE names its command.
+- `http` the same answer behind our HTTP server, Granian and uvicorn (two minutes).
+- `whole_shop` a shop of 1.64 million customers.
+Every request asks for one random customer. Load comes from wrk, in one thread."""
 
 import json
 import os
@@ -15,6 +19,7 @@ import tempfile
 import time
 import urllib.request
 from contextlib import ExitStack, contextmanager
+from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -24,7 +29,8 @@ from gnn_ecommerce.core import GnnEcommerceError, rng
 from gnn_ecommerce.graph.interactions import random_graph
 from gnn_ecommerce.serving.torchserve import write_archive
 
-from benchmarks.common import ROOT, machine, row, write
+from benchmarks.common import ROOT, machine, read, row, write
+from benchmarks.run import show
 
 DATASET, CONNECTIONS, K, DIM = "54,571 items, d 64", (1, 32, 128), 20, 64
 WHOLE = "1,639,358 customers, 54,571 items, d 64"
@@ -42,13 +48,15 @@ local ids, path, ours = %d, "%s", %s
 function init(args) math.randomseed(tonumber(tostring({}):sub(8)) or os.time()) end
 function request()
   local c = math.random(0, ids-1)
-  local body = ours and string.format('{"requests":[{"customer":%%d,"k":20}]}', c) or string.format('{"customer":%%d,"k":20}', c)
-  return wrk.format("POST", path, {["Content-Type"]="application/json"}, body)
+  local form = ours and '{"requests":[{"customer":%%d,"k":20}]}' or '{"customer":%%d,"k":20}'
+  return wrk.format("POST", path, {["Content-Type"]="application/json"}, string.format(form, c))
 end
 function done(summary, latency, requests)
-  io.write(string.format('{"requests":%%d,"us":%%d,"p50":%%.3f,"p95":%%.3f,"p99":%%.3f,"errors":%%d,"connect":%%d,"read":%%d,"write":%%d,"status":%%d,"timeout":%%d}\\n', summary.requests, summary.duration,
-    latency:percentile(50)/1000, latency:percentile(95)/1000, latency:percentile(99)/1000, summary.errors.status+summary.errors.connect+summary.errors.read+summary.errors.write+summary.errors.timeout,
-    summary.errors.connect, summary.errors.read, summary.errors.write, summary.errors.status, summary.errors.timeout))
+  local e, ms = summary.errors, function(p) return latency:percentile(p)/1000 end
+  io.write(string.format('{"requests":%%d,"us":%%d,"p50":%%.3f,"p95":%%.3f,"p99":%%.3f,',
+    summary.requests, summary.duration, ms(50), ms(95), ms(99)))
+  io.write(string.format('"errors":%%d,"connect":%%d,"read":%%d,"write":%%d,"status":%%d,"timeout":%%d}\\n',
+    e.status+e.connect+e.read+e.write+e.timeout, e.connect, e.read, e.write, e.status, e.timeout))
 end
 """
 
@@ -128,11 +136,15 @@ disable_token_authorization=true
 metrics_mode=prometheus
 model_store={5}
 load_models=lightgcn.mar
-models={{"lightgcn":{{"{6}":{{"marName":"lightgcn.mar","minWorkers":{7},"maxWorkers":{7},"batchSize":64,"maxBatchDelay":{8},"responseTimeout":120}}}}}}
+models={{"lightgcn":{{"{6}":{{"marName":"lightgcn.mar",\
+"minWorkers":{7},"maxWorkers":{7},"batchSize":64,"maxBatchDelay":{8},"responseTimeout":120}}}}}}
 """
 
 QUIET = '''<?xml version="1.0" encoding="UTF-8"?>
-<Configuration><Appenders><Console name="out" target="SYSTEM_OUT"><PatternLayout pattern="%d %p %m%n"/></Console></Appenders><Loggers><Root level="warn"><AppenderRef ref="out"/></Root></Loggers></Configuration>
+<Configuration>
+<Appenders><Console name="out" target="SYSTEM_OUT"><PatternLayout pattern="%d %p %m%n"/></Console></Appenders>
+<Loggers><Root level="warn"><AppenderRef ref="out"/></Root></Loggers>
+</Configuration>
 '''
 
 
@@ -191,16 +203,18 @@ def ask(url, body):
     return json.load(urllib.request.urlopen(request, timeout=30))
 
 
+def family(process):
+    "A server's process and its workers."
+    return [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+
+
 def cpu_seconds(process):
     "Processor time of a server and its workers so far."
-    return sum(
-        sum(p.cpu_times()[:2])
-        for p in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    )
+    return sum(sum(p.cpu_times()[:2]) for p in family(process))
 
 
 def wrk(server, mine, connections, seconds, n_users):
-    "One run of wrk. `cpu_ms` is what the server's processes computed for one request, whatever else the machine had to do."
+    "One run of wrk. `cpu_ms` is processor time of the server's processes for one request, whatever else ran."
     (url, process), before = server[:2], cpu_seconds(server[1])
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as f:
         f.write(SCRIPT % (n_users, "/recommend" if mine else "/predictions/lightgcn", "true" if mine else "false"))
@@ -296,71 +310,46 @@ def other(command, bundle, folder, name):
             wait_for(f"http://127.0.0.1:{port}/livez", process)
             yield f"http://127.0.0.1:{port}", process
         finally:
-            process.send_signal(signal.SIGTERM)
+            for p in reversed(family(process)):  # Granian may miss SIGTERM soon after its start
+                p.kill()
             process.wait(30)
 
 
+UVICORN = ("--log-level", "warning", "--loop", "uvloop", "--http", "httptools", "--no-access-log")
 OTHERS = {
-    "same answer, FastAPI and pydantic, uvicorn": (
-        "uvicorn",
-        "benchmarks.serving_apps:fastapi",
-        "--factory",
-        "--log-level",
-        "warning",
-        "--loop",
-        "uvloop",
-        "--http",
-        "httptools",
+    "Granian, plain ASGI and msgspec": (
+        *("granian", "benchmarks.serving_apps:plain", "--interface", "asgi"),
+        *("--log-level", "warning", "--loop", "uvloop"),
     ),
-    "same answer, plain ASGI and msgspec, uvicorn": (
-        "uvicorn",
-        "benchmarks.serving_apps:plain",
-        "--log-level",
-        "warning",
-        "--loop",
-        "uvloop",
-        "--http",
-        "httptools",
-        "--no-access-log",
-    ),
-    "same answer, plain ASGI and msgspec, Granian": (
-        "granian",
-        "benchmarks.serving_apps:plain",
-        "--interface",
-        "asgi",
-        "--log-level",
-        "warning",
-        "--loop",
-        "uvloop",
-    ),
+    "uvicorn, plain ASGI and msgspec": ("uvicorn", "benchmarks.serving_apps:plain", *UVICORN),
+    "uvicorn, FastAPI and pydantic": ("uvicorn", "benchmarks.serving_apps:fastapi", "--factory", *UVICORN),
 }
 
 
-def servers(seconds=4, rounds=2):
-    "What the HTTP side costs: one bundle and one engine behind several servers."
+def http(seconds=3, rounds=3):
+    "What the HTTP side costs: one answer of one engine behind our HTTP server and behind others, in turn."
     on, measured = machine(), {}
     with tempfile.TemporaryDirectory() as d, ExitStack() as stack:
         bundle = random_bundle(Path(d) / "bundles", 20_000, 54_571, 140_000, 50, "random")
-        servers_ = {"model server, lists of 20,000 customers": stack.enter_context(ours(bundle, Path(d), 2))}
+        servers = {"own server": stack.enter_context(ours(bundle, Path(d), 2))}
         for n, (name, command) in enumerate(OTHERS.items()):
-            servers_[name] = stack.enter_context(other(command, bundle, Path(d), f"other-{n}"))
-        for server in servers_.values():
-            wrk(server, True, 8, 2, 20_000)
+            servers[name] = stack.enter_context(other(command, bundle, Path(d), f"other-{n}"))
+        for server in servers.values():
+            wrk(server, True, 32, 2, 20_000)
         for _ in range(rounds):
-            for name, server in servers_.items():
-                measured.setdefault((name, 32), []).append(wrk(server, True, 32, seconds, 20_000))
-    write("serving", rows_of(measured), on=on)
+            for connections in CONNECTIONS:
+                for name, server in servers.items():
+                    run = wrk(server, True, connections, seconds, 20_000)
+                    measured.setdefault((name, connections), []).append(run)
+    versions = {name: metadata.version(name) for name in ("granian", "uvicorn", "fastapi", "httptools", "uvloop")}
+    write("http_servers", rows_of(measured, peer="Granian, plain ASGI and msgspec"), extra_versions=versions, on=on)
+    rows = [r for r in read("http_servers")["rows"] if r["metric"] in ("requests_per_s", "p99_ms", "cpu_ms")]
+    show({"rows": rows})
 
 
 def memory(process):
     "Gigabytes of a server and its workers: proportional shares, so that a page that several map counts once."
-    return (
-        sum(
-            p.memory_full_info().pss
-            for p in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        )
-        / 1e9
-    )
+    return sum(p.memory_full_info().pss for p in family(process)) / 1e9
 
 
 def whole_shop(seconds=5):
@@ -401,7 +390,7 @@ def whole_shop(seconds=5):
     write("serving", rows, on=on)
 
 
-PARTS = {"compare": compare, "servers": servers, "whole_shop": whole_shop}
+PARTS = {"compare": compare, "http": http, "whole_shop": whole_shop}
 
 
 def run(full=False, only=None):
@@ -412,3 +401,7 @@ def run(full=False, only=None):
         if part not in PARTS:
             raise GnnEcommerceError(f"only: expected {', '.join(PARTS)}, found {part}")
         PARTS[part]()
+
+
+if __name__ == "__main__":
+    run(only=sys.argv[1:])

@@ -1,4 +1,6 @@
-"""The model server's commonest answer behind other servers, to see what each costs: FastAPI with pydantic, and a plain ASGI function with msgspec. The bundle is named by GNN_ECOMMERCE_BUNDLE."""
+"""The model server's commonest answer behind other servers: FastAPI with pydantic, and plain ASGI with msgspec.
+
+The bundle is named by GNN_ECOMMERCE_BUNDLE."""
 
 import os
 from typing import Any
@@ -7,7 +9,7 @@ from gnn_ecommerce.bundle import open_bundle
 from gnn_ecommerce.serving.engine import Engine
 from gnn_ecommerce.serving.protocol import RecommendRequest, decode
 
-ENGINE = Engine(open_bundle(os.environ["GNN_ECOMMERCE_BUNDLE"], "sizes"))
+ENGINE = Engine.of_bundle(open_bundle(os.environ["GNN_ECOMMERCE_BUNDLE"], "sizes"))
 
 
 def body_of(requests):
@@ -71,34 +73,17 @@ def fastapi():
 
     @app.post("/recommend")
     async def recommend(body: Body) -> Answer:
-        found = ENGINE.answer([Request(customer=r.customer, k=r.k) for r in body.requests])
-        rows = [
-            [
-                {
-                    "product_id": i.product_id,
-                    "rank": i.rank,
-                    "score": i.score,
-                    "name": i.name,
-                    "brand": i.brand,
-                    "category": i.category,
-                    "price": i.price,
-                }
-                for i in ENGINE.items(f)
-            ]
-            for f in found
+        lists = ENGINE.answer([Request(customer=r.customer, k=r.k) for r in body.requests])
+        results = [
+            Result(
+                customer=listed.request.customer,
+                source=listed.source,
+                model_version=ENGINE.version,
+                items=[Item.model_validate(item, from_attributes=True) for item in ENGINE.items(listed)],
+            )
+            for listed in lists
         ]
-        return Answer(
-            model_version=ENGINE.version,
-            results=[
-                Result(
-                    customer=f.request.customer,
-                    source=f.source,
-                    model_version=ENGINE.version,
-                    items=[Item(**o) for o in r],
-                )
-                for f, r in zip(found, rows)
-            ],
-        )
+        return Answer(model_version=ENGINE.version, results=results)
 
     @app.get("/livez")
     async def livez():

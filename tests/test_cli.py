@@ -130,7 +130,8 @@ def test_lists_are_those_of_the_server(run, project):
     from gnn_ecommerce.serving.protocol import BasketItem, Request
 
     paths = ProjectPaths(project)
-    engine = Engine(open_bundle(bundle_path(paths.bundles, json.loads(run("bundle", "build", "--json")[1])["bundle"])))
+    name = json.loads(run("bundle", "build", "--json")[1])["bundle"]
+    engine = Engine.of_bundle(open_bundle(bundle_path(paths.bundles, name)))
     user, (one, other) = list(batch(project))[2], engine.bundle.item_ids.ids[[3, 8]].tolist()
     basket, typed = [BasketItem(one, "view"), BasketItem(other, "purchase")], f"{one}:view,{other}:purchase"
     for customer, in_it, weight in (

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['MAX_K', 'MAX_BASKET', 'MAX_PRODUCTS', 'MAX_REQUESTS', 'MAX_VALUES', 'MAX_BODY', 'MAX_ANSWER', 'Id', 'Text', 'K',
-           'Price', 'Share', 'EventType', 'Source', 'TITLES', 'ROUTES', 'BasketItem', 'Filters', 'Request',
-           'RecommendRequest', 'ReasonItem', 'Item', 'Result', 'RecommendResponse', 'SimilarResponse', 'ServedBundle',
-           'VersionResponse', 'ActivateRequest', 'ActivateResponse', 'InferTensor', 'InferOutput', 'InferRequest',
-           'InferResponse', 'TensorInfo', 'ModelMetadata', 'ServerMetadata', 'Problem', 'ProblemError', 'decode',
-           'encode', 'openapi']
+           'Price', 'Share', 'EventType', 'Source', 'PROBLEM', 'INTERNAL_ERROR', 'TITLES', 'ROUTES', 'BasketItem',
+           'Filters', 'Request', 'RecommendRequest', 'ReasonItem', 'Item', 'Result', 'RecommendResponse',
+           'SimilarResponse', 'ServedBundle', 'VersionResponse', 'ActivateRequest', 'ActivateResponse', 'InferTensor',
+           'InferOutput', 'InferRequest', 'InferResponse', 'TensorInfo', 'ModelMetadata', 'ServerMetadata', 'problem',
+           'ProblemError', 'Problem', 'decode', 'encode', 'openapi']
 
 # %% ../../nbs/serving/01_protocol.ipynb #bd89b603
 from typing import Annotated, Any, Literal
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from ..core import GnnEcommerceError
+from ..core import GnnEcommerceError, expected
 
 # %% ../../nbs/serving/01_protocol.ipynb #5ae46b4d
 #: longest list, most products in a basket, most products left out, most requests in one body, most values of a filter
@@ -47,6 +47,7 @@ class Filters(Struct, forbid_unknown_fields=True, omit_defaults=True):
     # the only ones that may come, such as what is in stock
     products: Annotated[list[Id], Meta(max_length=MAX_PRODUCTS)]|None = None
 
+# %% ../../nbs/serving/01_protocol.ipynb #159cc81f
 class Request(Struct, forbid_unknown_fields=True, omit_defaults=True):
     "One list for one customer."
     customer: Id|None = None
@@ -58,23 +59,23 @@ class Request(Struct, forbid_unknown_fields=True, omit_defaults=True):
     exclude_products: Annotated[list[Id], Meta(max_length=MAX_PRODUCTS)] = []
     filters: Filters|None = None
     explain: bool = False
-    fallback: Literal['popular', 'random'] = 'popular' # for a customer of whom nothing is known
+    fallback: Literal['popular', 'random'] = 'popular' # for a customer without history
     category: Text|None = None # the fallback's: popular in this category
     seed: Annotated[int, Meta(ge=0, lt=2**32)] = 0 # of a random list
     # of similarity by category, brand and price to the basket; null: as chosen on validation
     content_weight: Share|None = None
     reasons: Annotated[int, Meta(ge=1, le=100)] = 5 # products that an explanation lists; the rest is one entry
 
+# %% ../../nbs/serving/01_protocol.ipynb #0a24c5db
 class RecommendRequest(Struct, forbid_unknown_fields=True):
     "Body of `POST /recommend`."
     requests: Annotated[list[Request], Meta(min_length=1, max_length=MAX_REQUESTS)]
 
     def __post_init__(self):
-        asked = sum(r.k*(1+r.reasons*r.explain) for r in self.requests)
-        if asked > MAX_ANSWER:
-            raise ValueError(
-                f'Expected at most {MAX_ANSWER:,} products and reasons in an answer, found {asked:,} asked for: ask several times'
-            )
+        size = sum(r.k*(1+r.reasons*r.explain) for r in self.requests)
+        if size > MAX_ANSWER:
+            most = f'at most {MAX_ANSWER:,} products and reasons'
+            raise ValueError(expected('requests', most, f'{size:,}', 'ask several times'))
 
 # %% ../../nbs/serving/01_protocol.ipynb #1b77955c
 class ReasonItem(Struct, omit_defaults=True):
@@ -97,6 +98,7 @@ class Item(Struct, omit_defaults=True):
     reasons: list[ReasonItem]|None = None
     sentence: str|None = None
 
+# %% ../../nbs/serving/01_protocol.ipynb #7c151c5c
 Source = Literal['model', 'fold_in', 'content', 'popular', 'popular_in_category', 'random']
 
 class Result(Struct):
@@ -119,7 +121,7 @@ class SimilarResponse(Struct):
 
 # %% ../../nbs/serving/01_protocol.ipynb #c08eda5b
 class ServedBundle(Struct):
-    "What is known of a bundle that is being served."
+    "A bundle that is being served."
     bundle: str
     model_version: str
     share: float # of the customers that get it
@@ -139,6 +141,7 @@ class VersionResponse(Struct):
     server: str # version of this package
     worker: int # process that answered
 
+# %% ../../nbs/serving/01_protocol.ipynb #6f7a28d5
 class ActivateRequest(Struct, forbid_unknown_fields=True):
     "Body of `POST /admin/activate`."
     bundle: Text
@@ -168,6 +171,7 @@ class InferOutput(Struct):
     name: Text
     parameters: dict[str, Any]|None = None
 
+# %% ../../nbs/serving/01_protocol.ipynb #c9c9a9e1
 class InferRequest(Struct):
     "Body of `POST /v2/models/{name}/infer`."
     inputs: Annotated[list[InferTensor], Meta(min_length=1, max_length=8)]
@@ -176,13 +180,14 @@ class InferRequest(Struct):
     outputs: Annotated[list[InferOutput], Meta(max_length=8)]|None = None
 
 class InferResponse(Struct, omit_defaults=True):
-    "Its answer."
+    "Answer of `POST /v2/models/{name}/infer`."
     model_name: str
     outputs: list[InferTensor]
     model_version: str|None = None
     id: str|None = None
     parameters: dict[str, Any]|None = None
 
+# %% ../../nbs/serving/01_protocol.ipynb #2991cf65
 class TensorInfo(Struct):
     "Name, type and shape of an input or output; -1 is any size."
     name: str
@@ -204,31 +209,29 @@ class ServerMetadata(Struct):
     extensions: list[str]
 
 # %% ../../nbs/serving/01_protocol.ipynb #8d843b0b
-class Problem(Struct, omit_defaults=True):
-    "An error as RFC 9457 wants it."
-    title: str
-    status: int
-    detail: str = ''
-    type: str = 'about:blank'
-    instance: str|None = None # id of the request
-
+#: media type of a problem
+PROBLEM = 'application/problem+json'
+#: detail of an error that is nobody's but ours
+INTERNAL_ERROR = 'internal error: see the log'
 #: status -> title
 TITLES = {
-    400: 'Malformed request',
-    403: 'Not allowed',
-    404: 'Not found',
-    405: 'Method not allowed',
-    408: 'Request took too long',
-    409: 'Conflict',
-    413: 'Body too large',
-    415: 'Unsupported media type',
-    422: 'Invalid request',
-    429: 'Too many requests',
-    500: 'Internal error',
-    503: 'Not available',
-    504: 'No answer in time',
+    400: 'Malformed request', 401: 'No valid key', 403: 'Not allowed', 404: 'Not found', 405: 'Method not allowed',
+    408: 'Request took too long', 409: 'Conflict', 413: 'Body too large', 414: 'Address too long',
+    415: 'Unsupported media type', 422: 'Invalid request', 429: 'Too many requests', 431: 'Headers too large',
+    500: 'Internal error', 503: 'Not available', 504: 'No answer in time',
 }
 
+def problem(
+    status: int, # HTTP status
+    detail: str, # what was expected, what was found, what to do
+    instance: str|None = None, # id of the request
+    **more,      # further members
+) -> dict:
+    "Describe an error as RFC 9457 wants it."
+    about = {'type': 'about:blank', 'title': TITLES.get(status, 'Error'), 'status': status, 'detail': detail}
+    return about | ({'instance': instance} if instance else {}) | more
+
+# %% ../../nbs/serving/01_protocol.ipynb #800b83f1
 class ProblemError(GnnEcommerceError):
     "An error with an HTTP status."
     def __init__(self,
@@ -237,11 +240,20 @@ class ProblemError(GnnEcommerceError):
         **headers: str, # further headers of the answer, such as Allow; _ for -
     ):
         super().__init__(detail)
-        self.status, self.detail, self.headers = status, detail, {k.replace('_', '-'): v for k, v in headers.items()}
+        self.status, self.detail = status, detail
+        self.headers = {name.replace('_', '-'): value for name, value in headers.items()}
 
-    def problem(self, instance: str|None = None) -> Problem:
-        "What is sent."
-        return Problem(TITLES.get(self.status, 'Error'), self.status, self.detail, instance=instance)
+    def problem(self, instance: str|None = None) -> dict:
+        "Describe this error as RFC 9457 wants it."
+        return problem(self.status, self.detail, instance)
+
+class Problem(Struct, omit_defaults=True):
+    "An error as it arrives."
+    title: str
+    status: int
+    detail: str = ''
+    type: str = 'about:blank'
+    instance: str|None = None # id of the request
 
 # %% ../../nbs/serving/01_protocol.ipynb #760423b2
 _decoders: dict[type, msgspec.json.Decoder] = {}
@@ -251,20 +263,19 @@ def decode(
     body: bytes, # JSON
     cls: type,   # one of the types above
 ) -> Any:
-    "A body as an object of `cls`. Raises `ProblemError` (400, 413, 422) for anything else."
+    "Read a body as an object of `cls`. Raises `ProblemError` (400, 413, 422) for anything else."
     if len(body) > MAX_BODY:
-        raise ProblemError(
-            413, f'body: expected at most {MAX_BODY:,} bytes, found {len(body):,}: send several smaller ones'
-        )
+        most = f'at most {MAX_BODY:,} bytes'
+        raise ProblemError(413, expected('body', most, f'{len(body):,}', 'send several smaller ones'))
     decoder = _decoders.get(cls) or _decoders.setdefault(cls, msgspec.json.Decoder(cls))
     try: return decoder.decode(body)
     except msgspec.ValidationError as err:
         raise ProblemError(422, str(err)) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as err:
-        raise ProblemError(400, f'body: expected JSON, found {str(err)[:200]}') from None
+        raise ProblemError(400, expected('body', 'JSON', str(err)[:200])) from None
 
 def encode(value: Any) -> bytes:
-    "An object as JSON."
+    "Write an object as JSON."
     return _encoder.encode(value)
 
 # %% ../../nbs/serving/01_protocol.ipynb #e0e9a61d
@@ -276,7 +287,7 @@ ROUTES = {
     ('post', '/admin/activate'): ('Put another bundle in place.', ActivateRequest, ActivateResponse),
     ('get', '/livez'): ('Is the process there?', None, None),
     ('get', '/readyz'): ('Can it answer?', None, None),
-    ('get', '/metrics'): ('Figures for Prometheus.', None, None),
+    ('get', '/metrics'): ('Metrics for Prometheus.', None, None),
     ('get', '/v2'): ('Name and version of the server.', None, ServerMetadata),
     ('get', '/v2/health/live'): ('Is the process there?', None, None),
     ('get', '/v2/health/ready'): ('Can it answer?', None, None),
@@ -285,37 +296,35 @@ ROUTES = {
     ('post', '/v2/models/{name}/infer'): ('The model on tensors.', InferRequest, InferResponse),
 }
 
+# %% ../../nbs/serving/01_protocol.ipynb #febcedb6
+def _content(cls: type|None, media_type: str = 'application/json') -> dict:
+    "The part of OpenAPI that says which type a body has."
+    return {'content': {media_type: {'schema': {'$ref': f'#/components/schemas/{cls.__name__}'}}}} if cls else {}
+
+def _parameters(path: str) -> list[dict]:
+    "The names in a path, and the length of a list of similar products."
+    names = [part[1:-1] for part in path.split('/') if part.startswith('{')]
+    named = [{'name': name, 'in': 'path', 'required': True, 'schema': {'type': 'string'}} for name in names]
+    k = {'type': 'integer', 'minimum': 1, 'maximum': MAX_K, 'default': 10}
+    return named + [{'name': 'k', 'in': 'query', 'schema': k}]*path.endswith('similar')
+
+def _operation(path: str, summary: str, body: type|None, answer: type|None) -> dict:
+    "What OpenAPI says of one route."
+    problem = {'description': 'A problem.', **_content(Problem, PROBLEM)}
+    responses = {'200': {'description': 'As asked.', **_content(answer)}, 'default': problem}
+    required = {'requestBody': {'required': True, **_content(body)}} if body else {}
+    return {'summary': summary, 'responses': responses, **required, 'parameters': _parameters(path)}
+
+# %% ../../nbs/serving/01_protocol.ipynb #49e79694
 def openapi(
     version: str, # of the server
 ) -> dict:
-    "The OpenAPI 3.1 description of the routes."
+    "Describe the routes by OpenAPI 3.1."
     types = {t for _, *pair in ROUTES.values() for t in pair if t is not None} | {Problem}
-    _, schemas = msgspec.json.schema_components(
-        sorted(types, key=lambda t: t.__name__), ref_template='#/components/schemas/{name}'
-    )
-    def content(cls, kind='application/json'):
-        return {'content': {kind: {'schema': {'$ref': f'#/components/schemas/{cls.__name__}'}}}} if cls else {}
+    by_name = sorted(types, key=lambda t: t.__name__)
+    _, schemas = msgspec.json.schema_components(by_name, ref_template='#/components/schemas/{name}')
     paths = {}
-    for (method, path), (text, body, answer) in ROUTES.items():
-        problem = {'description': 'A problem.', **content(Problem, 'application/problem+json')}
-        one = paths.setdefault(path, {})[method] = {
-            'summary': text,
-            'responses': {'200': {'description': 'As asked.', **content(answer)}, 'default': problem},
-        }
-        if body: one['requestBody'] = {'required': True, **content(body)}
-        names = [part[1:-1] for part in path.split('/') if part.startswith('{')]
-        one['parameters'] = [{'name': n, 'in': 'path', 'required': True, 'schema': {'type': 'string'}} for n in names]
-        if path.endswith('similar'):
-            one['parameters'].append(
-                {
-                    'name': 'k',
-                    'in': 'query',
-                    'schema': {'type': 'integer', 'minimum': 1, 'maximum': MAX_K, 'default': 10},
-                }
-            )
-    return {
-        'openapi': '3.1.0',
-        'info': {'title': 'gnn_ecommerce model server', 'version': version},
-        'paths': paths,
-        'components': {'schemas': schemas},
-    }
+    for (method, path), about in ROUTES.items():
+        paths.setdefault(path, {})[method] = _operation(path, *about)
+    info = {'title': 'gnn_ecommerce model server', 'version': version}
+    return {'openapi': '3.1.0', 'info': info, 'paths': paths, 'components': {'schemas': schemas}}

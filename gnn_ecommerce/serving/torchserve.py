@@ -14,54 +14,78 @@ import numpy as np
 import torch
 
 # %% ../../nbs/serving/04_torchserve.ipynb #5fa640fa
+def _floats(arrays, name): # a stored table as float32
+    scale = arrays[f'{name}.scale'][:, None] if f'{name}.scale' in arrays else 1
+    return arrays[name].astype(np.float32)*scale
+
+def _ids(arrays, side): # ids in the order of their indices
+    if f'{side}.ids' in arrays: return arrays[f'{side}.ids'].tolist()
+    data, start = arrays[f'{side}.bytes'].tobytes(), arrays[f'{side}.start']
+    return [data[a:b].decode() for a, b in zip(start[:-1], start[1:])]
+
+# %% ../../nbs/serving/04_torchserve.ipynb #5c1f5b6e
+def _bought(arrays, user): # int (m,), what a user bought, until now
+    history, hidden = (slice(*arrays[f'{name}.indptr'][user:user+2]) for name in ('history', 'hidden'))
+    return np.concatenate([arrays['history.items'][history][arrays['history.bought'][history]],
+                           arrays['hidden.items'][hidden]])
+
+def _add_filter(arrays, about, b, scores, user): # add the graph filter's part to one user's scores
+    history = slice(*arrays['history.indptr'][user:user+2])
+    weight = arrays['history.weight'][history]
+    if not about['weighted']: weight = np.ones(len(weight), np.float32)
+    if about.get('recency'):
+        weight = weight*(1+arrays['history.age'][history].astype(np.float32))**-about['recency']
+    factor = b*float(arrays['filter.scale'][0])*max(float(weight.sum()), 1e-30)**-.5
+    for item, w in zip(arrays['history.items'][history], weight):
+        row = slice(*arrays['filter.indptr'][item:item+2])
+        values = arrays['filter.values'][row].astype(np.float32)*np.float32(w*factor)
+        scores.index_add_(0, torch.from_numpy(arrays['filter.indices'][row].astype(np.int64)), torch.from_numpy(values))
+
+# %% ../../nbs/serving/04_torchserve.ipynb #d0aac30f
 class _Model:
     "A bundle's model in memory."
     def __init__(self, folder):
         from safetensors.numpy import load_file
-        a = {k: v for f in ('model', 'users', 'items') for k, v in load_file(Path(folder)/f'{f}.safetensors').items()}
+        files = [load_file(Path(folder)/f'{name}.safetensors') for name in ('model', 'users', 'items')]
+        self.arrays = arrays = files[0] | files[1] | files[2]
         self.about = json.loads((Path(folder)/'manifest.json').read_text())
-        self.users, self.items = (torch.from_numpy(_floats(a, f'{n}_embedding')) for n in ('user', 'item'))
-        self.arrays, self.b = a, self.about['score']['b']
-        self.user_of = {o: i for i, o in enumerate(_ids(a, 'users'))}
-        self.products, self.popular = _ids(a, 'items'), np.argsort(-a['popularity'], kind='stable')
+        self.users, self.items = (torch.from_numpy(_floats(arrays, f'{side}_embedding')) for side in ('user', 'item'))
+        self.user_of = {id: user for user, id in enumerate(_ids(arrays, 'users'))}
+        self.products, self.popular = _ids(arrays, 'items'), np.argsort(-arrays['popularity'], kind='stable')
 
-    def masked(self, u): # int (m,), what customer u bought
-        a = self.arrays
-        h, s = slice(*a['history.indptr'][u:u+2]), slice(*a['hidden.indptr'][u:u+2])
-        return np.concatenate([a['history.items'][h][a['history.bought'][h]], a['hidden.items'][s]])
-
-    def add_filter(self, scores, u): # the graph filter's part of one customer's scores
-        a, h = self.arrays, slice(*self.arrays['history.indptr'][u:u+2])
-        about = self.about['score']['filter']
-        w = a['history.weight'][h] if about['weighted'] else np.ones(h.stop-h.start, np.float32)
-        if about.get('recency'):
-            w = w*(1+a['history.age'][h].astype(np.float32))**-about['recency']
-        factor = self.b*float(a['filter.scale'][0])*max(float(w.sum()), 1e-30)**-.5
-        for i, x in zip(a['history.items'][h], w):
-            row = slice(*a['filter.indptr'][i:i+2])
-            scores.index_add_(
-                0,
-                torch.from_numpy(a['filter.indices'][row].astype(np.int64)),
-                torch.from_numpy(a['filter.values'][row].astype(np.float32) * np.float32(x * factor)),
-            )
-
-    def lists(self, users, k): # products and scores of known customers, best first
-        scores = self.users[users]@self.items.T
-        for row, u in zip(scores, users):
-            if self.b: self.add_filter(row, u)
-            row[torch.from_numpy(self.masked(u).astype(np.int64))] = -torch.inf
+    def lists(self, users, k): # items and scores of known users, best first
+        scores, about = self.users[users]@self.items.T, self.about['score']
+        for row, user in zip(scores, users):
+            if about['b']:
+                _add_filter(self.arrays, about['filter'], about['b'], row, user)
+            row[torch.from_numpy(_bought(self.arrays, user).astype(np.int64))] = -torch.inf
         best = torch.topk(scores, k, 1)
         return best.indices.tolist(), best.values.tolist()
 
 # %% ../../nbs/serving/04_torchserve.ipynb #f12f8a11
-def _floats(a, name): # a stored table as float32
-    return a[name].astype(np.float32)*(a[f'{name}.scale'][:, None] if f'{name}.scale' in a else 1)
+def _read(data): # one request as a dict with an id or None, and a sane k
+    body = data.get('body', data.get('data'))
+    try:
+        body = json.loads(body) if isinstance(body, str | bytes | bytearray) else body
+    except ValueError: body = {}
+    body = body if isinstance(body, dict) else {}
+    k, customer = body.get('k', 20), body.get('customer')
+    if not isinstance(customer, int | str) or isinstance(customer, bool):
+        customer = None
+    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= 1000:
+        k = 20
+    return {'customer': customer, 'k': k}
 
-def _ids(a, side): # ids in the order of their indices
-    if f'{side}.ids' in a: return a[f'{side}.ids'].tolist()
-    data, start = a[f'{side}.bytes'].tobytes(), a[f'{side}.start']
-    return [data[s:e].decode() for s, e in zip(start[:-1], start[1:])]
+def _popular(model, k): # (item, score) of a newcomer's list
+    return [(int(item), float(model.arrays['popularity'][item])) for item in model.popular[:k]]
 
+def _answer(model, request, source, pairs): # pairs of item and score, best first
+    items = [{'product_id': model.products[item], 'rank': rank, 'score': score}
+             for rank, (item, score) in enumerate(pairs, 1)]
+    version = model.about['model_version']
+    return {'customer': request['customer'], 'source': source, 'model_version': version, 'items': items}
+
+# %% ../../nbs/serving/04_torchserve.ipynb #6acc6d15
 _loaded = {}
 
 def handle(data, context):
@@ -70,44 +94,19 @@ def handle(data, context):
         torch.set_num_threads(1)
         _loaded['model'] = _Model(context.system_properties['model_dir'])
     if data is None: return None
-    model, asked = _loaded['model'], [_read(d) for d in data]
-    users = [model.user_of.get(o.get('customer'), -1) for o in asked]
-    known = [n for n, u in enumerate(users) if u >= 0]
-    k = min(max([o['k'] for o in asked]), len(model.products))
-    items, scores = model.lists([users[n] for n in known], k) if known else ([], [])
-    place, out = {n: r for r, n in enumerate(known)}, []
-    for n, o in enumerate(asked):
-        best = (
-            zip(items[place[n]], scores[place[n]])
-            if n in place
-            else ((int(i), float(model.arrays['popularity'][i])) for i in model.popular)
-        )
-        rows = (
-            [(i, s) for i, s in best if s > -np.inf][: o['k']]
-            if n in place
-            else [p for p, _ in zip(best, range(o['k']))]
-        )
-        out.append(
-            {
-                'customer': o.get('customer'),
-                'source': 'model' if n in place else 'popular',
-                'model_version': model.about['model_version'],
-                'items': [{'product_id': model.products[i], 'rank': r, 'score': s} for r, (i, s) in enumerate(rows, 1)],
-            }
-        )
-    return out
-
-def _read(d): # one request as a dict with a sane k
-    body = d.get('body', d.get('data'))
-    try:
-        body = json.loads(body) if isinstance(body, str | bytes | bytearray) else body
-    except ValueError: body = {}
-    body = body if isinstance(body, dict) else {}
-    k, customer = body.get('k', 20), body.get('customer')
-    return {
-        'customer': customer if isinstance(customer, int | str) and not isinstance(customer, bool) else None,
-        'k': k if isinstance(k, int) and not isinstance(k, bool) and 1 <= k <= 1000 else 20,
-    }
+    model, requests = _loaded['model'], [_read(one) for one in data]
+    users = [model.user_of.get(request['customer'], -1) for request in requests]
+    known = [user for user in users if user >= 0]
+    k = min(max(request['k'] for request in requests), len(model.products))
+    lists = zip(*model.lists(known, k)) if known else iter(())
+    answers = []
+    for request, user in zip(requests, users):
+        if user < 0:
+            answers.append(_answer(model, request, 'popular', _popular(model, request['k'])))
+            continue
+        pairs = [(item, score) for item, score in zip(*next(lists)) if score > -np.inf]
+        answers.append(_answer(model, request, 'model', pairs[:request['k']]))
+    return answers
 
 # %% ../../nbs/serving/04_torchserve.ipynb #5dc9f123
 def write_archive(
@@ -117,38 +116,35 @@ def write_archive(
     "Write a bundle as a TorchServe archive. Raises `ArtifactError` if the bundle is damaged."
     from gnn_ecommerce.bundle import open_bundle
     from gnn_ecommerce.core import atomic_path
-    b = open_bundle(bundle)
-    about = {
-        'createdOn': '',
-        'runtime': 'python',
-        'archiverVersion': '0.12.0',
-        'model': {'modelName': Path(path).stem, 'handler': 'handler.py', 'modelVersion': b.model_version},
-    }
-    with atomic_path(path) as tmp, zipfile.ZipFile(tmp, 'w', zipfile.ZIP_STORED) as z:
-        z.writestr('MAR-INF/MANIFEST.json', json.dumps(about, indent=1))
-        z.write(__file__, 'handler.py')
-        for f in sorted(b.path.iterdir()): z.write(f, f.name)
+    opened = open_bundle(bundle)
+    model = {'modelName': Path(path).stem, 'handler': 'handler.py', 'modelVersion': opened.model_version}
+    about = {'createdOn': '', 'runtime': 'python', 'archiverVersion': '0.12.0', 'model': model}
+    with atomic_path(path) as tmp, zipfile.ZipFile(tmp, 'w', zipfile.ZIP_STORED) as archive:
+        archive.writestr('MAR-INF/MANIFEST.json', json.dumps(about, indent=1))
+        archive.write(__file__, 'handler.py')
+        for file in sorted(opened.path.iterdir()):
+            archive.write(file, file.name)
     return Path(path)
 
+# %% ../../nbs/serving/04_torchserve.ipynb #a9778f1e
 def main(argv=None) -> int: # exit code
     "The command behind `make torchserve-archive`."
     import argparse
-    from gnn_ecommerce.core import GnnEcommerceError
     from gnn_ecommerce.bundle import locate_bundle, newest
-    p = argparse.ArgumentParser(
-        prog='python -m gnn_ecommerce.serving.torchserve', description='Write a bundle as a TorchServe archive.'
-    )
+    from gnn_ecommerce.core import GnnEcommerceError
+    about = 'Write a bundle as a TorchServe archive.'
+    p = argparse.ArgumentParser(prog='python -m gnn_ecommerce.serving.torchserve', description=about)
     p.add_argument('--bundle', help='path or name of a bundle; by default the newest')
     p.add_argument('--out', default='model-checkpoints/torchserve/lightgcn.mar', help='the archive')
     a = p.parse_args(argv)
     try:
         folder, name = locate_bundle(a.bundle)
-        print(
-            f'wrote {write_archive(folder / (name or newest(folder)), a.out)}; torchserve --start --disable-token-auth --model-store {Path(a.out).parent} --models {Path(a.out).stem}={Path(a.out).name}'
-        )
+        path = write_archive(folder/(name or newest(folder)), a.out)
     except GnnEcommerceError as err:
         print(f'{type(err).__name__}: {err}')
         return 1
+    model = f'--model-store {path.parent} --models {path.stem}={path.name}'
+    print(f'wrote {path}; torchserve --start --disable-token-auth {model}')
     return 0
 
 if __name__ == '__main__' and __spec__ is not None: raise SystemExit(main())
