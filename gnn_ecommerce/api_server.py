@@ -394,6 +394,7 @@ async def _ask_model(self: ShopService, request: Request, history: CustomerHisto
     request = msgspec.structs.replace(request, basket=basket)
     return (await self.model.recommend([request], record.request_id)).results[0]
 
+# %% ../nbs/09_api_server.ipynb #09c0a057
 @patch
 async def similar(self: ShopService, product: str, k: int, record: RequestRecord) -> dict: # a `ListOut`
     "List products close to one; popular ones if the model server is away."
@@ -443,6 +444,7 @@ class KeyAuth:
         if self.recorder.cache.keys is None: return HTTPException(503, NO_KEYS, {'Retry-After': '5'})
         return HTTPException(401, 'expected a valid key: Authorization: Bearer gk_...', {'WWW-Authenticate': 'Bearer'})
 
+# %% ../nbs/09_api_server.ipynb #09c0a054
 NO_KEYS = expected('keys', 'the database', 'it away since the start', 'try again')
 
 def _slow_down(seconds: float) -> HTTPException:
@@ -493,6 +495,7 @@ def _no_room(request: HttpRequest, err: Exception) -> JSONResponse:
     detail = 'expected the database or room on disk, found neither: send it again'
     return problem_response(request, 503, detail, {'Retry-After': '5'})
 
+# %% ../nbs/09_api_server.ipynb #09c0a060
 ERROR_HANDLERS: dict[type[Exception], Callable] = {
     RequestValidationError: _wrong_request,
     StarletteHTTPException: lambda r, e: problem_response(r, e.status_code, str(e.detail), e.headers),

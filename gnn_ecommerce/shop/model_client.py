@@ -138,6 +138,7 @@ async def _tries(self: ModelClient, method, path, answer, body, request_id):
         self.counts['retries'] += 1
         await asyncio.sleep(.01)
 
+# %% ../../nbs/shop/04_model_client.ipynb #04b0a012
 @patch
 def _read(self: ModelClient, response: httpx.Response, answer: type) -> Any:
     "Decode an answer. Raises `ProblemError` if the request is at fault."

@@ -85,6 +85,7 @@ class RequestRecord:
     status: int = 0
     started: bool = False # was an answer begun?
 
+# %% ../../nbs/shop/05_request_guard.ipynb #05c0a015
 _REQUEST_ID = re.compile(rb'[A-Za-z0-9._-]{1,128}')
 
 class RequestLimits:
