@@ -22,8 +22,8 @@ def programs():
     "Folder of initdb and postgres, None where there is none."
     if PROGRAMS:
         return Path(PROGRAMS[-1])
-    found = shutil.which("postgres")
-    return Path(found).resolve().parent if found and shutil.which("initdb") else None
+    postgres = shutil.which("postgres")
+    return Path(postgres).resolve().parent if postgres and shutil.which("initdb") else None
 
 
 def why_not():
