@@ -24,6 +24,7 @@ from fastcore.basics import patch
 
 from .core import DataError, GnnEcommerceError, read_table, rng
 from .data.event_profile import OTHER, UNKNOWN, Profile, bin_shares, brand_counts, price_counts, visits_of
+from .shop.spool import spool_counts
 
 # %% ../nbs/10_monitoring.ipynb #3ffa201b
 SERVED = ('recommendation_id', 'served_at', 'user_id', 'route', 'source', 'model_version', 'products', 'seconds')
@@ -443,10 +444,8 @@ def backlog(
     if len(kept):
         rows.append(('since the newest event', (now-newest).total_seconds(), 's'))
     if spool is not None:
-        rows += [
-            ('spool: records', sum(_lines(f) for f in Path(spool).glob('*.log')), ''),
-            ('spool: damaged', _lines(Path(spool) / 'damaged'), ''),
-        ]
+        counts = spool_counts(spool)
+        rows += [('spool: records', counts.records, ''), ('spool: damaged', counts.damaged, '')]
     if exported is not None:
         last = _last_exported(Path(exported))
         late = kept[kept.event_time > last] if last is not None else kept
@@ -464,13 +463,6 @@ def backlog(
             ('training: age of its data', (now - pd.Timestamp(trained)).total_seconds(), 's'),
         ]
     return pd.DataFrame(rows, columns=['what', 'value', 'unit']).set_index('what').astype({'value': 'float64'})
-
-def _lines(path: Path) -> int:
-    "Lines of a file; 0 if there is none."
-    try:
-        with open(path, 'rb') as f:
-            return sum(block.count(b'\n') for block in iter(lambda: f.read(1 << 20), b''))
-    except FileNotFoundError: return 0
 
 def _last_exported(path: Path) -> pd.Timestamp|None: # None: there is no file, or it is empty
     "Time of the newest event of an export."
