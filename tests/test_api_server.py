@@ -559,7 +559,7 @@ def test_two_thousand_idle_connections(model, tmp_path, open_files, record_prope
 
 
 def test_idle_connections_are_closed_without_a_word(model, tmp_path):
-    api = Api(tmp_path, model.url, IDLE_SECONDS=1, HEAD_SECONDS=1).start()
+    api = Api(tmp_path, model.url, IDLE_SECONDS=1, HEAD_SECONDS=5).start()
     try:
         opened = connect(api, 20)
         assert [s.recv(4096) for s in opened] == [b""] * 20
