@@ -1,4 +1,4 @@
-"""A real PostgreSQL for the tests: Debian's package, on 127.0.0.1, on a free port, in a temporary folder, as an unprivileged user."""
+"""A real PostgreSQL for the tests: on a free port of 127.0.0.1, in a temporary folder, as an unprivileged user."""
 
 import glob
 import os
@@ -45,7 +45,7 @@ def free_port():
 
 
 class Postgres:
-    "One cluster. `start`, `stop`, `kill` (kill -9 of all its processes) and `start` again; its data stay until `remove`."
+    "One cluster. `start`, `stop`, `kill` (-9, all its processes) and `start` again; its data stay until `remove`."
 
     def __init__(self):
         self.folder = Path(tempfile.mkdtemp(prefix="gnn_postgres_"))

@@ -116,7 +116,7 @@ class Process:
             preexec_fn=self.limits,
         )
         if wait:
-            wait_for(lambda: answers(self.ready) or self.process.poll() is not None, 40)
+            wait_for(lambda: answers(self.ready) or self.process.poll() is not None, 120)
         assert self.process.poll() is None, self.text()[-3000:]
         return self
 
