@@ -96,13 +96,15 @@ class ApiSettings(NetworkSettings):
 # %% ../nbs/09_api_server.ipynb #09c0a044
 def api_settings(**values) -> ApiSettings:
     "Read the settings of the environment, with `values` on top. Raises `SettingsError` that names each wrong one."
-    def line(e): return expected(str(e['loc'][0]).upper(), e['msg'], repr(str(e['input'])[:80]))
+    def line(e):
+        return expected(str(e['loc'][0]).upper(), e['msg'], repr(str(e['input'])[:80]))
     try: return ApiSettings(**values)
     except ValidationError as err:
         raise SettingsError('\n'.join(map(line, err.errors(include_url=False)))) from None
 
 # %% ../nbs/09_api_server.ipynb #f871ce87
-def _checked(check, *args): return AfterValidator(lambda value: value if value is None else check(value, *args))
+def _checked(check, *args):
+    return AfterValidator(lambda value: value if value is None else check(value, *args))
 
 def _time_as_text(value):
     if value is None or isinstance(value, (str, datetime)): return value
@@ -315,7 +317,8 @@ async def _refresh_loop(self: ShopService):
         try: await self.refresh_popular()
         except ModelDown: await self._ask_store_for_popular()
         except (ProblemError, StoreDown): pass
-        except Exception as err: log_event(logging.ERROR, 'popular', error=type(err).__name__)
+        except Exception as err:
+            log_event(logging.ERROR, 'popular', error=type(err).__name__)
         await asyncio.sleep(self.settings.refresh_seconds if self.fallback.items else .5)
 
 @patch
@@ -330,7 +333,8 @@ async def refresh_popular(self: ShopService, k: int = 200):
 
 @patch
 async def _ask_store_for_popular(self: ShopService, k: int = 200):
-    if self.fallback.items or self.fallback.products or not self.recorder.up: return
+    if self.fallback.items or self.fallback.products or not self.recorder.up:
+        return
     with contextlib.suppress(StoreDown):
         products = await self.recorder.ask(self.recorder.store.popular, k)
         self.fallback.products = [self.model_id(product, 'product') for product in products]
@@ -340,7 +344,8 @@ async def _ask_store_for_popular(self: ShopService, k: int = 200):
 async def detect_id_types(self: ShopService):
     "Ask the model server whether ids are integers or strings, unless the settings say it."
     if 'auto' not in self.id_types.values(): return
-    try: metadata = await self.model.call('GET', '/v2/models/recommender', ModelMetadata)
+    try:
+        metadata = await self.model.call('GET', '/v2/models/recommender', ModelMetadata)
     except ProblemError: return # it has none
     served = {t.name: 'integer' if t.datatype == 'INT64' else 'string' for t in [*metadata.inputs, *metadata.outputs]}
     for role, id_type in self.id_types.items():
@@ -363,7 +368,8 @@ async def recommend(self: ShopService,
     customer = self.model_id(user, 'customer') if user is not None else None
     request = msgspec.structs.replace(request, exclude_products=left_out, customer=customer)
     try: result = await self._ask_model(request, history, record)
-    except ModelDown: answer = Answer('fallback', None, self.fallback.pick(request, set(hidden)))
+    except ModelDown:
+        answer = Answer('fallback', None, self.fallback.pick(request, set(hidden)))
     else: answer = Answer(result.source, result.model_version, result.items)
     return self._to_response(answer, route, user, start, record)
 
@@ -386,7 +392,8 @@ async def _ask_model(self: ShopService, request: Request, history: CustomerHisto
     result = (await self.model.recommend([request], record.request_id)).results[0]
     events = [*((product, 'purchase') for product in history.bought), *history.seen]
     asked_for_more = request.basket or request.category is not None
-    if asked_for_more or not events or result.source not in NOT_PERSONAL: return result
+    if asked_for_more or not events or result.source not in NOT_PERSONAL:
+        return result
     basket = [
         BasketItem(self.model_id(product, 'product'), 'view' if event_type == 'click' else event_type)
         for product, event_type in events[:100]
@@ -400,7 +407,8 @@ async def similar(self: ShopService, product: str, k: int, record: RequestRecord
     "List products close to one; popular ones if the model server is away."
     start = time.monotonic()
     try: response = await self.model.similar(product, k, record.request_id)
-    except ModelDown: answer = Answer('fallback', None, self.fallback.pick(Request(k=k), {product}))
+    except ModelDown:
+        answer = Answer('fallback', None, self.fallback.pick(Request(k=k), {product}))
     else: answer = Answer('similar', response.model_version, response.items)
     return self._to_response(answer, 'similar', None, start, record)
 
@@ -441,7 +449,8 @@ class KeyAuth:
 
     def _unknown(self, address: str) -> HTTPException:
         if wait := self.failed_rate.take(address): return _slow_down(wait)
-        if self.recorder.cache.keys is None: return HTTPException(503, NO_KEYS, {'Retry-After': '5'})
+        if self.recorder.cache.keys is None:
+            return HTTPException(503, NO_KEYS, {'Retry-After': '5'})
         return HTTPException(401, 'expected a valid key: Authorization: Bearer gk_...', {'WWW-Authenticate': 'Bearer'})
 
 # %% ../nbs/09_api_server.ipynb #09c0a054
@@ -455,7 +464,8 @@ def _slow_down(seconds: float) -> HTTPException:
 @patch
 async def _find(self: KeyAuth, key: str) -> ApiKey|None:
     record, now = self.recorder.cache.find(key), time.monotonic()
-    if record is not None or not self.recorder.up or now-self._looked <= 1: return record
+    if record is not None or not self.recorder.up or now-self._looked <= 1:
+        return record
     self._looked = now
     with contextlib.suppress(StoreDown): await self.recorder.refresh_keys()
     return self.recorder.cache.find(key)
@@ -615,7 +625,8 @@ _key_out: dict[str, Any] = {'response_model_exclude_none': True}
 def check_expiry(value: datetime|None) -> datetime|None: # in UTC, if it had no zone
     "Check until when a key is to be valid. Raises `DataError`."
     if value is None: return None
-    if not 2000 <= value.year < 9000: raise DataError(expected('expires_at', 'a year from 2000 to 8999', value.year))
+    if not 2000 <= value.year < 9000:
+        raise DataError(expected('expires_at', 'a year from 2000 to 8999', value.year))
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value
 
 @admin_routes.get('/v1/admin/keys', summary='All keys', response_model=list[KeyOut], **_key_out)
@@ -670,9 +681,11 @@ class ApiServer(FastAPI):
         a_problem = {'description': 'A problem.', 'content': content}
         for route in (route for path in schema['paths'].values() for route in path.values()):
             for status in ('422', '503', '404'):
-                if status in route['responses']: route['responses'][status] = a_problem
+                if status in route['responses']:
+                    route['responses'][status] = a_problem
             route['responses']['default'] = a_problem
-        for name in ('HTTPValidationError', 'ValidationError'): schema['components']['schemas'].pop(name, None)
+        for name in ('HTTPValidationError', 'ValidationError'):
+            schema['components']['schemas'].pop(name, None)
         return schema
 
 # %% ../nbs/09_api_server.ipynb #c49328c2
@@ -707,7 +720,8 @@ def open_shop(settings: ApiSettings) -> ShopService:
 
 # %% ../nbs/09_api_server.ipynb #09c0a035
 def _add_routes(app: ApiServer, metrics_public: bool):
-    for router in (list_routes, event_routes, admin_routes, health_routes): app.include_router(router)
+    for router in (list_routes, event_routes, admin_routes, health_routes):
+        app.include_router(router)
     app.add_api_route(
         '/metrics', metrics, summary='Metrics for Prometheus', tags=['health'], response_class=Response,
         dependencies=[] if metrics_public else [needs('admin')],

@@ -43,12 +43,15 @@ class Breaker:
         self.trying = True
         return True
 
-    def success(self): self.failed, self.wait, self.until, self.trying = 0, self.pause, None, False
+    def success(self):
+        self.failed, self.wait, self.until, self.trying = 0, self.pause, None, False
 
     def failure(self):
         self.failed += 1
-        if self.until is not None and self.trying: self.wait = min(2*self.wait, self.longest)
-        if self.until is not None or self.failed >= self.failures: self.until = self.now()+self.wait
+        if self.until is not None and self.trying:
+            self.wait = min(2*self.wait, self.longest)
+        if self.until is not None or self.failed >= self.failures:
+            self.until = self.now()+self.wait
         self.trying = False
 
     def cancelled(self): self.trying = False # the call ended without a result
@@ -109,8 +112,10 @@ async def call(self: ModelClient,
     self.counts['calls'] += 1
     self.budget.call()
     try:
-        async with asyncio.timeout(self.timeout): return await self._tries(method, path, answer, body, request_id)
-    except TimeoutError: raise self._failed(f'an answer within {self.timeout} s', 'none') from None
+        async with asyncio.timeout(self.timeout):
+            return await self._tries(method, path, answer, body, request_id)
+    except TimeoutError:
+        raise self._failed(f'an answer within {self.timeout} s', 'none') from None
     except asyncio.CancelledError:
         self.breaker.cancelled()
         raise
@@ -132,8 +137,10 @@ async def _tries(self: ModelClient, method, path, answer, body, request_id):
     content = encode(body) if body is not None else None
     headers = {'X-Request-ID': request_id} | ({'Content-Type': 'application/json'} if content else {})
     while True:
-        try: return self._read(await self.http.request(method, path, content=content, headers=headers), answer)
-        except (*NO_ANSWER, ModelDown) as err: why = str(err) if isinstance(err, ModelDown) else type(err).__name__
+        try:
+            return self._read(await self.http.request(method, path, content=content, headers=headers), answer)
+        except (*NO_ANSWER, ModelDown) as err:
+            why = str(err) if isinstance(err, ModelDown) else type(err).__name__
         if not self.budget.retry(): raise self._failed('an answer', why)
         self.counts['retries'] += 1
         await asyncio.sleep(.01)
@@ -143,15 +150,18 @@ async def _tries(self: ModelClient, method, path, answer, body, request_id):
 def _read(self: ModelClient, response: httpx.Response, answer: type) -> Any:
     "Decode an answer. Raises `ProblemError` if the request is at fault."
     is_problem = response.status_code in (404, 413, 422) and 'problem' in response.headers.get('content-type', '')
-    if response.status_code >= 400 and not is_problem: raise ModelDown(f'status {response.status_code}')
+    if response.status_code >= 400 and not is_problem:
+        raise ModelDown(f'status {response.status_code}')
     result = None if is_problem else msgspec.json.decode(response.content, type=answer)
     self.breaker.success()
-    if is_problem: raise ProblemError(response.status_code, _detail(response.content))
+    if is_problem:
+        raise ProblemError(response.status_code, _detail(response.content))
     return result
 
 def _detail(content: bytes) -> str:
     try: return msgspec.json.decode(content, type=Problem).detail
-    except (msgspec.DecodeError, UnicodeDecodeError): return 'the model server refused the request'
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return 'the model server refused the request'
 
 # %% ../../nbs/shop/04_model_client.ipynb #04b0a005
 @patch
@@ -159,7 +169,8 @@ async def recommend(self: ModelClient, requests: list[Request], request_id: str 
     "Ask for lists, in the order of the requests."
     body = RecommendRequest(requests)
     response = await self.call('POST', '/recommend', RecommendResponse, body, request_id)
-    if len(response.results) != len(requests): raise self._failed(f'{len(requests)} lists', str(len(response.results)))
+    if len(response.results) != len(requests):
+        raise self._failed(f'{len(requests)} lists', str(len(response.results)))
     return response
 
 @patch
@@ -174,8 +185,10 @@ async def version(self: ModelClient) -> VersionResponse:
     return await self.call('GET', '/version', VersionResponse)
 
 # %% ../../nbs/shop/04_model_client.ipynb #18981f67
-def _any_of(value: Any, wanted: Any) -> bool: return wanted is None or value in _as_list(wanted)
-def _as_list(value: Any) -> list: return [value] if isinstance(value, str) else value
+def _any_of(value: Any, wanted: Any) -> bool:
+    return wanted is None or value in _as_list(wanted)
+def _as_list(value: Any) -> list:
+    return [value] if isinstance(value, str) else value
 
 def in_category(code: str|None, wanted: str|list[str]|None) -> bool:
     "Say whether a category is one of those wanted, or below one."

@@ -38,7 +38,8 @@ def from_json(record: dict) -> Operation:
     "Convert a record of the spool to an operation. Raises `DataError` if it is none."
     (name, value), = record.items()
     if name == 'delete': return check_id(value, 'customer')
-    if name == 'event': return Event(**{**value, 'event_time': datetime.fromisoformat(value['event_time'])})
+    if name == 'event':
+        return Event(**{**value, 'event_time': datetime.fromisoformat(value['event_time'])})
     return Served(**{'model_version': None, **value, 'served_at': datetime.fromisoformat(value['served_at'])})
 
 # %% ../../nbs/shop/03_recorder.ipynb #5d0c8a03
@@ -50,8 +51,10 @@ def apply(store: Store, ops: Iterable[Operation]) -> Added:
         if are_deletions:
             for user in group: store.delete_customer(user)
             continue
-        if events := [op for op in group if isinstance(op, Event)]: total += store.add_events(events)
-        if lists := [op for op in group if isinstance(op, Served)]: store.add_served(lists)
+        if events := [op for op in group if isinstance(op, Event)]:
+            total += store.add_events(events)
+        if lists := [op for op in group if isinstance(op, Served)]:
+            store.add_served(lists)
     return total
 
 # %% ../../nbs/shop/03_recorder.ipynb #07ee4a7a
@@ -86,7 +89,8 @@ class PendingChanges:
 @patch
 def apply_to(self: PendingChanges, user_id: str, history: CustomerHistory) -> CustomerHistory:
     "Add what is pending to a history; the newest comes first."
-    if user_id in self.deleted or history.deleted: return CustomerHistory(deleted=True)
+    if user_id in self.deleted or history.deleted:
+        return CustomerHistory(deleted=True)
     pending = dict(reversed(self.users.get(user_id, {}).items()))
     if not pending: return history
     newly_bought = [product for product, (bought, _) in pending.items() if bought]
@@ -219,7 +223,8 @@ async def refresh_keys(self: Recorder):
 @patch
 async def start(self: Recorder):
     "Read what was left in the spool, keys and deletions, and begin to write."
-    for records in self.spool.pending(): self.changes.add(filter(None, map(_operation, records)))
+    for records in self.spool.pending():
+        self.changes.add(filter(None, map(_operation, records)))
     try: await self.refresh_keys()
     except StoreDown: self.cache.load()
     self._tasks = [asyncio.create_task(self._write_loop()), asyncio.create_task(self._care_loop())]
@@ -227,7 +232,8 @@ async def start(self: Recorder):
 def _operation(record: dict) -> Operation|None:
     "Read a record of the spool; None for one that is no longer allowed."
     try: return from_json(record)
-    except (DataError, TypeError, ValueError, KeyError, AttributeError): return None
+    except (DataError, TypeError, ValueError, KeyError, AttributeError):
+        return None
 
 # %% ../../nbs/shop/03_recorder.ipynb #a571fd36
 @patch
@@ -246,7 +252,8 @@ def record_later(self: Recorder, op: Served):
     "Record a list without waiting for it."
     done = asyncio.get_running_loop().create_future()
     def count_lost(future):
-        if future.cancelled() or future.exception(): self.counts['served_lost'] += 1
+        if future.cancelled() or future.exception():
+            self.counts['served_lost'] += 1
     done.add_done_callback(count_lost)
     try: self._queue.put_nowait(([op], done))
     except asyncio.QueueFull: done.cancel()
@@ -254,7 +261,8 @@ def record_later(self: Recorder, op: Served):
 # %% ../../nbs/shop/03_recorder.ipynb #5d0c8a16
 Batch = list[tuple[list[Operation], asyncio.Future]]
 
-def _operations(batch: Batch) -> list[Operation]: return [op for ops, _ in batch for op in ops]
+def _operations(batch: Batch) -> list[Operation]:
+    return [op for ops, _ in batch for op in ops]
 
 def share_out(batch: Batch, result: Added) -> Iterator[tuple[asyncio.Future, Added]]:
     "Say what became of each request's events, given what became of all."
@@ -285,7 +293,8 @@ async def _write_loop(self: Recorder):
                 if not done.done(): done.set_result(outcome)
         except Exception as err:
             for _, done in batch:
-                if not done.done(): done.set_exception(err if isinstance(err, SpoolFull) else SpoolFull(str(err)))
+                if not done.done():
+                    done.set_exception(err if isinstance(err, SpoolFull) else SpoolFull(str(err)))
         finally:
             for _ in batch: self._queue.task_done()
 
@@ -314,7 +323,8 @@ async def _care_loop(self: Recorder):
     while True:
         calm = self.up and not len(self.spool)
         with suppress(TimeoutError):
-            async with asyncio.timeout(self.refresh if calm else .25): await self._wake.wait()
+            async with asyncio.timeout(self.refresh if calm else .25):
+                await self._wake.wait()
         self._wake.clear()
         try:
             await self.refresh_keys()
@@ -342,7 +352,8 @@ async def _replay(self: Recorder):
     "Put the spool's first records into the store."
     try: records, last = await self._on_disk(self.spool.peek, self._replay_size)
     except sqlite3.OperationalError: raise
-    except (sqlite3.DatabaseError, ValueError): return await self._on_disk(self.spool.set_aside)
+    except (sqlite3.DatabaseError, ValueError):
+        return await self._on_disk(self.spool.set_aside)
     ops = [_operation(record) for record in records]
     good = [op for op in ops if op is not None]
     refused = [(record, 'no operation') for record, op in zip(records, ops) if op is None]
@@ -411,7 +422,8 @@ async def history(self: Recorder, user_id: str|int) -> CustomerHistory:
     user, stored = check_id(user_id, 'customer'), None
     if user in self.cache.deleted: return CustomerHistory(deleted=True)
     if self.up:
-        with suppress(StoreDown): stored = await self.ask(self.store.history, user, patience=self.patience)
+        with suppress(StoreDown):
+            stored = await self.ask(self.store.history, user, patience=self.patience)
     if stored is None: stored = self._last.get(user, CustomerHistory())
     elif stored.bought or stored.seen: self._remember(user, stored)
     return self.changes.apply_to(user, stored)

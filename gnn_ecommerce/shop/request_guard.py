@@ -41,7 +41,8 @@ class RateLimit:
         allowed = tokens >= 1
         self._buckets[caller] = (tokens-allowed, now)
         self._buckets.move_to_end(caller)
-        if len(self._buckets) > self.remembered: self._buckets.popitem(last=False)
+        if len(self._buckets) > self.remembered:
+            self._buckets.popitem(last=False)
         return 0. if allowed else (1-tokens)/self.rate
 
 # %% ../../nbs/shop/05_request_guard.ipynb #a3a20080
@@ -129,7 +130,8 @@ def _log_failure(err: BaseException, record: RequestRecord):
 
 class RequestRefused(GnnEcommerceError):
     "A request that no route is to see."
-    def __init__(self, status: int, detail: str): self.status, self.detail = status, detail
+    def __init__(self, status: int, detail: str):
+        self.status, self.detail = status, detail
 
 # %% ../../nbs/shop/05_request_guard.ipynb #1aa2ed2b
 @patch
@@ -139,8 +141,10 @@ async def _answer(self: RequestLimits, scope, receive, send, record):
         self._check_head(scope)
         body = await self._body(receive)
         if body is None: return # the client is gone
-        async with asyncio.timeout(self.request_seconds): await self.app(scope, _receiver(body, receive), send)
-    except RequestRefused as err: await _send_problem(send, err.status, err.detail, record, close=True)
+        async with asyncio.timeout(self.request_seconds):
+            await self.app(scope, _receiver(body, receive), send)
+    except RequestRefused as err:
+        await _send_problem(send, err.status, err.detail, record, close=True)
     except TimeoutError:
         detail = expected('server', f'an answer within {self.request_seconds:g} s', 'none', 'try again')
         if not record.started: await _send_problem(send, 504, detail, record)
@@ -167,7 +171,8 @@ def _check_head(self: RequestLimits, scope):
     if len(scope.get('raw_path') or b'')+len(scope['query_string']) > self.max_path:
         raise RequestRefused(414, f'address: expected at most {self.max_path:,} bytes')
     length = dict(scope['headers']).get(b'content-length', b'0')
-    if not length.isdigit() or len(length) > 12 or int(length) > self.max_body: raise self._too_large()
+    if not length.isdigit() or len(length) > 12 or int(length) > self.max_body:
+        raise self._too_large()
 
 @patch
 async def _body(self: RequestLimits, receive) -> bytes|None: # None: the client is gone
@@ -222,14 +227,19 @@ class HttpProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data):
-        if self._waits() and (self._timer.cancelled() or self._timer.when() < self.loop.time()): self._start_timer()
+        if self._waits() and (self._timer.cancelled() or self._timer.when() < self.loop.time()):
+            self._start_timer()
         super().data_received(data)
         if not self._waits(): self._timer.cancel()
 
-    def send_400_response(self, msg): self._refuse(400, 'expected an HTTP/1.1 request, found something else')
+    def send_400_response(self, msg):
+        self._refuse(400, 'expected an HTTP/1.1 request, found something else')
 
-    def _start_timer(self): self._timer = self.loop.call_later(self.head_seconds, self._too_slow)
-    def _waits(self) -> bool: return self.conn.their_state is h11.IDLE # for the head of a request
+    def _start_timer(self):
+        self._timer = self.loop.call_later(self.head_seconds, self._too_slow)
+    # for the head of a request
+    def _waits(self) -> bool:
+        return self.conn.their_state is h11.IDLE
 
 # %% ../../nbs/shop/05_request_guard.ipynb #05c0a010
 @patch

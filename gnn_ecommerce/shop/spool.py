@@ -57,7 +57,8 @@ def _open(self: Spool):
     self.path.touch(0o600)
     self._db = sqlite3.connect(self.path, isolation_level='IMMEDIATE', check_same_thread=False)
     try:
-        for setting in ('journal_mode=WAL', 'synchronous=FULL'): self._db.execute(f'PRAGMA {setting}')
+        for setting in ('journal_mode=WAL', 'synchronous=FULL'):
+            self._db.execute(f'PRAGMA {setting}')
         self._db.execute('CREATE TABLE IF NOT EXISTS records (id INTEGER PRIMARY KEY, record TEXT NOT NULL)')
         page_size, = self._db.execute('PRAGMA page_size').fetchone()
         self._db.execute(f'PRAGMA max_page_count={max(1, self.limit//page_size)}')
@@ -73,7 +74,8 @@ def append(self: Spool, records: Iterable[Any]):
     "Put records at the end; they are on disk when this returns. Raises `SpoolFull`, and then none of them is there."
     rows = [(json.dumps(r, allow_nan=False, separators=(',', ':')),) for r in records]
     try:
-        with self._db: self._db.executemany('INSERT INTO records (record) VALUES (?)', rows)
+        with self._db:
+            self._db.executemany('INSERT INTO records (record) VALUES (?)', rows)
     except sqlite3.OperationalError as err:
         fix = 'bring the database back, raise the limit or free some space'
         what = f'room for {len(rows):,} records within its limit of {self.limit:,} bytes'
@@ -85,7 +87,8 @@ def append(self: Spool, records: Iterable[Any]):
 def pending(self: Spool, n: int = 500) -> Iterator[list]:
     "All records that are not done, `n` at a time."
     rows = self._db.execute('SELECT record FROM records WHERE id > ? ORDER BY id', (self._done,))
-    while part := rows.fetchmany(n): yield [json.loads(record) for record, in part]
+    while part := rows.fetchmany(n):
+        yield [json.loads(record) for record, in part]
 
 @patch
 def peek(self: Spool, n: int = 500) -> tuple[list, int]: # records; the number of the last one, for `done`
@@ -104,7 +107,8 @@ def done(self: Spool, last: int):
 
 # %% ../../nbs/shop/02_spool.ipynb #8b1d3c22
 @patch
-def _files(self: Spool) -> list[Path]: return [Path(f'{self.path}{suffix}') for suffix in ('-wal', '-shm', '')]
+def _files(self: Spool) -> list[Path]:
+    return [Path(f'{self.path}{suffix}') for suffix in ('-wal', '-shm', '')]
 
 @patch
 def _begin_anew(self: Spool):
@@ -118,7 +122,8 @@ def set_aside(self: Spool):
     self._db.close()
     name = f'damaged-{time.time_ns()}.db'
     for file in self._files():
-        if file.exists(): file.rename(self.folder/file.name.replace('spool.db', name))
+        if file.exists():
+            file.rename(self.folder/file.name.replace('spool.db', name))
     self._open()
 
 # %% ../../nbs/shop/02_spool.ipynb #9c2e4d33

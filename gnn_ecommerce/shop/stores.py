@@ -35,8 +35,10 @@ NO_ID = ('', 'NULL', 'null', 'None', '\\N', 'NaN', 'nan') # strings that stand f
 def check_string(value: Any, name: str, longest: int = MAX_STRING) -> str|None: # the same
     "Check that both databases can hold a string. Raises `DataError`."
     if value is None: return None
-    if not isinstance(value, str): raise DataError(expected(name, 'text', type(value).__name__))
-    if len(value) > longest: raise DataError(expected(name, f'at most {longest} characters', len(value)))
+    if not isinstance(value, str):
+        raise DataError(expected(name, 'text', type(value).__name__))
+    if len(value) > longest:
+        raise DataError(expected(name, f'at most {longest} characters', len(value)))
     if '\0' in value or any('\ud800' <= c <= '\udfff' for c in value):
         raise DataError(expected(name, 'text in Unicode', 'a NUL or half of a surrogate pair'))
     return value
@@ -46,16 +48,20 @@ def check_id(value: Any, name: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         if -2**63 <= value < 2**63: return str(value)
         raise DataError(expected(name, 'an integer of 64 bits, or text', 'a larger one', 'send it as text'))
-    if not isinstance(value, str): raise DataError(expected(name, 'an integer or text', type(value).__name__))
-    if value.strip() in NO_ID: raise DataError(expected(name, 'an id', f'{value!r}, which stands for none'))
+    if not isinstance(value, str):
+        raise DataError(expected(name, 'an integer or text', type(value).__name__))
+    if value.strip() in NO_ID:
+        raise DataError(expected(name, 'an id', f'{value!r}, which stands for none'))
     return check_string(value, name, MAX_ID)
 
 # %% ../../nbs/shop/01_stores.ipynb #3b0cc330
 def check_time(value: Any, name: str = 'event_time') -> datetime: # in UTC
     "Check that `data_prep` takes a time; one without a zone is in UTC. Raises `DataError`."
-    if not isinstance(value, datetime): raise DataError(expected(name, 'a time', type(value).__name__))
+    if not isinstance(value, datetime):
+        raise DataError(expected(name, 'a time', type(value).__name__))
     earliest, latest = datetime(1990, 1, 1, tzinfo=UTC), datetime.now(UTC)+timedelta(days=1)
-    try: utc = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    try:
+        utc = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
     except (OverflowError, ValueError): utc = None
     if utc is None or not earliest <= utc <= latest:
         raise DataError(expected(name, 'a time between 1990 and tomorrow', value.isoformat()))
@@ -90,7 +96,8 @@ class Event:
     recommendation_id: str|None = None # list that the product was found in
 
     def __post_init__(self):
-        for name in ('event_id', 'product_id', 'user_id'): setattr(self, name, check_id(getattr(self, name), name))
+        for name in ('event_id', 'product_id', 'user_id'):
+            setattr(self, name, check_id(getattr(self, name), name))
         for name in ('category_id', 'category_code', 'brand', 'user_session', 'recommendation_id'):
             check_string(getattr(self, name), name)
         if self.event_type not in REPORTED_TYPES:
@@ -102,7 +109,8 @@ class Event:
 class UtcTime(sa.TypeDecorator):
     "A time that goes in and comes out in UTC."
     impl, cache_ok = sa.DateTime(timezone=True), True
-    def process_bind_param(self, value, dialect): return value if value is None else value.astimezone(UTC)
+    def process_bind_param(self, value, dialect):
+        return value if value is None else value.astimezone(UTC)
     def process_result_value(self, value, dialect):
         return value if value is None else value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
@@ -206,8 +214,10 @@ def _first_tables(op: Operations):
         *_columns(time, 'created_at', 'expires_at?', 'revoked_at?'),
     )
     op.create_table('deleted_customers', sa.Column('user_id', text, primary_key=True), *_columns(time, 'deleted_at'))
-    for name in ('event_time', 'user_id', 'recommendation_id'): op.create_index(f'ix_events_{name}', 'events', [name])
-    for name in ('served_at', 'user_id'): op.create_index(f'ix_served_{name}', 'served', [name])
+    for name in ('event_time', 'user_id', 'recommendation_id'):
+        op.create_index(f'ix_events_{name}', 'events', [name])
+    for name in ('served_at', 'user_id'):
+        op.create_index(f'ix_served_{name}', 'served', [name])
     op.create_index('ix_interactions_at', 'interactions', ['at'])
 
 #: revision and what it does, in the order in which they are applied
@@ -240,9 +250,11 @@ def store_url(url: str) -> sa.URL:
     "Read a database's address. Raises `DataError` unless it is SQLite in a file or PostgreSQL."
     where, forms = 'DATABASE_URL', 'sqlite:///path/to/file.db or postgresql://user:password@host/name'
     try: address = sa.make_url(url)
-    except sa.exc.ArgumentError: raise DataError(expected(where, forms, 'something else')) from None
+    except sa.exc.ArgumentError:
+        raise DataError(expected(where, forms, 'something else')) from None
     driver = DATABASES.get(address.drivername, address.drivername)
-    if driver not in DATABASES.values(): raise DataError(expected(where, 'sqlite or postgresql', driver))
+    if driver not in DATABASES.values():
+        raise DataError(expected(where, 'sqlite or postgresql', driver))
     if driver == 'sqlite' and address.database in (None, '', ':memory:'):
         raise DataError(expected(where, 'a file after sqlite:///', 'none'))
     return address.set(drivername=driver)
@@ -252,7 +264,8 @@ def _sqlite_connect(connection: sqlite3.Connection, _):
     "Set up a new SQLite connection."
     connection.isolation_level = None
     _to_wal(connection)
-    for pragma in ('synchronous=FULL', 'secure_delete=ON', 'foreign_keys=ON'): connection.execute(f'PRAGMA {pragma}')
+    for pragma in ('synchronous=FULL', 'secure_delete=ON', 'foreign_keys=ON'):
+        connection.execute(f'PRAGMA {pragma}')
 
 def _to_wal(connection: sqlite3.Connection, attempts: int = 50):
     "Switch to WAL. SQLite does not wait for another process that does the same just now, so this does."
@@ -321,7 +334,8 @@ class Store:
 def _transaction(self: Store, work, write, attempts: int = 3):
     for attempt in range(attempts):
         try:
-            with (self._writer if write else self.engine).begin() as con: return work(con)
+            with (self._writer if write else self.engine).begin() as con:
+                return work(con)
         except (sa.exc.DataError, sa.exc.IntegrityError) as err:
             raise DataError(expected('store', f'values that {self.name} can hold', _reason(err))) from None
         except sa.exc.SQLAlchemyError as err:
@@ -342,7 +356,8 @@ ADVISORY_LOCK = 0x676e6e # in PostgreSQL
 def migrate(self: Store, *, _steps=migrate) -> list[str]: # revisions that were applied
     "Create or upgrade the tables; done by itself before the first use."
     def work(con):
-        if not self.is_sqlite: con.execute(sa.text(f'SELECT pg_advisory_xact_lock({ADVISORY_LOCK})'))
+        if not self.is_sqlite:
+            con.execute(sa.text(f'SELECT pg_advisory_xact_lock({ADVISORY_LOCK})'))
         return _steps(con)
     with self._lock:
         revisions = self._transaction(work, write=True)
@@ -377,7 +392,8 @@ class Added:
         )
 
 BATCH = 500 # rows in one statement
-def _chunks(rows: list) -> Iterator[list]: return (rows[i:i+BATCH] for i in range(0, len(rows), BATCH))
+def _chunks(rows: list) -> Iterator[list]:
+    return (rows[i:i+BATCH] for i in range(0, len(rows), BATCH))
 
 # %% ../../nbs/shop/01_stores.ipynb #01a0b026
 def interaction_rows(batch: Iterable[Event]) -> list[dict]: # rows of `interactions`
@@ -389,14 +405,16 @@ def interaction_rows(batch: Iterable[Event]) -> list[dict]: # rows of `interacti
         new = {**pair, 'bought': False, 'at': event.event_time, 'event_type': event.event_type}
         row = rows.setdefault((event.user_id, event.product_id), new)
         row['bought'] |= event.event_type == 'purchase'
-        if event.event_time >= row['at']: row |= {'at': event.event_time, 'event_type': event.event_type}
+        if event.event_time >= row['at']:
+            row |= {'at': event.event_time, 'event_type': event.event_type}
     return [rows[pair] for pair in sorted(rows)]
 
 @patch
 def _upsert_interactions(self: Store, con: sa.Connection, rows: list[dict]):
     insert, old = self._insert(interactions), interactions.c
     new = insert.excluded
-    def later(name): return sa.case((new.at >= old.at, new[name]), else_=old[name])
+    def later(name):
+        return sa.case((new.at >= old.at, new[name]), else_=old[name])
     values = {'bought': sa.or_(old.bought, new.bought), 'at': later('at'), 'event_type': later('event_type')}
     insert = insert.on_conflict_do_update(index_elements=['user_id', 'product_id'], set_=values)
     for part in _chunks(rows): con.execute(insert, part)
@@ -426,7 +444,8 @@ def add_events(self: Store, batch: Iterable[Event]) -> Added:
         refused = [event.event_id for event in batch if event.user_id in deleted]
         unique = {}
         for event in batch:
-            if event.user_id not in deleted: unique.setdefault(event.event_id, event)
+            if event.user_id not in deleted:
+                unique.setdefault(event.event_id, event)
         new = self._insert_events(con, unique.values())
         self._upsert_interactions(con, interaction_rows(unique[i] for i in new))
         return Added(len(new), len(batch)-len(refused)-len(new), len(refused), frozenset(new), frozenset(refused))
@@ -457,7 +476,8 @@ def history(self: Store,
     query = sa.select(t.product_id, t.bought, t.event_type).where(t.user_id == user)
     query = query.order_by(t.at.desc(), t.product_id).limit(limit)
     def work(con):
-        if self._deleted_among(con, [user]): return CustomerHistory(deleted=True)
+        if self._deleted_among(con, [user]):
+            return CustomerHistory(deleted=True)
         rows = con.execute(query).all()
         bought = tuple(row.product_id for row in rows if row.bought)
         return CustomerHistory(False, bought, tuple((r.product_id, r.event_type) for r in rows if not r.bought))
@@ -526,7 +546,8 @@ def table(self: Store,
     columns: Iterable[str]|None = None, # all by default
 ) -> pd.DataFrame:
     "Read rows of a table in the order of time."
-    if name not in TIME_COLUMNS: raise DataError(expected('table', ', '.join(TIME_COLUMNS), repr(name)))
+    if name not in TIME_COLUMNS:
+        raise DataError(expected('table', ', '.join(TIME_COLUMNS), repr(name)))
     at = TIME_COLUMNS[name]
     wanted = [at.table.c[c] for c in columns or at.table.c.keys()]
     query = sa.select(*wanted).order_by(at, *at.table.primary_key)
@@ -555,7 +576,8 @@ class ApiKey:
     def active(self, now: datetime) -> bool:
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
 
-def _hash(secret: str) -> str: return hashlib.sha256(secret.encode('utf8', 'surrogatepass')).hexdigest()
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode('utf8', 'surrogatepass')).hexdigest()
 
 # %% ../../nbs/shop/01_stores.ipynb #01a0b038
 def check_key(
@@ -658,7 +680,8 @@ def export_events(self: Store,
     def work(con):
         nonlocal n
         n = 0
-        if not self.is_sqlite: con.execute(sa.text('SET LOCAL statement_timeout = 0'))
+        if not self.is_sqlite:
+            con.execute(sa.text('SET LOCAL statement_timeout = 0'))
         with atomic_path(path) as tmp, pq.ParquetWriter(tmp, _ARROW_SCHEMA, compression='zstd') as file:
             for rows in con.execution_options(yield_per=batch).execute(query).mappings().partitions():
                 file.write_table(pa.Table.from_pylist([dict(row) for row in rows], _ARROW_SCHEMA))
