@@ -1,4 +1,4 @@
-"""A real PostgreSQL for the tests: Debian's package, on 127.0.0.1, on a free port, in a temporary folder, as an unprivileged user."""
+"""A real PostgreSQL for the tests: on a free port of 127.0.0.1, in a temporary folder, as an unprivileged user."""
 
 import glob
 import os
@@ -22,8 +22,8 @@ def programs():
     "Folder of initdb and postgres, None where there is none."
     if PROGRAMS:
         return Path(PROGRAMS[-1])
-    found = shutil.which("postgres")
-    return Path(found).resolve().parent if found and shutil.which("initdb") else None
+    postgres = shutil.which("postgres")
+    return Path(postgres).resolve().parent if postgres and shutil.which("initdb") else None
 
 
 def why_not():
@@ -45,7 +45,7 @@ def free_port():
 
 
 class Postgres:
-    "One cluster. `start`, `stop`, `kill` (kill -9 of all its processes) and `start` again; its data stay until `remove`."
+    "One cluster. `start`, `stop`, `kill` (-9, all its processes) and `start` again; its data stay until `remove`."
 
     def __init__(self):
         self.folder = Path(tempfile.mkdtemp(prefix="gnn_postgres_"))

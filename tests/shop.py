@@ -1,4 +1,4 @@
-"""Servers for the tests, in processes of their own: a small model server that speaks the protocol, and the API server; and clients that count."""
+"""Servers for the tests, in processes of their own: a small model server, the API server, and clients that count."""
 
 import asyncio
 import json
@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -15,6 +16,9 @@ from collections import Counter
 from pathlib import Path
 
 import httpx
+from postgres import free_port
+
+from gnn_ecommerce.shop.stores import SCOPES, Store
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,10 +30,15 @@ from gnn_ecommerce.serving.protocol import *
 N, state = 300, {"delay": 0.0, "status": 200, "garbage": False}
 CATALOGUE = {p: ("lips.gloss" if p % 2 else "nails", "brand%d" % (p % 5), float(p)) for p in range(1, N + 1)}
 
-def items(ranked): return [Item(p, n, 1 / n, "product %d" % p, CATALOGUE[p][1], CATALOGUE[p][0], CATALOGUE[p][2]) for n, p in enumerate(ranked, 1)]
+def item(p, n):
+    category, brand, price = CATALOGUE[p]
+    return Item(p, n, 1 / n, "product %d" % p, brand, category, price)
+
+def items(ranked): return [item(p, n) for n, p in enumerate(ranked, 1)]
 
 def result(r):
-    basket = [b if isinstance(b, int) else b.product_id for b in r.basket if isinstance(b, int) or isinstance(b.product_id, int)]
+    basket = [b if isinstance(b, int | str) else b.product_id for b in r.basket]
+    basket = [p for p in basket if isinstance(p, int)]
     known = isinstance(r.customer, int) and 0 < r.customer <= 1000
     start = r.customer % N if known else basket[-1] % N if basket else 0
     out = set(r.exclude_products) | (set(basket) if r.exclude != "none" else set())
@@ -63,7 +72,8 @@ async def app(scope, receive, send):
     await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", kind)]})
     await send({"type": "http.response.body", "body": out})
 
-uvicorn.run(app, host="127.0.0.1", port=int(os.environ["MODEL_PORT"]), log_level="error", lifespan="off", http="httptools")
+port = int(os.environ["MODEL_PORT"])
+uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", lifespan="off", http="httptools")
 """
 
 
@@ -106,7 +116,7 @@ class Process:
             preexec_fn=self.limits,
         )
         if wait:
-            wait_for(lambda: answers(self.ready) or self.process.poll() is not None, 40)
+            wait_for(lambda: answers(self.ready) or self.process.poll() is not None, 120)
         assert self.process.poll() is None, self.text()[-3000:]
         return self
 
@@ -130,8 +140,6 @@ class Process:
 
 class Model(Process):
     def __init__(self):
-        from postgres import free_port
-
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         super().__init__([sys.executable, "-c", MODEL], {"MODEL_PORT": str(self.port)}, f"{self.url}/livez")
@@ -144,10 +152,6 @@ class Api(Process):
     "The API server, with a key that may do everything."
 
     def __init__(self, folder, model_url, database_url=None, limits=None, **env):
-        from postgres import free_port
-
-        from gnn_ecommerce.shop.stores import SCOPES, Store
-
         self.folder, self.port = Path(folder), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.database_url = database_url or f"sqlite:///{folder}/shop.db"
@@ -171,16 +175,13 @@ class Api(Process):
             limits,
         )
 
-    def client(self, key=None, **more):
+    def client_options(self, key=None):
         key = self.key if key is None else key
-        return httpx.Client(
-            base_url=self.url,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=30,
-            trust_env=False,
-            verify=False,
-            **more,
-        )
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        return {"base_url": self.url, "headers": headers, "timeout": 30, "trust_env": False, "verify": False}
+
+    def client(self, key=None):
+        return httpx.Client(**self.client_options(key))
 
     def state(self):
         return httpx.get(f"{self.url}/readyz", trust_env=False).json()
@@ -196,64 +197,41 @@ class Load:
 
     def __init__(self, api, clients=8, events=True):
         self.api, self.clients, self.events, self.name = api, clients, events, f"load-{uuid.uuid4().hex[:6]}"
-        self.status, self.sources, self.failed, self.sent, self.acknowledged, self.slowest, self.running = (
-            Counter(),
-            Counter(),
-            [],
-            set(),
-            set(),
-            0.0,
-            True,
-        )
+        self.status, self.sources, self.failed = Counter(), Counter(), []
+        self.sent, self.acknowledged, self.running = set(), set(), True
 
     async def _one(self, http, turn):
         n = 0
         while self.running:
             n += 1
-            start = time.monotonic()
             try:
-                if self.events and n % 2:
-                    name = f"{self.name}-{turn}-{n}"
-                    self.sent.add(name)
-                    r = await http.post(
-                        "/v1/events",
-                        json={
-                            "events": [
-                                {
-                                    "event_id": name,
-                                    "event_type": "view",
-                                    "product_id": n % 50 + 1,
-                                    "customer_id": turn * 1000 + n,
-                                }
-                            ]
-                        },
-                    )
-                    if r.status_code in (200, 202):
-                        self.acknowledged.add(name)
-                else:
-                    r = await http.get(f"/v1/customers/{n % 900 + 1}/recommendations", params={"k": 5})
-                    if r.status_code == 200:
-                        self.sources[r.json()["source"]] += 1
-                self.status[r.status_code] += 1
-                if r.status_code >= 400:
-                    self.failed.append(r.text[:200])
+                answer = await (self._send(http, turn, n) if self.events and n % 2 else self._ask(http, n))
+                self.status[answer.status_code] += 1
+                if answer.status_code >= 400:
+                    self.failed.append(answer.text[:200])
             except httpx.HTTPError as err:
                 self.failed.append(repr(err)[:200])
-            self.slowest = max(self.slowest, time.monotonic() - start)
+
+    async def _send(self, http, turn, n):
+        name = f"{self.name}-{turn}-{n}"
+        event = {"event_id": name, "event_type": "view", "product_id": n % 50 + 1, "customer_id": turn * 1000 + n}
+        self.sent.add(name)
+        answer = await http.post("/v1/events", json={"events": [event]})
+        if answer.status_code in (200, 202):
+            self.acknowledged.add(name)
+        return answer
+
+    async def _ask(self, http, n):
+        answer = await http.get(f"/v1/customers/{n % 900 + 1}/recommendations", params={"k": 5})
+        if answer.status_code == 200:
+            self.sources[answer.json()["source"]] += 1
+        return answer
 
     async def _all(self):
-        async with httpx.AsyncClient(
-            base_url=self.api.url,
-            headers={"Authorization": f"Bearer {self.api.key}"},
-            timeout=30,
-            trust_env=False,
-            verify=False,
-        ) as http:
+        async with httpx.AsyncClient(**self.api.client_options()) as http:
             await asyncio.gather(*(self._one(http, turn) for turn in range(self.clients)))
 
     def __enter__(self):
-        import threading
-
         self.thread = threading.Thread(target=lambda: asyncio.run(self._all()))
         self.thread.start()
         return self
@@ -262,8 +240,9 @@ class Load:
         self.running = False
         self.thread.join()
 
-    @property
-    def requests(self):
-        return sum(self.status.values()) + sum(
-            "status" not in f for f in self.failed if f.startswith(("Read", "Conn", "Remote"))
-        )
+    def report(self, record_property, **more):
+        "What came back, in the test report."
+        record_property("status", dict(self.status))
+        record_property("lists", dict(self.sources))
+        for name, value in {"events acknowledged": len(self.acknowledged), **more}.items():
+            record_property(name, value)
