@@ -10,7 +10,8 @@ from gnn_ecommerce.core import GnnEcommerceError, SettingsError
 from gnn_ecommerce.lightgcn import LightGCNRecommender
 from gnn_ecommerce.graph.interactions import random_graph
 from gnn_ecommerce.models.losses import LOSSES, make_loss
-from gnn_ecommerce.graph.propagation import Adjacency, Propagation, compute_device
+from gnn_ecommerce.graph.propagation import Adjacency, Propagation
+from gnn_ecommerce.graph.kernels import compute_device
 from gnn_ecommerce.training import Trainer, TrainingSettings, fit
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"))]
@@ -27,7 +28,7 @@ def plain(monkeypatch):
 def without_compiled_code(monkeypatch):
     "On the processor, what a GPU takes."
     for module in (losses, propagation):
-        monkeypatch.setattr(module, "has_numba", lambda: False)
+        monkeypatch.setattr(module, "HAS_NUMBA", False)
 
 
 def tables(dtype, device, dim=16):

@@ -4,10 +4,7 @@
 
 # %% ../../nbs/graph/03_propagation.ipynb #e58b3e89
 from __future__ import annotations
-import contextlib, functools, itertools, os, threading, warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
+import warnings
 from typing import Literal
 
 import numpy as np
@@ -15,19 +12,12 @@ import scipy.sparse as sp
 import torch
 from fastcore.basics import patch
 
-from ..core import DataError, GnnEcommerceError, SettingsError
+from ..core import DataError, GnnEcommerceError, expected
 from .interactions import InteractionGraph
-
-try:
-    import numba
-    from llvmlite import ir
-    from numba.core import cgutils
-    from numba.extending import intrinsic
-except ImportError: numba = None
+from .kernels import HAS_NUMBA, equal_ranges, run_blocks, spmm_kernel
 
 # %% auto #0
-__all__ = ['Backend', 'Adjacency', 'has_numba', 'load_compiler', 'jit', 'run_blocks', 'own_threads', 'compute_device',
-           'Propagation']
+__all__ = ['Backend', 'Adjacency', 'Propagation']
 
 # %% ../../nbs/graph/03_propagation.ipynb #254a731d
 class Adjacency:
@@ -158,177 +148,6 @@ def from_edge_index(cls: Adjacency,
         matrix.data *= np.repeat(root, np.diff(matrix.indptr))*root[matrix.indices]
     return cls.from_scipy(matrix, symmetric).to(edge_index.device)
 
-# %% ../../nbs/graph/03_propagation.ipynb #79adc065
-def has_numba() -> bool:
-    "Can the compiled kernels run here?"
-    return numba is not None
-
-def load_compiler():
-    "Load what numba loads before its first compiled function: half a second, which a program with somebody waiting spends at its start instead."
-    if not has_numba(): return
-    from numba.core.registry import cpu_target
-    cpu_target.typing_context.refresh()
-    cpu_target.target_context.refresh()
-
-def jit(fn: Callable, **kw) -> Callable:
-    "`numba.njit` without the GIL, kept on disk where a folder can be written to."
-    kw = dict(nogil=True, boundscheck=False, error_model='numpy')|kw
-    try: return numba.njit(cache=True, **kw)(fn)
-    except RuntimeError: return numba.njit(**kw)(fn)
-
-@functools.lru_cache(None)
-def _pool(threads: int, pid: int) -> ThreadPoolExecutor: # a pool per process: threads do not survive a fork
-    return ThreadPoolExecutor(threads, 'gnn_ecommerce')
-
-def run_blocks(
-    kernel: Callable, # kernel(*args, first, last), releases the GIL
-    bounds: list[int], # b_0 < b_1 < ...: ranges b_0..b_1, b_1..b_2, ...
-    *args,
-):
-    "Call a kernel on each range, on as many threads as torch has; a thread takes the next range when it is done with one."
-    count, single = itertools.count(), _own_threads.depth > 0
-    def work(helper=False):
-        if helper and single: torch.set_num_threads(1)
-        while (i := next(count)) < len(bounds)-1:
-            kernel(*args, bounds[i], bounds[i+1])
-    helpers = min(_own_threads.count(), len(bounds)-1)-1
-    futures = [_pool(helpers, os.getpid()).submit(work, True) for _ in range(helpers)] if helpers > 0 else []
-    work()
-    for f in futures: f.result()
-
-# %% ../../nbs/graph/03_propagation.ipynb #cee0f01f
-class _OwnThreads:
-    "The state behind `own_threads`: how deep it is nested, and how many threads torch had outside."
-    depth, outside, lock = 0, 1, threading.Lock()
-    def count(self):
-        return self.outside if self.depth else torch.get_num_threads()
-
-_own_threads = _OwnThreads()
-
-@contextlib.contextmanager
-def own_threads() -> Iterator[int]: # number of threads that `run_blocks` takes
-    "Within it torch's own operations take one thread each, and `run_blocks` as many as torch had. Can be nested."
-    own = _own_threads
-    with own.lock:
-        if own.depth == 0: own.outside = torch.get_num_threads()
-        own.depth += 1
-    torch.set_num_threads(1)
-    try: yield own.outside
-    finally:
-        with own.lock:
-            own.depth -= 1
-            if own.depth == 0: torch.set_num_threads(own.outside)
-
-# %% ../../nbs/graph/03_propagation.ipynb #20e1b930
-def compute_device(
-    name: str = 'auto', # 'cpu', 'cuda', 'cuda:1'; 'auto': a GPU where torch sees one, otherwise the processor
-) -> torch.device:
-    "The device that a setting names. Raises `SettingsError` for one that is not here."
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == 'auto': name = 'cuda' if gpus else 'cpu'
-    try: device = torch.device(name)
-    except RuntimeError: device = None
-    if device is None or device.type not in ('cpu', 'cuda'):
-        raise SettingsError(f"device: expected 'auto', 'cpu', 'cuda' or one such as 'cuda:1', found {name!r}")
-    if device.type == 'cpu': return torch.device('cpu')
-    if (device.index or 0) >= gpus:
-        raise SettingsError(
-            f"device: expected a GPU that torch sees here, of which there are {gpus}, found {name!r}: take 'auto' or 'cpu', or install a torch that is built for it"
-        )
-    return torch.device('cuda', torch.cuda.current_device() if device.index is None else device.index)
-
-# %% ../../nbs/graph/03_propagation.ipynb #52021336
-if has_numba():
-    _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
-
-    def _columns(width: int, most: int = 128) -> list[list[tuple[int, int]]]:
-        "Columns 0..width-1 as vectors (first column, floats), in groups of at most `most` columns that share a pass over a row."
-        groups, first = [], 0
-        while first < width:
-            if first % most == 0: groups.append([])
-            n = next(n for n in (16, 8, 4, 2, 1) if n <= width-first)
-            groups[-1].append((first, n))
-            first += n
-        return groups
-
-    def _vector(b, base, index, n):
-        "Pointer to n floats at base[index]."
-        return b.bitcast(b.gep(base, [index]), ir.VectorType(_F32, n).as_pointer())
-
-    def _splat(b, value, n):
-        "A vector of n times the same float."
-        t = ir.VectorType(_F32, n)
-        one = b.insert_element(ir.Constant(t, ir.Undefined), value, _I32(0))
-        return b.shuffle_vector(one, one, ir.Constant(ir.VectorType(_I32, n), [0]*n))
-
-    def _fma(b, x, y, z):
-        return b.fadd(b.fmul(x, y, flags=('contract',)), z, flags=('contract',))
-
-    def _prefetch(b, x, index):
-        "Fetch the cache line of x[index]."
-        byte = ir.IntType(8).as_pointer()
-        fetch = b.module.declare_intrinsic(
-            'llvm.prefetch.p0', fnty=ir.FunctionType(ir.VoidType(), [byte, _I32, _I32, _I32])
-        )
-        b.call(fetch, [b.bitcast(b.gep(x, [index]), byte), _I32(0), _I32(3), _I32(1)])
-
-# %% ../../nbs/graph/03_propagation.ipynb #06a8e129
-if has_numba():
-    def _emit_row(b, p, start, end, row, width, group, fused):
-        "LLVM code: sum the entries start..end-1 for one group of columns in registers, then store them in `out`."
-        sums = [(c, n, cgutils.alloca_once(b, ir.VectorType(_F32, n))) for c, n in group]
-        for _, n, slot in sums:
-            b.store(ir.Constant(ir.VectorType(_F32, n), [0.]*n), slot)
-        with cgutils.for_range_slice(b, start, end, _I64(1), _I64) as (j, _):
-            source = lambda k: b.mul(b.sext(b.load(b.gep(p.indices, [k])), _I64), _I64(width))
-            value, here = b.load(b.gep(p.values, [j])), source(j)
-            ahead = b.add(j, _I64(32))
-            there = source(b.select(b.icmp_signed('<', ahead, p.nnz), ahead, j))
-            for c in range(group[0][0], group[-1][0]+1, 16):
-                _prefetch(b, p.x, b.add(there, _I64(c)))
-            for c, n, slot in sums:
-                x = b.load(_vector(b, p.x, b.add(here, _I64(c)), n), align=4)
-                b.store(_fma(b, _splat(b, value, n), x, b.load(slot)), slot)
-        at = b.mul(row, _I64(width))
-        for c, n, slot in sums:
-            result = b.fmul(_splat(b, p.scale, n), b.load(slot))
-            if fused:
-                result = _fma(
-                    b, _splat(b, p.beta, n), b.load(_vector(b, p.add, b.add(at, _I64(c)), n), align=4), result
-                )
-            b.store(result, _vector(b, p.out, b.add(at, _I64(c)), n)).align = 4
-
-# %% ../../nbs/graph/03_propagation.ipynb #2b1eb8d6
-if has_numba():
-    @intrinsic(prefer_literal=True)
-    def _spmm_row(typing, indices, values, start, end, x, add, out, row, scale, beta, width, fused):
-        "out[row] = scale * sum of values[j] * x[indices[j]] over j in start..end-1 (+ beta * add[row] if fused)."
-        def codegen(context, b, signature, args):
-            data = lambda i: cgutils.create_struct_proxy(signature.args[i])(context, b, args[i])
-            p = SimpleNamespace(
-                nnz=data(0).nitems,
-                scale=args[8],
-                beta=args[9],
-                **{k: data(i).data for k, i in dict(indices=0, values=1, x=4, add=5, out=6).items()},
-            )
-            for group in _columns(width.literal_value):
-                _emit_row(b, p, args[2], args[3], args[7], width.literal_value, group, fused.literal_value)
-            return context.get_dummy_value()
-        return numba.void(indices, values, start, end, x, add, out, row, scale, beta, width, fused), codegen
-
-    @functools.lru_cache(None)
-    def spmm_kernel(
-        width: int,  # columns of x
-        fused: int,  # 1: add beta * add; 0: do not read `add`
-        listed: int, # 1: only the rows in `rows`; 0: all
-    ) -> Callable: # kernel(indptr, indices, values, x, add, rows, out, scale, beta, first, last)
-        "The compiled kernel for one width: out = scale * A x + beta * add, for rows first..last-1 of all or of those listed."
-        def kernel(indptr, indices, values, x, add, rows, out, scale, beta, first, last):
-            for i in range(first, last):
-                r = rows[i] if listed else i
-                _spmm_row(indices, values, indptr[r], indptr[r+1], x, add, out, r, scale, beta, width, fused)
-        return jit(kernel)
-
 # %% ../../nbs/graph/03_propagation.ipynb #8cf9b623
 Backend = Literal['auto', 'numba', 'torch', 'plain']
 
@@ -359,10 +178,10 @@ def matmul(self: Adjacency,
         raise GnnEcommerceError(
             'matmul: expected out to be another tensor than x, found the same: rows would be read after they are overwritten'
         )
-    compiled = has_numba() and x.device.type == 'cpu' and x.dtype == torch.float32
+    compiled = HAS_NUMBA and x.device.type == 'cpu' and x.dtype == torch.float32
     if backend == 'numba' and not compiled:
         raise GnnEcommerceError(
-            f"backend 'numba': expected numba, the CPU and float32, found {'no numba' if not has_numba() else f'{x.device}, {x.dtype}'}: take backend='auto'"
+            f"backend 'numba': expected numba, the CPU and float32, found {'no numba' if not HAS_NUMBA else f'{x.device}, {x.dtype}'}: take backend='auto'"
         )
     ways = dict(
         numba=self._matmul_numba,
@@ -376,19 +195,13 @@ def matmul(self: Adjacency,
     return out
 
 # %% ../../nbs/graph/03_propagation.ipynb #fef4e2f8
-def _cut(work: np.ndarray, pieces: int = 32) -> list[int]:
-    "Ranges of about equal work, given how much work is before each row (n+1,); fewer where there is little."
-    pieces = max(1, min(pieces, int(work[-1])//8192))
-    cuts = np.searchsorted(work, np.linspace(0, work[-1], pieces+1)[1:-1])
-    return sorted({0, *cuts.tolist(), len(work)-1})
-
 @patch
 def _bounds(self: Adjacency, rows=None) -> list[int]:
     "Ranges of all rows, or of positions in `rows`; the work of a row is its entries and one more."
     if rows is not None:
-        return _cut(np.concatenate([[0], np.cumsum(self.indptr.diff().numpy()[rows]+1)]))
+        return equal_ranges(np.concatenate([[0], np.cumsum(self.indptr.diff().numpy()[rows]+1)]))
     if 'bounds' not in self._memo:
-        self._memo['bounds'] = _cut(self.indptr.numpy()+np.arange(self.num_nodes+1))
+        self._memo['bounds'] = equal_ranges(self.indptr.numpy()+np.arange(self.num_nodes+1))
     return self._memo['bounds']
 
 @patch
