@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy import sparse
 
 from gnn_ecommerce.core import (
-    ArtifactError, DataError, IdMap, ProjectPaths, SettingsError, StageSettings, atomic_path, check_table, file_hash,
-    load_settings, read_json, read_table, resolve_params, write_json
+    ArtifactError, DataError, IdMap, ProjectPaths, SettingsError, StageSettings, atomic_path, check_table, expected,
+    file_hash, load_settings, read_json, read_table, resolve_params, write_json
 )
 from .data.events import EVENT_TYPES, connect
 from .graph.interactions import EVENT_WEIGHTS, InteractionGraph, plot_degrees
@@ -37,43 +37,31 @@ class EventWeights(BaseModel):
     "What one event of each type counts."
     model_config = ConfigDict(extra='forbid', strict=True, frozen=True, validate_default=True)
     view: float = Field(
-        EVENT_WEIGHTS['view'], gt=0, le=1, description='weight of a view; also the least that an edge weighs'
-    )
+        EVENT_WEIGHTS['view'], gt=0, le=1, description='weight of a view; also the least that an edge weighs')
     cart: float = Field(EVENT_WEIGHTS['cart'], allow_inf_nan=False, description='weight of a cart event')
     remove_from_cart: float = Field(
-        EVENT_WEIGHTS['remove_from_cart'],
-        allow_inf_nan=False,
-        description='weight of a removal from the cart, normally negative',
-    )
+        EVENT_WEIGHTS['remove_from_cart'], allow_inf_nan=False,
+        description='weight of a removal from the cart, normally negative')
     purchase: float = Field(EVENT_WEIGHTS['purchase'], gt=0, allow_inf_nan=False, description='weight of a purchase')
 
+# %% ../nbs/02_graph_build.ipynb #803139fe
 class GraphBuildSettings(StageSettings):
     "Section `graph_build` of params.yaml."
     scheme: str = Field(
-        'sum', description='edge weight: sum, recency, log_count, purchase_only, unweighted, or one of your own'
-    )
+        'sum', description='edge weight: sum, recency, log_count, purchase_only, unweighted, or one of your own')
     scheme_from: str = Field(
-        '',
-        description='Python file (relative to the project) or module that registers a scheme of your own; empty: none',
-    )
+        '', description='Python file (relative to the project) or module that registers your own scheme; empty: none')
     scheme_options: dict[str, Any] = Field({}, description='handed to the scheme as `settings.scheme_options`')
     weights: EventWeights = Field(EventWeights(), description='what one event of each type counts')
-    half_life_days: float = Field(
-        30.0, gt=0, allow_inf_nan=False, description='recency: after so many days an event counts half'
-    )
-    max_user_events: int | None = Field(
-        None, ge=1, description='users with more training events are left out (bots, resellers); null: no limit'
-    )
-    min_user_events: int = Field(1, ge=1, description='users with fewer training events are left out')
-    min_item_events: int = Field(1, ge=1, description='items with fewer training events are left out')
-    k_core: int = Field(
-        1, ge=1, description='keep the largest part in which every user and item has at least so many edges; 1: all'
-    )
+    half_life_days: float = Field(30., gt=0, allow_inf_nan=False, description="recency: half-life of an event's weight")
+    max_user_events: int|None = Field(
+        None, ge=1, description='leave out users with more training events (bots, resellers); null: no limit')
+    min_user_events: int = Field(1, ge=1, description='leave out users with fewer training events')
+    min_item_events: int = Field(1, ge=1, description='leave out items with fewer training events')
+    k_core: int = Field(1, ge=1, description='keep the k-core (every user and item has at least k edges); 1 keeps all')
     memory_limit: str = Field(
-        '4GB',
-        pattern=r'^[0-9.]+ ?[KMGT]i?B$',
-        description='what DuckDB may use before it spills to disk, as in 4GB or 800MB',
-    )
+        '4GB', pattern=r'^[0-9.]+ ?[KMGT]i?B$',
+        description='what DuckDB may use before it spills to disk, as in 4GB or 800MB')
     threads: int|None = Field(None, ge=1, description='threads of DuckDB; null: all cores')
 
 # %% ../nbs/02_graph_build.ipynb #3a86c268
@@ -87,21 +75,21 @@ def register_scheme(
     "Register a weight scheme. Raises `SettingsError` for the name of a built-in one."
     def add(f: Callable) -> Callable:
         if name in _BUILT_IN:
-            raise SettingsError(f'scheme: expected a name of your own, found the built-in {name!r}: choose another')
+            raise SettingsError(expected('scheme', 'a name of your own', f'the built-in {name!r}', 'choose another'))
         SCHEMES[name] = f
         return f
     return add
 
 def event_count(
     events: ibis.Table, # events
-    kind: str,          # event type
+    event_type: str,
 ) -> ibis.expr.types.IntegerScalar: # aggregate, int64
-    "Number of events of one type."
-    return events.count(where=events.event_type == kind)
+    "Count events of one type."
+    return events.count(where=events.event_type == event_type)
 
 def event_sum(events: ibis.Table, settings: GraphBuildSettings) -> ibis.expr.types.FloatingScalar:
-    "S = sum over types of (weight x number of events), to 9 decimals: 8 views, 11 carts and 2 removals are 1, not 1.0000000000000002."
-    parts = [event_count(events, kind).cast('float64')*weight for kind, weight in settings.weights]
+    "S = sum over types of weight x number of events, to 9 decimals: no 1.0000000000000002."
+    parts = [event_count(events, name).cast('float64')*weight for name, weight in settings.weights]
     return (parts[0]+parts[1]+parts[2]+parts[3]).round(9)
 
 # %% ../nbs/02_graph_build.ipynb #99a95188
@@ -117,9 +105,10 @@ def log_count_scheme(events: ibis.Table, settings: GraphBuildSettings):
     "Each further event counts less, and nothing is cut: w = ln(1 + max(S, w_view)) with S = sum_t w_t n_t."
     return (ibis.greatest(event_sum(events, settings), settings.weights.view)+1).ln()
 
+# %% ../nbs/02_graph_build.ipynb #20e847d3
 @register_scheme('purchase_only')
 def purchase_only_scheme(events: ibis.Table, settings: GraphBuildSettings):
-    "w = 1 where the pair was purchased; other pairs have no edge."
+    "w = 1 if the pair was purchased; other pairs have no edge."
     return ibis.cases((event_count(events, 'purchase') > 0, 1.), else_=0.)
 
 @register_scheme('unweighted')
@@ -133,7 +122,7 @@ def recency_scheme(events: ibis.Table, settings: GraphBuildSettings):
     """Exponential decay with half-life h: w = max(sum_e w_type(e) 2^(-age_e/h), w_view 2^(-age_min/h), 1e-9),
     age_min being that of the pair's last event."""
     rate, w = -math.log(2)/settings.half_life_days, settings.weights
-    weight = ibis.cases(*[(events.event_type == kind, value) for kind, value in w], else_=0.)
+    weight = ibis.cases(*[(events.event_type == name, value) for name, value in w], else_=0.)
     terms = (weight*(events.age_days*rate).exp()*2.**40).round().cast('int64')
     least = (events.age_days.min()*rate).exp()*w.view
     return ibis.greatest(terms.sum().cast('float64')/2.**40, least, 1e-9)
@@ -147,17 +136,14 @@ def pair_table(
     settings: GraphBuildSettings,
     end: pd.Timestamp,             # end of training, from which ages count
 ) -> ibis.Table: # user_id, product_id, n_view, n_cart, n_remove_from_cart, n_purchase, first_time, last_time, weight
-    "Events aggregated per (user, item). Raises `SettingsError` if the scheme returns no numeric aggregate."
-    second = int(end.timestamp())
-    events = events.mutate(
-        age_days=(ibis.literal(second) - events.event_time.truncate('s').epoch_seconds()).cast('float64') / 86400.0
-    )
+    "Aggregate events per (user, item). Raises `SettingsError` if the scheme returns no numeric aggregate."
+    age = ibis.literal(int(end.timestamp()))-events.event_time.truncate('s').epoch_seconds()
+    events = events.mutate(age_days=age.cast('float64')/86400.)
     weight = scheme(events, settings)
     if not isinstance(weight, ibis.expr.types.NumericScalar):
-        raise SettingsError(
-            f'graph_build.scheme: expected a scheme that returns a numeric Ibis aggregate, found {type(weight).__name__}: end it with .sum(), .max() or the like'
-        )
-    counts = {f'n_{kind}': event_count(events, kind) for kind in EVENT_TYPES}
+        raise SettingsError(expected('graph_build.scheme', 'a scheme that returns a numeric Ibis aggregate',
+                                     type(weight).__name__, 'end it with .sum(), .max() or the like'))
+    counts = {f'n_{name}': event_count(events, name) for name in EVENT_TYPES}
     return events.group_by('user_id', 'product_id').aggregate(
         **counts, first_time=events.event_time.min(), last_time=events.event_time.max(), weight=weight.cast('float64')
     )
@@ -168,29 +154,25 @@ def find_scheme(
     source: str = '',      # a .py file or a module that registers it; '' if it is registered already
     root: str|Path = '.',  # what a relative file, and a module of the project, is found from
 ) -> Callable: # the scheme
-    "The scheme of that name. Raises `SettingsError` if the source cannot be loaded or registers no such scheme."
-    if source:
-        sys.path.insert(0, str(Path(root).resolve()))
-        try: _load_source(source, Path(root))
-        except SettingsError: raise
-        except Exception as err:
-            raise SettingsError(
-                f'graph_build.scheme_from: expected Python that can be imported, found {type(err).__name__} in {source}: {err}'
-            ) from err
-        finally: sys.path.remove(str(Path(root).resolve()))
+    "Find a scheme. Raises `SettingsError` if the source cannot be loaded or registers no such scheme."
+    if source: _import_source(source, Path(root))
     if name not in SCHEMES:
         near = difflib.get_close_matches(name, SCHEMES, 1)
-        raise SettingsError(
-            f'graph_build.scheme: expected one of {", ".join(SCHEMES)}; found {name!r}'
-            + (
-                f'; did you mean {near[0]!r}?'
-                if near
-                else f': register it in {source}'
-                if source
-                else ': name its file in graph_build.scheme_from'
-            )
-        )
+        where = f'register it in {source}' if source else 'name its file in graph_build.scheme_from'
+        hint = f'; did you mean {near[0]!r}?' if near else f': {where}'
+        raise SettingsError(expected('graph_build.scheme', f'one of {", ".join(SCHEMES)}', f'{name!r}{hint}'))
     return SCHEMES[name]
+
+# %% ../nbs/02_graph_build.ipynb #7c7061ed
+def _import_source(source: str, root: Path):
+    "Load a source of schemes. Raises `SettingsError` with what went wrong in it."
+    sys.path.insert(0, str(root.resolve()))
+    try: _load_source(source, root)
+    except SettingsError: raise
+    except Exception as err:
+        raise SettingsError(expected('graph_build.scheme_from', 'Python that can be imported',
+                                     f'{type(err).__name__} in {source}', str(err))) from err
+    finally: sys.path.remove(str(root.resolve()))
 
 def _load_source(source: str, root: Path):
     "Run a file, or import a module, that registers schemes."
@@ -199,86 +181,68 @@ def _load_source(source: str, root: Path):
         return
     path = root/Path(source).expanduser()
     if not path.is_file():
-        raise SettingsError(f'graph_build.scheme_from: expected a Python file {path}, found none')
+        raise SettingsError(expected('graph_build.scheme_from', f'a Python file {path}', 'none'))
     spec = importlib.util.spec_from_file_location(f'gnn_ecommerce_scheme_{path.stem}', path)
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 # %% ../nbs/02_graph_build.ipynb #7a27a002
+_AGAIN = 'run `dvc repro --force data_prep`'
+
 def check_events(
     events: ibis.Table,            # train events
     split_point: pd.Timestamp|None, # no event may be at or after it; None for a split that is not in time
 ) -> tuple[int, pd.Timestamp]: # number of events, end of training: the split point or else the last event
-    "One scan of the train events. Raises `DataError` for none, or for one at or after the split point; `ArtifactError` for unusable rows."
-    lost = [c for c in ('user_id', 'product_id', 'event_type', 'event_time', 'price') if c not in events.columns]
-    if lost:
-        raise ArtifactError(
-            f'expected train events with columns {", ".join(lost)}, found {", ".join(events.columns)}: run `dvc repro --force data_prep`'
-        )
+    "Scan the train events. Raises `DataError` for none or one of the future, `ArtifactError` for unusable rows."
+    columns = ['user_id', 'product_id', 'event_type', 'event_time']
+    if (lost := [c for c in (*columns, 'price') if c not in events.columns]):
+        raise ArtifactError(expected('train events', f'columns {", ".join(lost)}', ', '.join(events.columns), _AGAIN))
     e = events
-    bad = (
-        e.user_id.isnull()
-        | e.product_id.isnull()
-        | e.event_time.isnull()
-        | e.event_type.isnull()
-        | ~e.event_type.isin(EVENT_TYPES)
-    )
+    bad = ~e.event_type.isin(EVENT_TYPES)
+    for column in columns: bad = bad | e[column].isnull()
     n, n_bad, last = e.aggregate(n=e.count(), bad=bad.sum(), last=e.event_time.max()).to_pyarrow().to_pandas().iloc[0]
     if not n:
-        raise DataError(
-            'expected train events, found none: check the split in params.yaml (data_prep) and the rejects report'
-        )
+        raise DataError('expected train events, found none: '
+                        'check the split in params.yaml (data_prep) and the rejects report')
     if n_bad:
-        raise ArtifactError(
-            f'expected ids, time and one of {", ".join(EVENT_TYPES)} in each train event, found {n_bad} rows without: run `dvc repro --force data_prep`'
-        )
-    if split_point is not None and last >= split_point:
-        late = int((e.event_time >= ibis.literal(split_point.to_pydatetime())).sum().to_pyarrow().as_py())
-        raise DataError(
-            f'expected train events before the split point {split_point.isoformat()}, found {late} at or after it (last {last.isoformat()}): '
-            'the graph would know the future; run `dvc repro --force data_prep`'
-        )
+        raise ArtifactError(expected('train events', f'ids, time and one of {", ".join(EVENT_TYPES)} in each',
+                                     f'{n_bad} rows without', _AGAIN))
+    if split_point is not None and last >= split_point: _refuse_future(e, split_point, last)
     return int(n), last if split_point is None else split_point
+
+# %% ../nbs/02_graph_build.ipynb #6836e6f2
+def _refuse_future(events: ibis.Table, split_point: pd.Timestamp, last: pd.Timestamp):
+    late = int((events.event_time >= ibis.literal(split_point.to_pydatetime())).sum().to_pyarrow().as_py())
+    raise DataError(f'expected train events before the split point {split_point.isoformat()}, found {late} at or after '
+                    f'it (last {last.isoformat()}): the graph would know the future; {_AGAIN}')
 
 def check_pairs(
     events: ibis.Table,  # train events
     targets: ibis.Table, # user_id, product_id
     name: str,           # 'val' or 'test'
 ):
-    "Raises `DataError` if a target pair stands in the train events, for a split that is not in time."
-    n = (
-        events.select('user_id', 'product_id')
-        .distinct()
-        .semi_join(targets, ['user_id', 'product_id'])
-        .count()
-        .to_pyarrow()
-        .as_py()
-    )
-    if n:
-        raise DataError(
-            f'expected no {name} pair in the train events, found {n}: the graph would know the answers; run `dvc repro --force data_prep`'
-        )
+    "Raise `DataError` if a target pair stands in the train events, for a split that is not in time."
+    both = events.select('user_id', 'product_id').distinct().semi_join(targets, ['user_id', 'product_id'])
+    if (n := both.count().to_pyarrow().as_py()):
+        raise DataError(f'expected no {name} pair in the train events, found {n}: '
+                        f'the graph would know the answers; {_AGAIN}')
 
 # %% ../nbs/02_graph_build.ipynb #3ee31f67
 def sorted_pairs(
     pairs: ibis.Table, # from `pair_table`
 ) -> ibis.Table: # the same
-    "Pairs in the order of users and items."
+    "Sort pairs by user and item."
     return pairs.order_by('user_id', 'product_id')
 
 def index_pairs(
     pairs: ibis.Table, # from `pair_table`
-) -> tuple[pa.Table, pa.Array, pa.Array]: # edges (user, item int32, counts int32, times, weight); ids of users; ids of items, sorted
-    "Run the aggregation and give each id its index, 0..n-1 in the order of the sorted ids. Raises `DataError` where a count does not fit 32 bits."
+) -> tuple[pa.Table, pa.Array, pa.Array]: # edges (user, item, counts, times, weight), sorted ids of users, of items
+    "Run the aggregation and give each id its index. Raises `DataError` if a count does not fit 32 bits."
     edges = _narrow(sorted_pairs(pairs).to_pyarrow())
     (user, users), (item, items) = _indexed(edges['user_id']), _indexed(edges['product_id'])
-    return (
-        edges.drop_columns(['user_id', 'product_id'])
-        .append_column('user', pa.array(user))
-        .append_column('item', pa.array(item)),
-        users,
-        items,
-    )
+    edges = edges.drop_columns(['user_id', 'product_id'])
+    return edges.append_column('user', pa.array(user)).append_column('item', pa.array(item)), users, items
 
+# %% ../nbs/02_graph_build.ipynb #db19bac3
 def _indexed(ids: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]: # int32 (n,), and the sorted ids
     "Places of ids among the sorted ones."
     codes = ids.dictionary_encode().combine_chunks()
@@ -288,13 +252,12 @@ def _indexed(ids: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]: # int32 (n,),
     return rank[codes.indices.to_numpy()], codes.dictionary.take(order)
 
 def _narrow(edges: pa.Table) -> pa.Table:
-    "Counts as int32. Raises `DataError` where one does not fit."
-    for c in [f'n_{kind}' for kind in EVENT_TYPES]:
+    "Counts as int32. Raises `DataError` if one does not fit."
+    for c in [f'n_{name}' for name in EVENT_TYPES]:
         try: column = edges[c].cast(pa.int32())
         except pa.ArrowInvalid:
-            raise DataError(
-                f'{c}: expected fewer than 2^31 events of one type for one user and item, found more: look for a bot and set max_user_events'
-            ) from None
+            raise DataError(expected(c, 'fewer than 2^31 events of one type for one user and item', 'more',
+                                     'look for a bot and set max_user_events')) from None
         edges = edges.set_column(edges.schema.get_field_index(c), c, column)
     return edges
 
@@ -333,19 +296,16 @@ def filter_edges(
              ('k_core', s.k_core > 1, lambda at: k_core(user[at], item[at], s.k_core))]
     log = [_left('all', user, item, n_events, keep)]
     for name, on, passes in steps:
-        if not on:
-            log.append(log[-1] | {'step': name})
-            continue
-        at = np.flatnonzero(keep)
-        keep[at] = passes(at)
+        if on:
+            at = np.flatnonzero(keep)
+            keep[at] = passes(at)
         log.append(_left(name, user, item, n_events, keep))
-        if not log[-1]['edges']:
-            setting = f'{name} {getattr(s, name)}'
-            raise DataError(
-                f'expected edges after {setting}, found none of the {log[-2]["edges"]} before it: choose a milder graph_build.{name}'
-            )
+        if on and not log[-1]['edges']:
+            raise DataError(f'expected edges after {name} {getattr(s, name)}, '
+                            f'found none of the {log[-2]["edges"]} before it: choose a milder graph_build.{name}')
     return keep, pd.DataFrame(log)
 
+# %% ../nbs/02_graph_build.ipynb #47bbc597
 def _left(step: str, user: np.ndarray, item: np.ndarray, n_events: np.ndarray, keep: np.ndarray) -> dict:
     "Counts of what a filter left."
     return {
@@ -365,9 +325,8 @@ def product_rows(
     row = pd.Series(np.arange(len(products)), index=products.product_id).reindex(items.ids)
     if row.isna().any():
         lost = row.index[row.isna()].tolist()
-        raise ArtifactError(
-            f'expected a row for each product of the train events, found none for {len(lost)}, such as {lost[0]!r}: run `dvc repro --force data_prep`'
-        )
+        raise ArtifactError(f'expected a row for each product of the train events, found none for {len(lost)}, '
+                            f'such as {lost[0]!r}: {_AGAIN}')
     return products.iloc[row.to_numpy(np.int64)].reset_index(drop=True)
 
 # %% ../nbs/02_graph_build.ipynb #1bd742e5
@@ -378,42 +337,36 @@ def build_graph(
     split_point: pd.Timestamp|None = None, # no event may be at or after it; None: a split that is not in time
     scheme: Callable|None = None,   # the weight scheme; by default looked up by `settings.scheme`
 ) -> tuple[InteractionGraph, pd.DataFrame]: # the graph, and what each filter left
-    "The weighted graph of train events. Raises `DataError` as the checks and filters do, or for a weight that is no number."
+    "Build the weighted graph of train events. Raises `DataError` as checks and filters do, or for infinite weights."
     scheme = scheme or find_scheme(settings.scheme)
     _, end = check_events(events, split_point)
     edges, users, items = index_pairs(pair_table(events, scheme, settings, end))
     user, item, raw = (edges[c].to_numpy() for c in ('user', 'item', 'weight'))
-    with np.errstate(over='ignore', under='ignore'):
-        weight = np.nan_to_num(raw, nan=0., posinf=np.inf).astype(np.float32)
-    if np.isinf(weight).any():
-        raise DataError(
-            f'scheme {settings.scheme!r}: expected finite weights, found {int(np.isinf(weight).sum())} infinite ones'
-        )
-    n_events = sum(edges[f'n_{kind}'].to_numpy().astype(np.int64) for kind in EVENT_TYPES)
+    weight = _finite_weights(raw, settings.scheme)
+    n_events = sum(edges[f'n_{name}'].to_numpy().astype(np.int64) for name in EVENT_TYPES)
     keep, log = filter_edges(user, item, n_events, weight, settings)
     (user, users), (item, items) = _compact(user[keep], users), _compact(item[keep], items)
-    more = (
-        edges.select([*(f'n_{kind}' for kind in EVENT_TYPES), 'first_time', 'last_time'])
-        .filter(pa.array(keep))
-        .to_pandas()
-    )
+    columns = [*(f'n_{name}' for name in EVENT_TYPES), 'first_time', 'last_time']
+    more = edges.select(columns).filter(pa.array(keep)).to_pandas()
     graph = InteractionGraph.from_arrays(
-        user,
-        item,
-        weight[keep],
-        more.n_purchase.to_numpy() > 0,
-        user_ids=users,
-        item_ids=items,
-        items=product_rows(products, items),
-        edges=more,
-        scheme=settings.scheme,
-    )
+        user, item, weight[keep], more.n_purchase.to_numpy() > 0, user_ids=users, item_ids=items,
+        items=product_rows(products, items), edges=more, scheme=settings.scheme)
     return graph, log
 
+# %% ../nbs/02_graph_build.ipynb #02b95d20
 def _compact(index: np.ndarray, ids: pa.Array) -> tuple[np.ndarray, IdMap]:
     "Indices and ids of the nodes that still have an edge."
     used = np.bincount(index, minlength=len(ids)) > 0
     return (np.cumsum(used)-1).astype(np.int32)[index], IdMap(ids.filter(pa.array(used)).to_pandas())
+
+def _finite_weights(raw: np.ndarray, scheme: str) -> np.ndarray:
+    "Weights as float32, 0 where a scheme gives none. Raises `DataError` for infinite ones."
+    with np.errstate(over='ignore', under='ignore'):
+        weight = np.nan_to_num(raw, nan=0., posinf=np.inf).astype(np.float32)
+    if np.isinf(weight).any():
+        infinite = f'{int(np.isinf(weight).sum())} infinite ones'
+        raise DataError(expected(f'scheme {scheme!r}', 'finite weights', infinite))
+    return weight
 
 # %% ../nbs/02_graph_build.ipynb #a8085e51
 def graph_metrics(
@@ -431,20 +384,13 @@ def graph_metrics(
     }
     for name, index, n in (('user', g.user, g.n_users), ('item', g.item, g.n_items)):
         degree = np.bincount(index, minlength=n)
-        m[f'{name}_degree_mean'] = float(degree.mean())
-        m.update(
-            {f'{name}_degree_p{q}': float(np.quantile(degree, q / 100)) for q in (25, 50, 75, 90, 99)},
-            **{f'{name}_degree_max': int(degree.max())},
-        )
-    m.update(
-        weight_min=float(g.weight.min()),
-        weight_mean=float(g.weight.mean(dtype=np.float64)),
-        weight_max=float(g.weight.max()),
-    )
+        quantiles = {f'{name}_degree_p{q}': float(np.quantile(degree, q/100)) for q in (25, 50, 75, 90, 99)}
+        m |= {f'{name}_degree_mean': float(degree.mean()), **quantiles, f'{name}_degree_max': int(degree.max())}
+    m |= {'weight_min': float(g.weight.min()), 'weight_mean': float(g.weight.mean(dtype=np.float64)),
+          'weight_max': float(g.weight.max())}
     n_nodes = g.n_users+g.n_items
-    square = sparse.csr_array(
-        (np.ones(g.n_edges, np.int8), (g.user, g.item.astype(np.int64) + g.n_users)), shape=(n_nodes, n_nodes)
-    )
+    pairs = g.user, g.item.astype(np.int64)+g.n_users
+    square = sparse.csr_array((np.ones(g.n_edges, np.int8), pairs), shape=(n_nodes, n_nodes))
     label = sparse.csgraph.connected_components(square, directed=False)[1]
     sizes = np.bincount(label)
     return {**m, 'components': int(len(sizes)), 'largest_component_share': float(sizes.max()/n_nodes)}
@@ -454,18 +400,13 @@ def plot_weights(
     graph: InteractionGraph,
     ax: Any = None, # matplotlib axes; new ones by default
 ) -> Any: # the axes
-    "Histogram of the edge weights, purchased and not."
+    "Draw a histogram of the edge weights, purchased and not."
     import matplotlib.pyplot as plt
     if ax is None: ax = plt.subplots(figsize=(5.5, 3.2))[1]
     bins = np.linspace(0, float(graph.weight.max())*1.001, 41)
     parts = [graph.weight[graph.purchased], graph.weight[~graph.purchased]]
-    ax.hist(
-        parts,
-        bins,
-        stacked=True,
-        label=[f'purchased ({len(parts[0]):,})', f'not purchased ({len(parts[1]):,})'],
-        log=True,
-    )
+    label = [f'purchased ({len(parts[0]):,})', f'not purchased ({len(parts[1]):,})']
+    ax.hist(parts, bins, stacked=True, label=label, log=True)
     ax.set(xlabel=f'edge weight, scheme {graph.scheme}', ylabel='edges')
     ax.legend()
     return ax
@@ -477,7 +418,7 @@ def duckdb_events(
     settings: GraphBuildSettings,
     scratch: Path,   # folder in which DuckDB may spill
 ) -> Iterator[ibis.Table]:
-    "The train events as an Ibis table on DuckDB. Raises `SettingsError` if its memory limit is too low even with spilling."
+    "Open the train events on DuckDB. Raises `SettingsError` if its memory limit is too low even with spilling."
     import duckdb
     check_table(path, 'train_events', 'data_prep')
     scratch.mkdir(parents=True, exist_ok=True)
@@ -489,23 +430,21 @@ def duckdb_events(
             if not isinstance(err, duckdb.OutOfMemoryException):
                 read_table(path, 'train_events', 'data_prep')
                 raise
-            raise SettingsError(
-                f'graph_build.memory_limit: expected enough for the aggregation, found {settings.memory_limit} ({str(err).splitlines()[0][:120]}): raise it or lower graph_build.threads'
-            ) from None
+            found = f'{settings.memory_limit} ({str(err).splitlines()[0][:120]})'
+            raise SettingsError(expected('graph_build.memory_limit', 'enough for the aggregation', found,
+                                         'raise it or lower graph_build.threads')) from None
         finally: con.disconnect()
 
 # %% ../nbs/02_graph_build.ipynb #f371f985
 def split_point(
     split: dict, # content of split.json
 ) -> pd.Timestamp|None: # UTC; None for a split that is not in time
-    "Where training ends. Raises `ArtifactError` if a split in time does not say."
+    "Find where training ends. Raises `ArtifactError` if a split in time does not say."
     if split.get('kind') != 'temporal': return None
     try: t = pd.Timestamp(split['val_start'])
     except (KeyError, ValueError, TypeError): t = pd.NaT
     if t is pd.NaT:
-        raise ArtifactError(
-            f'expected val_start as a time in split.json, found {split.get("val_start")!r}: run `dvc repro --force data_prep`'
-        )
+        raise ArtifactError(expected('split.json', 'val_start as a time', repr(split.get('val_start')), _AGAIN))
     return t.tz_localize('UTC') if t.tz is None else t.tz_convert('UTC')
 
 # %% ../nbs/02_graph_build.ipynb #01567a8b
@@ -519,17 +458,7 @@ def run_graph_build(
     split = read_json(paths.processed/'split.json', 'data_prep')
     products = read_table(paths.processed/'products.parquet', 'products', 'data_prep')
     with duckdb_events(paths.processed/'train_events.parquet', cfg, paths.interim) as events:
-        if split_point(split) is None:
-            for part in ('val', 'test'):
-                check_pairs(
-                    events,
-                    ibis.memtable(
-                        read_table(
-                            paths.processed / f'{part}.parquet', 'targets', 'data_prep', ['user_id', 'product_id']
-                        )
-                    ),
-                    part,
-                )
+        if split_point(split) is None: _check_targets(events, paths)
         graph, log = build_graph(events, products, cfg, split_point(split), scheme)
     read = {name: file_hash(paths.processed/name) for name in ('train_events.parquet', 'products.parquet')}
     with ThreadPoolExecutor(1) as pool: # writing is the disk's and Arrow's work, plots are Python's
@@ -539,6 +468,13 @@ def run_graph_build(
     print(f'graph_build: {graph} in {time.perf_counter()-start:.1f} s')
     print(log[log.step.eq('all') | log.edges.diff().ne(0)].to_string(index=False))
     return graph
+
+# %% ../nbs/02_graph_build.ipynb #f4974c66
+def _check_targets(events: ibis.Table, paths: ProjectPaths):
+    "Raise `DataError` if a target pair of this split stands in the train events."
+    for part in ('val', 'test'):
+        file, columns = paths.processed/f'{part}.parquet', ['user_id', 'product_id']
+        check_pairs(events, ibis.memtable(read_table(file, 'targets', 'data_prep', columns)), part)
 
 def _report(graph: InteractionGraph, log: pd.DataFrame, folder: Path):
     "metrics.json, filters.csv and the plots."

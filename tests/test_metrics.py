@@ -7,7 +7,7 @@ import torch
 
 from gnn_ecommerce.core import rng
 from gnn_ecommerce.ranking.evaluation import METRICS, ranking_metrics
-from gnn_ecommerce.ranking.recommender import topk
+from gnn_ecommerce.ranking.topk import topk
 
 KS = (1, 3, 10, 25)
 

@@ -16,7 +16,8 @@ import numpy as np
 if {without}: sys.modules["numba"] = None
 from gnn_ecommerce.core import rng
 from gnn_ecommerce.graph.interactions import random_graph
-from gnn_ecommerce.ranking.recommender import HAS_NUMBA, EmbeddingRecommender, Popular, Random
+from gnn_ecommerce.graph.kernels import HAS_NUMBA
+from gnn_ecommerce.ranking.recommender import EmbeddingRecommender, Popular, Random
 g, graph = rng(0, "without numba"), random_graph(120, 300, 900, seed=4)
 model = EmbeddingRecommender(g.integers(-2, 3, (120, 6)), g.integers(-2, 3, (300, 6)), graph)
 lists = [r.recommend(np.arange(120), 25, items=np.arange(0, 300, 2))[0] for r in (model, Popular().fit(graph), Random().fit(graph))]

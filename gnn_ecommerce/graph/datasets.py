@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from ..core import DataError, rng
+from ..core import DataError, expected, rng
 from .interactions import InteractionGraph, pairs_csr
 
 # %% auto #0
@@ -57,9 +57,8 @@ def load_lines(
         except ValueError: row = np.array([-1])
         if not len(row): continue
         if row.min() < 0 or row.max() > np.iinfo(np.int32).max:
-            raise DataError(
-                f'{path.name} line {number}: expected whole numbers in 0..2147483647, found {line[:40].decode(errors="replace")!r}'
-            )
+            raise DataError(expected(f'{path.name} line {number}', 'whole numbers in 0..2147483647',
+                                     repr(line[:40].decode(errors='replace'))))
         users.append(row[0])
         lengths.append(len(row)-1)
         items.append(row[1:])
@@ -71,42 +70,43 @@ def load_lines(
 class Benchmark:
     "A public data set with its official split."
     name: str
-    # training pairs, unweighted; edge column `position` is the order in the user's line, unless lines are sorted by item
+    # training pairs, unweighted; edge column `position`: order in the user's line, unless lines are sorted by item
     graph: InteractionGraph
     test: sparse.csr_array           # bool (n_users, n_items), read once, at the end
     valid: sparse.csr_array|None     # bool (n_users, n_items) where the split has one; else see `temporal_holdout`
     def __repr__(self):
         valid = f'{self.valid.nnz:,} valid, ' if self.valid is not None else ''
-        return f'Benchmark({self.name}: {self.graph.n_users:,} users, {self.graph.n_items:,} items, {self.graph.n_edges:,} train, {valid}{self.test.nnz:,} test)'
+        size = f'{self.graph.n_users:,} users, {self.graph.n_items:,} items, {self.graph.n_edges:,} train'
+        return f'Benchmark({self.name}: {size}, {valid}{self.test.nnz:,} test)'
 
 # %% ../../nbs/graph/06_datasets.ipynb #f04a1a80
 def load_benchmark(
     name: str,                     # 'gowalla', 'lastfm' or any folder name in the data folder
     folder: str|Path|None = None,  # folder with train.txt, test.txt and perhaps valid.txt; by default looked up
 ) -> Benchmark:
-    "Read a benchmark split. Raises `DataError` if it is not here, repeats a pair or has a target in the training part."
+    "Read a benchmark split. Raises `DataError` if it is missing, repeats a pair or has a target in training."
     folder = Path(folder) if folder is not None else data_folder(name)
     if folder is None:
         raise DataError(f'{name}: expected GNN_ECOMMERCE_DATA to name the folder of public data, found it unset')
-    parts = {
-        p: load_lines(folder / f'{p}.txt')
-        for p in ('train', 'valid', 'test')
-        if p != 'valid' or (folder / 'valid.txt').is_file()
-    }
+    names = ['train', *(['valid'] if (folder/'valid.txt').is_file() else []), 'test']
+    parts = {part: load_lines(folder/f'{part}.txt') for part in names}
     shape = tuple(int(max(pairs[side].max(initial=-1) for pairs in parts.values()))+1 for side in (0, 1))
-    user, item = parts['train']
-    _, first, length = np.unique(user, return_index=True, return_counts=True)
-    position = pd.DataFrame({'position': (np.arange(len(user))-np.repeat(first, length)).astype(np.int32)})
-    if (np.diff(user) < 0).any():
-        raise DataError(
-            f'{name}: expected users in ascending order in train.txt, found user {user[1:][np.diff(user) < 0][0]} after a larger one'
-        )
-    graph = InteractionGraph.from_arrays(
-        user, item, n_users=shape[0], n_items=shape[1], edges=None if in_order_of_ids(user, item) else position
-    )
-    targets = {p: _targets(f'{name} {p}.txt', *parts[p], shape, graph) for p in parts if p != 'train'}
+    graph = _training_graph(name, *parts['train'], shape)
+    targets = {part: _targets(f'{name} {part}.txt', *parts[part], shape, graph) for part in names[1:]}
     return Benchmark(name, graph, targets['test'], targets.get('valid'))
 
+# %% ../../nbs/graph/06_datasets.ipynb #1bb9d3db
+def _training_graph(name: str, user: np.ndarray, item: np.ndarray, shape: tuple[int, int]) -> InteractionGraph:
+    "The graph of the training lines, with `position` if their order says something."
+    if (np.diff(user) < 0).any():
+        raise DataError(expected(name, 'users in ascending order in train.txt',
+                                 f'user {user[1:][np.diff(user) < 0][0]} after a larger one'))
+    _, first, length = np.unique(user, return_index=True, return_counts=True)
+    position = pd.DataFrame({'position': (np.arange(len(user))-np.repeat(first, length)).astype(np.int32)})
+    edges = None if in_order_of_ids(user, item) else position
+    return InteractionGraph.from_arrays(user, item, n_users=shape[0], n_items=shape[1], edges=edges)
+
+# %% ../../nbs/graph/06_datasets.ipynb #83a0ef04
 def in_order_of_ids(
     user: np.ndarray, # int (E,), as they stand in the file
     item: np.ndarray, # int (E,)
@@ -115,16 +115,11 @@ def in_order_of_ids(
     step = (np.diff(item) > 0)[np.diff(user) == 0]
     return len(step) >= 100 and step.mean() >= .95
 
-def _targets(
-    name: str, user: np.ndarray, item: np.ndarray, shape: tuple[int, int], graph: InteractionGraph
-) -> sparse.csr_array:
-    "Target pairs as a matrix. Raises `DataError` if a pair stands twice or is a training pair."
+def _targets(name: str, user: np.ndarray, item: np.ndarray, shape: tuple[int, int], graph: InteractionGraph):
+    "Target pairs as bool (n_users, n_items). Raises `DataError` if a pair stands twice or is a training pair."
     m = pairs_csr(user, item, shape)
-    if m.nnz != len(user):
-        raise DataError(f'{name}: expected each pair once, found {len(user)-m.nnz} repeated')
-    known = m.multiply(graph.csr('seen')).nnz
-    if known:
-        raise DataError(f'{name}: expected no pair of train.txt, found {known}')
+    if m.nnz != len(user): raise DataError(expected(name, 'each pair once', f'{len(user)-m.nnz} repeated'))
+    if (seen := m.multiply(graph.csr('seen')).nnz): raise DataError(expected(name, 'no pair of train.txt', seen))
     return m
 
 # %% ../../nbs/graph/06_datasets.ipynb #16ae8da0

@@ -16,21 +16,51 @@ from fastcore.basics import patch
 from scipy import sparse
 
 from gnn_ecommerce.core import (
-    ArtifactError, DataError, IdMap, array_hash, atomic_path, check_table, file_hash, read_json, read_table, rng,
-    write_json, write_table
+    ArtifactError, DataError, IdMap, array_hash, atomic_path, check_table, expected, file_hash, read_json, read_table,
+    rng, write_json, write_table
 )
 
 # %% auto #0
 __all__ = ['EVENT_WEIGHTS', 'GRAPH_FILES', 'InteractionGraph', 'toy_graph', 'random_graph', 'pairs_csr', 'count_newer',
            'draw_graph', 'plot_degrees']
 
+# %% ../../nbs/graph/01_interactions.ipynb #8c5a157f
+class _Derived:
+    "What follows from the arrays of a graph; part of `InteractionGraph`."
+    @cached_property
+    def user_ptr(self) -> np.ndarray:
+        "int64 (n_users+1,): the edges of user u are `user_ptr[u]` to `user_ptr[u+1]`."
+        return _starts(self.user, self.n_users)
+    @cached_property
+    def item_order(self) -> tuple[np.ndarray, np.ndarray]:
+        "`(order, ptr)`, int64 (E,) and (n_items+1,): item i has the edges `order[ptr[i]:ptr[i+1]]`, users ascending."
+        return np.argsort(self.item, kind='stable'), _starts(self.item, self.n_items)
+    @cached_property
+    def ages(self) -> np.ndarray|None:
+        "int32 (E,): how many of the user's edges are newer; None without `position`, `last_time` or `first_time`."
+        columns = () if self.edges is None else self.edges.columns
+        by = next((c for c in ('position', 'last_time', 'first_time') if c in columns), None)
+        if by is None: return None
+        when = self.edges[by]
+        # times with a zone would become objects, which sort slowly
+        return count_newer(self.user_ptr, when.to_numpy('datetime64[ns]' if when.dtype.kind == 'M' else None))
+    @cached_property
+    def hash(self) -> str:
+        "sha256 in hex over ids, structure, weights and the purchased flags."
+        return array_hash(self.user_ids.ids, self.item_ids.ids, self.user_ptr, self.item, self.weight, self.purchased)
+
+# %% ../../nbs/graph/01_interactions.ipynb #9b662609
+def _starts(index: np.ndarray, n: int) -> np.ndarray: # int64 (n+1,)
+    "Where each node's edges begin, sorted by node."
+    return np.concatenate([[0], np.cumsum(np.bincount(index, minlength=n))]).astype(np.int64)
+
 # %% ../../nbs/graph/01_interactions.ipynb #3f92a10a
-#: what one event of each type counts where nothing else is said; see `graph_build`
+#: what one event of each type counts if nothing else is set; see `graph_build`
 EVENT_WEIGHTS = {'view': .1, 'cart': .3, 'remove_from_cart': -.3, 'purchase': 1.}
 
 @dataclass(frozen=True, eq=False)
-class InteractionGraph:
-    "A weighted bipartite user-item graph; edges are distinct pairs sorted by (user, item). Raises `DataError` if they are not."
+class InteractionGraph(_Derived):
+    "A weighted bipartite user-item graph; edges are distinct pairs sorted by (user, item)."
     user: np.ndarray               # int32 (E,), user index of each edge
     item: np.ndarray               # int32 (E,), item index of each edge
     weight: np.ndarray             # float32 (E,), finite and above 0
@@ -43,36 +73,14 @@ class InteractionGraph:
 
     def __post_init__(self): _check_graph(self)
     def __repr__(self):
-        return f'InteractionGraph({self.n_users} users, {self.n_items} items, {self.n_edges} edges, scheme {self.scheme!r})'
+        size = f'{self.n_users} users, {self.n_items} items, {self.n_edges} edges'
+        return f'InteractionGraph({size}, scheme {self.scheme!r})'
     @property
     def n_users(self) -> int: return len(self.user_ids)
     @property
     def n_items(self) -> int: return len(self.item_ids)
     @property
     def n_edges(self) -> int: return len(self.user)
-    @cached_property
-    def user_ptr(self) -> np.ndarray:
-        "int64 (n_users+1,): the edges of user u are `user_ptr[u]` to `user_ptr[u+1]`."
-        return np.concatenate([[0], np.cumsum(np.bincount(self.user, minlength=self.n_users))]).astype(np.int64)
-    @cached_property
-    def item_order(self) -> tuple[np.ndarray, np.ndarray]:
-        "`(order, ptr)`, int64 (E,) and (n_items+1,): the edges of item i are `order[ptr[i]:ptr[i+1]]`, users ascending."
-        ptr = np.concatenate([[0], np.cumsum(np.bincount(self.item, minlength=self.n_items))]).astype(np.int64)
-        return np.argsort(self.item, kind='stable'), ptr
-    @cached_property
-    def ages(self) -> np.ndarray|None:
-        "int32 (E,): how many of the user's edges are newer, by column `position`, `last_time` or `first_time` of `edges`; None without any of them."
-        by = next(
-            (c for c in ('position', 'last_time', 'first_time') if self.edges is not None and c in self.edges), None
-        )
-        if by is None: return None
-        when = self.edges[by]
-        # times with a zone would become objects, which sort slowly
-        return count_newer(self.user_ptr, when.to_numpy('datetime64[ns]' if when.dtype.kind == 'M' else None))
-    @cached_property
-    def hash(self) -> str:
-        "sha256 in hex over ids, structure, weights and the purchased flags."
-        return array_hash(self.user_ids.ids, self.item_ids.ids, self.user_ptr, self.item, self.weight, self.purchased)
 
 # %% ../../nbs/graph/01_interactions.ipynb #c9a22626
 def _check_graph(g: InteractionGraph):
@@ -80,61 +88,65 @@ def _check_graph(g: InteractionGraph):
     for name, dtype in (('user', np.int32), ('item', np.int32), ('weight', np.float32), ('purchased', np.bool_)):
         a = getattr(g, name)
         if not isinstance(a, np.ndarray) or a.dtype != dtype or a.shape != np.shape(g.user) or a.ndim != 1:
-            raise DataError(
-                f'{name}: expected a {np.dtype(dtype).name} array of shape ({len(g.user)},), found '
-                f'{getattr(a, "dtype", type(a).__name__)} {np.shape(a)}: build the graph with InteractionGraph.from_arrays'
-            )
-    for name, n in (('user', g.n_users), ('item', g.n_items)):
-        a = getattr(g, name)
+            raise DataError(expected(name, f'a {np.dtype(dtype).name} array of shape ({len(g.user)},)',
+                                     f'{getattr(a, "dtype", type(a).__name__)} {np.shape(a)}',
+                                     'build the graph with InteractionGraph.from_arrays'))
+    for name, a, n in (('user', g.user, g.n_users), ('item', g.item, g.n_items)):
         if len(a) and (a.min() < 0 or a.max() >= n):
-            raise DataError(f'{name}: expected indices in 0..{n-1}, found {a.min()}..{a.max()}')
+            raise DataError(expected(name, f'indices in 0..{n-1}', f'{a.min()}..{a.max()}'))
     bad = ~(np.isfinite(g.weight) & (g.weight > 0))
     if bad.any():
-        raise DataError(
-            f'weight: expected finite numbers above 0, found {bad.sum()} others, such as {g.weight[bad][0]}'
-        )
-    same, up = g.user[1:] == g.user[:-1], g.item[1:] > g.item[:-1]
-    wrong = np.flatnonzero((g.user[1:] < g.user[:-1]) | (same & ~up))
+        raise DataError(expected('weight', 'finite numbers above 0', f'{bad.sum()} others, such as {g.weight[bad][0]}'))
+    _check_order(g.user, g.item)
+    for name, table, n in (('items', g.items, g.n_items), ('edges', g.edges, g.n_edges)):
+        if table is not None and len(table) != n: raise DataError(expected(name, f'{n} rows', len(table)))
+
+# %% ../../nbs/graph/01_interactions.ipynb #e1096f0f
+def _check_order(user: np.ndarray, item: np.ndarray):
+    "Raise `DataError` unless pairs are distinct and sorted."
+    same, up = user[1:] == user[:-1], item[1:] > item[:-1]
+    wrong = np.flatnonzero((user[1:] < user[:-1]) | (same & ~up))
     if len(wrong):
         e = wrong[0]
-        twice = same[e] and g.item[e] == g.item[e+1]
-        raise DataError(f'edges: expected distinct pairs sorted by (user, item), found ({g.user[e]}, {g.item[e]}) '
-                        + ('twice: sum repeated pairs first' if twice else 'before a smaller pair'))
-    for name, n in (('items', g.n_items), ('edges', g.n_edges)):
-        df = getattr(g, name)
-        if df is not None and len(df) != n:
-            raise DataError(f'{name}: expected {n} rows, found {len(df)}')
+        twice = same[e] and item[e] == item[e+1]
+        raise DataError(expected('edges', 'distinct pairs sorted by (user, item)', f'({user[e]}, {item[e]}) '
+                                 + ('twice: sum repeated pairs first' if twice else 'before a smaller pair')))
 
 # %% ../../nbs/graph/01_interactions.ipynb #c6aaf758
 @patch(cls_method=True)
 def from_arrays(cls: InteractionGraph,
-    user: Iterable[int],                 # user index of each edge, (E,), any order
-    item: Iterable[int],                 # item index of each edge, (E,)
+    user: Iterable[int], # user index of each edge, (E,), any order
+    item: Iterable[int], # item index of each edge, (E,)
     weight: Iterable[float]|None = None, # (E,), 1 by default
-    purchased: Iterable[bool]|None = None, # (E,), all by default: an edge of a plain data set is what people chose
-    n_users: int|None = None,            # highest index + 1 by default, or as many as `user_ids`
-    n_items: int|None = None,            # the same for items
+    purchased: Iterable[bool]|None = None, # (E,), all by default
+    n_users: int|None = None, # highest index + 1 by default
+    n_items: int|None = None, # the same for items
     user_ids: IdMap|Iterable|None = None, # ids in the order of their indices (sorted); 0..n_users-1 by default
     item_ids: IdMap|Iterable|None = None, # the same for items
-    items: pd.DataFrame|None = None,     # what is known of the items, row i = item i
-    edges: pd.DataFrame|None = None,     # further columns, row e = pair e as given
-    scheme: str = 'unweighted',          # name of the rule that made the weights
+    items: pd.DataFrame|None = None, # what is known of the items, row i = item i
+    edges: pd.DataFrame|None = None, # further columns, row e = pair e as given
+    scheme: str = 'unweighted', # name of the rule that made the weights
 ) -> InteractionGraph: # edges sorted by (user, item)
-    "A graph from pairs in any order. Raises `DataError` for a repeated pair, an index out of range or a bad weight."
+    "Make a graph of pairs in any order. Raises `DataError` for a repeated pair, an index out of range or a bad weight."
     user, item = _index_array('user', user), _index_array('item', item)
     user_ids, item_ids = _id_map('user', user, n_users, user_ids), _id_map('item', item, n_items, item_ids)
     weight = np.ones(len(user), np.float32) if weight is None else np.asarray(weight, np.float32)
     purchased = np.ones(len(user), bool) if purchased is None else np.asarray(purchased, bool)
-    for name, a in (('item', item), ('weight', weight), ('purchased', purchased), ('edges', edges)):
-        if a is not None and len(a) != len(user):
-            raise DataError(f'{name}: expected {len(user)} entries, one a pair, found {len(a)}')
+    arrays, edges = _sorted_edges(user, item, weight, purchased, edges)
+    items = None if items is None else items.reset_index(drop=True)
+    return cls(*arrays, user_ids, item_ids, items, edges, scheme)
+
+# %% ../../nbs/graph/01_interactions.ipynb #36be7058
+def _sorted_edges(user, item, weight, purchased, edges) -> tuple[tuple[np.ndarray, ...], pd.DataFrame|None]:
+    "Arrays and further columns in the order of (user, item). Raises `DataError` if they differ in length."
+    for name, values in (('item', item), ('weight', weight), ('purchased', purchased), ('edges', edges)):
+        if values is not None and len(values) != len(user):
+            raise DataError(expected(name, f'{len(user)} entries, one a pair', len(values)))
+    arrays = user, item, weight, purchased
     if not ((user[1:] > user[:-1]) | ((user[1:] == user[:-1]) & (item[1:] > item[:-1]))).all():
         order = np.lexsort((item, user))
-        user, item, weight, purchased = user[order], item[order], weight[order], purchased[order]
-        edges = edges.iloc[order] if edges is not None else None
-    edges = edges.reset_index(drop=True) if edges is not None else None
-    items = items.reset_index(drop=True) if items is not None else None
-    return cls(user, item, weight, purchased, user_ids, item_ids, items, edges, scheme)
+        arrays, edges = tuple(a[order] for a in arrays), edges if edges is None else edges.iloc[order]
+    return arrays, edges if edges is None else edges.reset_index(drop=True)
 
 # %% ../../nbs/graph/01_interactions.ipynb #dc82703e
 def _index_array(name: str, values: Iterable[int]) -> np.ndarray:
@@ -142,9 +154,9 @@ def _index_array(name: str, values: Iterable[int]) -> np.ndarray:
     a = np.asarray(values if hasattr(values, '__len__') else list(values))
     if a.size == 0: return np.zeros(0, np.int32)
     if a.dtype.kind not in 'iu' or a.ndim != 1:
-        raise DataError(f'{name}: expected whole numbers, one a pair, found {a.dtype} {a.shape}')
+        raise DataError(expected(name, 'whole numbers, one a pair', f'{a.dtype} {a.shape}'))
     if a.min() < 0 or a.max() > np.iinfo(np.int32).max:
-        raise DataError(f'{name}: expected indices in 0..2147483647, found {a.min()}..{a.max()}')
+        raise DataError(expected(name, 'indices in 0..2147483647', f'{a.min()}..{a.max()}'))
     return np.ascontiguousarray(a, np.int32)
 
 def _id_map(name: str, index: np.ndarray, n: int|None, ids: IdMap|Iterable|None) -> IdMap:
@@ -155,54 +167,37 @@ def _id_map(name: str, index: np.ndarray, n: int|None, ids: IdMap|Iterable|None)
         given = list(ids)
         ids = IdMap(given)
         if ids.ids.tolist() != given:
-            raise DataError(
-                f'{name}_ids: expected ids in sorted order, because index i means the i-th smallest id, found {given[:3]}...'
-            )
-    if n is not None and n != len(ids):
-        raise DataError(f'{name}_ids: expected {n} ids, found {len(ids)}')
+            raise DataError(expected(f'{name}_ids', 'ids in sorted order, because index i means the i-th smallest id',
+                                     f'{given[:3]}...'))
+    if n is not None and n != len(ids): raise DataError(expected(f'{name}_ids', f'{n} ids', len(ids)))
     return ids
 
 # %% ../../nbs/graph/01_interactions.ipynb #bfa33a29
+#: customer, product, views, carts, purchases
+_TOY_EVENTS = [
+    ('ana', 'brush', 1, 0, 1), ('ana', 'cream', 2, 1, 1), ('ana', 'polish', 3, 0, 0), ('ben', 'brush', 1, 1, 1),
+    ('ben', 'lamp', 1, 1, 0), ('cleo', 'cream', 1, 0, 1), ('cleo', 'polish', 1, 1, 1), ('dan', 'comb', 2, 0, 0),
+    ('dan', 'lamp', 0, 1, 1)]
+
 def toy_graph(
     weighted: bool = True, # weights by events, or 1 on each edge
 ) -> InteractionGraph: # 4 users, 5 items, 9 edges, 6 of them purchased
-    "A shop small enough to check by hand."
-    rows = [
-        ('ana', 'brush', 1, 0, 1),
-        ('ana', 'cream', 2, 1, 1),
-        ('ana', 'polish', 3, 0, 0),
-        ('ben', 'brush', 1, 1, 1),
-        ('ben', 'lamp', 1, 1, 0),
-        ('cleo', 'cream', 1, 0, 1),
-        ('cleo', 'polish', 1, 1, 1),
-        ('dan', 'comb', 2, 0, 0),
-        ('dan', 'lamp', 0, 1, 1),
-    ]
-    df = pd.DataFrame(rows, columns=['user_id', 'product_id', 'n_view', 'n_cart', 'n_purchase'])
+    "Make a shop small enough to check by hand."
+    df = pd.DataFrame(_TOY_EVENTS, columns=['user_id', 'product_id', 'n_view', 'n_cart', 'n_purchase'])
     users, items = IdMap(df.user_id.unique()), IdMap(df.product_id.unique())
     weight = np.minimum(.01*df.n_view + .1*df.n_cart + df.n_purchase, 1)
     counts = df[['n_view', 'n_cart', 'n_purchase']].astype('int32')
     counts.insert(2, 'n_remove_from_cart', np.int32(0))
-    catalogue = pd.DataFrame(
-        {
-            'product_id': items.ids,
-            'name': ['Hair brush', None, 'Hand cream', 'UV lamp', 'Nail polish'],
-            'category_code': ['hair.brush', 'hair.comb', 'skin.cream', 'nail.lamp', 'nail.polish'],
-            'brand': ['kamm', 'kamm', 'zart', 'lux', 'lux'],
-            'price': [4.9, 1.5, 3.2, 25.0, 2.1],
-        }
-    )
+    catalogue = pd.DataFrame({
+        'product_id': items.ids,
+        'name': ['Hair brush', None, 'Hand cream', 'UV lamp', 'Nail polish'],
+        'category_code': ['hair.brush', 'hair.comb', 'skin.cream', 'nail.lamp', 'nail.polish'],
+        'brand': ['kamm', 'kamm', 'zart', 'lux', 'lux'],
+        'price': [4.9, 1.5, 3.2, 25., 2.1]})
     return InteractionGraph.from_arrays(
-        users.encode(df.user_id.tolist()),
-        items.encode(df.product_id.tolist()),
-        weight if weighted else None,
-        df.n_purchase > 0,
-        user_ids=users,
-        item_ids=items,
-        items=catalogue,
-        edges=counts,
-        scheme='sum' if weighted else 'unweighted',
-    )
+        users.encode(df.user_id.tolist()), items.encode(df.product_id.tolist()), weight if weighted else None,
+        df.n_purchase > 0, user_ids=users, item_ids=items, items=catalogue, edges=counts,
+        scheme='sum' if weighted else 'unweighted')
 
 # %% ../../nbs/graph/01_interactions.ipynb #1dac6156
 def random_graph(
@@ -214,24 +209,25 @@ def random_graph(
     purchased: float = .3,   # share of edges that are purchases
     skew: float = .6,        # popularity of the k-th item is (k+1)^-skew; 0 is uniform
 ) -> InteractionGraph: # ids are the integers 0..n-1
-    "A random graph with skewed popularity, for tests and timings. Raises `DataError` if so many pairs do not exist."
+    "Make a random graph with skewed popularity. Raises `DataError` if there are not enough pairs."
     if not 0 <= n_edges <= n_users*n_items:
-        raise DataError(f'n_edges: expected 0..{n_users*n_items} distinct pairs, found {n_edges}')
+        raise DataError(expected('n_edges', f'0..{n_users*n_items} distinct pairs', n_edges))
     draw = rng(seed, 'random_graph')
-    if n_edges*4 > n_users*n_items:
-        pairs = draw.permutation(n_users*n_items)[:n_edges]
-    else:
-        popularity = np.cumsum((np.arange(n_items)+1.)**-skew)
-        rank, pairs = draw.permutation(n_items), np.zeros(0, np.int64)
-        while len(pairs) < n_edges:
-            item = rank[np.searchsorted(popularity, draw.random(n_edges)*popularity[-1], side='right')]
-            pairs = np.unique(np.concatenate([pairs, draw.integers(0, n_users, n_edges)*n_items+item]))
-        pairs = draw.permutation(pairs)[:n_edges]
-    pairs = np.sort(pairs)
+    pairs = np.sort(_draw_pairs(draw, n_users, n_items, n_edges, skew))
     weight = 1-draw.random(n_edges, dtype=np.float32) if weighted else None
-    return InteractionGraph.from_arrays(
-        pairs // max(n_items, 1), pairs % max(n_items, 1), weight, draw.random(n_edges) < purchased, n_users, n_items
-    )
+    user, item = np.divmod(pairs, max(n_items, 1))
+    return InteractionGraph.from_arrays(user, item, weight, draw.random(n_edges) < purchased, n_users, n_items)
+
+# %% ../../nbs/graph/01_interactions.ipynb #3686efdd
+def _draw_pairs(draw: np.random.Generator, n_users: int, n_items: int, n_edges: int, skew: float) -> np.ndarray:
+    "Distinct pairs user * n_items + item, int64 (n_edges,)."
+    if n_edges*4 > n_users*n_items: return draw.permutation(n_users*n_items)[:n_edges]
+    popularity = np.cumsum((np.arange(n_items)+1.)**-skew)
+    rank, pairs = draw.permutation(n_items), np.zeros(0, np.int64)
+    while len(pairs) < n_edges:
+        item = rank[np.searchsorted(popularity, draw.random(n_edges)*popularity[-1], side='right')]
+        pairs = np.unique(np.concatenate([pairs, draw.integers(0, n_users, n_edges)*n_items+item]))
+    return draw.permutation(pairs)[:n_edges]
 
 # %% ../../nbs/graph/01_interactions.ipynb #245a1144
 def pairs_csr(
@@ -239,20 +235,20 @@ def pairs_csr(
     item: np.ndarray,       # item indices, (n,)
     shape: tuple[int, int], # (n_users, n_items)
 ) -> sparse.csr_array: # bool, sorted indices, each pair once
-    "Pairs as a boolean matrix."
+    "Make a boolean matrix of pairs."
     m = sparse.csr_array((np.ones(len(user), bool), (np.asarray(user), np.asarray(item))), shape=shape, dtype=bool)
     m.sum_duplicates()
     return m
 
 @patch
 def csr(self: InteractionGraph,
-    kind: Literal['seen', 'bought', 'weight'] = 'seen', # any edge, purchased edges, or weights
+    values: Literal['seen', 'bought', 'weight'] = 'seen', # any edge, purchased edges, or weights
 ) -> sparse.csr_array: # (n_users, n_items), bool for 'seen' and 'bought', float32 for 'weight'
-    "The user-item matrix R. Treat it as read-only: it may share memory with the graph."
-    if kind not in ('seen', 'bought', 'weight'):
-        raise DataError(f"kind: expected 'seen', 'bought' or 'weight', found {kind!r}")
-    ptr, item, data = self.user_ptr, self.item, self.weight if kind == 'weight' else np.ones(self.n_edges, bool)
-    if kind == 'bought':
+    "Give the user-item matrix R. Treat it as read-only: it may share memory with the graph."
+    if values not in ('seen', 'bought', 'weight'):
+        raise DataError(expected('values', "'seen', 'bought' or 'weight'", repr(values)))
+    ptr, item, data = self.user_ptr, self.item, self.weight if values == 'weight' else np.ones(self.n_edges, bool)
+    if values == 'bought':
         ptr, item = np.concatenate([[0], np.cumsum(self.purchased)])[ptr], item[self.purchased]
         data = data[:len(item)]
     if self.n_edges <= np.iinfo(np.int32).max: ptr = ptr.astype(np.int32)
@@ -265,45 +261,47 @@ def csr(self: InteractionGraph,
 def encode_pairs(self: InteractionGraph,
     pairs: pd.DataFrame, # columns user_id and product_id; others are kept in the rest
 ) -> tuple[sparse.csr_array, pd.DataFrame]: # bool (n_users, n_items) of pairs with both ids known, rows of the rest
-    "Pairs of ids as a matrix, and those that the graph cannot place. Raises `DataError` if ids are of another type than the graph's."
+    "Place pairs of ids in a matrix, and return the unknown ones. Raises `DataError` for ids of another type."
     for name, ids in (('user_id', self.user_ids), ('product_id', self.item_ids)):
         if name not in pairs:
-            raise DataError(f'pairs: expected columns user_id and product_id, found {list(pairs.columns)}')
+            raise DataError(expected('pairs', 'columns user_id and product_id', list(pairs.columns)))
         text = not pd.api.types.is_integer_dtype(pairs[name])
         if len(pairs) and len(ids) and text != ids.is_text:
-            raise DataError(
-                f'{name}: expected {"text" if ids.is_text else "integer"} ids as in the graph, found {pairs[name].dtype}: read them as the events are read'
-            )
+            wanted = f'{"text" if ids.is_text else "integer"} ids as in the graph'
+            raise DataError(expected(name, wanted, pairs[name].dtype, 'read them as the events are read'))
     user = self.user_ids.encode(pairs.user_id.to_numpy(), unknown='mask')
     item = self.item_ids.encode(pairs.product_id.to_numpy(), unknown='mask')
-    known = (user >= 0) & (item >= 0)
-    return pairs_csr(user[known], item[known], (self.n_users, self.n_items)), pairs[~known]
+    in_graph = (user >= 0) & (item >= 0)
+    return pairs_csr(user[in_graph], item[in_graph], (self.n_users, self.n_items)), pairs[~in_graph]
 
 # %% ../../nbs/graph/01_interactions.ipynb #7ed75d4c
 @patch
 def item_popularity(self: InteractionGraph,
-    kind: str = 'bought', # 'bought' or 'seen' (users), or a count column of `edges` such as 'n_view' (events)
+    by: str = 'bought', # 'bought' or 'seen' (users), or a count column of `edges` such as 'n_view' (events)
 ) -> np.ndarray: # int64 (n_items,)
-    "How popular each item is. Raises `DataError` for a kind that the graph does not have."
-    if kind == 'seen': return np.bincount(self.item, minlength=self.n_items)
-    if kind == 'bought':
+    "Count how popular each item is. Raises `DataError` for a count that the graph does not have."
+    if by == 'seen': return np.bincount(self.item, minlength=self.n_items)
+    if by == 'bought':
         return np.bincount(self.item[self.purchased], minlength=self.n_items)
-    counts = [c for c in (self.edges.columns if self.edges is not None else []) if c.startswith('n_')]
-    if kind not in counts:
-        raise DataError(f"kind: expected one of {', '.join(['bought', 'seen', *counts])}, found {kind!r}")
-    return np.bincount(self.item, weights=self.edges[kind], minlength=self.n_items).astype(np.int64)
+    if by not in self._counts():
+        raise DataError(expected('by', f"one of {', '.join(['bought', 'seen', *self._counts()])}", repr(by)))
+    return np.bincount(self.item, weights=self.edges[by], minlength=self.n_items).astype(np.int64)
+
+@patch
+def _counts(self: InteractionGraph) -> list[str]:
+    "Columns of `edges` that count events."
+    return [c for c in (self.edges.columns if self.edges is not None else []) if c.startswith('n_')]
 
 @patch
 def item_label(self: InteractionGraph,
     item: int, # item index
 ) -> str: # such as 'Nail polish (polish), 2.10'
-    "A short text for people: name, or brand and category; id; price."
+    "Describe an item for people: name, or brand and category; id; price."
     id = self.item_ids.decode([item])[0]
     row = self.items.iloc[item].dropna() if self.items is not None else {}
     words = [str(row['name'])] if 'name' in row else [str(row[c]) for c in ('brand', 'category_code') if c in row]
-    return (f'{" ".join(words)} ({id})' if words else f'item {id}') + (
-        f', {row["price"]:.2f}' if 'price' in row else ''
-    )
+    price = f', {row["price"]:.2f}' if 'price' in row else ''
+    return (f'{" ".join(words)} ({id})' if words else f'item {id}')+price
 
 # %% ../../nbs/graph/01_interactions.ipynb #7e4d144e
 @patch
@@ -311,14 +309,12 @@ def edges_of(self: InteractionGraph,
     user: int|None = None, # user index, or
     item: int|None = None, # item index
 ) -> np.ndarray: # int64, positions in `user`, `item`, `weight`, ...
-    "Edges of one node. Raises `DataError` unless exactly one node is named and exists."
+    "Find the edges of one node. Raises `DataError` unless exactly one node is named and exists."
     if (user is None) == (item is None):
-        raise DataError(f'node: expected user=... or item=..., found user={user} and item={item}')
+        raise DataError(expected('node', 'user=... or item=...', f'user={user} and item={item}'))
     index, n, name = (user, self.n_users, 'user') if item is None else (item, self.n_items, 'item')
     if not 0 <= index < n:
-        raise DataError(
-            f'{name}: expected an index in 0..{n - 1}, found {index}: `{name}_ids.encode` gives the index of an id'
-        )
+        raise DataError(expected(name, f'an index in 0..{n-1}', index, f'`{name}_ids.encode` gives the index of an id'))
     if item is None:
         return np.arange(self.user_ptr[user], self.user_ptr[user+1])
     order, ptr = self.item_order
@@ -329,10 +325,10 @@ def edges_of(self: InteractionGraph,
 def subset(self: InteractionGraph,
     keep: np.ndarray, # bool (E,), edges to keep
 ) -> InteractionGraph: # the same users and items, fewer edges
-    "The graph with some of its edges."
+    "Keep some of the edges and all nodes."
     keep = np.asarray(keep)
     if keep.dtype != bool or keep.shape != (self.n_edges,):
-        raise DataError(f'keep: expected bool ({self.n_edges},), found {keep.dtype} {keep.shape}')
+        raise DataError(expected('keep', f'bool ({self.n_edges},)', f'{keep.dtype} {keep.shape}'))
     edges = self.edges[keep].reset_index(drop=True) if self.edges is not None else None
     return InteractionGraph(self.user[keep], self.item[keep], self.weight[keep], self.purchased[keep],
                             self.user_ids, self.item_ids, self.items, edges, self.scheme)
@@ -342,7 +338,7 @@ def count_newer(
     ptr: np.ndarray,  # int64 (n_users+1,), where each user's edges begin
     when: np.ndarray, # (E,) numbers or times, larger is newer
 ) -> np.ndarray: # int32 (E,)
-    "How many edges of the same user are newer than each."
+    "Count the edges of the same user that are newer than each."
     user = np.repeat(np.arange(len(ptr)-1), np.diff(ptr))
     order = np.lexsort((when, user))
     last = np.ones(len(order), bool)
@@ -355,43 +351,29 @@ def count_newer(
 # %% ../../nbs/graph/01_interactions.ipynb #1fa621c8
 @patch
 def to_pyg(self: InteractionGraph) -> Any: # torch_geometric.data.Data
-    "The graph as PyG `Data`: edge_index int64 (2, 2E), edge_weight float32 (2E,), purchased bool (2E,), n_users, n_items."
+    "Give PyG `Data`: edge_index int64 (2, 2E), edge_weight float32 (2E,), purchased bool (2E,), n_users, n_items."
     import torch
     from torch_geometric.data import Data
-    user, item = (
-        torch.from_numpy(self.user.astype(np.int64)),
-        torch.from_numpy(self.item.astype(np.int64)) + self.n_users,
-    )
+    user, item = (torch.from_numpy(index.astype(np.int64)) for index in (self.user, self.item))
+    item = item+self.n_users
     return Data(
         edge_index=torch.stack([torch.cat([user, item]), torch.cat([item, user])]),
-        edge_weight=torch.from_numpy(np.tile(self.weight, 2)),
-        purchased=torch.from_numpy(np.tile(self.purchased, 2)),
-        num_nodes=self.n_users + self.n_items,
-        n_users=self.n_users,
-        n_items=self.n_items,
-    )
+        edge_weight=torch.from_numpy(np.tile(self.weight, 2)), purchased=torch.from_numpy(np.tile(self.purchased, 2)),
+        num_nodes=self.n_users+self.n_items, n_users=self.n_users, n_items=self.n_items)
 
 @patch
 def to_hetero(self: InteractionGraph) -> Any: # torch_geometric.data.HeteroData
-    "The graph as PyG `HeteroData`: nodes `user` and `item`, edges `interacts` and `rev_interacts` with weight, purchased and event counts."
+    "Give PyG `HeteroData`: nodes `user`, `item`; edges `interacts`, `rev_interacts` with weight, flag, event counts."
     import torch
     from torch_geometric.data import HeteroData
-    data = HeteroData()
+    data, copy = HeteroData(), lambda values: torch.from_numpy(np.array(values))
     data['user'].num_nodes, data['item'].num_nodes = self.n_users, self.n_items
     index = torch.from_numpy(np.stack([self.user, self.item]).astype(np.int64))
-    counts = [c for c in (self.edges.columns if self.edges is not None else []) if c.startswith('n_')]
-    for a, name, b, edge_index in (
-        ('user', 'interacts', 'item', index),
-        ('item', 'rev_interacts', 'user', index.flip(0)),
-    ):
-        store = data[a, name, b]
-        store.edge_index, store.edge_weight, store.purchased = (
-            edge_index,
-            torch.from_numpy(self.weight.copy()),
-            torch.from_numpy(self.purchased.copy()),
-        )
-        for c in counts:
-            store[c] = torch.from_numpy(self.edges[c].to_numpy(copy=True))
+    for edge_type, edge_index in (
+        (('user', 'interacts', 'item'), index), (('item', 'rev_interacts', 'user'), index.flip(0))):
+        store = data[edge_type]
+        store.edge_index, store.edge_weight, store.purchased = edge_index, copy(self.weight), copy(self.purchased)
+        for column in self._counts(): store[column] = copy(self.edges[column])
     return data
 
 # %% ../../nbs/graph/01_interactions.ipynb #08b059e1
@@ -402,7 +384,8 @@ def neighbourhood(self: InteractionGraph,
     hops: int = 2,         # how far; 2 from a user: items, then their users
     max_nodes: int = 200,  # the most nodes, the start included
 ) -> Any: # networkx.Graph, nodes ('user', u) and ('item', i)
-    "What is around a node, for networkx: nodes have kind, index, id, label, hop; edges weight, purchased and counts; graph['cut'] counts dropped nodes."
+    """Give what is around a node to networkx: nodes have kind, index, id, label, hop; edges weight, purchased, counts;
+    graph['cut'] counts dropped nodes."""
     self.edges_of(user, item)
     kind, cut = ('user' if item is None else 'item'), 0
     hop_of = {(kind, int(user if item is None else item)): 0}
@@ -423,19 +406,17 @@ def neighbourhood(self: InteractionGraph,
 def _networkx(graph: InteractionGraph, hop_of: dict, cut: int) -> Any:
     "networkx graph of the nodes in `hop_of` and all edges between them."
     import networkx as nx
-    out = nx.Graph(cut=cut)
+    out, counts = nx.Graph(cut=cut), graph._counts()
     for (kind, i), hop in hop_of.items():
         id = (graph.user_ids if kind == 'user' else graph.item_ids).ids[i]
-        out.add_node(
-            (kind, i), kind=kind, index=i, id=id, label=graph.item_label(i) if kind == 'item' else f'user {id}', hop=hop
-        )
-    counts = [c for c in (graph.edges.columns if graph.edges is not None else []) if c.startswith('n_')]
+        label = graph.item_label(i) if kind == 'item' else f'user {id}'
+        out.add_node((kind, i), kind=kind, index=i, id=id, label=label, hop=hop)
     for kind, u in [n for n in hop_of if n[0] == 'user']:
         for e in graph.edges_of(user=u):
             node = 'item', int(graph.item[e])
             if node in hop_of:
                 out.add_edge((kind, u), node, weight=float(graph.weight[e]), purchased=bool(graph.purchased[e]),
-                                            **{c: int(graph.edges[c].iloc[e]) for c in counts})
+                             **{c: int(graph.edges[c].iloc[e]) for c in counts})
     return out
 
 # %% ../../nbs/graph/01_interactions.ipynb #e7f03a51
@@ -453,19 +434,11 @@ def draw_graph(
         nx.draw_networkx_nodes(view, pos, nodes, node_color=color, node_size=130, ax=ax)
     for flag, style in ((True, '-'), (False, '--')):
         es = [(a, b) for a, b, d in view.edges(data=True) if d['purchased'] == flag]
-        nx.draw_networkx_edges(
-            view, pos, es, width=[0.8 + 2 * view.edges[e]['weight'] for e in es], style=style, edge_color='gray', ax=ax
-        )
+        width = [.8+2*view.edges[e]['weight'] for e in es]
+        nx.draw_networkx_edges(view, pos, es, width=width, style=style, edge_color='gray', ax=ax)
     for n, (x, y) in pos.items():
-        ax.annotate(
-            view.nodes[n]['label'],
-            (x, y),
-            (9 if x else -9, 0),
-            textcoords='offset points',
-            va='center',
-            ha='left' if x else 'right',
-            fontsize=9,
-        )
+        ax.annotate(view.nodes[n]['label'], (x, y), (9 if x else -9, 0), textcoords='offset points', va='center',
+                    ha='left' if x else 'right', fontsize=9)
     ax.set_xlim(-.5, 1.9)
     ax.set_axis_off()
     return ax
@@ -475,7 +448,7 @@ def plot_degrees(
     graph: InteractionGraph,
     ax: Any = None, # matplotlib axes; new ones by default
 ) -> Any: # the axes
-    "Users and items with at least k edges, against k, on logarithmic axes."
+    "Plot how many users and items have at least k edges, on logarithmic axes."
     import matplotlib.pyplot as plt
     if ax is None: ax = plt.subplots(figsize=(5.5, 3.2))[1]
     for name, index, n in (('users', graph.user, graph.n_users), ('items', graph.item, graph.n_items)):
@@ -499,37 +472,31 @@ def save(self: InteractionGraph,
     folder = Path(folder)
     other = sorted(p.name for p in folder.iterdir() if p.name not in GRAPH_FILES) if folder.is_dir() else []
     if other:
-        raise ArtifactError(
-            f'expected an empty folder or a graph in {folder}, found {", ".join(other[:3])}: save to a folder of its own'
-        )
+        raise ArtifactError(expected(str(folder), 'an empty folder or a graph', ', '.join(other[:3]),
+                                     'save to a folder of its own'))
     with atomic_path(folder) as tmp:
         tmp.mkdir()
-        edges = {'user': self.user, 'item': self.item, 'weight': self.weight, 'purchased': self.purchased}
-        write_table(
-            pd.DataFrame({**edges, **(dict(self.edges.items()) if self.edges is not None else {})}),
-            tmp / 'edges.parquet',
-            'edges',
-        )
-        write_table(
-            pd.DataFrame({'user': np.arange(self.n_users, dtype=np.int32), 'user_id': self.user_ids.ids}),
-            tmp / 'users.parquet',
-            'users',
-        )
-        items = {'item': np.arange(self.n_items, dtype=np.int32), 'product_id': self.item_ids.ids}
-        more = self.items.drop(columns='product_id', errors='ignore') if self.items is not None else {}
-        write_table(pd.DataFrame({**items, **dict(more.items())}), tmp/'items.parquet', 'items')
+        for name, columns in self._tables().items():
+            write_table(pd.DataFrame(columns), tmp/f'{name}.parquet', name)
         counts = {'n_users': self.n_users, 'n_items': self.n_items, 'n_edges': self.n_edges}
         files = {name: file_hash(tmp/name) for name in GRAPH_FILES[:3]}
-        write_json(
-            {'kind': 'graph', 'layout': 1, **counts, 'scheme': self.scheme, 'hash': self.hash, 'files': files, **facts},
-            tmp / 'graph.json',
-        )
+        about = {'kind': 'graph', 'layout': 1, **counts, 'scheme': self.scheme, 'hash': self.hash, 'files': files}
+        write_json({**about, **facts}, tmp/'graph.json')
+
+# %% ../../nbs/graph/01_interactions.ipynb #7398418a
+@patch
+def _tables(self: InteractionGraph) -> dict[str, dict]:
+    "Name and columns of each table on disk."
+    edges = {'user': self.user, 'item': self.item, 'weight': self.weight, 'purchased': self.purchased}
+    if self.edges is not None: edges |= dict(self.edges.items())
+    users = {'user': np.arange(self.n_users, dtype=np.int32), 'user_id': self.user_ids.ids}
+    items = {'item': np.arange(self.n_items, dtype=np.int32), 'product_id': self.item_ids.ids}
+    if self.items is not None: items |= dict(self.items.drop(columns='product_id', errors='ignore').items())
+    return {'edges': edges, 'users': users, 'items': items}
 
 # %% ../../nbs/graph/01_interactions.ipynb #a7116f9f
-def _stale(path: Path, expected: str, found: str) -> ArtifactError:
-    return ArtifactError(
-        f'expected {expected} in {path}, found {found}: run `dvc repro --force graph_build` to write it again'
-    )
+def _stale(path: Path, wanted: str, found: str) -> ArtifactError:
+    return ArtifactError(expected(str(path), wanted, found, 'run `dvc repro --force graph_build` to write it again'))
 
 @patch(cls_method=True)
 def load(cls: InteractionGraph,
@@ -537,20 +504,13 @@ def load(cls: InteractionGraph,
     extras: bool = True,  # read the edges' further columns (event counts, times) as well
 ) -> InteractionGraph:
     "Read a graph. Raises `ArtifactError` naming stage graph_build if a file is missing, damaged or of another graph."
-    folder, tables = Path(folder), {}
+    folder = Path(folder)
     facts = read_json(folder/'graph.json', 'graph_build')
     if not isinstance(facts, dict) or facts.get('kind') != 'graph' or facts.get('layout') != 1:
         raise _stale(folder/'graph.json', 'a graph (layout 1)', 'another file')
-    for name, columns in (
-        ('edges', None if extras else ['user', 'item', 'weight', 'purchased']),
-        ('users', None),
-        ('items', None),
-    ):
-        path = folder/f'{name}.parquet'
-        check_table(path, name, 'graph_build')
-        if file_hash(path) != facts.get('files', {}).get(path.name):
-            raise _stale(path, f'the {name} that graph.json names', 'damage or a file of another graph')
-        tables[name] = read_table(path, name, 'graph_build', columns)
+    edges = None if extras else ['user', 'item', 'weight', 'purchased']
+    tables = {name: _read_part(folder, name, facts, edges if name == 'edges' else None)
+              for name in ('edges', 'users', 'items')}
     try: graph = _assemble(cls, facts, **tables)
     except (DataError, KeyError, AttributeError, TypeError, ValueError) as err:
         raise _stale(folder, 'a whole graph', str(err)) from None
@@ -558,24 +518,29 @@ def load(cls: InteractionGraph,
         raise _stale(folder/'graph.json', f'hash {graph.hash[:12]} of the tables', str(facts.get('hash'))[:12])
     return graph
 
+# %% ../../nbs/graph/01_interactions.ipynb #fa3ec84c
+def _read_part(folder: Path, name: str, facts: dict, columns: list[str]|None) -> pd.DataFrame:
+    "One table of a graph, if it is the one that graph.json names."
+    path = folder/f'{name}.parquet'
+    check_table(path, name, 'graph_build')
+    if file_hash(path) != facts.get('files', {}).get(path.name):
+        raise _stale(path, f'the {name} that graph.json names', 'damage or a file of another graph')
+    return read_table(path, name, 'graph_build', columns)
+
 # %% ../../nbs/graph/01_interactions.ipynb #2c7bc93a
 def _assemble(cls, facts: dict, edges: pd.DataFrame, users: pd.DataFrame, items: pd.DataFrame) -> InteractionGraph:
-    "A graph from its tables. Raises `DataError` where they disagree with `facts` or among themselves."
+    "A graph from its tables. Raises `DataError` if they disagree with `facts` or among themselves."
     for name, table in (('n_users', users), ('n_items', items), ('n_edges', edges)):
         if len(table) != facts.get(name):
             raise DataError(f'{len(table)} rows where graph.json has {name} {facts.get(name)}')
     ids = []
     for table, index, id in ((users, 'user', 'user_id'), (items, 'item', 'product_id')):
         ids.append(IdMap(table[id]))
-        if not np.array_equal(table[index], np.arange(len(table))) or not np.array_equal(
-            ids[-1].ids, table[id].to_numpy()
-        ):
+        in_order = np.array_equal(table[index], np.arange(len(table)))
+        if not in_order or not np.array_equal(ids[-1].ids, table[id].to_numpy()):
             raise DataError(f'{id}s out of order')
-    more = edges.drop(columns=['user', 'item', 'weight', 'purchased'])
-    return cls(
-        *(edges[c].to_numpy() for c in ('user', 'item', 'weight', 'purchased')),
-        *ids,
-        items.drop(columns='item') if items.shape[1] > 2 else None,
-        more if more.shape[1] else None,
-        facts['scheme'],
-    )
+    arrays = ['user', 'item', 'weight', 'purchased']
+    more = edges.drop(columns=arrays)
+    catalogue = items.drop(columns='item') if items.shape[1] > 2 else None
+    extras = more if more.shape[1] else None
+    return cls(*(edges[c].to_numpy() for c in arrays), *ids, catalogue, extras, facts['scheme'])

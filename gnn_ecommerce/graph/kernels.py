@@ -42,7 +42,7 @@ def jit(
     except RuntimeError: return numba.njit(**options)(fn) # no folder can be written to
 
 def load_compiler():
-    "Load what numba needs before its first compilation: half a second that a program with a waiting user spends at its start."
+    "Load what numba needs to compile: half a second that a program had better spend at its start."
     if not HAS_NUMBA: return
     from numba.core.registry import cpu_target
     cpu_target.typing_context.refresh()
@@ -58,7 +58,7 @@ def run_blocks(
     bounds: list[int], # b_0 < b_1 < ...: ranges b_0..b_1, b_1..b_2, ...
     *args,
 ):
-    "Call a kernel on each range, on as many threads as torch has; a thread takes the next range when it is done with one."
+    "Call a kernel on each range, on as many threads as torch has."
     count, single = itertools.count(), _own_threads.depth > 0
     def work(helper=False):
         if helper and single: torch.set_num_threads(1)
@@ -112,7 +112,7 @@ def csr_arrays(
 
 # %% ../../nbs/graph/02_kernels.ipynb #c5d1a020
 def _vector_columns(width: int, most: int = 128) -> list[list[tuple[int, int]]]:
-    "Columns 0..width-1 as vectors (first column, floats), in groups of at most `most` columns that share a pass over a row."
+    "Columns 0..width-1 as vectors (first column, floats), in groups of up to `most` columns, each a pass over a row."
     groups, first = [], 0
     while first < width:
         if first % most == 0: groups.append([])

@@ -18,31 +18,23 @@ def degree_power(
     degree: np.ndarray, # (n,) sums of weights
     exponent: float,    # negative as a rule
 ) -> np.ndarray: # float32 (n,)
-    "degree^exponent, 0 where the degree is 0."
+    "Raise degrees to a power; 0 stays 0."
     return np.where(degree > 0, np.where(degree > 0, degree, 1.)**exponent, 0).astype(np.float32)
 
 def degrees(
     r: sp.csr_array, # (n_users, n_items)
 ) -> tuple[np.ndarray, np.ndarray]: # float64 (n_users,) and (n_items,)
-    "Row and column sums."
+    "Sum rows and columns."
     row = np.repeat(np.arange(r.shape[0]), np.diff(r.indptr))
-    return np.bincount(row, weights=r.data, minlength=r.shape[0]), np.bincount(
-        r.indices, weights=r.data, minlength=r.shape[1]
-    )
+    return tuple(np.bincount(index, weights=r.data, minlength=n) for index, n in zip((row, r.indices), r.shape))
 
 def normalized(
     r: sp.csr_array, # (n_users, n_items)
 ) -> sp.csr_array: # float32, same structure
-    "D_u^-1/2 R D_i^-1/2."
+    "Compute D_u^-1/2 R D_i^-1/2."
     du, di = degrees(r)
-    return sp.csr_array(
-        (
-            r.data * np.repeat(degree_power(du, -0.5), np.diff(r.indptr)) * degree_power(di, -0.5)[r.indices],
-            r.indices,
-            r.indptr,
-        ),
-        shape=r.shape,
-    )
+    data = r.data*np.repeat(degree_power(du, -.5), np.diff(r.indptr))*degree_power(di, -.5)[r.indices]
+    return sp.csr_array((data, r.indices, r.indptr), shape=r.shape)
 
 # %% ../../nbs/graph/04_spectral.ipynb #3298b9f5
 _ALL_ROWS = np.zeros(0, np.int64)
@@ -79,37 +71,27 @@ class Walk:
 
 # %% ../../nbs/graph/04_spectral.ipynb #8da97474
 def truncated_svd(
-    matrix: sp.csr_array, # A (n, m)
-    rank: int,            # singular triplets wanted; fewer come where A has fewer
-    seed: int = 0,        # of the first subspace
-    tol: float = 1e-3,    # largest residual of A^T A v = lambda v, as a share of the smallest lambda wanted
-    rounds: int = 40,     # most rounds of subspace iteration
-    numba: bool = HAS_NUMBA, # fast steps, or SciPy's
+    matrix: sp.csr_array, # (n, m)
+    rank: int,            # triplets wanted; fewer come if A has fewer
+    seed: int = 0,        # of the start
+    tol: float = 1e-3,    # largest residual of A^T A v = lambda v, as a share of the last lambda
+    rounds: int = 40,     # of subspace iteration, at most
+    numba: bool = HAS_NUMBA,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # float32 U (n, r), s (r,) descending, V (m, r)
-    "Leading singular triplets, accurate and repeatable. Raises `GnnEcommerceError` if it does not converge."
+    "Compute the leading singular triplets, repeatably. Raises `GnnEcommerceError` if it does not converge."
     rank = min(rank, *matrix.shape)
     width = Walk.width*-(-(rank+max(Walk.width, rank//2))//Walk.width)
-    if rank == 0 or matrix.nnz == 0:
-        return (
-            np.zeros((matrix.shape[0], 0), np.float32),
-            np.zeros(0, np.float32),
-            np.zeros((matrix.shape[1], 0), np.float32),
-        )
-    if min(matrix.shape) <= max(3*width, 1024): return _small_svd(matrix, rank)
+    if rank == 0 or matrix.nnz == 0 or min(matrix.shape) <= max(3*width, 1024): return _small_svd(matrix, rank)
     walk = Walk(sp.csr_array(matrix, dtype=np.float32), numba)
     v = _filtered(walk, rng(seed, 'svd').standard_normal((matrix.shape[1], width), np.float32), 1., 0)
     for _ in range(rounds):
         values, v, residual = _rayleigh_ritz(walk, v, rank)
-        if residual <= tol*values[rank-1]:
-            return _triplets(matrix, values[:rank], v[:, :rank])
+        if residual <= tol*values[rank-1]: return _triplets(matrix, values[:rank], v[:, :rank])
         steepness = np.arccosh(np.sqrt(values[0]/values[-1]))
         v = _filtered(walk, v, values[-1], int(np.clip(np.log(2e8)/(2*steepness+.1), 1, 20)))
-    # many equal values, as of a graph in pieces
-    if rounds >= 40 and min(matrix.shape) <= 4096:
-        return _small_svd(matrix, rank)
-    raise GnnEcommerceError(
-        f'svd: expected residuals below {tol:g} after {rounds} rounds, found {residual / values[rank - 1]:.2g}: ask for a smaller rank or a larger tol'
-    )
+    if rounds >= 40 and min(matrix.shape) <= 4096: return _small_svd(matrix, rank) # many equal values
+    raise GnnEcommerceError(expected('svd', f'residuals below {tol:g} after {rounds} rounds',
+                                     f'{residual/values[rank-1]:.2g}', 'ask for a smaller rank or a larger tol'))
 
 # %% ../../nbs/graph/04_spectral.ipynb #1fa8e120
 def _triplets(matrix, values, v) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -121,6 +103,8 @@ def _triplets(matrix, values, v) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _small_svd(matrix, rank) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "All at once: eigenvectors of the smaller of A^T A and A A^T, in float64."
+    if rank == 0 or matrix.nnz == 0:
+        return tuple(np.zeros(shape, np.float32) for shape in ((matrix.shape[0], 0), 0, (matrix.shape[1], 0)))
     a = sp.csr_array(matrix, dtype=np.float64)
     wide = a.shape[0] < a.shape[1]
     n = min(a.shape)
@@ -145,8 +129,9 @@ def _filtered(walk: Walk, v: np.ndarray, bound: float, m: int) -> np.ndarray: # 
         out[:, part] = items
     return out
 
+# %% ../../nbs/graph/04_spectral.ipynb #a1cc546c
 def _rayleigh_ritz(walk: Walk, v: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, float]:
-    "Best approximations to eigenpairs of A^T A in the span of v, largest first, and the largest residual of the first `rank`."
+    "The best eigenpairs of A^T A in the span of v, largest first, and the largest residual of the first `rank`."
     v = v/np.linalg.norm(v, axis=0)
     image = _filtered(walk, v, 1., 0)
     gram, ritz = np.zeros((2, v.shape[1], v.shape[1]))

@@ -80,7 +80,7 @@ def sentence(
     reason: Literal['products', 'seen', 'self', 'bias', 'nothing'],
     event_types: Sequence[str] = (), # what the customer did with each product that is named
     names: Sequence[str] = (),       # the products' names
-    share: float = np.nan,           # their share of the score (of 'self' and 'bias': that of the embedding); said if in (0, 1]
+    share: float = np.nan,           # of the score that they ('self', 'bias': the embedding) have; said if in (0, 1]
     others: str = '',                # for 'products': what is said about other customers
 ) -> str: # 'Because you bought ... (62 % of the score).'
     "Say in one line why a product was recommended."

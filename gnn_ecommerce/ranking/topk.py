@@ -80,7 +80,7 @@ class TopK:
     def __init__(self,
         n: int, # users
         k: int, # items to keep for each
-        backend: Literal['auto', 'numba', 'torch'] = 'auto', # 'auto': numba if it is installed and the scores are on the CPU
+        backend: Literal['auto', 'numba', 'torch'] = 'auto', # 'auto': numba if installed, for scores on the CPU
         device: str|torch.device = 'cpu', # where the scores are
     ):
         self.n, self.k, self.numba = n, check_k(k), _chooses_numba(backend, device)
@@ -103,7 +103,8 @@ def _chooses_numba(backend: str, device: str|torch.device) -> bool:
     if backend not in ('auto', 'numba', 'torch'):
         raise GnnEcommerceError(expected('backend', "'auto', 'numba' or 'torch'", repr(backend)))
     if backend == 'numba' and not HAS_NUMBA:
-        raise GnnEcommerceError(expected('backend', 'numba to be installed', 'it missing', "install it or take backend='torch'"))
+        raise GnnEcommerceError(expected('backend', 'numba to be installed', 'it missing',
+                                         "install it or take backend='torch'"))
     return backend == 'numba' or (backend == 'auto' and HAS_NUMBA and torch.device(device).type == 'cpu')
 
 def check_k(k) -> int:
@@ -145,8 +146,8 @@ def _update_torch(self: TopK, block, columns, ptr, masked):
 
 # %% ../../nbs/ranking/01_topk.ipynb #52946b07
 @patch
-def result(self: TopK) -> tuple[np.ndarray, np.ndarray]: # int32 (n, k) items, float32 (n, k) scores; -1 and NaN if there are no more
-    "Give the best items so far, best first."
+def result(self: TopK) -> tuple[np.ndarray, np.ndarray]: # int32 (n, k) items, float32 (n, k) scores
+    "Give the best items so far, best first; -1 and NaN if there are no more."
     if self.numba:
         order = np.lexsort((self.items, -self.scores), axis=1)
         items, scores = np.take_along_axis(self.items, order, 1), np.take_along_axis(self.scores, order, 1)
@@ -164,7 +165,7 @@ def topk(
     exclude: sp.csr_matrix|None = None,   # (n, m), true if an item must not come
     backend: Literal['auto', 'numba', 'torch'] = 'auto', # how to compute it; results are equal
 ) -> tuple[np.ndarray, np.ndarray]: # int32 (n, k) columns, -1 pads; float32 (n, k) scores, NaN pads
-    "Find the k largest of each row, best first, ties by lower column. Raises `GnnEcommerceError` for NaN or infinite scores."
+    "Find the k largest of each row, best first, ties by lower column. Raises `GnnEcommerceError` for NaN or infinity."
     if scores.ndim != 2:
         raise GnnEcommerceError(expected('scores', 'a matrix (n, m)', f'shape {tuple(scores.shape)}'))
     if exclude is not None and exclude.shape != tuple(scores.shape):
@@ -238,7 +239,7 @@ def offer_allowed(row, n, columns, allowed, masked, scores, items):
 
 @jit
 def _rank_task(x, first, last, panels, a, b, allowed, ptr, masked, scores, items):
-    "Users `first` to `last` against panels `a` to `b`: products, and what beats the heap's worst entry enters the heap."
+    "Offer the users `first` to `last` their scores for the items of panels `a` to `b`."
     out = np.empty((4, 64), np.float32)
     for p in range(a, b):
         columns = panels.items[p*64:(p+1)*64]
@@ -253,6 +254,7 @@ def _rank_task(x, first, last, panels, a, b, allowed, ptr, masked, scores, items
                     mine = masked[ptr[u]:ptr[u+1]]
                     offer_allowed(out[q], len(columns), columns, allowed, mine, scores[u], items[u])
 
+# %% ../../nbs/ranking/01_topk.ipynb #52946b11
 @jit(parallel=True)
 def _rank_panels(x, n, panels, allowed, ptr, masked, scores, items):
     "Heaps (segments, n, k) of n users over the items of some panels; `x` holds the users' rows and at least 3 more."
@@ -262,7 +264,6 @@ def _rank_panels(x, n, panels, allowed, ptr, masked, scores, items):
         a, b = s*m//segments, (s+1)*m//segments
         _rank_task(x, first, min(n, first+128), panels, a, b, allowed, ptr, masked, scores[s], items[s])
 
-# %% ../../nbs/ranking/01_topk.ipynb #52946b11
 def rank_panels(
     rows: np.ndarray,    # float32 (n, d) users' embeddings
     panels: Panels,      # items
