@@ -21,8 +21,8 @@ from safetensors.numpy import save_file
 from .models.catalogue import Catalogue, choose_content_weight, split_sessions
 from .models.checkpoint import git_commit, library_versions, load_model
 from gnn_ecommerce.core import (
-    ArtifactError, IdMap, ProjectPaths, StageSettings, UnknownIdError, file_hash, load_settings, progress, project_root,
-    read_json, read_table, resolve_params, rng, write_json
+    ArtifactError, IdMap, ProjectPaths, StageSettings, UnknownIdError, expected, file_hash, load_settings, progress,
+    project_root, read_json, read_table, resolve_params, rng, write_json
 )
 from .ranking.evaluation import ranking_metrics
 from .data.event_profile import Profile
@@ -33,8 +33,9 @@ from .ranking.recommender import Popular
 # %% auto #0
 __all__ = ['LISTED', 'SCHEMA', 'MANIFEST', 'BundleSettings', 'map_tensors', 'MappedIds', 'ScaledRows', 'stored', 'as_used',
            'bundle_arrays', 'top_lists', 'write_bundle', 'read_manifest', 'Bundle', 'open_bundle', 'build_bundle',
-           'precision_loss', 'bundle_path', 'bundles', 'pointed', 'read_pointer', 'locate_bundle', 'newest', 'diff',
-           'content_weight', 'read_sessions', 'data_revisions', 'training_profile', 'prune', 'run_bundle']
+           'precision_loss', 'bundle_path', 'bundles', 'pointed', 'read_pointer', 'latest_bundle', 'find_bundle',
+           'newest', 'locate_bundle', 'diff', 'read_sessions', 'content_weight', 'data_revisions', 'training_profile',
+           'prune', 'bundle_metrics', 'run_bundle']
 
 # %% ../nbs/07_bundle.ipynb #13c66fff
 #: customers up to whose number lists are ranked in advance where the settings leave it open
@@ -107,6 +108,7 @@ def map_tensors(
             f'expected tensors in {path}, found a damaged or foreign file ({err}): build the bundle again'
         ) from None
 
+# %% ../nbs/07_bundle.ipynb #5bc8dcbe
 def _view(data: np.ndarray, dtype: str, shape: list, data_offsets: list) -> np.ndarray:
     "One array in the mapped bytes."
     (a, b), kind = data_offsets, np.dtype(_TYPES[dtype])
@@ -123,6 +125,7 @@ class _Texts:
     def __getitem__(self, i):
         return bytes(self.data[self.start[i]:self.start[i+1]])
 
+# %% ../nbs/07_bundle.ipynb #8cee6254
 class MappedIds:
     "Ids <-> indices 0..n-1 as `IdMap`, over arrays that may be memory-mapped."
     def __init__(self,
@@ -190,6 +193,7 @@ def _find_integers(self: MappedIds, ids: np.ndarray) -> np.ndarray: # int32 (n,)
     at = np.minimum(self.values.searchsorted(ids), len(self)-1)
     return np.where(self.values[at] == ids, at, -1).astype(np.int32)
 
+# %% ../nbs/07_bundle.ipynb #d40a0af2
 @patch
 def decode(self: MappedIds, index: Iterable[int]) -> np.ndarray:
     "Ids of indices."
@@ -263,6 +267,7 @@ def bundle_arrays(
     )
     return {'model': {k: v for k, v in both.items() if not user_side(k)}, 'users': users, 'items': items}, facts
 
+# %% ../nbs/07_bundle.ipynb #8e7cebfa
 def top_lists(
     scorer: Scorer,
     hidden: sp.csr_array, # bool (n_users, n_items)
@@ -378,6 +383,7 @@ def read_manifest(
         _check_file(path/name, facts, check)
     return manifest
 
+# %% ../nbs/07_bundle.ipynb #8ac7d28b
 def _check_file(path: Path, facts: dict, check: str):
     "Raise `ArtifactError` unless a file is what the manifest says."
     where = f'{path.parent.name}/{path.name}'
@@ -464,6 +470,7 @@ def open_bundle(
         raise ArtifactError(f'expected {wrong} in {path.name}: build the bundle again')
     return Bundle(path, manifest, arrays)
 
+# %% ../nbs/07_bundle.ipynb #9764993c
 def _misfit(a: dict[str, np.ndarray], m: dict) -> str|None:
     "What does not fit in a bundle's arrays, or None."
     try: u, i, d, score = m['n_users'], m['n_items'], m['dim'], m['score']
@@ -547,6 +554,7 @@ def build_bundle(
     )
     return open_bundle(path)
 
+# %% ../nbs/07_bundle.ipynb #c05659b5
 def precision_loss(
     exact: Scorer, small: Scorer,
     hidden: sp.csr_array,      # bool (n_users, n_items)
@@ -585,83 +593,95 @@ def bundle_path(
     "The folder of a bundle of that name. Raises `ArtifactError` for what is no name, or leads elsewhere."
     folder = Path(folder)
     if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9_-]{0,63}', name):
-        raise ArtifactError(f'bundle: expected a name such as 0123456789abcdef, found {name[:80]!r}')
+        raise ArtifactError(expected('bundle', 'a name such as 0123456789abcdef', repr(name[:80])))
     path = folder/name
     if not path.is_dir() or path.resolve().parent != folder.resolve():
-        raise ArtifactError(f'bundle: expected one of the bundles in {folder.name}, found no {name!r}')
+        raise ArtifactError(expected('bundle', f'one of the bundles in {folder.name}', f'no {name!r}'))
     return path
+
+def _manifest_of(path: Path) -> dict|None:
+    "A manifest as it stands; None if the file is none, or belongs to another folder."
+    try: manifest = json.loads(path.read_text(encoding='utf8'))
+    except (ValueError, OSError): return None
+    if not isinstance(manifest, dict) or manifest.get('kind') != 'bundle': return None
+    return manifest if manifest.get('bundle') == path.parent.name else None
 
 def bundles(
     folder: str|Path, # where bundles are
 ) -> list[dict]: # manifests, newest first; unchecked
-    "What bundles there are."
-    found = []
-    for path in Path(folder).glob(f'[!.]*/{MANIFEST}'):
-        try: manifest = json.loads(path.read_text(encoding='utf8'))
-        except (ValueError, OSError): continue
-        if (
-            isinstance(manifest, dict)
-            and manifest.get('kind') == 'bundle'
-            and manifest.get('bundle') == path.parent.name
-        ):
-            found.append(manifest)
-    return sorted(found, key=lambda m: (m.get('created', ''), m['bundle']), reverse=True)
+    "List the bundles that there are."
+    manifests = [m for path in Path(folder).glob(f'[!.]*/{MANIFEST}') if (m := _manifest_of(path)) is not None]
+    return sorted(manifests, key=lambda m: (m.get('created', ''), m['bundle']), reverse=True)
 
+# %% ../nbs/07_bundle.ipynb #3d14ca41
 def pointed(
     now: dict,   # the pointer as it is: active, canary, share, previous
     name: str,   # bundle that is to be served
     share: float = 1., # of the customers; 1: it becomes the active one, 0: the canary ends
 ) -> dict: # the pointer as it shall be
     "What servers are told when a bundle is activated."
-    if share >= 1:
-        return dict(
-            active=name,
-            canary=None,
-            share=0.0,
-            previous=now.get('active') if name != now.get('active') else now.get('previous'),
-        )
-    return dict(active=now.get('active'), canary=name if share > 0 else None, share=share, previous=now.get('previous'))
+    active, previous = now.get('active'), now.get('previous')
+    if share < 1: return dict(active=active, canary=name if share > 0 else None, share=share, previous=previous)
+    return dict(active=name, canary=None, share=0., previous=active if name != active else previous)
 
+def _check_pointer(pointer: Any, path: str|Path):
+    "Raise `ArtifactError` unless it is a pointer."
+    if not isinstance(pointer, dict) or not isinstance(pointer.get('active'), str):
+        raise ArtifactError(f'expected {{"active": ...}} in {path}, found something else')
+    share = pointer.get('share', 0.)
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+        raise ArtifactError(f'expected a share between 0 and 1 in {path}, found {share!r}')
+    names = {k: pointer.get(k) for k in ('canary', 'previous')}
+    if any(v is not None and not isinstance(v, str) for v in names.values()):
+        raise ArtifactError(f'expected names of bundles in {path}, found {names}')
+
+# %% ../nbs/07_bundle.ipynb #612b2edc
 def read_pointer(
     path: str|Path, # `active.json`
-) -> dict|None: # active, canary, share, previous; None where there is none
-    "What servers are told to serve. Raises `ArtifactError` if it is no pointer."
-    try: found = json.loads(Path(path).read_text(encoding='utf8'))
+) -> dict|None: # active, canary, share, previous; None if there is none
+    "Read what servers are told to serve. Raises `ArtifactError` if it is no pointer."
+    try: pointer = json.loads(Path(path).read_text(encoding='utf8'))
     except FileNotFoundError: return None
     except (ValueError, OSError) as err:
         raise ArtifactError(f'expected a pointer in {path}, found {err}') from None
-    if not isinstance(found, dict) or not isinstance(found.get('active'), str):
-        raise ArtifactError(f'expected {{"active": ...}} in {path}, found something else')
-    share = found.get('share', 0.)
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
-        raise ArtifactError(f'expected a share between 0 and 1 in {path}, found {share!r}')
-    texts = {k: found.get(k) for k in ('canary', 'previous')}
-    if any(v is not None and not isinstance(v, str) for v in texts.values()):
-        raise ArtifactError(f'expected names of bundles in {path}, found {texts}')
-    return dict(active=found['active'], share=float(share), **texts)
+    _check_pointer(pointer, path)
+    share, names = float(pointer.get('share', 0.)), {k: pointer.get(k) for k in ('canary', 'previous')}
+    return dict(active=pointer['active'], share=share, **names)
 
 # %% ../nbs/07_bundle.ipynb #f1nd0002
+def latest_bundle(folder: Path) -> str:
+    "The name of the newest bundle, as stage `bundle` has left it."
+    try: return json.loads((folder/'latest.json').read_text(encoding='utf8'))['bundle']
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ArtifactError(f'expected bundles in {folder}, found no latest.json: '
+            'run `make demo`, or `dvc repro bundle`') from None
+
+def find_bundle(
+    name: str = 'active',          # folder, hash, 'latest' or 'active'
+    folder: str|Path|None = None,  # where bundles are; by default the project's
+    pointer: str|Path|None = None, # file that says what is active; by default serving/active.json beside that folder
+) -> Path:
+    "Find the folder of a bundle. Raises `ArtifactError` if there is none."
+    if os.sep in name or Path(name).is_dir():
+        if (Path(name)/MANIFEST).is_file(): return Path(name).resolve()
+        raise ArtifactError(f'bundle: expected a folder with a {MANIFEST}, found none in {Path(name).resolve()}')
+    folder = Path(folder).resolve() if folder is not None else ProjectPaths(project_root()).bundles
+    if name == 'active':
+        name = (read_pointer(pointer or folder.parent/'serving'/'active.json') or {'active': 'latest'})['active']
+    return bundle_path(folder, latest_bundle(folder) if name == 'latest' else name)
+
+# %% ../nbs/07_bundle.ipynb #e46c24bc
+def newest(folder: Path) -> str: return latest_bundle(folder)
+
 def locate_bundle(
     given: str|None,   # path or name of a bundle; None: the pointer's, or the newest of the project
     folder: str|Path|None = None, # where bundles are; by default the project's
-) -> tuple[Path, str|None]: # folder, name; None where the pointer says what is served
-    "Which bundle is meant. Raises `ArtifactError` where there is none."
+) -> tuple[Path, str|None]: # folder, name; None if the pointer says what is served
+    "Which bundle is meant. Raises `ArtifactError` if there is none."
     if given is not None and ('/' in given or Path(given).is_dir()):
-        path = Path(given).resolve()
-        if not (path/'manifest.json').is_file():
-            raise ArtifactError(f'bundle: expected a folder with a manifest.json, found none in {path}')
+        path = find_bundle(str(Path(given).resolve()))
         return path.parent, path.name
-    folder = Path(folder).resolve() if folder is not None else ProjectPaths(project_root()).bundles
-    return folder, given
-
-def newest(folder: Path) -> str:
-    "The newest bundle, as stage `bundle` has left it."
-    try:
-        return json.loads((folder/'latest.json').read_text(encoding='utf8'))['bundle']
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ArtifactError(
-            f'expected bundles in {folder}, found no latest.json: run `make demo`, or `dvc repro bundle`'
-        ) from None
+    return Path(folder).resolve() if folder is not None else ProjectPaths(project_root()).bundles, given
 
 # %% ../nbs/07_bundle.ipynb #42e5ed11
 def diff(
@@ -707,11 +727,29 @@ def diff(
     )
 
 # %% ../nbs/07_bundle.ipynb #f20f18b4
+def read_sessions(
+    file: Path, # data/interim/events.parquet
+    n: int,     # sessions, at most: the first ones
+):
+    "Read events of the validation period's first sessions."
+    import pyarrow.parquet as pq
+    columns = ['event_time', 'event_type', 'product_id', 'user_session']
+    events = pq.read_table(file, columns=columns, filters=[('split', '==', 'val')]).to_pandas()
+    some = events.user_session.dropna().drop_duplicates().head(n)
+    return events[events.user_session.isin(some)]
+
+def _session_scores(scorer: Scorer, baskets: sp.csr_array) -> np.ndarray:
+    "Scores of sessions whose customers are unknown."
+    b = sp.csr_array(baskets)
+    return scorer.scores(scorer.fold_in(History(b.indptr.astype(np.int64), b.indices.astype(np.int32),
+        b.data.astype(np.float32), np.zeros(b.nnz, bool), np.zeros(b.nnz, np.uint8), scorer.n_items)))
+
+# %% ../nbs/07_bundle.ipynb #b630ac14
 def content_weight(
     paths: ProjectPaths, scorer: Scorer, catalogue: Catalogue, rule: EdgeRule,
     settings: BundleSettings,
-) -> tuple[float, int]: # the weight, and on how many sessions it was chosen; 0 where there are none
-    "The weight of content in the answer to a session."
+) -> tuple[float, int]: # the weight, and on how many sessions it was chosen; 0 if there are none
+    "Choose the weight of content in the answer to a session."
     if settings.content_weight is not None: return settings.content_weight, 0
     file = paths.interim/'events.parquet'
     if not file.is_file(): return 0., 0
@@ -719,33 +757,8 @@ def content_weight(
     if not len(events): return 0., 0
     split = split_sessions(events, IdMap(catalogue.item_ids.ids), {k: max(v, 0) for k, v in rule.weights.items()})
     if not len(split): return 0., 0
-    def score(baskets):
-        b = sp.csr_array(baskets)
-        return scorer.scores(
-            scorer.fold_in(
-                History(
-                    b.indptr.astype(np.int64),
-                    b.indices.astype(np.int32),
-                    b.data.astype(np.float32),
-                    np.zeros(b.nnz, bool),
-                    np.zeros(b.nnz, np.uint8),
-                    scorer.n_items,
-                )
-            )
-        )
+    def score(baskets): return _session_scores(scorer, baskets)
     return choose_content_weight(catalogue, score, split.baskets, split.targets, seed=settings.seed).weight, len(split)
-
-def read_sessions(
-    file: Path, # data/interim/events.parquet
-    n: int,     # sessions, at most: the first ones
-):
-    "Events of the validation period's first sessions."
-    import pyarrow.parquet as pq
-    events = pq.read_table(
-        file, columns=['event_time', 'event_type', 'product_id', 'user_session'], filters=[('split', '==', 'val')]
-    ).to_pandas()
-    some = events.user_session.dropna().drop_duplicates().head(n)
-    return events[events.user_session.isin(some)]
 
 # %% ../nbs/07_bundle.ipynb #ad7c4835
 def data_revisions(
@@ -755,24 +768,19 @@ def data_revisions(
     import yaml
     try: lock = yaml.safe_load((root/'dvc.lock').read_text(encoding='utf8'))
     except (OSError, yaml.YAMLError): return None
-    wanted = (
-        'data/processed/train_events.parquet',
-        'data/processed/graph',
-        'model-checkpoints/lightgcn/model.safetensors',
-    )
+    wanted = ('data/processed/train_events.parquet', 'data/processed/graph',
+        'model-checkpoints/lightgcn/model.safetensors')
     outs = {o['path']: o.get('md5') for stage in (lock or {}).get('stages', {}).values() for o in stage.get('outs', ())}
     return {p: outs[p] for p in wanted if p in outs} or None
 
 def training_profile(
     paths: ProjectPaths,
-) -> dict|None: # for the manifest; None where a project has no training events
-    "What the training events looked like, so that monitoring can compare live ones with them."
-    return (
-        Profile.from_training(paths.processed).to_dict()
-        if (paths.processed / 'train_events.parquet').is_file()
-        else None
-    )
+) -> dict|None: # for the manifest; None if a project has no training events
+    "Describe the training events, so that monitoring can compare live ones with them."
+    if not (paths.processed/'train_events.parquet').is_file(): return None
+    return Profile.from_training(paths.processed).to_dict()
 
+# %% ../nbs/07_bundle.ipynb #4adbe7cd
 def prune(
     folder: Path,  # where bundles are
     pointer: Path, # what is served
@@ -782,74 +790,62 @@ def prune(
     "Remove old bundles."
     try: served = read_pointer(pointer) or {}
     except ArtifactError: return []
-    old = [
-        m['bundle']
-        for m in bundles(folder)[keep:]
-        if m['bundle'] not in (also, served.get('active'), served.get('canary'), served.get('previous'))
-    ]
+    stay = {also, *(served.get(k) for k in ('active', 'canary', 'previous'))}
+    old = [m['bundle'] for m in bundles(folder)[keep:] if m['bundle'] not in stay]
     for name in old: shutil.rmtree(folder/name)
     return old
 
+# %% ../nbs/07_bundle.ipynb #9adf0523
+def _load_trained(paths: ProjectPaths) -> tuple[InteractionGraph, dict, dict]: # graph, tensors, metadata
+    "The graph and its checkpoint. Raises `ArtifactError` if they do not belong together."
+    graph = InteractionGraph.load(paths.graph)
+    tensors, metadata = load_model(paths.checkpoints)
+    if metadata['graph_hash'] != graph.hash:
+        raise ArtifactError(expected('checkpoint', f'one of this graph (hash {graph.hash[:12]})',
+            f'one of another ({metadata["graph_hash"][:12]})', 'run `dvc repro training`'))
+    return graph, tensors, metadata
+
+def _later_pairs(paths: ProjectPaths, graph: InteractionGraph, hide: list[str]):
+    "Pairs of the validation period, and what counts as bought since training (None if nothing)."
+    def pairs(name):
+        file = paths.processed/f'{name}.parquet'
+        return graph.encode_pairs(read_table(file, 'targets', 'data_prep', ['user_id', 'product_id']))[0]
+    splits = {name: pairs(name) for name in {'val', *hide}}
+    hidden = [splits[name].astype(bool) for name in hide]
+    return splits['val'], sum(hidden[1:], hidden[0]).astype(bool) if hidden else None
+
+def bundle_metrics(made: Bundle, seconds: float) -> dict:
+    "Numbers for metrics.json."
+    loss = {k.replace(' ', '_'): v for k, v in made.manifest['precision_loss'].items()}
+    return dict(bytes=made.size, seconds=seconds, content_weight=made.manifest['content_weight'],
+        n_users=made.n_users, n_items=made.n_items) | loss
+
 # %% ../nbs/07_bundle.ipynb #4aa4472b
+def _pack(paths: ProjectPaths, settings: BundleSettings) -> Bundle:
+    "The bundle of a project's checkpoint."
+    graph, tensors, metadata = _load_trained(paths)
+    built = read_json(paths.graph/'graph.json', 'graph_build').get('settings', {})
+    rule, (valid, hidden) = EdgeRule(graph.scheme, built.get('weights')), _later_pairs(paths, graph, settings.hide)
+    scored = scoring_arrays(graph, tensors, metadata['scoring'], rule.weights)
+    weight, sessions = content_weight(paths, Scorer(*scored), Catalogue.from_graph(graph), rule, settings)
+    return build_bundle(paths.bundles, graph, tensors, metadata['scoring'], settings, hidden, rule, valid, scored,
+        model_version=metadata['model_version'], dvc=data_revisions(paths.root), git_commit=git_commit(paths.root),
+        metrics={f'val_{k}': v for k, v in metadata['metrics'].items()}, content_weight=weight,
+        content_sessions=sessions, epoch=metadata['best_epoch'], event_profile=training_profile(paths))
+
+# %% ../nbs/07_bundle.ipynb #82232748
 def run_bundle(
     params: str|Path = 'params.yaml', # params file of a project whose earlier stages have run
 ) -> Bundle:
     "Stage `bundle`: pack the checkpoint and all that a server needs. Raises `ArtifactError`, `SettingsError`."
     s, start = load_settings(BundleSettings, 'bundle', params), time.perf_counter()
     paths = ProjectPaths(resolve_params(params).parent)
-    graph = InteractionGraph.load(paths.graph)
-    tensors, metadata = load_model(paths.checkpoints)
-    if metadata['graph_hash'] != graph.hash:
-        raise ArtifactError(
-            f'expected a checkpoint of this graph (hash {graph.hash[:12]}), found one of another ({metadata["graph_hash"][:12]}): run `dvc repro training`'
-        )
-    built = read_json(paths.graph/'graph.json', 'graph_build').get('settings', {})
-    rule = EdgeRule(graph.scheme, built.get('weights'))
-    splits = {
-        name: graph.encode_pairs(
-            read_table(paths.processed / f'{name}.parquet', 'targets', 'data_prep', ['user_id', 'product_id'])
-        )[0]
-        for name in {'val', *s.hide}
-    }
-    hidden = sum((splits[h].astype(bool) for h in s.hide[1:]), splits[s.hide[0]]).astype(bool) if s.hide else None
-    scored = scoring_arrays(graph, tensors, metadata['scoring'], rule.weights)
-    weight, sessions = content_weight(paths, Scorer(*scored), Catalogue.from_graph(graph), rule, s)
-    folder = paths.bundles
-    made = build_bundle(
-        folder,
-        graph,
-        tensors,
-        metadata['scoring'],
-        s,
-        hidden,
-        rule,
-        splits['val'],
-        scored,
-        model_version=metadata['model_version'],
-        dvc=data_revisions(paths.root),
-        git_commit=git_commit(paths.root),
-        metrics={f'val_{k}': v for k, v in metadata['metrics'].items()},
-        content_weight=weight,
-        content_sessions=sessions,
-        epoch=metadata['best_epoch'],
-        event_profile=training_profile(paths),
-    )
-    write_json({'bundle': made.name}, folder/'latest.json')
-    gone = prune(folder, paths.serving/'active.json', s.keep, made.name)
-    loss = made.manifest['precision_loss']
-    write_json(
-        {
-            'bytes': made.size,
-            'seconds': time.perf_counter() - start,
-            'content_weight': weight,
-            'n_users': made.n_users,
-            'n_items': made.n_items,
-        }
-        | {k.replace(' ', '_'): v for k, v in loss.items()},
-        paths.report('bundle') / 'metrics.json',
-    )
-    print(
-        f'{made} -> {made.path.relative_to(paths.root)}\nlists of {made.manifest["lists"]["k"]}, {s.precision}, content weight {weight:g} ({sessions:,} sessions)'
-        + (f'; removed {", ".join(gone)}' if gone else '')
-    )
+    made = _pack(paths, s)
+    write_json({'bundle': made.name}, paths.bundles/'latest.json')
+    gone = prune(paths.bundles, paths.serving/'active.json', s.keep, made.name)
+    write_json(bundle_metrics(made, time.perf_counter()-start), paths.report('bundle')/'metrics.json')
+    facts = made.manifest
+    print(f'{made} -> {made.path.relative_to(paths.root)}\n'
+        f'lists of {facts["lists"]["k"]}, {s.precision}, content weight {facts["content_weight"]:g} '
+        f'({facts["content_sessions"]:,} sessions)'+(f'; removed {", ".join(gone)}' if gone else ''))
     return made

@@ -11,24 +11,27 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 from fastcore.basics import patch
 from pydantic import Field
 
 from gnn_ecommerce.core import (
-    ArtifactError, DataError, IdMap, ProjectPaths, SettingsError, StageSettings, atomic_path, check_table,
-    load_settings, progress, read_json, read_table, resolve_params, rng, write_json, write_table
+    ArtifactError, DataError, IdMap, ProjectPaths, StageSettings, atomic_path, check_table, expected, load_settings,
+    progress, read_json, read_table, resolve_params, rng, write_json, write_table
 )
 from .graph.interactions import EVENT_WEIGHTS, InteractionGraph
+from .graph.wording import leading, sentence, short_name
 from .explain.paths import connection, shortest_paths
 from gnn_ecommerce.explain.shares import (
     Explainer, Shares, deletion_curve, find, neighbours, plot_deletion, removal_correlation
 )
+from .inference import check_ids
 
 # %% auto #0
-__all__ = ['DID', 'COLUMNS', 'ExplainabilitySettings', 'Reason', 'short_name', 'interesting_users', 'chosen_users',
+__all__ = ['EXPLANATION_COLUMNS', 'ExplainabilitySettings', 'Reason', 'interesting_users', 'explained_users',
            'read_recommendations', 'explain_recommendations', 'summary', 'plot_summary', 'customer_text',
-           'ExplainabilityResult', 'event_weights', 'run_explainability', 'write_explanations']
+           'write_explanations', 'event_weights', 'ExplainabilityResult', 'run_explainability']
 
 # %% ../nbs/06_explainability.ipynb #96caf891
 class ExplainabilitySettings(StageSettings):
@@ -59,239 +62,163 @@ class ExplainabilitySettings(StageSettings):
 @dataclass(frozen=True)
 class Reason:
     "What a sentence says, as data."
-    kind: str              # 'products', 'seen' (the product itself is in the history), 'self', 'bias' or 'nothing'
+    cause: str             # 'products', 'seen' (the product itself is in the history), 'self', 'bias' or 'nothing'
     products: list[int]    # item indices, largest share first
     events: list[str]      # what the customer did with each: an event type
-    # share of the score that they have (of kind 'self' and 'bias': that the customer or product as such has)
-    part: float
+    part: float            # their share of the score (of 'self' and 'bias': that of the customer or product as such)
     people: int = 0        # others who have the explained product and one of `products`
     buyers: int = 0        # of them, those who bought both
     through_people: float = 0. # the part of the products' share that passes through them
 
+@patch
+def _main_events(self: Shares, rows: np.ndarray) -> list[str]:
+    "The event type that has most of each product's share."
+    return [self.event_types[e] for e in self.events[rows].argmax(1)] if len(rows) else []
+
+# %% ../nbs/06_explainability.ipynb #1b26de4f
+@patch
+def _people_behind(self: Explainer, shares: Shares, k: int, rows: np.ndarray) -> tuple[int, int, float]:
+    "Others who have item k and a product in `rows`, those who bought both, and the share that passes through them."
+    graph, item, user = self.graph, int(shares.items[k]), shares.user
+    at = graph.edges_of(item=item)
+    having, bought = graph.user[at], graph.user[at][graph.purchased[at]]
+    a, z = self.adjacency.values.numpy()[graph.edges_of(user=user)[rows]].astype(np.float64), self._z_items([item])
+    products = shares.history[rows]
+    row, v, value = neighbours(self.adjacency, graph.n_users+products.astype(np.int64))
+    edges = np.concatenate([graph.edges_of(item=int(x)) for x in products])
+    both = (find(v, having) >= 0) & (v != user)
+    buyers = both & graph.purchased[edges] & (find(v, bought) >= 0)
+    through = float((a[row[both]]*value[both])@(self._beyond()[v[both]]@z[0]))/self._norms(self._z(user), z)[0]
+    if self._has_paths():
+        _, person, share = self.filter_paths(user, item, rows)
+        through += share[person != user].sum()
+    return len(np.unique(v[both])), len(np.unique(v[buyers])), through
+
+# %% ../nbs/06_explainability.ipynb #4b268314
 @patch
 def reason(self: Explainer,
     shares: Shares, # from `shares`
     item: int,      # one of its items
     effects: np.ndarray|None = None, # of these shares, if they are at hand
 ) -> Reason:
-    "The largest shares of a score, and the people behind them."
-    k, total = shares._column(item), shares.score[shares._column(item)]
-    parts, own, bias = shares.products[:, k], shares.own[k], shares.bias[k]
-    helps = ((self.effects(shares) if effects is None else effects)[:, k] > 0) & (parts > parts.max(initial=0)/5)
-    able = parts*(helps if helps.any() else 1)
-    order = np.lexsort((shares.history, -able))[:3]
-    lead = order[able[order] >= max(able.max(initial=0)/2, 1e-12)]
-    def part(x): return float(x/total) if total > 0 else np.nan
+    "Find the largest shares of a score, and the people behind them."
+    k, history = shares._column(item), shares.history
+    total, parts, own, bias = shares.score[k], shares.products[:, k], shares.own[k], shares.bias[k]
+    lead = leading(parts, (self.effects(shares) if effects is None else effects)[:, k], history)
+    def because(cause, rows, part, *people):
+        fraction = float(part/total) if total > 0 else np.nan
+        return Reason(cause, [int(x) for x in history[rows]], shares._main_events(rows), fraction, *people)
     if max(own, bias) > parts[parts > 0].sum() and max(own, bias) > 0:
-        return Reason(
-            'self' if own >= bias else 'bias',
-            [int(x) for x in shares.history[lead[:1]]],
-            self._did(shares, lead[:1]),
-            part(max(own, bias)),
-        )
+        return because('self' if own >= bias else 'bias', lead[:1], max(own, bias))
     if not len(lead): return Reason('nothing', [], [], 0.)
-    if shares.history[lead[0]] == item:
-        return Reason('seen', [int(item)], self._did(shares, lead[:1]), part(parts[lead[0]]))
-    lead = lead[shares.history[lead] != item]
-    people, buyers, through = self._people_behind(shares, k, lead)
-    return Reason(
-        'products',
-        [int(x) for x in shares.history[lead]],
-        self._did(shares, lead),
-        part(parts[lead].sum()),
-        people,
-        buyers,
-        through / parts[lead].sum(),
-    )
-
-@patch
-def _did(self: Explainer, shares: Shares, rows: np.ndarray) -> list[str]:
-    "The event type that has most of each product's share."
-    return [shares.event_types[e] for e in shares.events[rows].argmax(1)] if len(rows) else []
-
-# %% ../nbs/06_explainability.ipynb #1b26de4f
-@patch
-def _people_behind(self: Explainer, shares: Shares, k: int, rows: np.ndarray) -> tuple[int, int, float]: # people, buyers, share
-    "Others who have the item and one of some products of the history, those who bought both, and the share that passes through them."
-    g, item, user = self.graph, int(shares.items[k]), shares.user
-    at = g.edges_of(item=item)
-    having, bought = g.user[at], g.user[at][g.purchased[at]]
-    a, z = (
-        self.adjacency.values.numpy()[g.edges_of(user=user)[rows]].astype(np.float64),
-        self.item_embedding[item].astype(np.float64),
-    )
-    c = self._norms(self._z(user), np.array([item]))[0]
-    known = shares.history[rows]
-    row, v, value = neighbours(self.adjacency, g.n_users+known.astype(np.int64))
-    e = np.concatenate([g.edges_of(item=int(x)) for x in known])
-    mine = (find(v, having) >= 0) & (v != user)
-    through = float((a[row[mine]]*value[mine])@(self._beyond()[v[mine]]@z))/c
-    both, buyers = np.unique(v[mine]), np.unique(v[mine & g.purchased[e] & (find(v, bought) >= 0)])
-    if self.filter is not None and self.filter.kind == 'paths':
-        _, v, share = self.filter_paths(user, item, rows)
-        through += share[v != user].sum()
-    return len(both), len(buyers), through
+    if history[lead[0]] == item: return because('seen', lead[:1], parts[lead[0]])
+    lead = lead[history[lead] != item]
+    part, (people, buyers, through) = parts[lead].sum(), self._people_behind(shares, k, lead)
+    return because('products', lead, part, people, buyers, through/part)
 
 # %% ../nbs/06_explainability.ipynb #c5f0f596
-#: event type -> what the customer did, around the product's name
-DID = {
-    'purchase': 'bought {}',
-    'cart': 'put {} in the cart',
-    'view': 'looked at {}',
-    'remove_from_cart': 'had {} in the cart',
-    'other': 'chose {}',
-}
-
-def short_name(
-    graph: InteractionGraph,
-    item: int, # item index
-) -> str:
-    "A product's name; where it has none, brand and category; else its number."
-    row = graph.items.iloc[item] if graph.items is not None else {}
-    if isinstance(row.get('name'), str) and row['name']: return row['name']
-    words = [
-        str(row[c]).split('.')[-1] if c == 'category_code' else str(row[c])
-        for c in ('brand', 'category_code')
-        if isinstance(row.get(c), str) and row[c]
-    ]
-    return f'{" ".join(words)} {graph.item_ids.ids[item]}' if words else f'product {graph.item_ids.ids[item]}'
-
-def _listed(texts: list[str]) -> str:
-    return texts[0] if len(texts) == 1 else f'{", ".join(texts[:-1])} and {texts[-1]}'
-
-def _what_they_did(graph: InteractionGraph, reason: Reason) -> str: # 'bought the brush and looked at the lamp'
-    "Products by what was done with them."
-    groups = {}
-    for x, event in zip(reason.products, reason.events):
-        groups.setdefault(event, []).append(short_name(graph, x))
-    return _listed([DID.get(event, f'{event} {{}}').format(_listed(names)) for event, names in groups.items()])
-
 @patch
-def sentence(self: Explainer,
+def _about_people(self: Reason) -> str:
+    "The part of a sentence that is about others."
+    if self.through_people < .25 or not self.people: return ', to which this is close in what customers like'
+    it, n = 'it' if len(self.products) == 1 else 'one of them', self.buyers or self.people
+    were = 'was' if n == 1 else 'were'
+    did = f'bought {it} also bought this' if self.buyers else f'{were} interested in {it} {were} interested in this too'
+    return f', and {"another customer" if n == 1 else f"{n:,} others"} who {did}'
+
+@patch(nm='sentence')
+def _sentence(self: Explainer,
     shares: Shares, # from `shares`
     item: int,      # one of its items
     effects: np.ndarray|None = None, # of these shares, if they are at hand
 ) -> str: # 'Because you bought ..., and ... others ...'
-    "Why a product was recommended, in one line."
-    r, g = self.reason(shares, item, effects), self.graph
-    percent = (
-        f' ({100 * r.part:.0f} % of the score)' if 0 < r.part <= 1 and shares.score[shares._column(item)] > 0 else ''
-    )
-    if r.kind == 'nothing':
-        return 'Nothing in the history speaks for it; others fit even less.'
-    if r.kind in ('self', 'bias'):
-        first = 'Because of your taste as a whole' if r.kind == 'self' else 'Because it is liked in general'
-        return f'{first}{percent}' + (
-            f'; of single products, that you {_what_they_did(g, r)} counts most.' if r.products else '.'
-        )
-    if r.kind == 'seen':
-        return f'Because you {DID.get(r.events[0], "{}").format("it")} before{percent}.'
-    return f'Because you {_what_they_did(g, r)}{self._about_people(r)}{percent}.'
-
-@patch
-def _about_people(self: Explainer, r: Reason) -> str:
-    "The part of a sentence that is about others."
-    if r.through_people < .25 or not r.people:
-        return ', to which this is close in what customers like'
-    it = 'it' if len(r.products) == 1 else 'one of them'
-    n = r.buyers or r.people
-    were = 'was' if n == 1 else 'were'
-    did = f'bought {it} also bought this' if r.buyers else f'{were} interested in {it} {were} interested in this too'
-    return f', and {"another customer" if n == 1 else f"{n:,} others"} who {did}'
+    "Say why a product was recommended, in one line."
+    reason = self.reason(shares, item, effects)
+    names = [short_name(self.graph, x) for x in reason.products]
+    return sentence(reason.cause, reason.events, names, reason.part, reason._about_people())
 
 # %% ../nbs/06_explainability.ipynb #8cb2d3e7
+def _event_types_of(graph: InteractionGraph) -> np.ndarray: # int (n_users,)
+    "How many event types each user's history has; 0 without counts."
+    columns = [c for c in (graph.edges.columns if graph.edges is not None else []) if c.startswith('n_')]
+    def has(column): return np.bincount(graph.user, graph.edges[column].to_numpy() > 0, graph.n_users) > 0
+    return sum((has(c).astype(int) for c in columns), np.zeros(graph.n_users, int))
+
+def _groups_of(graph: InteractionGraph) -> np.ndarray: # int (n_users,)
+    "How many brands, or else categories, or else products each user's history has."
+    items = graph.items if graph.items is not None else pd.DataFrame()
+    column = next((c for c in ('brand', 'category_code') if c in items and items[c].nunique() > 1), None)
+    group = pd.factorize(items[column])[0][graph.item] if column else graph.item
+    pairs = pd.DataFrame({'user': graph.user, 'group': group})[group >= 0].drop_duplicates()
+    return np.bincount(pairs.user, minlength=graph.n_users)
+
+# %% ../nbs/06_explainability.ipynb #1f20fd08
 def interesting_users(
     graph: InteractionGraph,
     n: int,            # how many
     longest: int = 50, # products in a history, at most
 ) -> np.ndarray: # int (m,), m <= n user indices, most interesting first
-    "Customers with something to see in their history; the lower index where they are equal."
+    "Find customers with something to see in their history; the lower index among equals."
     degree = np.diff(graph.user_ptr)
-    counts = [c for c in (graph.edges.columns if graph.edges is not None else []) if c.startswith('n_')]
-    def per_user(mask): return np.bincount(graph.user, mask, graph.n_users)
-    kinds = (
-        sum((per_user(graph.edges[c].to_numpy() > 0) > 0).astype(int) for c in counts)
-        if counts
-        else np.zeros(graph.n_users, int)
-    )
-    column = next(
-        (
-            c
-            for c in ('brand', 'category_code')
-            if graph.items is not None and c in graph.items and graph.items[c].nunique() > 1
-        ),
-        None,
-    )
-    group = pd.factorize(graph.items[column])[0][graph.item] if column else graph.item
-    pairs = pd.DataFrame({'user': graph.user, 'group': group})[group >= 0].drop_duplicates()
-    groups = np.bincount(pairs.user, minlength=graph.n_users)
-    bought = per_user(graph.purchased) > 0
-    order = np.lexsort((np.arange(graph.n_users), -degree, -groups, -kinds, ~bought))
+    bought = np.bincount(graph.user, graph.purchased, graph.n_users) > 0
+    order = np.lexsort((np.arange(graph.n_users), -degree, -_groups_of(graph), -_event_types_of(graph), ~bought))
     return order[(degree[order] > 0) & (degree[order] <= longest)][:n]
 
-def chosen_users(
+# %% ../nbs/06_explainability.ipynb #ba812785
+def explained_users(
     graph: InteractionGraph,
-    s: ExplainabilitySettings,
+    settings: ExplainabilitySettings,
 ) -> list: # ids of customers
-    "Whom the settings ask for. Raises `SettingsError` for ids of another type than the graph's."
-    text = graph.user_ids.is_text
-    wrong = next((o for o in s.users if isinstance(o, str) != text), None)
-    if wrong is not None:
-        raise SettingsError(
-            f'explainability.users: expected {"texts" if text else "integers"} as in the events, found {wrong!r}'
-            + (': write it in quotes' if text else '')
-        )
-    if s.users: return list(dict.fromkeys(s.users))
-    if s.choose == 'interesting':
-        return graph.user_ids.decode(interesting_users(graph, s.number)).tolist()
-    known = np.flatnonzero(np.diff(graph.user_ptr))
-    return graph.user_ids.decode(
-        rng(s.seed, 'explainability').choice(known, min(s.number, len(known)), replace=False)
-    ).tolist()
+    "Choose whom the settings ask for. Raises `SettingsError` for ids of another type than the graph's."
+    if settings.users: return check_ids(settings.users, graph, 'explainability.users')
+    users = np.flatnonzero(np.diff(graph.user_ptr))
+    if settings.choose == 'interesting': users = interesting_users(graph, settings.number)
+    else:
+        number = min(settings.number, len(users))
+        users = rng(settings.seed, 'explainability').choice(users, number, replace=False)
+    return graph.user_ids.decode(users).tolist()
 
 # %% ../nbs/06_explainability.ipynb #45925d84
 @patch
-def _names(self: Explainer, path: tuple) -> tuple[list[str], list[str]]: # ids, names
-    "A path of indices as ids and as names."
-    g = self.graph
-    ids = [str((g.item_ids if i % 2 else g.user_ids).ids[x]) for i, x in enumerate(path)]
-    return ids, [short_name(g, x) if i % 2 else f'customer {id}' for i, (x, id) in enumerate(zip(path, ids))]
-
-@patch
-def _product_rows(self: Explainer, s: Shares, k: int, n: int) -> list[tuple]: # split, kind, share, path, event
+def _product_rows(self: Shares, k: int, n: int) -> list[tuple]: # split, kind, share, path, event
     "Rows of split `first_step`."
-    order = np.lexsort((s.history, -np.abs(s.products[:, k])))
-    rows, rest = [('first_step', 'self', s.own[k], (s.user,), '')], order[n:]
-    for e in order[:n]:
-        path, event = (s.user, int(s.history[e])), s.event_types[s.events[e].argmax()]
-        rows += [('first_step', 'filter', s.filter[e, k], path, event)] * bool(s.filter[e, k]) + [
-            ('first_step', 'product', s.embedding[e, k], path, event)
-        ]
-    return (
-        rows
-        + [('first_step', 'rest', s.products[rest, k].sum(), (), '')] * bool(len(rest))
-        + [('first_step', 'bias', s.bias[k], (), '')] * bool(s.bias.any())
-    )
+    order, split = np.lexsort((self.history, -np.abs(self.products[:, k]))), 'first_step'
+    rows, rest = [(split, 'self', self.own[k], (self.user,), '')], order[n:]
+    for e, event in zip(order[:n], self._main_events(order[:n])):
+        path = (self.user, int(self.history[e]))
+        if self.filter[e, k]: rows.append((split, 'filter', self.filter[e, k], path, event))
+        rows.append((split, 'product', self.embedding[e, k], path, event))
+    if len(rest): rows.append((split, 'rest', self.products[rest, k].sum(), (), ''))
+    if self.bias.any(): rows.append((split, 'bias', self.bias[k], (), ''))
+    return rows
 
 @patch
 def _path_rows(self: Explainer, s: Shares, item: int, settings: ExplainabilitySettings) -> list[tuple]:
     "Rows of splits `walks` and `shortest_path`."
-    did = dict(zip(s.history.tolist(), self._did(s, np.arange(len(s.history)))))
+    did = dict(zip(s.history.tolist(), s._main_events(np.arange(len(s.history)))))
     def event(path): return did.get(path[1], '') if len(path) > 1 else ''
-    w = self.walks(s.user, item, settings.paths)
-    rows = [('walks', r.kind, r.share, r.path, event(r.path)) for r in w.table.itertuples()]
+    table = self.walks(s.user, item, settings.paths).table
+    rows = [('walks', r.kind, r.share, r.path, event(r.path)) for r in table.itertuples()]
     if not settings.shortest: return rows
     view = connection(self.graph, s.user, item, settings.max_length, settings.max_nodes, self.adjacency)
-    found = shortest_paths(view, s.user, item, settings.shortest, settings.max_length)
-    return rows+[('shortest_path', r.kind, np.nan, r.path, event(r.path)) for r in found.itertuples()]
+    shortest = shortest_paths(view, s.user, item, settings.shortest, settings.max_length)
+    return rows+[('shortest_path', r.kind, np.nan, r.path, event(r.path)) for r in shortest.itertuples()]
 
 # %% ../nbs/06_explainability.ipynb #24dc0084
 #: columns of explanations.parquet, but for the model's version
-COLUMNS = [
+EXPLANATION_COLUMNS = [
     'user_id', 'product_id', 'product', 'rank', 'score', 'split', 'kind', 'share', 'event', 'path', 'path_names',
     'sentence'
 ]
 
+@patch
+def _path_names(self: Explainer, path: tuple) -> tuple[list[str], list[str]]: # ids, names
+    "A path of indices as ids and as names."
+    graph = self.graph
+    ids = [str((graph.item_ids if i % 2 else graph.user_ids).ids[x]) for i, x in enumerate(path)]
+    return ids, [short_name(graph, x) if i % 2 else f'customer {id}' for i, (x, id) in enumerate(zip(path, ids))]
+
+# %% ../nbs/06_explainability.ipynb #a7b088de
 @patch
 def explanation_rows(self: Explainer,
     user: int,                  # user index
@@ -299,36 +226,20 @@ def explanation_rows(self: Explainer,
     ranks: np.ndarray,          # int (k,)
     settings: ExplainabilitySettings|None = None, # how much is listed
 ) -> pd.DataFrame: # columns of explanations.parquet
-    "Everything that is said about some recommendations of a customer, as rows."
-    settings, g = settings or ExplainabilitySettings(), self.graph
-    s, out = self.shares(user, items), []
-    kinds, people, effects = s.by_event_type(), self.people(user, items), self.effects(s)
+    "Explain some recommendations of a customer in every way, as rows."
+    settings, s, out = settings or ExplainabilitySettings(), self.shares(user, items), []
+    tables = dict(event_type=s.by_event_type(), people=self.people(user, items))
+    effects, user_id = self.effects(s), self.graph.user_ids.ids[user]
     for k, (item, rank) in enumerate(zip(s.items.tolist(), ranks)):
-        rows = self._product_rows(s, k, settings.products)
-        rows += [
-            (split, kind, share, (), '')
-            for split, table in (('event_type', kinds), ('people', people))
-            for kind, share in table.iloc[k].items()
-        ]
+        rows = s._product_rows(k, settings.products)
+        for split, table in tables.items():
+            rows += [(split, kind, share, (), '') for kind, share in table.iloc[k].items()]
         rows += self._path_rows(s, item, settings)
+        head = user_id, self.graph.item_ids.ids[item], short_name(self.graph, item), int(rank), s.score[k]
         text = self.sentence(s, item, effects)
-        for split, kind, share, path, event in rows:
-            out.append(
-                (
-                    g.user_ids.ids[user],
-                    g.item_ids.ids[item],
-                    short_name(g, item),
-                    int(rank),
-                    s.score[k],
-                    split,
-                    kind,
-                    share,
-                    event,
-                    *self._names(path),
-                    text,
-                )
-            )
-    return pd.DataFrame(out, columns=COLUMNS)
+        out += [(*head, split, kind, share, event, *self._path_names(path), text)
+            for split, kind, share, path, event in rows]
+    return pd.DataFrame(out, columns=EXPLANATION_COLUMNS)
 
 # %% ../nbs/06_explainability.ipynb #d2027413
 def read_recommendations(
@@ -337,108 +248,87 @@ def read_recommendations(
     k: int,          # of each, the first
     version: str,    # of the model at hand
 ) -> pd.DataFrame: # user_id, product_id, rank, score, source
-    "The lists of some customers. Raises `ArtifactError` if they are another model's, `DataError` for a customer without a list."
+    "Read the lists of some customers. Raises `ArtifactError` if they are another model's, `DataError` without a list."
     check_table(path, 'recommendations', 'inference')
-    recs = (
-        pq.read_table(path, filters=[('user_id', 'in', users), ('rank', '<=', k)]).to_pandas()
-        if users
-        else pq.read_table(path).slice(0, 0).to_pandas()
-    )
-    other = set(recs.model_version.unique())-{version}
-    if other:
-        raise ArtifactError(
-            f'expected recommendations of model {version} in {Path(path).name}, found those of {", ".join(sorted(other))}: run `dvc repro inference`'
-        )
-    lost = sorted(set(users)-set(recs.user_id), key=str)
-    if lost:
-        raise DataError(
-            f'explainability.users: expected customers with recommendations, found none for {", ".join(map(repr, lost[:3]))}: correct the ids, or run `inference` for these customers'
-        )
-    order = {u: i for i, u in enumerate(users)}
-    return recs.sort_values(
-        ['user_id', 'rank'], key=lambda c: c.map(order) if c.name == 'user_id' else c, ignore_index=True
-    )
+    filters = [('user_id', 'in', users), ('rank', '<=', k)]
+    recs = (pq.read_table(path, filters=filters) if users else pq.read_table(path).slice(0, 0)).to_pandas()
+    if other := set(recs.model_version.unique())-{version}:
+        raise ArtifactError(expected(Path(path).name, f'recommendations of model {version}',
+            f'those of {", ".join(sorted(other))}', 'run `dvc repro inference`'))
+    if lost := sorted(set(users)-set(recs.user_id), key=str):
+        raise DataError(expected('explainability.users', 'customers with recommendations',
+            f'none for {", ".join(map(repr, lost[:3]))}',
+            'correct the ids, or run `inference` for these customers'))
+    recs['order'] = recs.user_id.map({u: i for i, u in enumerate(users)})
+    return recs.sort_values(['order', 'rank'], ignore_index=True).drop(columns='order')
 
+# %% ../nbs/06_explainability.ipynb #ac3229c0
 def _popular_rows(graph: InteractionGraph, recs: pd.DataFrame) -> pd.DataFrame:
-    "Rows for customers whom the model does not know."
+    "Rows for a customer outside of the model."
     bought, rows = graph.item_popularity('bought'), []
     for r, item in zip(recs.itertuples(), graph.item_ids.encode(recs.product_id.tolist())):
         text = f'Because many customers bought it ({bought[item]:,}); nothing is known of this customer yet.'
-        rows.append(
-            (
-                r.user_id,
-                r.product_id,
-                short_name(graph, item),
-                r.rank,
-                r.score,
-                'popular',
-                'popular',
-                r.score,
-                '',
-                [],
-                [],
-                text,
-            )
-        )
-    return pd.DataFrame(rows, columns=COLUMNS)
+        rows.append((r.user_id, r.product_id, short_name(graph, item), r.rank, r.score, 'popular', 'popular', r.score,
+            '', [], [], text))
+    return pd.DataFrame(rows, columns=EXPLANATION_COLUMNS)
 
-# %% ../nbs/06_explainability.ipynb #ccd1e9cf
+def _check_scores(shares: Shares, scores: np.ndarray, user_id: int|str) -> float: # worst deviation
+    "Raise `ArtifactError` if a listed score is not the model's."
+    deviation = shares.deviation_from(scores)
+    worst = deviation.argmax()
+    if deviation[worst] > 1e-3:
+        raise ArtifactError(expected('recommendations.parquet', 'the scores of this model',
+            f'{scores[worst]:.6g} where it is {shares.score[worst]:.6g} (customer {user_id!r})',
+            'run `dvc repro --force inference`'))
+    return float(deviation[worst])
+
+# %% ../nbs/06_explainability.ipynb #e58a4319
 def explain_recommendations(
     explainer: Explainer,
     recs: pd.DataFrame, # from `read_recommendations`
     settings: ExplainabilitySettings,
 ) -> tuple[pd.DataFrame, float]: # rows of explanations.parquet, worst deviation of a share's sum from the listed score
     "Explain lists of recommendations. Raises `ArtifactError` if a listed score is not the model's."
-    g, parts, worst = explainer.graph, [], 0.
+    graph, parts, worst = explainer.graph, [pd.DataFrame(columns=EXPLANATION_COLUMNS)][len(recs):], 0.
     for user_id, mine in progress(list(recs.groupby('user_id', sort=False)), 'explain'):
         if mine.source.iloc[0] != 'model':
-            parts.append(_popular_rows(g, mine))
+            parts.append(_popular_rows(graph, mine))
             continue
-        user, items = int(g.user_ids.encode([user_id])[0]), g.item_ids.encode(mine.product_id.tolist())
-        rows = explainer.explanation_rows(user, items, mine['rank'].to_numpy(), settings)
-        s = explainer.shares(user, items)
-        off = np.abs(s.products.sum(0)+s.own+s.bias-mine.score.to_numpy())/np.maximum(s.scale, 1e-30)
-        if off.max() > 1e-3:
-            raise ArtifactError(
-                f'expected the scores of this model in recommendations.parquet, found {mine.score.iloc[off.argmax()]:.6g} where it is {s.score[off.argmax()]:.6g} (customer {user_id!r}): run `dvc repro --force inference`'
-            )
-        worst = max(worst, float(off.max()))
-        parts.append(rows)
-    return (pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS)), worst
+        user, items = int(graph.user_ids.encode([user_id])[0]), graph.item_ids.encode(mine.product_id.tolist())
+        worst = max(worst, _check_scores(explainer.shares(user, items), mine.score.to_numpy(), user_id))
+        parts.append(explainer.explanation_rows(user, items, mine['rank'].to_numpy(), settings))
+    return pd.concat(parts, ignore_index=True), worst
 
 # %% ../nbs/06_explainability.ipynb #c08258cc
 def summary(
     rows: pd.DataFrame, # of explanations.parquet
 ) -> pd.DataFrame: # split, kind, part: rows of one split sum to 1
-    "What the explained scores are made of."
-    known = rows[~rows.split.isin(['shortest_path', 'popular'])]
-    table = known.groupby(['split', 'kind'], sort=False).share.sum()
-    total = known.groupby('split', sort=False).share.sum()
+    "Sum up what the explained scores are made of."
+    summed = rows[~rows.split.isin(['shortest_path', 'popular'])]
+    table = summed.groupby(['split', 'kind'], sort=False).share.sum()
+    total = summed.groupby('split', sort=False).share.sum()
     return (table/total).rename('part').reset_index()
 
+def _stack_bar(ax: Any, row: int, part: pd.DataFrame):
+    "One split as a bar: positive parts to the right, negative ones to the left."
+    colors = ['#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7', '#56B4E9', '#F0E442', '#999999']
+    right = left = 0.
+    for color, r in zip(colors, part.itertuples()):
+        start, width = right if r.part >= 0 else left+r.part, abs(r.part)
+        ax.barh(row, width, left=start, color=color, edgecolor='white', lw=.5)
+        if width > .012*len(r.kind):
+            ink = 'black' if color in ('#E69F00', '#56B4E9', '#F0E442') else 'white'
+            ax.text(start+width/2, row, r.kind.replace('_', ' '), ha='center', va='center', fontsize=7, color=ink)
+        right, left = right+max(r.part, 0), left+min(r.part, 0)
+
+# %% ../nbs/06_explainability.ipynb #cc766870
 def plot_summary(
     table: pd.DataFrame, # from `summary`
 ):
-    "Stacked bars, one a split. Returns the matplotlib figure."
+    "Draw stacked bars, one a split. Returns the matplotlib figure."
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(8, 2.6), layout='constrained', dpi=80)
-    colors = ['#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7', '#56B4E9', '#F0E442', '#999999']
-    for row, (_, part) in enumerate(table.groupby('split', sort=False)):
-        right = left = 0.
-        for color, r in zip(colors, part.itertuples()):
-            start = right if r.part >= 0 else left+r.part
-            ax.barh(row, abs(r.part), left=start, color=color, edgecolor='white', lw=.5)
-            if abs(r.part) > .012*len(r.kind):
-                ax.text(
-                    start + abs(r.part) / 2,
-                    row,
-                    r.kind.replace('_', ' '),
-                    ha='center',
-                    va='center',
-                    fontsize=7,
-                    color='black' if color in ('#E69F00', '#56B4E9', '#F0E442') else 'white',
-                )
-            right, left = right+max(r.part, 0), left+min(r.part, 0)
+    for row, (_, part) in enumerate(table.groupby('split', sort=False)): _stack_bar(ax, row, part)
     ax.set_yticks(range(table.split.nunique()), [s.replace('_', ' ') for s in table.split.unique()])
     ax.set(xlabel='part of the explained scores')
     ax.invert_yaxis()
@@ -452,21 +342,37 @@ def customer_text(
     user_id: Any,       # whom
     n: int = 5,         # recommendations to show
 ) -> str:
-    "One customer's explained recommendations as lines of text. Raises `DataError` for a customer who is not in the table."
+    "Write one customer's explanations as text. Raises `DataError` for a customer who is not in the table."
     mine = rows[rows.user_id == user_id]
     if not len(mine):
-        raise DataError(f'customer: expected one who is explained, found {user_id!r}: name it in explainability.users')
+        raise DataError(expected('customer', 'one who is explained', repr(user_id), 'name it in explainability.users'))
     lines = [f'Customer {user_id}']
     for rank, part in list(mine.groupby('rank'))[:n]:
         first = part.iloc[0]
         lines += [f'{rank:3}. {first["product"]}', f'     {first.sentence}']
-        paths = part[part.kind.isin(['filter path', 'path'])].nlargest(1, 'share')
-        lines += [
-            f'     {" - ".join(r.path_names)}   ({100 * r.share / r.score:.0f} % of the score)'
-            for r in paths.itertuples()
-            if r.score > 0
-        ]
+        for r in part[part.kind.isin(['filter path', 'path'])].nlargest(1, 'share').itertuples():
+            percent = f'({100*r.share/r.score:.0f} % of the score)' if r.score > 0 else ''
+            if percent: lines.append(f'     {" - ".join(r.path_names)}   {percent}')
     return '\n'.join(lines)
+
+# %% ../nbs/06_explainability.ipynb #d8016712
+def write_explanations(rows: pd.DataFrame, explainer: Explainer, path: str|Path):
+    "Write explanations.parquet."
+    graph, text, texts = explainer.graph, pa.string(), pa.list_(pa.string())
+    user, product = (pa.string() if ids.is_text else pa.int64() for ids in (graph.user_ids, graph.item_ids))
+    types = (user, product, text, pa.int32(), pa.float64(), text, text, pa.float64(), text, texts, texts, text)
+    schema = pa.schema([*zip(EXPLANATION_COLUMNS, types), ('model_version', text)])
+    rows = rows.assign(model_version=explainer.model_version)
+    write_table(pa.Table.from_pandas(rows, schema, preserve_index=False), path, 'explanations')
+
+def event_weights(
+    settings: dict, # of the graph, from graph.json
+) -> dict[str, float]: # event type -> what one event counts
+    "What an event counts under the graph's weight scheme, for shares by event type."
+    scheme = settings.get('scheme')
+    if scheme == 'purchase_only': return {k: float(k == 'purchase') for k in EVENT_WEIGHTS}
+    if scheme == 'unweighted': return dict.fromkeys(EVENT_WEIGHTS, 1.)
+    return dict(settings.get('weights') or EVENT_WEIGHTS)
 
 # %% ../nbs/06_explainability.ipynb #82429f56
 @dataclass
@@ -477,16 +383,39 @@ class ExplainabilityResult:
     deletion: pd.DataFrame # `deletion_curve`; empty without a check
     metrics: dict          # metrics.json
 
-def event_weights(
-    settings: dict, # of the graph, from graph.json
-) -> dict[str, float]: # event type -> what one event counts
-    "What an event counts under the graph's weight scheme, for shares by event type."
-    if settings.get('scheme') == 'purchase_only':
-        return {k: float(k == 'purchase') for k in EVENT_WEIGHTS}
-    if settings.get('scheme') == 'unweighted':
-        return dict.fromkeys(EVENT_WEIGHTS, 1.)
-    return dict(settings.get('weights') or EVENT_WEIGHTS)
+def _sample(graph: InteractionGraph, recs: pd.DataFrame, settings: ExplainabilitySettings) -> np.ndarray: # int (n, 2)
+    "Users and items of some recommendations of the model."
+    model = recs[recs.source == 'model']
+    some = model.iloc[rng(settings.seed, 'check').permutation(len(model))[:settings.check]]
+    if not len(some): return np.zeros((0, 2), np.int64)
+    return np.stack([graph.user_ids.encode(some.user_id.tolist()), graph.item_ids.encode(some.product_id.tolist())], 1)
 
+def _check_shares(explainer: Explainer, pairs: np.ndarray, seed: int) -> tuple[pd.DataFrame, dict]: # curve, metrics
+    "Test shares by taking products out."
+    curve, corr = deletion_curve(explainer, pairs, seed=seed), removal_correlation(explainer, pairs)
+    left = curve[curve.removed == .2].set_index('order').left
+    metrics = dict(checked=len(pairs)) | {f'left_after_a_fifth_{order}': float(x) for order, x in left.items()}
+    names = [c for c in ('share', 'popularity', 'random') if corr[c].notna().any()]
+    return curve, metrics | {f'correlation_{c}': float(corr[c].mean()) for c in names}
+
+# %% ../nbs/06_explainability.ipynb #5302fdae
+def _write_report(result: ExplainabilityResult, folder: Path):
+    "Metrics, tables and plots in `reports/explainability/`."
+    write_json(result.metrics, folder/'metrics.json')
+    plots = dict(summary=plot_summary, deletion=lambda t: plot_deletion({'recommendations of this shop': t}))
+    for name, plot in plots.items():
+        table = getattr(result, name)
+        with atomic_path(folder/f'{name}.csv') as tmp: table.to_csv(tmp, index=False)
+        if not len(table): continue
+        with atomic_path(folder/f'{name}.png') as tmp: plot(table).savefig(tmp)
+
+def _metrics(recs: pd.DataFrame, table: pd.DataFrame, worst: float, checked: dict) -> dict:
+    "Numbers for metrics.json."
+    numbers = dict(customers=int(recs.user_id.nunique()), recommendations=len(recs),
+        not_known=int((recs.source != 'model').sum()), worst_deviation=worst, checked=checked['checked'])
+    return numbers | {f'{r.split}_{r.kind}'.replace(' ', '_'): float(r.part) for r in table.itertuples()} | checked
+
+# %% ../nbs/06_explainability.ipynb #28b4ab0a
 def run_explainability(
     params: str|Path = 'params.yaml', # params file of the project
 ) -> ExplainabilityResult:
@@ -496,87 +425,15 @@ def run_explainability(
     graph = InteractionGraph.load(paths.graph)
     scheme = read_json(paths.graph/'graph.json', 'graph_build').get('settings', {})
     explainer = Explainer.from_checkpoint(paths.checkpoints, graph, event_weights(scheme))
-    recs = read_recommendations(
-        paths.recommendations / 'recommendations.parquet', chosen_users(graph, s), s.k, explainer.model_version
-    )
+    file, users = paths.recommendations/'recommendations.parquet', explained_users(graph, s)
+    recs = read_recommendations(file, users, s.k, explainer.model_version)
     rows, worst = explain_recommendations(explainer, recs, s)
     write_explanations(rows, explainer, paths.recommendations/'explanations.parquet')
-    result = _check(explainer, recs, rows, s, worst)
-    _report(result, paths.report('explainability'))
-    print(
-        f'{result.metrics["customers"]} customers, {result.metrics["recommendations"]} recommendations explained in {time.perf_counter() - start:.1f} s; shares add up to the scores within {worst:.0e} of their scale'
-    )
-    known = rows.user_id[rows.split != 'popular']
-    if len(known): print(f'\n{customer_text(rows, known.iloc[0], 3)}')
+    table, (curve, checked) = summary(rows), _check_shares(explainer, _sample(graph, recs, s), s.seed)
+    result = ExplainabilityResult(rows, table, curve, _metrics(recs, table, worst, checked))
+    _write_report(result, paths.report('explainability'))
+    print(f'{result.metrics["customers"]} customers, {len(recs)} recommendations explained in '
+        f'{time.perf_counter()-start:.1f} s; shares add up to the scores within {worst:.0e} of their scale')
+    explained = rows.user_id[rows.split != 'popular']
+    if len(explained): print(f'\n{customer_text(rows, explained.iloc[0], 3)}')
     return result
-
-# %% ../nbs/06_explainability.ipynb #d8016712
-def write_explanations(rows: pd.DataFrame, explainer: Explainer, path: str|Path):
-    "Write explanations.parquet."
-    import pyarrow as pa
-    kind = lambda ids: pa.string() if ids.is_text else pa.int64()
-    g, text, texts = explainer.graph, pa.string(), pa.list_(pa.string())
-    schema = pa.schema(
-        [
-            ('user_id', kind(g.user_ids)),
-            ('product_id', kind(g.item_ids)),
-            ('product', text),
-            ('rank', pa.int32()),
-            ('score', pa.float64()),
-            ('split', text),
-            ('kind', text),
-            ('share', pa.float64()),
-            ('event', text),
-            ('path', texts),
-            ('path_names', texts),
-            ('sentence', text),
-            ('model_version', text),
-        ]
-    )
-    write_table(
-        pa.Table.from_pandas(rows.assign(model_version=explainer.model_version), schema, preserve_index=False),
-        path,
-        'explanations',
-    )
-
-def _check(
-    explainer: Explainer, recs: pd.DataFrame, rows: pd.DataFrame, s: ExplainabilitySettings, worst: float
-) -> ExplainabilityResult:
-    "Test the shares on a sample of the recommendations, and put all figures together."
-    g, known = explainer.graph, recs[recs.source == 'model']
-    sample = known.iloc[rng(s.seed, 'check').permutation(len(known))[:s.check]]
-    pairs = (
-        np.stack([g.user_ids.encode(sample.user_id.tolist()), g.item_ids.encode(sample.product_id.tolist())], 1)
-        if len(sample)
-        else np.zeros((0, 2), np.int64)
-    )
-    curve, corr = deletion_curve(explainer, pairs, seed=s.seed), removal_correlation(explainer, pairs)
-    table = summary(rows)
-    metrics = dict(
-        customers=int(recs.user_id.nunique()),
-        recommendations=len(recs),
-        not_known=int((recs.source != 'model').sum()),
-        worst_deviation=worst,
-        checked=len(pairs),
-    )
-    metrics |= {f'{r.split}_{r.kind}'.replace(' ', '_'): float(r.part) for r in table.itertuples()}
-    metrics |= {
-        f'left_after_a_fifth_{o}': float(x) for o, x in curve[curve.removed == 0.2].set_index('order').left.items()
-    }
-    metrics |= {
-        f'correlation_{c}': float(corr[c].mean()) for c in ('share', 'popularity', 'random') if corr[c].notna().any()
-    }
-    return ExplainabilityResult(rows, table, curve, metrics)
-
-def _report(result: ExplainabilityResult, folder: Path):
-    "Metrics, tables and plots in `reports/explainability/`."
-    write_json(result.metrics, folder/'metrics.json')
-    for name, table in (('summary', result.summary), ('deletion', result.deletion)):
-        with atomic_path(folder/f'{name}.csv') as tmp:
-            table.to_csv(tmp, index=False)
-    if len(result.summary):
-        with atomic_path(folder/'summary.png') as tmp:
-            plot_summary(result.summary).savefig(tmp)
-    if len(result.deletion):
-        with atomic_path(folder/'deletion.png') as tmp:
-            plot_deletion({'recommendations of this shop': result.deletion}).savefig(tmp)
