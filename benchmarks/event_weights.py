@@ -5,7 +5,8 @@ from gnn_ecommerce.models.baselines import ALSRecommender
 from gnn_ecommerce.core import example_project, load_settings, read_table
 from gnn_ecommerce.ranking.evaluation import bootstrap_ci, evaluate
 from gnn_ecommerce.graph_build import EventWeights, GraphBuildSettings
-from gnn_ecommerce.filter.graph_filter import GraphFilter, choose_filter
+from gnn_ecommerce.filter.graph_filter import GraphFilter
+from gnn_ecommerce.filter.choose import choose_filter
 from gnn_ecommerce.ranking.recommender import Popular
 from gnn_ecommerce.training import TrainingSettings, fit
 from gnn_ecommerce.run.tuning import GraphMaker

@@ -8,9 +8,10 @@ import numpy as np
 from gnn_ecommerce.core import rng
 from gnn_ecommerce.graph.datasets import load_benchmark
 from gnn_ecommerce.lightgcn import LightGCNRecommender, init_embedding
-from gnn_ecommerce.explainability import Explainer
+from gnn_ecommerce.explain.shares import Explainer
 from gnn_ecommerce.graph.interactions import random_graph
-from gnn_ecommerce.filter.graph_filter import GraphFilter, HybridRecommender
+from gnn_ecommerce.filter.graph_filter import GraphFilter
+from gnn_ecommerce.filter.hybrid import HybridRecommender
 from gnn_ecommerce.explain.paths import connection, shortest_paths
 from gnn_ecommerce.graph.propagation import Adjacency, Propagation
 

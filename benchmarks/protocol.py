@@ -10,7 +10,8 @@ from gnn_ecommerce.graph.datasets import data_folder
 from gnn_ecommerce.graph.datasets import holdout as hold_out
 from gnn_ecommerce.graph.interactions import InteractionGraph, pairs_csr
 from gnn_ecommerce.graph_build import GraphBuildSettings, build_graph
-from gnn_ecommerce.filter.graph_filter import GraphFilter, HybridRecommender
+from gnn_ecommerce.filter.graph_filter import GraphFilter
+from gnn_ecommerce.filter.hybrid import HybridRecommender
 from gnn_ecommerce.ranking.recommender import Recommender
 from gnn_ecommerce.training import Run, TrainingSettings, fit, resolve
 from gnn_ecommerce.run.tuning import on_nodes

@@ -1,4 +1,5 @@
 """A graph neural network recommender for online shops. The ten names that a person at a notebook needs, loaded when used."""
+
 import importlib
 
 __version__ = "0.1.0"
@@ -20,7 +21,8 @@ __all__ = sorted(_NAMES)
 
 
 def __getattr__(name):
-    if name not in _NAMES: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_NAMES[name]}", __name__), name)
 
 

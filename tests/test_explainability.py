@@ -14,17 +14,18 @@ from gnn_ecommerce.core import GnnEcommerceError, rng
 from gnn_ecommerce.lightgcn import LightGCNRecommender
 from gnn_ecommerce.explainability import ExplainabilitySettings, interesting_users, write_explanations
 from gnn_ecommerce.graph.interactions import InteractionGraph, random_graph
-from gnn_ecommerce.filter.graph_filter import GraphFilter, HybridRecommender
+from gnn_ecommerce.filter.graph_filter import GraphFilter
+from gnn_ecommerce.filter.hybrid import HybridRecommender
 from gnn_ecommerce.explain.paths import connection, shortest_paths
 from gnn_ecommerce.graph.propagation import Adjacency, Propagation
 from gnn_ecommerce.explain.shares import Explainer, deletion_curve, random_case, removal_correlation
 
 FILTERS = {
     "alone": None,
-    "paths": dict(kind="paths", n=15),
-    "paths, few counted": dict(kind="paths", n=40, cap=5),
-    "chebyshev": dict(kind="chebyshev", n=15, rank=6),
-    "regression": dict(kind="regression", n=15, l2=3.0),
+    "paths": dict(method="paths", n=15),
+    "paths, few counted": dict(method="paths", n=40, cap=5),
+    "chebyshev": dict(method="chebyshev", n=15, rank=6),
+    "regression": dict(method="regression", n=15, l2=3.0),
 }
 
 
@@ -157,7 +158,7 @@ def test_filter_paths_by_going_everywhere():
         f = GraphFilter(n=9, weighted=weighted, cap=cap, diagonal=diagonal, alpha=0.3, gamma=0.7).fit(g)
         explainer = Explainer(g, np.zeros((45, 2)), [0.5, 0.5], weighted, filter=f, b=2.0)
         r, W = f.history.toarray().astype(float), f.table.to_csr().toarray().astype(float)
-        from gnn_ecommerce.filter.graph_filter import cap_history
+        from gnn_ecommerce.filter.methods import cap_history
 
         counted, degree = cap_history(f.history, cap).toarray().astype(float), r.sum(1)
         for u, i in itertools.product((0, 11), range(20)):

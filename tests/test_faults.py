@@ -10,7 +10,8 @@ import psutil
 import pytest
 from shop import Api, Load, Model, wait_for
 
-from gnn_ecommerce.run.processes import Program, Supervisor
+from gnn_ecommerce.run.processes import Program
+from gnn_ecommerce.model_server import Supervisor
 from gnn_ecommerce.shop.stores import Event
 
 GET = "/v1/customers/17/recommendations"

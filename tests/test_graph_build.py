@@ -24,7 +24,8 @@ from gnn_ecommerce.core import (
     write_table,
 )
 from gnn_ecommerce.graph.interactions import GRAPH_FILES, InteractionGraph
-from gnn_ecommerce.graph_build import EVENT_TYPES, EventWeights, GraphBuildSettings, build_graph, run_graph_build
+from gnn_ecommerce.data.events import EVENT_TYPES
+from gnn_ecommerce.graph_build import EventWeights, GraphBuildSettings, build_graph, run_graph_build
 
 END = pd.Timestamp("2020-03-01", tz="UTC")
 REFERENCE = {"view": 0.01, "cart": 0.1, "remove_from_cart": -0.09, "purchase": 1.0}

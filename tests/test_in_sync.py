@@ -11,7 +11,6 @@ import subprocess
 import sys
 from configparser import ConfigParser
 from importlib import metadata
-from pathlib import Path
 
 import nbformat
 import pytest
