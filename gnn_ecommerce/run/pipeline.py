@@ -776,20 +776,6 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument('file')
     return parser
 
-# %% ../../nbs/run/01_pipeline.ipynb #3d95c51a
-def _fail(err: GnnEcommerceError) -> int:
-    "Print why, on the last lines, and to the file that `run_pipeline` named."
-    text = str(err) if isinstance(err, StageFailed) else f'{type(err).__name__}: {err}'
-    if os.environ.get(_REASON):
-        Path(os.environ[_REASON]).write_text(text, encoding='utf8')
-    sys.stdout.flush()
-    print(f'\n{text}', file=sys.stderr, flush=True)
-    return 1
-
-
-if __name__ == '__main__' and __spec__ is not None:
-    sys.exit(main())
-
 # %% ../../nbs/run/01_pipeline.ipynb #pl000017
 def main(
     argv: list[str] | None = None,  # arguments; the command line's by default
@@ -811,3 +797,17 @@ def main(
     except GnnEcommerceError as err:
         return _fail(err)
     return 0
+
+# %% ../../nbs/run/01_pipeline.ipynb #3d95c51a
+def _fail(err: GnnEcommerceError) -> int:
+    "Print why, on the last lines, and to the file that `run_pipeline` named."
+    text = str(err) if isinstance(err, StageFailed) else f'{type(err).__name__}: {err}'
+    if os.environ.get(_REASON):
+        Path(os.environ[_REASON]).write_text(text, encoding='utf8')
+    sys.stdout.flush()
+    print(f'\n{text}', file=sys.stderr, flush=True)
+    return 1
+
+
+if __name__ == '__main__' and __spec__ is not None:
+    sys.exit(main())
