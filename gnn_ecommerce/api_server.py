@@ -31,15 +31,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastcore.basics import patch
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StrictBool,
-    StrictInt,
-    StrictStr,
-    ValidationError,
+    AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -48,57 +40,30 @@ from starlette.middleware.cors import CORSMiddleware
 # %% ../nbs/09_api_server.ipynb #09c0a040
 from .core import DataError, GnnEcommerceError, SettingsError, atomic_path, expected
 from gnn_ecommerce.serving.protocol import (
-    MAX_BASKET,
-    MAX_K,
-    MAX_PRODUCTS,
-    PROBLEM,
-    BasketItem,
-    Filters,
-    Item,
-    ModelMetadata,
-    ProblemError,
-    Request,
-    Result,
+    MAX_BASKET, MAX_K, MAX_PRODUCTS, PROBLEM, BasketItem, Filters, Item, ModelMetadata, ProblemError, Request, Result,
     problem,
 )
 from .shop.model_client import Fallback, ModelClient, ModelDown
 from .shop.recorder import Recorder
 from gnn_ecommerce.shop.request_guard import (
-    ApiMetrics,
-    HttpProtocol,
-    RateLimit,
-    RequestLimits,
-    RequestRecord,
-    log_event,
-    logger,
+    ApiMetrics, HttpProtocol, RateLimit, RequestLimits, RequestRecord, log_event, logger
 )
 from .shop.spool import SpoolFull
 from gnn_ecommerce.shop.stores import (
-    REPORTED_TYPES,
-    SCOPES,
-    ApiKey,
-    CustomerHistory,
-    Event,
-    Served,
-    Store,
-    StoreDown,
-    check_id,
-    check_string,
+    REPORTED_TYPES, SCOPES, ApiKey, CustomerHistory, Event, Served, Store, StoreDown, check_id, check_string,
     check_time,
 )
 
 # %% ../nbs/09_api_server.ipynb #e722d795
 IdType = Literal['auto', 'integer', 'string']
 
-
 class NetworkSettings(BaseSettings):
     "Where the API server listens, and what is behind it."
-
     model_config = SettingsConfigDict(frozen=True, extra='ignore')
     api_host: str = Field('127.0.0.1', description='address to listen on; 0.0.0.0 is every one')
     port: int = Field(8000, ge=0, le=65535, description='0: a free one')
     model_url: str = Field('http://127.0.0.1:8001', pattern='^https?://', description='of the model server')
-    model_timeout: float = Field(0.5, gt=0, description='seconds until the fallback answers')
+    model_timeout: float = Field(.5, gt=0, description='seconds until the fallback answers')
     model_concurrent: int = Field(128, ge=1, description='calls at once; more are answered by the fallback')
     database_url: str = Field(
         'sqlite:///data/store/shop.db', description='sqlite:///path or postgresql://user:password@host/name'
@@ -112,14 +77,13 @@ class NetworkSettings(BaseSettings):
 # %% ../nbs/09_api_server.ipynb #09c0a003
 class ApiSettings(NetworkSettings):
     "Settings of the API server; environment variables of the same names."
-
-    rate: float = Field(1000.0, gt=0, description='requests a second and key')
-    burst: float = Field(2000.0, ge=1, description='requests at once and key')
-    failed_rate: float = Field(5.0, gt=0, description='requests without a valid key a second and address')
+    rate: float = Field(1000., gt=0, description='requests a second and key')
+    burst: float = Field(2000., ge=1, description='requests at once and key')
+    failed_rate: float = Field(5., gt=0, description='requests without a valid key a second and address')
     max_body: int = Field(1 << 20, ge=1, description='bytes')
-    head_seconds: float = Field(10.0, gt=0)
-    body_seconds: float = Field(10.0, gt=0)
-    request_seconds: float = Field(10.0, gt=0)
+    head_seconds: float = Field(10., gt=0)
+    body_seconds: float = Field(10., gt=0)
+    request_seconds: float = Field(10., gt=0)
     idle_seconds: int = Field(30, ge=1, description='until an idle connection is closed')
     stop_seconds: int = Field(20, ge=1, description='for requests that run when the server is told to stop')
     connections: int = Field(4000, ge=1, description='at once; more get status 503')
@@ -127,17 +91,14 @@ class ApiSettings(NetworkSettings):
     product_ids: IdType = Field('auto', description='the same')
     log_paths: bool = Field(False, description='paths in the log; they hold customers\' ids')
     metrics_public: bool = Field(True, description='/metrics without a key; false: scope admin')
-    refresh_seconds: float = Field(20.0, gt=0, description='between two looks at what is popular')
+    refresh_seconds: float = Field(20., gt=0, description='between two looks at what is popular')
 
 # %% ../nbs/09_api_server.ipynb #09c0a044
 def api_settings(**values) -> ApiSettings:
     "Read the settings of the environment, with `values` on top. Raises `SettingsError` that names each wrong one."
-
     def line(e):
         return expected(str(e['loc'][0]).upper(), e['msg'], repr(str(e['input'])[:80]))
-
-    try:
-        return ApiSettings(**values)
+    try: return ApiSettings(**values)
     except ValidationError as err:
         raise SettingsError('\n'.join(map(line, err.errors(include_url=False)))) from None
 
@@ -145,14 +106,11 @@ def api_settings(**values) -> ApiSettings:
 def _checked(check, *args):
     return AfterValidator(lambda value: value if value is None else check(value, *args))
 
-
 def _time_as_text(value):
-    if value is None or isinstance(value, (str, datetime)):
-        return value
+    if value is None or isinstance(value, (str, datetime)): return value
     raise ValueError('expected a time as text (RFC 3339)')
 
-
-AnyId = Annotated[StrictInt | StrictStr, _checked(check_id, 'id'), Field(examples=[501])]
+AnyId = Annotated[StrictInt|StrictStr, _checked(check_id, 'id'), Field(examples=[501])]
 PathId = Annotated[
     str, InPath(min_length=1, max_length=256, description='an id, as in the events'), _checked(check_id, 'id')
 ]
@@ -166,32 +124,27 @@ ExpiryTime = Annotated[datetime, BeforeValidator(_time_as_text)]
 EventTime = Annotated[datetime, BeforeValidator(_time_as_text), _checked(check_time)]
 
 # %% ../nbs/09_api_server.ipynb #09c0a005
-class StrictInput(BaseModel):
-    model_config = ConfigDict(extra='forbid')
-
+class StrictInput(BaseModel): model_config = ConfigDict(extra='forbid')
 
 class BasketIn(StrictInput):
     "A product of the basket or session."
-
     product_id: AnyId
     event_type: Literal['view', 'cart', 'remove_from_cart', 'purchase'] = 'cart'
 
-
 class SessionIn(StrictInput):
     "A list for a basket or session."
-
     basket: list[AnyId | BasketIn] = Field(
         [], max_length=MAX_BASKET, description='products, newest last; a bare id is in the cart'
     )
-    customer_id: AnyId | None = Field(None, description='if known')
+    customer_id: AnyId|None = Field(None, description='if known')
     k: StrictInt = Field(20, ge=1, le=MAX_K)
     exclude: Exclude = 'bought'
     exclude_products: list[AnyId] = Field([], max_length=MAX_PRODUCTS, description='such as what is out of stock')
-    only_products: list[AnyId] | None = Field(None, max_length=MAX_PRODUCTS, description='the only ones that may come')
+    only_products: list[AnyId]|None = Field(None, max_length=MAX_PRODUCTS, description='the only ones that may come')
     category: list[ShortString] = Field([], max_length=100)
     brand: list[ShortString] = Field([], max_length=100)
-    min_price: BodyPrice | None = None
-    max_price: BodyPrice | None = None
+    min_price: BodyPrice|None = None
+    max_price: BodyPrice|None = None
     explain: StrictBool = False
     fallback: Literal['popular', 'random'] = Field('popular', description='if nothing is known')
     seed: StrictInt = Field(0, ge=0, lt=2**32)
@@ -199,139 +152,120 @@ class SessionIn(StrictInput):
 # %% ../nbs/09_api_server.ipynb #4adf0f78
 class EventIn(StrictInput):
     "Something that a customer did."
-
     event_id: Annotated[
-        StrictStr,
-        _checked(check_id, 'event_id'),
+        StrictStr, _checked(check_id, 'event_id'),
         Field(description='yours, once for each event: sending it again does no harm'),
     ]
     event_type: Literal[REPORTED_TYPES]
     product_id: AnyId
     customer_id: AnyId
-    event_time: EventTime | None = Field(None, description='without a zone: UTC; empty: now')
-    category_id: ShortString | None = None
-    category_code: ShortString | None = None
-    brand: ShortString | None = None
-    price: BodyPrice | None = None
-    session: ShortString | None = None
-    recommendation_id: ShortString | None = Field(None, description='of the list in which the product stood')
+    event_time: EventTime|None = Field(None, description='without a zone: UTC; empty: now')
+    category_id: ShortString|None = None
+    category_code: ShortString|None = None
+    brand: ShortString|None = None
+    price: BodyPrice|None = None
+    session: ShortString|None = None
+    recommendation_id: ShortString|None = Field(None, description='of the list in which the product stood')
 
     def event(self) -> Event:
         values = self.model_dump(exclude={'customer_id', 'session', 'event_time'}, exclude_none=True)
         when = self.event_time or datetime.now(UTC)
         return Event(user_id=self.customer_id, user_session=self.session, event_time=when, **values)
 
-
 class EventsIn(StrictInput):
     "Events, up to a thousand."
-
     events: list[EventIn] = Field(min_length=1, max_length=1000)
-
 
 class KeyIn(StrictInput):
     "A new key."
-
     name: Annotated[ShortString, Field(min_length=1)]
     scopes: list[Literal[tuple(SCOPES)]] = Field(min_length=1, max_length=10)
-    expires_at: ExpiryTime | None = None
+    expires_at: ExpiryTime|None = None
 
 # %% ../nbs/09_api_server.ipynb #2644c16b
-IdOut = int | str
-
+IdOut = int|str
 
 class ReasonOut(BaseModel):
     "A share of a score."
-
     kind: str
     share: float
-    product_id: IdOut | None = None
-    name: str | None = None
-    event_type: str | None = None
-
+    product_id: IdOut|None = None
+    name: str|None = None
+    event_type: str|None = None
 
 class ItemOut(BaseModel):
     "A recommended product."
-
     product_id: IdOut
     rank: int
-    score: float | None = None
-    name: str | None = None
-    brand: str | None = None
-    category: str | None = None
-    price: float | None = None
-    reasons: list[ReasonOut] | None = None
-    sentence: str | None = None
+    score: float|None = None
+    name: str|None = None
+    brand: str|None = None
+    category: str|None = None
+    price: float|None = None
+    reasons: list[ReasonOut]|None = None
+    sentence: str|None = None
 
 # %% ../nbs/09_api_server.ipynb #09c0a048
 class ListOut(BaseModel):
     "A list of products."
-
     recommendation_id: str = Field(description='to be sent with events that come of it')
     source: str = Field(
         description='model, fold_in, content, popular, popular_in_category, random, similar; '
-        'or fallback: the model server is away, these are popular'
+                    'or fallback: the model server is away, these are popular'
     )
     fallback: bool = Field(description='is the model server away?')
-    model_version: str | None = None
+    model_version: str|None = None
     items: list[ItemOut]
 
 # %% ../nbs/09_api_server.ipynb #f0f8dca8
 State = Literal['stored', 'spooled']
 
-
 class EventsOut(BaseModel):
     "What became of events."
-
     state: State = Field(description='spooled: safe on disk, the database gets them later')
     received: int
-    stored: int | None = None
-    duplicates: int | None = None
-    ignored: int | None = Field(None, description='of deleted customers')
-
+    stored: int|None = None
+    duplicates: int|None = None
+    ignored: int|None = Field(None, description='of deleted customers')
 
 class DeletedOut(BaseModel):
     "A customer who is forgotten."
-
     customer_id: str
     state: State
 
-
 class ProblemOut(BaseModel):
     "An error (RFC 9457)."
-
     type: str = 'about:blank'
     title: str
     status: int
     detail: str
-    instance: str | None = Field(None, description='X-Request-ID')
-    errors: list[dict] | None = Field(None, description='where the request is wrong')
+    instance: str|None = Field(None, description='X-Request-ID')
+    errors: list[dict]|None = Field(None, description='where the request is wrong')
 
 # %% ../nbs/09_api_server.ipynb #09c0a009
 class KeyOut(BaseModel):
     "A key, without its secret."
-
     key_id: str
     name: str
     scopes: list[str]
     created_at: datetime
-    expires_at: datetime | None = None
-    revoked_at: datetime | None = None
-    key: str | None = Field(None, description='the key itself, shown this once')
+    expires_at: datetime|None = None
+    revoked_at: datetime|None = None
+    key: str|None = Field(None, description='the key itself, shown this once')
 
     @classmethod
-    def of(cls, record: ApiKey, key: str | None = None):
+    def of(cls, record: ApiKey, key: str|None = None):
         "Make it from what the store has."
         return cls(key=key, **{name: getattr(record, name) for name in cls.model_fields if name != 'key'})
 
 # %% ../nbs/09_api_server.ipynb #9bfc99de
 class ShopService:
     "Lists, events and deletions, whatever is away."
-
     def __init__(self, settings: ApiSettings, recorder: Recorder, model: ModelClient):
         self.settings, self.recorder, self.model = settings, recorder, model
         self.fallback, self.metrics, self.stopping = Fallback(), ApiMetrics(), False
         self.id_types = {'customer': settings.customer_ids, 'product': settings.product_ids}
-        self.popular_file = Path(settings.spool) / 'popular.json'
+        self.popular_file = Path(settings.spool)/'popular.json'
         self._add_gauges()
 
     def _add_gauges(self):
@@ -345,11 +279,10 @@ class ShopService:
         for name in model.counts:
             gauge(f'model_{name}', f'{name} of the model server', functools.partial(model.counts.get, name))
 
-    def model_id(self, text: str, role: str) -> int | str:  # role: 'customer' or 'product'
+    def model_id(self, text: str, role: str) -> int|str: # role: 'customer' or 'product'
         "Convert an id to how the model server has it."
-        if self.id_types[role] == 'string':
-            return text
-        return int(text) if re.fullmatch('0|-?[1-9][0-9]{0,18}', text) and -(2**63) <= int(text) < 2**63 else text
+        if self.id_types[role] == 'string': return text
+        return int(text) if re.fullmatch('0|-?[1-9][0-9]{0,18}', text) and -2**63 <= int(text) < 2**63 else text
 
 # %% ../nbs/09_api_server.ipynb #09c0a012
 @patch
@@ -359,7 +292,6 @@ async def start(self: ShopService):
         self.fallback.items = msgspec.json.decode(self.popular_file.read_bytes(), type=list[Item])
     self._task = asyncio.create_task(self._refresh_loop())
 
-
 @patch
 async def stop(self: ShopService):
     self.stopping = True
@@ -367,7 +299,6 @@ async def stop(self: ShopService):
     await asyncio.gather(self._task, return_exceptions=True)
     await self.recorder.stop()
     await self.model.close()
-
 
 @patch
 def state(self: ShopService) -> dict:
@@ -383,16 +314,12 @@ def state(self: ShopService) -> dict:
 @patch
 async def _refresh_loop(self: ShopService):
     while True:
-        try:
-            await self.refresh_popular()
-        except ModelDown:
-            await self._ask_store_for_popular()
-        except (ProblemError, StoreDown):
-            pass
+        try: await self.refresh_popular()
+        except ModelDown: await self._ask_store_for_popular()
+        except (ProblemError, StoreDown): pass
         except Exception as err:
             log_event(logging.ERROR, 'popular', error=type(err).__name__)
-        await asyncio.sleep(self.settings.refresh_seconds if self.fallback.items else 0.5)
-
+        await asyncio.sleep(self.settings.refresh_seconds if self.fallback.items else .5)
 
 @patch
 async def refresh_popular(self: ShopService, k: int = 200):
@@ -403,7 +330,6 @@ async def refresh_popular(self: ShopService, k: int = 200):
         with contextlib.suppress(Exception), atomic_path(self.popular_file) as tmp:
             tmp.write_bytes(msgspec.json.encode(items))
     await self.detect_id_types()
-
 
 @patch
 async def _ask_store_for_popular(self: ShopService, k: int = 200):
@@ -417,60 +343,49 @@ async def _ask_store_for_popular(self: ShopService, k: int = 200):
 @patch
 async def detect_id_types(self: ShopService):
     "Ask the model server whether ids are integers or strings, unless the settings say it."
-    if 'auto' not in self.id_types.values():
-        return
+    if 'auto' not in self.id_types.values(): return
     try:
         metadata = await self.model.call('GET', '/v2/models/recommender', ModelMetadata)
-    except ProblemError:
-        return  # it has none
+    except ProblemError: return # it has none
     served = {t.name: 'integer' if t.datatype == 'INT64' else 'string' for t in [*metadata.inputs, *metadata.outputs]}
     for role, id_type in self.id_types.items():
-        if id_type == 'auto':
-            self.id_types[role] = served.get(role, 'auto')
+        if id_type == 'auto': self.id_types[role] = served.get(role, 'auto')
 
 # %% ../nbs/09_api_server.ipynb #077e53fd
 @patch
-async def recommend(
-    self: ShopService,
-    request: Request,  # ids as the model server has them
-    user: str | None,  # the customer, as text
+async def recommend(self: ShopService,
+    request: Request,      # ids as the model server has them
+    user: str|None,        # the customer, as text
     route: str,
     record: RequestRecord,
-) -> dict:  # a `ListOut`
+) -> dict: # a `ListOut`
     "Make a list; never an error because something is away."
     start = time.monotonic()
     history = await self.recorder.history(user) if user is not None else CustomerHistory()
-    if history.deleted:
-        user = None
+    if history.deleted: user = None
     hidden = _hidden(history, request.exclude)
     left_out = [*request.exclude_products, *(self.model_id(product, 'product') for product in hidden)][:MAX_PRODUCTS]
     customer = self.model_id(user, 'customer') if user is not None else None
     request = msgspec.structs.replace(request, exclude_products=left_out, customer=customer)
-    try:
-        result = await self._ask_model(request, history, record)
+    try: result = await self._ask_model(request, history, record)
     except ModelDown:
         answer = Answer('fallback', None, self.fallback.pick(request, set(hidden)))
-    else:
-        answer = Answer(result.source, result.model_version, result.items)
+    else: answer = Answer(result.source, result.model_version, result.items)
     return self._to_response(answer, route, user, start, record)
 
 # %% ../nbs/09_api_server.ipynb #09c0a050
 class Answer(NamedTuple):
     "Products for a list, and where they come from."
-
     source: str
-    model_version: str | None
+    model_version: str|None
     items: list[Item]
 
-
-def _hidden(history: CustomerHistory, exclude: str) -> tuple[str, ...]:  # products
-    if exclude == 'none':
-        return ()
-    return history.bought + (tuple(product for product, _ in history.seen) if exclude == 'seen' else ())
+def _hidden(history: CustomerHistory, exclude: str) -> tuple[str, ...]: # products
+    if exclude == 'none': return ()
+    return history.bought+(tuple(product for product, _ in history.seen) if exclude == 'seen' else ())
 
 # %% ../nbs/09_api_server.ipynb #09c0a017
-NOT_PERSONAL = ('popular', 'random', 'popular_in_category')  # sources
-
+NOT_PERSONAL = ('popular', 'random', 'popular_in_category') # sources
 
 @patch
 async def _ask_model(self: ShopService, request: Request, history: CustomerHistory, record: RequestRecord) -> Result:
@@ -488,24 +403,22 @@ async def _ask_model(self: ShopService, request: Request, history: CustomerHisto
 
 # %% ../nbs/09_api_server.ipynb #09c0a057
 @patch
-async def similar(self: ShopService, product: str, k: int, record: RequestRecord) -> dict:  # a `ListOut`
+async def similar(self: ShopService, product: str, k: int, record: RequestRecord) -> dict: # a `ListOut`
     "List products close to one; popular ones if the model server is away."
     start = time.monotonic()
-    try:
-        response = await self.model.similar(product, k, record.request_id)
+    try: response = await self.model.similar(product, k, record.request_id)
     except ModelDown:
         answer = Answer('fallback', None, self.fallback.pick(Request(k=k), {product}))
-    else:
-        answer = Answer('similar', response.model_version, response.items)
+    else: answer = Answer('similar', response.model_version, response.items)
     return self._to_response(answer, 'similar', None, start, record)
 
 # %% ../nbs/09_api_server.ipynb #09c0a019
 @patch
-def _to_response(self: ShopService, answer: Answer, route: str, user: str | None, start: float, record) -> dict:
+def _to_response(self: ShopService, answer: Answer, route: str, user: str|None, start: float, record) -> dict:
     source, version, items = answer
     record.source, name = source, uuid.uuid4().hex
     self.metrics.lists.labels(route, source).inc()
-    products, seconds = [item.product_id for item in items], time.monotonic() - start
+    products, seconds = [item.product_id for item in items], time.monotonic()-start
     self.recorder.record_later(Served(name, route, source, version, products, user, seconds=seconds))
     return {
         'recommendation_id': name,
@@ -518,28 +431,24 @@ def _to_response(self: ShopService, answer: Answer, route: str, user: str | None
 # %% ../nbs/09_api_server.ipynb #2dc7cece
 class KeyAuth:
     "Check keys and rates."
-
     def __init__(self, settings: ApiSettings, recorder: Recorder):
         self.recorder = recorder
         self.rate = RateLimit(settings.rate, settings.burst)
-        self.failed_rate = RateLimit(settings.failed_rate, max(1.0, 10 * settings.failed_rate))
-        self._looked = -math.inf  # when a key that was not known made it look at the store
+        self.failed_rate = RateLimit(settings.failed_rate, max(1., 10*settings.failed_rate))
+        self._looked = -math.inf # when a key that was not known made it look at the store
 
-    async def check(self, key: str | None, scope: str, address: str) -> ApiKey:
+    async def check(self, key: str|None, scope: str, address: str) -> ApiKey:
         "Find the record of a key that may do this. Raises `HTTPException`."
         record = await self._find(key) if key else None
-        if record is None:
-            raise self._unknown(address)
+        if record is None: raise self._unknown(address)
         if scope not in record.scopes:
             scopes = ', '.join(record.scopes)
             raise HTTPException(403, expected('key', f'one with the scope {scope}', f'one with {scopes}'))
-        if wait := self.rate.take(record.key_id):
-            raise _slow_down(wait)
+        if wait := self.rate.take(record.key_id): raise _slow_down(wait)
         return record
 
     def _unknown(self, address: str) -> HTTPException:
-        if wait := self.failed_rate.take(address):
-            return _slow_down(wait)
+        if wait := self.failed_rate.take(address): return _slow_down(wait)
         if self.recorder.cache.keys is None:
             return HTTPException(503, NO_KEYS, {'Retry-After': '5'})
         return HTTPException(401, 'expected a valid key: Authorization: Bearer gk_...', {'WWW-Authenticate': 'Bearer'})
@@ -547,66 +456,50 @@ class KeyAuth:
 # %% ../nbs/09_api_server.ipynb #09c0a054
 NO_KEYS = expected('keys', 'the database', 'it away since the start', 'try again')
 
-
 def _slow_down(seconds: float) -> HTTPException:
     after = {'Retry-After': str(math.ceil(seconds))}
     return HTTPException(429, f'expected fewer requests: wait {seconds:.1f} s', after)
 
 # %% ../nbs/09_api_server.ipynb #09c0a021
 @patch
-async def _find(self: KeyAuth, key: str) -> ApiKey | None:
+async def _find(self: KeyAuth, key: str) -> ApiKey|None:
     record, now = self.recorder.cache.find(key), time.monotonic()
-    if record is not None or not self.recorder.up or now - self._looked <= 1:
+    if record is not None or not self.recorder.up or now-self._looked <= 1:
         return record
     self._looked = now
-    with contextlib.suppress(StoreDown):
-        await self.recorder.refresh_keys()
+    with contextlib.suppress(StoreDown): await self.recorder.refresh_keys()
     return self.recorder.cache.find(key)
 
 # %% ../nbs/09_api_server.ipynb #09c0a042
-_about = 'A key of the shop. What it may do: ' + '; '.join(f'`{scope}`: {text}' for scope, text in SCOPES.items())
+_about = 'A key of the shop. What it may do: '+'; '.join(f'`{scope}`: {text}' for scope, text in SCOPES.items())
 _bearer = HTTPBearer(auto_error=False, bearerFormat='gk_ID_SECRET', description=_about)
-
 
 def needs(scope: str):
     "Make a dependency: the key must have this scope."
-
-    async def check(
-        request: HttpRequest, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)] = None
-    ):
+    async def check(request: HttpRequest, given: Annotated[HTTPAuthorizationCredentials|None, Depends(_bearer)] = None):
         address = request.client.host if request.client else ''
         key = await request.app.state.auth.check(given.credentials if given else None, scope, address)
         request.scope['record'].key_id = key.key_id
-
     return Depends(check)
 
-
-async def _shop_of(request: HttpRequest):
-    return request.app.state.shop
-
-
-async def _record_of(request: HttpRequest):
-    return request.scope['record']
-
-
+async def _shop_of(request: HttpRequest): return request.app.state.shop
+async def _record_of(request: HttpRequest): return request.scope['record']
 TheShop = Annotated[ShopService, Depends(_shop_of)]
 TheRecord = Annotated[RequestRecord, Depends(_record_of)]
 
 # %% ../nbs/09_api_server.ipynb #e2acabb6
 def problem_response(
-    request: HttpRequest, status: int, detail: str, headers: dict | None = None, **more
+    request: HttpRequest, status: int, detail: str, headers: dict|None = None, **more
 ) -> JSONResponse:
     "Answer with a problem."
     body = problem(status, detail, request.scope['record'].request_id, **more)
     return JSONResponse(body, status, headers, media_type=PROBLEM)
-
 
 def _wrong_request(request: HttpRequest, err: RequestValidationError) -> JSONResponse:
     errors = [{'at': '.'.join(str(o)[:60] for o in e['loc']), 'detail': e['msg'][:300]} for e in err.errors()[:20]]
     if any(e['type'] == 'json_invalid' for e in err.errors()):
         return problem_response(request, 400, expected('body', 'JSON', 'something else'), errors=errors)
     return problem_response(request, 422, f'{errors[0]["at"]}: {errors[0]["detail"]}', errors=errors)
-
 
 def _no_room(request: HttpRequest, err: Exception) -> JSONResponse:
     detail = 'expected the database or room on disk, found neither: send it again'
@@ -623,27 +516,18 @@ ERROR_HANDLERS: dict[type[Exception], Callable] = {
 }
 
 # %% ../nbs/09_api_server.ipynb #67cc2041
-def _filters(category, brand, min_price, max_price, only=None) -> Filters | None:
+def _filters(category, brand, min_price, max_price, only=None) -> Filters|None:
     names = {'category': category or None, 'brand': brand or None}
     filters = Filters(**names, min_price=min_price, max_price=max_price, products=only)
     return filters if filters != Filters() else None
 
-
 list_routes = APIRouter(tags=['recommendations'], dependencies=[needs('recommend')])
 _list_out: dict[str, Any] = {'response_model': ListOut, 'response_model_exclude_none': True}
 
-
 @list_routes.get('/v1/customers/{customer_id:path}/recommendations', summary='A list for a customer', **_list_out)
 async def recommendations(
-    shop: TheShop,
-    record: TheRecord,
-    customer_id: PathId,
-    category: Strings,
-    brand: Strings,
-    k: ListLength = 20,
-    exclude: Exclude = 'bought',
-    min_price: QueryPrice | None = None,
-    max_price: QueryPrice | None = None,
+    shop: TheShop, record: TheRecord, customer_id: PathId, category: Strings, brand: Strings, k: ListLength = 20,
+    exclude: Exclude = 'bought', min_price: QueryPrice|None = None, max_price: QueryPrice|None = None,
     explain: bool = False,
 ):
     "For a customer whom nobody knows: popular products, and `source` says so."
@@ -656,15 +540,11 @@ async def recommendations(
     '/v1/customers/{customer_id:path}/explanations', summary='A list for a customer, with reasons', **_list_out
 )
 async def explanations(
-    shop: TheShop,
-    record: TheRecord,
-    customer_id: PathId,
-    k: ListLength = 5,
+    shop: TheShop, record: TheRecord, customer_id: PathId, k: ListLength = 5,
     reasons: Annotated[int, Query(ge=1, le=100)] = 5,
 ):
     "Each product's score as shares of what the customer did; they add up."
     return await shop.recommend(Request(k=k, explain=True, reasons=reasons), customer_id, 'explanation', record)
-
 
 @list_routes.get('/v1/products/{product_id:path}/similar', summary='Products close to one', **_list_out)
 async def similar_products(shop: TheShop, record: TheRecord, product_id: PathId, k: ListLength = 10):
@@ -674,25 +554,16 @@ async def similar_products(shop: TheShop, record: TheRecord, product_id: PathId,
 # %% ../nbs/09_api_server.ipynb #09c0a025
 def session_request(body: SessionIn, shop: ShopService) -> Request:
     "Convert a session to a request of the model server."
-
-    def product(text):
-        return shop.model_id(text, 'product')
-
+    def product(text): return shop.model_id(text, 'product')
     basket = [
-        BasketItem(product(entry), 'cart')
-        if isinstance(entry, str)
+        BasketItem(product(entry), 'cart') if isinstance(entry, str)
         else BasketItem(product(entry.product_id), entry.event_type)
         for entry in body.basket
     ]
     only = None if body.only_products is None else list(map(product, body.only_products))
     return Request(
-        basket=basket,
-        k=body.k,
-        exclude=body.exclude,
-        exclude_products=list(map(product, body.exclude_products)),
-        explain=body.explain,
-        fallback=body.fallback,
-        seed=body.seed,
+        basket=basket, k=body.k, exclude=body.exclude, exclude_products=list(map(product, body.exclude_products)),
+        explain=body.explain, fallback=body.fallback, seed=body.seed,
         filters=_filters(body.category, body.brand, body.min_price, body.max_price, only),
     )
 
@@ -702,7 +573,6 @@ SESSION_EXAMPLES = {
     'basket': {'summary': 'a basket', 'value': {'basket': [501, 502], 'k': 5}},
     'session': {'summary': 'a session, with filters', 'value': _session},
 }
-
 
 @list_routes.post('/v1/sessions/recommendations', summary='A list for a basket or session', **_list_out)
 async def sessions(
@@ -714,73 +584,54 @@ async def sessions(
 # %% ../nbs/09_api_server.ipynb #b3baf7c9
 event_routes = APIRouter()
 _purchase = {
-    'event_id': '7f3a-1',
-    'event_type': 'purchase',
-    'product_id': 501,
-    'customer_id': 17,
-    'event_time': '2024-05-01T12:00:00Z',
-    'price': 12.5,
+    'event_id': '7f3a-1', 'event_type': 'purchase', 'product_id': 501, 'customer_id': 17,
+    'event_time': '2024-05-01T12:00:00Z', 'price': 12.5,
 }
 EVENT_EXAMPLES = {'purchase': {'summary': 'a purchase: hides the product at once', 'value': {'events': [_purchase]}}}
-
 
 def _spooled(model: type, text: str) -> dict:
     return {202: {'model': model, 'description': f'The database is away: {text}'}}
 
-
 @event_routes.post(
-    '/v1/events',
-    summary='What customers did',
-    tags=['events'],
-    dependencies=[needs('events')],
-    response_model=EventsOut,
-    response_model_exclude_none=True,
+    '/v1/events', summary='What customers did', tags=['events'], dependencies=[needs('events')],
+    response_model=EventsOut, response_model_exclude_none=True,
     responses=_spooled(EventsOut, 'on disk, in order, stored later.'),
 )
 async def events(shop: TheShop, body: Annotated[EventsIn, Body(openapi_examples=EVENT_EXAMPLES)], response: Response):
     """When this answers, the events are safe. A product that was bought is in no list of the customer from now on.
     An event id that was sent before changes nothing."""
     state, added = await shop.recorder.record([e.event() for e in body.events])
-    if state == 'spooled':
-        response.status_code = 202
+    if state == 'spooled': response.status_code = 202
     counts = {'stored': added.added, 'duplicates': added.duplicates, 'ignored': added.ignored} if added else {}
     return EventsOut(state=state, received=len(body.events), **counts)
 
 # %% ../nbs/09_api_server.ipynb #09c0a028
 @event_routes.delete(
-    '/v1/customers/{customer_id:path}',
-    summary='Forget a customer',
-    tags=['customers'],
-    dependencies=[needs('customers')],
-    response_model=DeletedOut,
+    '/v1/customers/{customer_id:path}', summary='Forget a customer', tags=['customers'],
+    dependencies=[needs('customers')], response_model=DeletedOut,
     responses=_spooled(DeletedOut, 'hidden now, removed as soon as it is back.'),
 )
 async def forget(shop: TheShop, customer_id: PathId, response: Response):
     """Removes all that is stored of the customer, hides them at once, and keeps them out of the next training.
     May be repeated."""
     state = await shop.recorder.delete(customer_id)
-    if state == 'spooled':
-        response.status_code = 202
+    if state == 'spooled': response.status_code = 202
     return DeletedOut(customer_id=customer_id, state=state)
 
 # %% ../nbs/09_api_server.ipynb #5b143761
 admin_routes = APIRouter(tags=['admin'], dependencies=[needs('admin')])
 _key_out: dict[str, Any] = {'response_model_exclude_none': True}
 
-
-def check_expiry(value: datetime | None) -> datetime | None:  # in UTC, if it had no zone
+def check_expiry(value: datetime|None) -> datetime|None: # in UTC, if it had no zone
     "Check until when a key is to be valid. Raises `DataError`."
-    if value is None:
-        return None
+    if value is None: return None
     if not 2000 <= value.year < 9000:
         raise DataError(expected('expires_at', 'a year from 2000 to 8999', value.year))
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value
 
-
 @admin_routes.get('/v1/admin/keys', summary='All keys', response_model=list[KeyOut], **_key_out)
 async def keys(shop: TheShop):
     return [KeyOut.of(key) for key in (await shop.recorder.ask(shop.recorder.store.keys)).values()]
-
 
 @admin_routes.post('/v1/admin/keys', summary='Make a key', response_model=KeyOut, status_code=201, **_key_out)
 async def create_key(shop: TheShop, body: KeyIn):
@@ -791,9 +642,7 @@ async def create_key(shop: TheShop, body: KeyIn):
 
 # %% ../nbs/09_api_server.ipynb #09c0a031
 @admin_routes.delete(
-    '/v1/admin/keys/{key_id}',
-    summary='Revoke a key',
-    status_code=204,
+    '/v1/admin/keys/{key_id}', summary='Revoke a key', status_code=204,
     responses={404: {'description': 'No such key that is valid.'}},
 )
 async def revoke(shop: TheShop, key_id: PathId):
@@ -801,7 +650,6 @@ async def revoke(shop: TheShop, key_id: PathId):
         raise HTTPException(404, expected('key', 'the id of a valid one', 'none'))
     await shop.recorder.refresh_keys()
     return Response(status_code=204)
-
 
 @admin_routes.get('/v1/admin/status', summary='What is away, what waits', response_model=dict[str, Any])
 async def status(shop: TheShop):
@@ -811,21 +659,15 @@ async def status(shop: TheShop):
 health_routes = APIRouter(tags=['health'])
 NOT_READY = {503: {'model': ProblemOut, 'description': 'Not yet, or not any more.'}}
 
-
 @health_routes.get('/livez', summary='Is the process there?')
-async def livez() -> dict[str, str]:
-    return {'status': 'ok'}
-
+async def livez() -> dict[str, str]: return {'status': 'ok'}
 
 @health_routes.get('/readyz', summary='Can it answer?', responses=NOT_READY)
 async def readyz(shop: TheShop) -> dict[str, Any]:
     "Yes as soon as keys can be checked: without model server and database it still answers."
-    if shop.stopping:
-        raise HTTPException(503, 'stopping')
-    if shop.recorder.cache.keys is None:
-        raise HTTPException(503, NO_KEYS)
+    if shop.stopping: raise HTTPException(503, 'stopping')
+    if shop.recorder.cache.keys is None: raise HTTPException(503, NO_KEYS)
     return {'status': 'ok', **shop.state()}
-
 
 async def metrics(shop: TheShop):
     return Response(generate_latest(shop.metrics.registry), media_type=CONTENT_TYPE_LATEST)
@@ -833,10 +675,8 @@ async def metrics(shop: TheShop):
 # %% ../nbs/09_api_server.ipynb #09c0a034
 class ApiServer(FastAPI):
     "The routes, described with problems."
-
     def openapi(self) -> dict:
-        if self.openapi_schema is not None:
-            return self.openapi_schema
+        if self.openapi_schema is not None: return self.openapi_schema
         schema, content = super().openapi(), {PROBLEM: {'schema': {'$ref': '#/components/schemas/ProblemOut'}}}
         a_problem = {'description': 'A problem.', 'content': content}
         for route in (route for path in schema['paths'].values() for route in path.values()):
@@ -850,30 +690,20 @@ class ApiServer(FastAPI):
 
 # %% ../nbs/09_api_server.ipynb #c49328c2
 def create_app(
-    settings: ApiSettings | None = None,  # of the environment by default
-    shop: ShopService | None = None,  # for tests
+    settings: ApiSettings|None = None, # of the environment by default
+    shop: ShopService|None = None,     # for tests
 ) -> ApiServer:
     "Make the API server as an ASGI application."
     settings = settings or api_settings()
     shop = shop or open_shop(settings)
-
     @asynccontextmanager
     async def lifespan(app):
         await shop.start()
-        try:
-            yield
-        finally:
-            await shop.stop()
-
+        try: yield
+        finally: await shop.stop()
     app = ApiServer(
-        title='gnn_ecommerce',
-        version='1',
-        description='Recommendations for an online shop.',
-        lifespan=lifespan,
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
-        exception_handlers=ERROR_HANDLERS,
+        title='gnn_ecommerce', version='1', description='Recommendations for an online shop.', lifespan=lifespan,
+        docs_url=None, redoc_url=None, redirect_slashes=False, exception_handlers=ERROR_HANDLERS,
         responses={'default': {'model': ProblemOut, 'description': 'A problem.'}},
     )
     app.state.shop, app.state.auth = shop, KeyAuth(settings, shop.recorder)
@@ -893,38 +723,25 @@ def _add_routes(app: ApiServer, metrics_public: bool):
     for router in (list_routes, event_routes, admin_routes, health_routes):
         app.include_router(router)
     app.add_api_route(
-        '/metrics',
-        metrics,
-        summary='Metrics for Prometheus',
-        tags=['health'],
-        response_class=Response,
+        '/metrics', metrics, summary='Metrics for Prometheus', tags=['health'], response_class=Response,
         dependencies=[] if metrics_public else [needs('admin')],
         responses={200: {'content': {'text/plain': {'schema': {'type': 'string'}}}}},
     )
-
 
 def _add_middleware(app: ApiServer, settings: ApiSettings, metrics: ApiMetrics):
     "Add what is around the routes; the last one is the outermost."
     if origins := [origin.strip() for origin in settings.cors_origins.split(',') if origin.strip()]:
         app.add_middleware(
-            CORSMiddleware,
-            allow_origins=origins,
-            allow_methods=['GET', 'POST', 'DELETE'],
-            max_age=600,
-            allow_headers=['Authorization', 'Content-Type', 'X-Request-ID'],
-            expose_headers=['X-Request-ID'],
+            CORSMiddleware, allow_origins=origins, allow_methods=['GET', 'POST', 'DELETE'], max_age=600,
+            allow_headers=['Authorization', 'Content-Type', 'X-Request-ID'], expose_headers=['X-Request-ID'],
         )
     app.add_middleware(
-        RequestLimits,
-        metrics=metrics,
-        max_body=settings.max_body,
-        body_seconds=settings.body_seconds,
-        request_seconds=settings.request_seconds,
-        log_paths=settings.log_paths,
+        RequestLimits, metrics=metrics, max_body=settings.max_body, body_seconds=settings.body_seconds,
+        request_seconds=settings.request_seconds, log_paths=settings.log_paths,
     )
 
 # %% ../nbs/09_api_server.ipynb #370103b8
-def run_server(settings: ApiSettings | None = None):
+def run_server(settings: ApiSettings|None = None):
     "Run the API server until it is told to stop."
     settings = settings or api_settings()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -933,33 +750,20 @@ def run_server(settings: ApiSettings | None = None):
     logger.setLevel(logging.INFO)
     logger.propagate = False
     config = uvicorn.Config(
-        create_app(settings),
-        host=settings.api_host,
-        port=settings.port,
-        loop='uvloop',
-        ws='none',
-        lifespan='on',
+        create_app(settings), host=settings.api_host, port=settings.port, loop='uvloop', ws='none', lifespan='on',
         http=type('Http', (HttpProtocol,), {'head_seconds': settings.head_seconds}),
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        timeout_keep_alive=settings.idle_seconds,
-        timeout_graceful_shutdown=settings.stop_seconds,
-        limit_concurrency=settings.connections,
-        backlog=2048,
-        h11_max_incomplete_event_size=32768,
+        access_log=False, log_config=None, server_header=False, timeout_keep_alive=settings.idle_seconds,
+        timeout_graceful_shutdown=settings.stop_seconds, limit_concurrency=settings.connections,
+        backlog=2048, h11_max_incomplete_event_size=32768,
     )
     uvicorn.Server(config).run()
 
-
 def main() -> int:
-    try:
-        run_server()
+    try: run_server()
     except GnnEcommerceError as err:
         print(err, file=sys.stderr)
         return 1
     return 0
 
 # %% ../nbs/09_api_server.ipynb #489854e2
-if __name__ == '__main__' and __spec__ is not None:
-    sys.exit(main())
+if __name__ == '__main__' and __spec__ is not None: sys.exit(main())

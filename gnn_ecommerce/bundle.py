@@ -21,21 +21,8 @@ from safetensors.numpy import save_file
 from .models.catalogue import Catalogue, choose_content_weight, split_sessions
 from .models.checkpoint import git_commit, library_versions, load_model
 from gnn_ecommerce.core import (
-    ArtifactError,
-    IdMap,
-    ProjectPaths,
-    StageSettings,
-    UnknownIdError,
-    expected,
-    file_hash,
-    load_settings,
-    progress,
-    project_root,
-    read_json,
-    read_table,
-    resolve_params,
-    rng,
-    write_json,
+    ArtifactError, IdMap, ProjectPaths, StageSettings, UnknownIdError, expected, file_hash, load_settings, progress,
+    project_root, read_json, read_table, resolve_params, rng, write_json
 )
 from .ranking.evaluation import ranking_metrics
 from .data.event_profile import Profile
@@ -54,10 +41,8 @@ __all__ = ['LISTED', 'SCHEMA', 'MANIFEST', 'BundleSettings', 'map_tensors', 'Map
 #: customers up to whose number lists are ranked in advance where the settings leave it open
 LISTED = 250_000
 
-
 class BundleSettings(StageSettings):
     "Section `bundle` of params.yaml."
-
     lists: int | None = Field(
         None,
         ge=0,
@@ -102,20 +87,19 @@ _TYPES = {
     'BOOL': np.bool_,
 }
 
-
 def map_tensors(
-    path: str | Path,  # a .safetensors file
-) -> dict[str, np.ndarray]:  # mapped; pages are shared between processes, and copied where somebody writes
+    path: str|Path, # a .safetensors file
+) -> dict[str, np.ndarray]: # mapped; pages are shared between processes, and copied where somebody writes
     "Arrays of a file without reading it. Raises `ArtifactError` if it is missing, truncated or foreign."
     path = Path(path)
     try:
         size = path.stat().st_size
         with open(path, 'rb') as f:
             length = int.from_bytes(f.read(8), 'little')
-            if not 2 <= length <= min(size - 8, 1 << 26):
+            if not 2 <= length <= min(size-8, 1 << 26):
                 raise ValueError('no header')
             header = json.loads(f.read(length))
-        data = np.memmap(path, np.uint8, 'c', 8 + length) if size > 8 + length else np.zeros(0, np.uint8)
+        data = np.memmap(path, np.uint8, 'c', 8+length) if size > 8+length else np.zeros(0, np.uint8)
         return {k: _view(data, **v) for k, v in header.items() if k != '__metadata__'}
     except FileNotFoundError:
         raise ArtifactError(f'expected tensors in {path}, found no file: build the bundle again') from None
@@ -128,31 +112,25 @@ def map_tensors(
 def _view(data: np.ndarray, dtype: str, shape: list, data_offsets: list) -> np.ndarray:
     "One array in the mapped bytes."
     (a, b), kind = data_offsets, np.dtype(_TYPES[dtype])
-    if not 0 <= a <= b <= len(data) or b - a != kind.itemsize * int(np.prod(shape, dtype=np.int64)):
+    if not 0 <= a <= b <= len(data) or b-a != kind.itemsize*int(np.prod(shape, dtype=np.int64)):
         raise ValueError('offsets and shapes that do not fit the file')
     return np.asarray(data[a:b]).view(kind).reshape(shape)
 
 # %% ../nbs/07_bundle.ipynb #c2d11f71
 class _Texts:
     "Texts as bytes, one after another."
-
     def __init__(self, data: np.ndarray, start: np.ndarray):
         self.data, self.start = memoryview(data), start
-
-    def __len__(self):
-        return len(self.start) - 1
-
+    def __len__(self): return len(self.start)-1
     def __getitem__(self, i):
-        return bytes(self.data[self.start[i] : self.start[i + 1]])
+        return bytes(self.data[self.start[i]:self.start[i+1]])
 
 # %% ../nbs/07_bundle.ipynb #8cee6254
 class MappedIds:
     "Ids <-> indices 0..n-1 as `IdMap`, over arrays that may be memory-mapped."
-
-    def __init__(
-        self,
-        arrays: dict[str, np.ndarray],  # from `arrays_of`
-        prefix: str,  # their names' beginning, as there
+    def __init__(self,
+        arrays: dict[str, np.ndarray], # from `arrays_of`
+        prefix: str,                   # their names' beginning, as there
     ):
         self.values = arrays.get(f'{prefix}.ids')
         self.texts = None if self.values is not None else _Texts(arrays[f'{prefix}.bytes'], arrays[f'{prefix}.start'])
@@ -160,8 +138,7 @@ class MappedIds:
     @staticmethod
     def arrays_of(ids: IdMap, prefix: str) -> dict[str, np.ndarray]:
         "An id map as arrays."
-        if not ids.is_text:
-            return {f'{prefix}.ids': ids.ids}
+        if not ids.is_text: return {f'{prefix}.ids': ids.ids}
         parts = [o.encode() for o in ids.ids]
         return {
             f'{prefix}.bytes': np.frombuffer(b''.join(parts), np.uint8),
@@ -169,12 +146,8 @@ class MappedIds:
         }
 
     @property
-    def is_text(self) -> bool:
-        return self.texts is not None
-
-    def __len__(self):
-        return len(self.texts if self.is_text else self.values)
-
+    def is_text(self) -> bool: return self.texts is not None
+    def __len__(self): return len(self.texts if self.is_text else self.values)
     def __repr__(self):
         return f'MappedIds({len(self)} {"texts" if self.is_text else "integers"})'
 
@@ -183,31 +156,27 @@ class MappedIds:
         if isinstance(id, str) != self.is_text or isinstance(id, bool) or not isinstance(id, (str, int, np.integer)):
             return -1
         if self.is_text:
-            try:
-                id = id.encode()
-            except UnicodeEncodeError:
-                return -1
+            try: id = id.encode()
+            except UnicodeEncodeError: return -1
             i = bisect.bisect_left(self.texts, id)
             return i if i < len(self.texts) and self.texts[i] == id else -1
-        if not -(2**63) <= id < 2**63:
-            return -1
+        if not -2**63 <= id < 2**63: return -1
         i = int(self.values.searchsorted(id))
         return i if i < len(self.values) and self.values[i] == id else -1
 
-    def id(self, i: int) -> int | str:
+    def id(self, i: int) -> int|str:
         "The id of an index."
         return self.texts[i].decode() if self.is_text else int(self.values[i])
 
 # %% ../nbs/07_bundle.ipynb #68e0f4c3
 @patch
-def encode(
-    self: MappedIds,
+def encode(self: MappedIds,
     ids: Iterable,
-    unknown: Literal['raise', 'mask'] = 'raise',  # 'mask' gives -1 for an unknown id
-) -> np.ndarray:  # int32 (n,)
+    unknown: Literal['raise', 'mask'] = 'raise', # 'mask' gives -1 for an unknown id
+) -> np.ndarray: # int32 (n,)
     "Indices of ids. Raises `UnknownIdError`, unless `unknown='mask'`."
     ids = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
-    at_once = not self.is_text and len(self) and all(type(o) is int and -(2**63) <= o < 2**63 for o in ids)
+    at_once = not self.is_text and len(self) and all(type(o) is int and -2**63 <= o < 2**63 for o in ids)
     index = (
         self._find_integers(np.array(ids, np.int64))
         if at_once
@@ -219,10 +188,9 @@ def encode(
         )
     return index
 
-
 @patch
-def _find_integers(self: MappedIds, ids: np.ndarray) -> np.ndarray:  # int32 (n,), -1 where an id is not known
-    at = np.minimum(self.values.searchsorted(ids), len(self) - 1)
+def _find_integers(self: MappedIds, ids: np.ndarray) -> np.ndarray: # int32 (n,), -1 where an id is not known
+    at = np.minimum(self.values.searchsorted(ids), len(self)-1)
     return np.where(self.values[at] == ids, at, -1).astype(np.int32)
 
 # %% ../nbs/07_bundle.ipynb #d40a0af2
@@ -234,41 +202,31 @@ def decode(self: MappedIds, index: Iterable[int]) -> np.ndarray:
         return np.array([self.id(i) for i in index.ravel()], object).reshape(index.shape)
     return self.values[index]
 
-
 @patch(as_prop=True)
-def ids(self: MappedIds) -> np.ndarray:
-    return self.decode(np.arange(len(self)))
+def ids(self: MappedIds) -> np.ndarray: return self.decode(np.arange(len(self)))
 
 # %% ../nbs/07_bundle.ipynb #70a598c3
 class ScaledRows:
     "An int8 table with a scale for each row; rows come as float32."
-
     def __init__(self, values: np.ndarray, scale: np.ndarray):
         self.values, self.scale, self.shape = values, scale, values.shape
-
-    def __len__(self):
-        return len(self.values)
-
+    def __len__(self): return len(self.values)
     def __getitem__(self, rows):
-        return self.values[rows].astype(np.float32) * self.scale[rows][..., None]
-
+        return self.values[rows].astype(np.float32)*self.scale[rows][..., None]
 
 def stored(
-    name: str,  # of the table
-    table: np.ndarray,  # float32 (n, d)
+    name: str,         # of the table
+    table: np.ndarray, # float32 (n, d)
     precision: Literal['fp32', 'fp16', 'int8'],
 ) -> dict[str, np.ndarray]:
     "A table as it is stored."
-    if precision == 'fp32':
-        return {name: table}
-    if precision == 'fp16':
-        return {name: table.astype(np.float16)}
-    scale = np.abs(table).max(1) / 127
+    if precision == 'fp32': return {name: table}
+    if precision == 'fp16': return {name: table.astype(np.float16)}
+    scale = np.abs(table).max(1)/127
     return {
         name: np.rint(table / np.where(scale > 0, scale, 1)[:, None]).astype(np.int8),
         f'{name}.scale': scale.astype(np.float32),
     }
-
 
 def as_used(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     "Stored tables as a `Scorer` takes them: items' as float32, customers' as they are, converted row by row when they are asked for."
@@ -281,13 +239,13 @@ def as_used(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 # %% ../nbs/07_bundle.ipynb #7af7df83
 def bundle_arrays(
     graph: InteractionGraph,
-    tensors: dict,  # the checkpoint's
-    scoring: dict,  # the checkpoint's
-    rule: EdgeRule,  # what events weigh
-    hidden: sp.csr_array | None = None,  # bool (n_users, n_items), bought since training
+    tensors: dict,          # the checkpoint's
+    scoring: dict,          # the checkpoint's
+    rule: EdgeRule,         # what events weigh
+    hidden: sp.csr_array|None = None, # bool (n_users, n_items), bought since training
     precision: Literal['fp32', 'fp16', 'int8'] = 'fp32',
-    scored: tuple[dict[str, np.ndarray], dict] | None = None,  # from `scoring_arrays`, where somebody has them already
-) -> tuple[dict[str, dict[str, np.ndarray]], dict]:  # file -> arrays, without lists; facts of the score
+    scored: tuple[dict[str, np.ndarray], dict]|None = None, # from `scoring_arrays`, where somebody has them already
+) -> tuple[dict[str, dict[str, np.ndarray]], dict]: # file -> arrays, without lists; facts of the score
     "Everything but the lists."
     arrays, facts = scored or scoring_arrays(graph, tensors, scoring, rule.weights)
     arrays = dict(arrays)
@@ -295,10 +253,7 @@ def bundle_arrays(
     for name in ('user_embedding', 'item_embedding', 'fold'):
         small |= stored(name, arrays.pop(name), precision)
     hidden = sp.csr_array((graph.n_users, graph.n_items), dtype=bool) if hidden is None else hidden
-
-    def user_side(k):
-        return k.startswith(('user_', 'history.'))
-
+    def user_side(k): return k.startswith(('user_', 'history.'))
     both = small | arrays
     users = (
         {k: v for k, v in both.items() if user_side(k)}
@@ -315,44 +270,42 @@ def bundle_arrays(
 # %% ../nbs/07_bundle.ipynb #8e7cebfa
 def top_lists(
     scorer: Scorer,
-    hidden: sp.csr_array,  # bool (n_users, n_items)
-    k: int,  # products of each list
+    hidden: sp.csr_array, # bool (n_users, n_items)
+    k: int,               # products of each list
     exclude: Literal['bought', 'seen', 'none'],
-) -> dict[str, np.ndarray]:  # lists.items int32 (n_users, k), lists.scores float32 (n_users, k)
+) -> dict[str, np.ndarray]: # lists.items int32 (n_users, k), lists.scores float32 (n_users, k)
     "The lists of all known customers."
     items, scores = np.full((scorer.n_users, k), -1, np.int32), np.full((scorer.n_users, k), np.nan, np.float32)
     for a in progress(range(0, scorer.n_users, 8192), 'lists'):
-        at = np.arange(a, min(a + 8192, scorer.n_users))
+        at = np.arange(a, min(a+8192, scorer.n_users))
         items[at], scores[at] = scorer.recommend(at, k, exclude, hidden)
     return {'lists.items': items, 'lists.scores': scores}
 
 # %% ../nbs/07_bundle.ipynb #a03e7d23
 SCHEMA, MANIFEST = 1, 'manifest.json'
 
-
 def _name(manifest: dict) -> str:
     "Name of the bundle that a manifest describes."
     content = {k: v for k, v in manifest.items() if k not in ('bundle', 'created')}
     return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]
 
-
 def write_bundle(
-    folder: str | Path,  # where bundles are
-    files: dict[str, dict[str, np.ndarray]],  # file -> arrays
-    about: dict,  # what else the manifest says; anything that JSON can hold
-) -> Path:  # of the bundle
+    folder: str|Path, # where bundles are
+    files: dict[str, dict[str, np.ndarray]], # file -> arrays
+    about: dict,      # what else the manifest says; anything that JSON can hold
+) -> Path: # of the bundle
     "Write a bundle. Raises `ArtifactError` where there is no room; then nothing is left of it."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(prefix='.new-', dir=folder))
     try:
         for name, arrays in files.items():
-            _save(arrays, tmp / f'{name}.safetensors')
+            _save(arrays, tmp/f'{name}.safetensors')
         listed = {f.name: dict(sha256=file_hash(f), size=f.stat().st_size) for f in sorted(tmp.iterdir())}
         manifest = json.loads(
             json.dumps({'kind': 'bundle', 'schema': SCHEMA, **about, 'files': listed}, allow_nan=False)
         )
-        path = folder / _name(manifest)
+        path = folder/_name(manifest)
         write_json(
             {'bundle': path.name, 'created': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), **manifest},
             tmp / MANIFEST,
@@ -364,8 +317,7 @@ def write_bundle(
                 f'expected room for a bundle in {folder}, found {err.strerror}: free some space and run again'
             ) from err
         raise
-    finally:
-        shutil.rmtree(tmp, ignore_errors=True)
+    finally: shutil.rmtree(tmp, ignore_errors=True)
     return path
 
 # %% ../nbs/07_bundle.ipynb #113e082f
@@ -379,37 +331,29 @@ def _save(arrays: dict[str, np.ndarray], path: Path):
         raise
     _fsync(path)
 
-
 def _fsync(path: Path):
     fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
+    try: os.fsync(fd)
+    finally: os.close(fd)
 
 def _put(tmp: Path, path: Path):
     "Give a finished folder its name, unless the same bundle is there and whole."
     if path.exists():
-        try:
-            return open_bundle(path)
-        except ArtifactError:
-            shutil.rmtree(path)
-    for f in tmp.iterdir():
-        f.chmod(0o444)
+        try: return open_bundle(path)
+        except ArtifactError: shutil.rmtree(path)
+    for f in tmp.iterdir(): f.chmod(0o444)
     tmp.chmod(0o755)
     os.replace(tmp, path)
     _fsync(path.parent)
 
 # %% ../nbs/07_bundle.ipynb #f9e291e7
 def read_manifest(
-    path: str | Path,  # a bundle's folder
-    check: Literal['full', 'sizes'] = 'full',  # hash every file, or look at their sizes
+    path: str|Path, # a bundle's folder
+    check: Literal['full', 'sizes'] = 'full', # hash every file, or look at their sizes
 ) -> dict:
     "The manifest, checked against the files. Raises `ArtifactError` that says what is wrong."
     path = Path(path)
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding='utf8'))
+    try: manifest = json.loads((path/MANIFEST).read_text(encoding='utf8'))
     except FileNotFoundError:
         raise ArtifactError(
             f'expected a bundle in {path.name}, found no {MANIFEST}: build one with `dvc repro bundle`'
@@ -430,14 +374,13 @@ def read_manifest(
         fits = _name(manifest) == manifest.get('bundle') and set(manifest['files']) == {
             f'{f}.safetensors' for f in ('model', 'users', 'items')
         }
-    except (KeyError, TypeError, ValueError):
-        fits = False
+    except (KeyError, TypeError, ValueError): fits = False
     if not fits:
         raise ArtifactError(
             f'expected a bundle in {path.name}, found a damaged {MANIFEST}: it has not the hash that it names'
         )
     for name, facts in manifest['files'].items():
-        _check_file(path / name, facts, check)
+        _check_file(path/name, facts, check)
     return manifest
 
 # %% ../nbs/07_bundle.ipynb #8ac7d28b
@@ -459,75 +402,55 @@ def _check_file(path: Path, facts: dict, check: str):
 @dataclass(frozen=True, eq=False)
 class Bundle:
     "An open bundle."
-
     path: Path
     manifest: dict
-    arrays: dict[str, np.ndarray]  # mapped
+    arrays: dict[str, np.ndarray] # mapped
 
     @property
-    def name(self) -> str:
-        return self.manifest['bundle']
-
+    def name(self) -> str: return self.manifest['bundle']
     @property
-    def model_version(self) -> str:
-        return self.manifest['model_version']
-
+    def model_version(self) -> str: return self.manifest['model_version']
     @property
-    def n_users(self) -> int:
-        return self.manifest['n_users']
-
+    def n_users(self) -> int: return self.manifest['n_users']
     @property
-    def n_items(self) -> int:
-        return self.manifest['n_items']
-
+    def n_items(self) -> int: return self.manifest['n_items']
     def __repr__(self):
         return f'Bundle({self.name}, {self.model_version}, {self.n_users:,} customers, {self.n_items:,} products, {self.size / 1e6:,.1f} MB)'
-
     @property
     def size(self) -> int:
         return sum(f['size'] for f in self.manifest['files'].values())
-
     @cached_property
-    def user_ids(self) -> MappedIds:
-        return MappedIds(self.arrays, 'users')
-
+    def user_ids(self) -> MappedIds: return MappedIds(self.arrays, 'users')
     @cached_property
-    def item_ids(self) -> MappedIds:
-        return MappedIds(self.arrays, 'items')
-
+    def item_ids(self) -> MappedIds: return MappedIds(self.arrays, 'items')
     @cached_property
     def catalogue(self) -> Catalogue:
         return Catalogue.from_arrays(
             {k.removeprefix('catalogue.'): v for k, v in self.arrays.items() if k.startswith('catalogue.')},
             self.item_ids,
         )
-
     @cached_property
     def rule(self) -> EdgeRule:
         return EdgeRule(self.manifest['scheme'], self.manifest['event_weights'])
-
     @cached_property
     # float32 (n_items,)
     def popularity(self) -> np.ndarray:
         return self.arrays['popularity']
-
     @cached_property
-    def lists(self) -> tuple[np.ndarray, np.ndarray] | None:  # items int32 (n_users, k), scores float32 (n_users, k)
+    def lists(self) -> tuple[np.ndarray, np.ndarray]|None: # items int32 (n_users, k), scores float32 (n_users, k)
         return (self.arrays['lists.items'], self.arrays['lists.scores']) if 'lists.items' in self.arrays else None
-
     @cached_property
     def scorer(self) -> Scorer:
         scorer = Scorer(as_used(self.arrays), self.manifest['score'], self.model_version)
         scorer.model_version = self.model_version
         return scorer
 
-    def hidden(
-        self,
-        users: np.ndarray,  # int (n,)
-    ) -> sp.csr_array:  # bool (n, n_items)
+    def hidden(self,
+        users: np.ndarray, # int (n,)
+    ) -> sp.csr_array: # bool (n, n_items)
         "What some customers bought since training."
         ptr, items = self.arrays['hidden.indptr'], self.arrays['hidden.items']
-        parts = [items[ptr[u] : ptr[u + 1]] for u in users]
+        parts = [items[ptr[u]:ptr[u+1]] for u in users]
         at = np.concatenate([[0], np.cumsum([len(p) for p in parts])]).astype(np.int64)
         return sp.csr_array(
             (np.ones(at[-1], bool), np.concatenate([*parts, items[:0]]), at), shape=(len(parts), self.n_items)
@@ -535,26 +458,23 @@ class Bundle:
 
 # %% ../nbs/07_bundle.ipynb #3b44cea5
 def open_bundle(
-    path: str | Path,  # a bundle's folder
-    check: Literal['full', 'sizes'] = 'full',  # hash every file, or look at their sizes
+    path: str|Path, # a bundle's folder
+    check: Literal['full', 'sizes'] = 'full', # hash every file, or look at their sizes
 ) -> Bundle:
     "Open a bundle. Raises `ArtifactError` if it is missing, damaged, truncated, foreign or of a newer schema."
     path = Path(path)
     manifest, arrays = read_manifest(path, check), {}
-    for name in manifest['files']:
-        arrays |= map_tensors(path / name)
+    for name in manifest['files']: arrays |= map_tensors(path/name)
     wrong = _misfit(arrays, manifest)
     if wrong:
         raise ArtifactError(f'expected {wrong} in {path.name}: build the bundle again')
     return Bundle(path, manifest, arrays)
 
 # %% ../nbs/07_bundle.ipynb #9764993c
-def _misfit(a: dict[str, np.ndarray], m: dict) -> str | None:
+def _misfit(a: dict[str, np.ndarray], m: dict) -> str|None:
     "What does not fit in a bundle's arrays, or None."
-    try:
-        u, i, d, score = m['n_users'], m['n_items'], m['dim'], m['score']
-    except KeyError as err:
-        return f'{err} in the manifest, found none'
+    try: u, i, d, score = m['n_users'], m['n_items'], m['dim'], m['score']
+    except KeyError as err: return f'{err} in the manifest, found none'
     wanted = {
         'user_embedding': (u, d),
         'user_norm': (u,),
@@ -564,13 +484,11 @@ def _misfit(a: dict[str, np.ndarray], m: dict) -> str | None:
         'hidden.indptr': (u + 1,),
         'popularity': (i,),
     }
-    if score.get('filter') is not None:
-        wanted['filter.indptr'] = (i + 1,)
+    if score.get('filter') is not None: wanted['filter.indptr'] = (i+1,)
     if (score.get('filter') or {}).get('recency') and 'history.items' in a:
         wanted['history.age'] = a['history.items'].shape
     for name, shape in wanted.items():
-        if name not in a:
-            return f'an array {name}, found none'
+        if name not in a: return f'an array {name}, found none'
         if a[name].shape != shape:
             return f'{name} of shape {shape}, found {a[name].shape}'
     for side, n in (('users', u), ('items', i)):
@@ -582,16 +500,16 @@ def _misfit(a: dict[str, np.ndarray], m: dict) -> str | None:
 
 # %% ../nbs/07_bundle.ipynb #e2c730cf
 def build_bundle(
-    folder: str | Path,  # where bundles are
+    folder: str|Path,      # where bundles are
     graph: InteractionGraph,
-    tensors: dict,  # a checkpoint's
-    scoring: dict,  # a checkpoint's
-    settings: BundleSettings | None = None,
-    hidden: sp.csr_array | None = None,  # bool (n_users, n_items), bought since training
-    rule: EdgeRule | None = None,  # what events weigh; by the graph's scheme
-    valid: sp.csr_array | None = None,  # bool (n_users, n_items), on which a smaller form's loss is measured
-    scored: tuple[dict[str, np.ndarray], dict] | None = None,  # from `scoring_arrays`, where somebody has them already
-    **about,  # for the manifest: model_version, metrics, content_weight, git_commit, ...
+    tensors: dict,         # a checkpoint's
+    scoring: dict,         # a checkpoint's
+    settings: BundleSettings|None = None,
+    hidden: sp.csr_array|None = None, # bool (n_users, n_items), bought since training
+    rule: EdgeRule|None = None,       # what events weigh; by the graph's scheme
+    valid: sp.csr_array|None = None,  # bool (n_users, n_items), on which a smaller form's loss is measured
+    scored: tuple[dict[str, np.ndarray], dict]|None = None, # from `scoring_arrays`, where somebody has them already
+    **about,               # for the manifest: model_version, metrics, content_weight, git_commit, ...
 ) -> Bundle:
     "Write a bundle, or find that it is there, and open it."
     s, rule = settings or BundleSettings(), rule or EdgeRule(graph.scheme)
@@ -603,8 +521,7 @@ def build_bundle(
         sp.csr_array((graph.n_users, graph.n_items), dtype=bool) if hidden is None else hidden,
     )
     listed = s.lists if s.lists is not None else 50 if graph.n_users <= LISTED else 0
-    if listed:
-        files['users'] |= top_lists(scorer, hidden, listed, s.exclude)
+    if listed: files['users'] |= top_lists(scorer, hidden, listed, s.exclude)
     loss = {} if s.precision == 'fp32' else precision_loss(Scorer(*scored), scorer, hidden, valid, s)
     known = (
         dict(
@@ -639,13 +556,12 @@ def build_bundle(
 
 # %% ../nbs/07_bundle.ipynb #c05659b5
 def precision_loss(
-    exact: Scorer,
-    small: Scorer,
-    hidden: sp.csr_array,  # bool (n_users, n_items)
-    valid: sp.csr_array | None,  # bool (n_users, n_items); None: lists are compared alone
+    exact: Scorer, small: Scorer,
+    hidden: sp.csr_array,      # bool (n_users, n_items)
+    valid: sp.csr_array|None,  # bool (n_users, n_items); None: lists are compared alone
     settings: BundleSettings,
     k: int = 20,
-) -> dict:  # same@k: part of the lists that is the same; recall@k of both, and recall_loss
+) -> dict: # same@k: part of the lists that is the same; recall@k of both, and recall_loss
     "What a smaller form costs, on a sample of the customers."
     able = (
         np.flatnonzero(np.diff(valid.indptr))
@@ -665,62 +581,54 @@ def precision_loss(
             )
         ),
     }
-    if valid is None or not valid.nnz:
-        return out
+    if valid is None or not valid.nnz: return out
     recall = [float(ranking_metrics(l[0], valid[users], [k])[f'recall@{k}'].mean()) for l in lists]
-    return out | {f'recall@{k} fp32': recall[0], f'recall@{k}': recall[1], 'recall_loss': recall[0] - recall[1]}
+    return out | {f'recall@{k} fp32': recall[0], f'recall@{k}': recall[1], 'recall_loss': recall[0]-recall[1]}
 
 # %% ../nbs/07_bundle.ipynb #772acfde
 def bundle_path(
-    folder: str | Path,  # where bundles are
-    name: str,  # of one
+    folder: str|Path, # where bundles are
+    name: str,        # of one
 ) -> Path:
     "The folder of a bundle of that name. Raises `ArtifactError` for what is no name, or leads elsewhere."
     folder = Path(folder)
     if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9_-]{0,63}', name):
         raise ArtifactError(expected('bundle', 'a name such as 0123456789abcdef', repr(name[:80])))
-    path = folder / name
+    path = folder/name
     if not path.is_dir() or path.resolve().parent != folder.resolve():
         raise ArtifactError(expected('bundle', f'one of the bundles in {folder.name}', f'no {name!r}'))
     return path
 
-
-def _manifest_of(path: Path) -> dict | None:
+def _manifest_of(path: Path) -> dict|None:
     "A manifest as it stands; None if the file is none, or belongs to another folder."
-    try:
-        manifest = json.loads(path.read_text(encoding='utf8'))
-    except (ValueError, OSError):
-        return None
-    if not isinstance(manifest, dict) or manifest.get('kind') != 'bundle':
-        return None
+    try: manifest = json.loads(path.read_text(encoding='utf8'))
+    except (ValueError, OSError): return None
+    if not isinstance(manifest, dict) or manifest.get('kind') != 'bundle': return None
     return manifest if manifest.get('bundle') == path.parent.name else None
 
-
 def bundles(
-    folder: str | Path,  # where bundles are
-) -> list[dict]:  # manifests, newest first; unchecked
+    folder: str|Path, # where bundles are
+) -> list[dict]: # manifests, newest first; unchecked
     "List the bundles that there are."
     manifests = [m for path in Path(folder).glob(f'[!.]*/{MANIFEST}') if (m := _manifest_of(path)) is not None]
     return sorted(manifests, key=lambda m: (m.get('created', ''), m['bundle']), reverse=True)
 
 # %% ../nbs/07_bundle.ipynb #3d14ca41
 def pointed(
-    now: dict,  # the pointer as it is: active, canary, share, previous
-    name: str,  # bundle that is to be served
-    share: float = 1.0,  # of the customers; 1: it becomes the active one, 0: the canary ends
-) -> dict:  # the pointer as it shall be
+    now: dict,   # the pointer as it is: active, canary, share, previous
+    name: str,   # bundle that is to be served
+    share: float = 1., # of the customers; 1: it becomes the active one, 0: the canary ends
+) -> dict: # the pointer as it shall be
     "What servers are told when a bundle is activated."
     active, previous = now.get('active'), now.get('previous')
-    if share < 1:
-        return dict(active=active, canary=name if share > 0 else None, share=share, previous=previous)
-    return dict(active=name, canary=None, share=0.0, previous=active if name != active else previous)
+    if share < 1: return dict(active=active, canary=name if share > 0 else None, share=share, previous=previous)
+    return dict(active=name, canary=None, share=0., previous=active if name != active else previous)
 
-
-def _check_pointer(pointer: Any, path: str | Path):
+def _check_pointer(pointer: Any, path: str|Path):
     "Raise `ArtifactError` unless it is a pointer."
     if not isinstance(pointer, dict) or not isinstance(pointer.get('active'), str):
         raise ArtifactError(f'expected {{"active": ...}} in {path}, found something else')
-    share = pointer.get('share', 0.0)
+    share = pointer.get('share', 0.)
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
         raise ArtifactError(f'expected a share between 0 and 1 in {path}, found {share!r}')
     names = {k: pointer.get(k) for k in ('canary', 'previous')}
@@ -729,56 +637,46 @@ def _check_pointer(pointer: Any, path: str | Path):
 
 # %% ../nbs/07_bundle.ipynb #612b2edc
 def read_pointer(
-    path: str | Path,  # `active.json`
-) -> dict | None:  # active, canary, share, previous; None if there is none
+    path: str|Path, # `active.json`
+) -> dict|None: # active, canary, share, previous; None if there is none
     "Read what servers are told to serve. Raises `ArtifactError` if it is no pointer."
-    try:
-        pointer = json.loads(Path(path).read_text(encoding='utf8'))
-    except FileNotFoundError:
-        return None
+    try: pointer = json.loads(Path(path).read_text(encoding='utf8'))
+    except FileNotFoundError: return None
     except (ValueError, OSError) as err:
         raise ArtifactError(f'expected a pointer in {path}, found {err}') from None
     _check_pointer(pointer, path)
-    share, names = float(pointer.get('share', 0.0)), {k: pointer.get(k) for k in ('canary', 'previous')}
+    share, names = float(pointer.get('share', 0.)), {k: pointer.get(k) for k in ('canary', 'previous')}
     return dict(active=pointer['active'], share=share, **names)
 
 # %% ../nbs/07_bundle.ipynb #f1nd0002
 def latest_bundle(folder: Path) -> str:
     "The name of the newest bundle, as stage `bundle` has left it."
-    try:
-        return json.loads((folder / 'latest.json').read_text(encoding='utf8'))['bundle']
+    try: return json.loads((folder/'latest.json').read_text(encoding='utf8'))['bundle']
     except (OSError, ValueError, KeyError, TypeError):
-        raise ArtifactError(
-            f'expected bundles in {folder}, found no latest.json: run `make demo`, or `dvc repro bundle`'
-        ) from None
-
+        raise ArtifactError(f'expected bundles in {folder}, found no latest.json: '
+            'run `make demo`, or `dvc repro bundle`') from None
 
 def find_bundle(
-    name: str = 'active',  # folder, hash, 'latest' or 'active'
-    folder: str | Path | None = None,  # where bundles are; by default the project's
-    pointer: str
-    | Path
-    | None = None,  # file that says what is active; by default serving/active.json beside that folder
+    name: str = 'active',          # folder, hash, 'latest' or 'active'
+    folder: str|Path|None = None,  # where bundles are; by default the project's
+    pointer: str|Path|None = None, # file that says what is active; by default serving/active.json beside that folder
 ) -> Path:
     "Find the folder of a bundle. Raises `ArtifactError` if there is none."
     if os.sep in name or Path(name).is_dir():
-        if (Path(name) / MANIFEST).is_file():
-            return Path(name).resolve()
+        if (Path(name)/MANIFEST).is_file(): return Path(name).resolve()
         raise ArtifactError(f'bundle: expected a folder with a {MANIFEST}, found none in {Path(name).resolve()}')
     folder = Path(folder).resolve() if folder is not None else ProjectPaths(project_root()).bundles
     if name == 'active':
-        name = (read_pointer(pointer or folder.parent / 'serving' / 'active.json') or {'active': 'latest'})['active']
+        name = (read_pointer(pointer or folder.parent/'serving'/'active.json') or {'active': 'latest'})['active']
     return bundle_path(folder, latest_bundle(folder) if name == 'latest' else name)
 
 # %% ../nbs/07_bundle.ipynb #e46c24bc
-def newest(folder: Path) -> str:
-    return latest_bundle(folder)
-
+def newest(folder: Path) -> str: return latest_bundle(folder)
 
 def locate_bundle(
-    given: str | None,  # path or name of a bundle; None: the pointer's, or the newest of the project
-    folder: str | Path | None = None,  # where bundles are; by default the project's
-) -> tuple[Path, str | None]:  # folder, name; None if the pointer says what is served
+    given: str|None,   # path or name of a bundle; None: the pointer's, or the newest of the project
+    folder: str|Path|None = None, # where bundles are; by default the project's
+) -> tuple[Path, str|None]: # folder, name; None if the pointer says what is served
     "Which bundle is meant. Raises `ArtifactError` if there is none."
     if given is not None and ('/' in given or Path(given).is_dir()):
         path = find_bundle(str(Path(given).resolve()))
@@ -787,31 +685,18 @@ def locate_bundle(
 
 # %% ../nbs/07_bundle.ipynb #42e5ed11
 def diff(
-    a: Bundle,
-    b: Bundle,  # before, after
-    sample: int = 1000,  # customers of both whose lists are compared
+    a: Bundle, b: Bundle, # before, after
+    sample: int = 1000,   # customers of both whose lists are compared
     k: int = 10,
 ) -> dict:
     "What differs between two bundles."
-
     def change(side):
         x, y = (set(getattr(o, f'{side}_ids').ids.tolist()) for o in (a, b))
-        return dict(before=len(x), after=len(y), gone=len(x - y), new=len(y - x)), sorted(x & y)
-
+        return dict(before=len(x), after=len(y), gone=len(x-y), new=len(y-x)), sorted(x & y)
     (users, both), (items, _) = change('user'), change('item')
     keys = (
-        'model_version',
-        'data_hash',
-        'git_commit',
-        'dvc',
-        'scheme',
-        'event_weights',
-        'score',
-        'lists',
-        'precision',
-        'content_weight',
-        'dim',
-        'schema',
+        'model_version', 'data_hash', 'git_commit', 'dvc', 'scheme', 'event_weights', 'score', 'lists', 'precision',
+        'content_weight', 'dim', 'schema'
     )
     metrics = {
         m: [o.manifest.get('metrics', {}).get(m) for o in (a, b)]
@@ -828,7 +713,7 @@ def diff(
         else []
         for o in (a, b)
     ]
-    same = float(np.mean([len({*x} & {*y}) / max(len(x), len(y), 1) for x, y in zip(*lists)])) if chosen else None
+    same = float(np.mean([len({*x} & {*y})/max(len(x), len(y), 1) for x, y in zip(*lists)])) if chosen else None
     first = float(np.mean([x[:1] == y[:1] for x, y in zip(*lists)])) if chosen else None
     return dict(
         before=a.name,
@@ -843,186 +728,124 @@ def diff(
 
 # %% ../nbs/07_bundle.ipynb #f20f18b4
 def read_sessions(
-    file: Path,  # data/interim/events.parquet
-    n: int,  # sessions, at most: the first ones
+    file: Path, # data/interim/events.parquet
+    n: int,     # sessions, at most: the first ones
 ):
     "Read events of the validation period's first sessions."
     import pyarrow.parquet as pq
-
     columns = ['event_time', 'event_type', 'product_id', 'user_session']
     events = pq.read_table(file, columns=columns, filters=[('split', '==', 'val')]).to_pandas()
     some = events.user_session.dropna().drop_duplicates().head(n)
     return events[events.user_session.isin(some)]
 
-
 def _session_scores(scorer: Scorer, baskets: sp.csr_array) -> np.ndarray:
     "Scores of sessions whose customers are unknown."
     b = sp.csr_array(baskets)
-    return scorer.scores(
-        scorer.fold_in(
-            History(
-                b.indptr.astype(np.int64),
-                b.indices.astype(np.int32),
-                b.data.astype(np.float32),
-                np.zeros(b.nnz, bool),
-                np.zeros(b.nnz, np.uint8),
-                scorer.n_items,
-            )
-        )
-    )
+    return scorer.scores(scorer.fold_in(History(b.indptr.astype(np.int64), b.indices.astype(np.int32),
+        b.data.astype(np.float32), np.zeros(b.nnz, bool), np.zeros(b.nnz, np.uint8), scorer.n_items)))
 
 # %% ../nbs/07_bundle.ipynb #b630ac14
 def content_weight(
-    paths: ProjectPaths, scorer: Scorer, catalogue: Catalogue, rule: EdgeRule, settings: BundleSettings
-) -> tuple[float, int]:  # the weight, and on how many sessions it was chosen; 0 if there are none
+    paths: ProjectPaths, scorer: Scorer, catalogue: Catalogue, rule: EdgeRule,
+    settings: BundleSettings,
+) -> tuple[float, int]: # the weight, and on how many sessions it was chosen; 0 if there are none
     "Choose the weight of content in the answer to a session."
-    if settings.content_weight is not None:
-        return settings.content_weight, 0
-    file = paths.interim / 'events.parquet'
-    if not file.is_file():
-        return 0.0, 0
+    if settings.content_weight is not None: return settings.content_weight, 0
+    file = paths.interim/'events.parquet'
+    if not file.is_file(): return 0., 0
     events = read_sessions(file, settings.content_sessions)
-    if not len(events):
-        return 0.0, 0
+    if not len(events): return 0., 0
     split = split_sessions(events, IdMap(catalogue.item_ids.ids), {k: max(v, 0) for k, v in rule.weights.items()})
-    if not len(split):
-        return 0.0, 0
-
-    def score(baskets):
-        return _session_scores(scorer, baskets)
-
+    if not len(split): return 0., 0
+    def score(baskets): return _session_scores(scorer, baskets)
     return choose_content_weight(catalogue, score, split.baskets, split.targets, seed=settings.seed).weight, len(split)
 
 # %% ../nbs/07_bundle.ipynb #ad7c4835
 def data_revisions(
-    root: Path,  # of the project
-) -> dict | None:  # path -> md5, as dvc.lock has them; None without dvc.lock
+    root: Path, # of the project
+) -> dict|None: # path -> md5, as dvc.lock has them; None without dvc.lock
     "What DVC says the data is."
     import yaml
-
-    try:
-        lock = yaml.safe_load((root / 'dvc.lock').read_text(encoding='utf8'))
-    except (OSError, yaml.YAMLError):
-        return None
-    wanted = (
-        'data/processed/train_events.parquet',
-        'data/processed/graph',
-        'model-checkpoints/lightgcn/model.safetensors',
-    )
+    try: lock = yaml.safe_load((root/'dvc.lock').read_text(encoding='utf8'))
+    except (OSError, yaml.YAMLError): return None
+    wanted = ('data/processed/train_events.parquet', 'data/processed/graph',
+        'model-checkpoints/lightgcn/model.safetensors')
     outs = {o['path']: o.get('md5') for stage in (lock or {}).get('stages', {}).values() for o in stage.get('outs', ())}
     return {p: outs[p] for p in wanted if p in outs} or None
 
-
-def training_profile(paths: ProjectPaths) -> dict | None:  # for the manifest; None if a project has no training events
+def training_profile(
+    paths: ProjectPaths,
+) -> dict|None: # for the manifest; None if a project has no training events
     "Describe the training events, so that monitoring can compare live ones with them."
-    if not (paths.processed / 'train_events.parquet').is_file():
-        return None
+    if not (paths.processed/'train_events.parquet').is_file(): return None
     return Profile.from_training(paths.processed).to_dict()
 
 # %% ../nbs/07_bundle.ipynb #4adbe7cd
 def prune(
     folder: Path,  # where bundles are
-    pointer: Path,  # what is served
-    keep: int,  # newest ones that stay
-    also: str | None = None,  # one that stays whatever its age
-) -> list[str]:  # names of those removed
+    pointer: Path, # what is served
+    keep: int,     # newest ones that stay
+    also: str|None = None, # one that stays whatever its age
+) -> list[str]: # names of those removed
     "Remove old bundles."
-    try:
-        served = read_pointer(pointer) or {}
-    except ArtifactError:
-        return []
+    try: served = read_pointer(pointer) or {}
+    except ArtifactError: return []
     stay = {also, *(served.get(k) for k in ('active', 'canary', 'previous'))}
     old = [m['bundle'] for m in bundles(folder)[keep:] if m['bundle'] not in stay]
-    for name in old:
-        shutil.rmtree(folder / name)
+    for name in old: shutil.rmtree(folder/name)
     return old
 
 # %% ../nbs/07_bundle.ipynb #9adf0523
-def _load_trained(paths: ProjectPaths) -> tuple[InteractionGraph, dict, dict]:  # graph, tensors, metadata
+def _load_trained(paths: ProjectPaths) -> tuple[InteractionGraph, dict, dict]: # graph, tensors, metadata
     "The graph and its checkpoint. Raises `ArtifactError` if they do not belong together."
     graph = InteractionGraph.load(paths.graph)
     tensors, metadata = load_model(paths.checkpoints)
     if metadata['graph_hash'] != graph.hash:
-        raise ArtifactError(
-            expected(
-                'checkpoint',
-                f'one of this graph (hash {graph.hash[:12]})',
-                f'one of another ({metadata["graph_hash"][:12]})',
-                'run `dvc repro training`',
-            )
-        )
+        raise ArtifactError(expected('checkpoint', f'one of this graph (hash {graph.hash[:12]})',
+            f'one of another ({metadata["graph_hash"][:12]})', 'run `dvc repro training`'))
     return graph, tensors, metadata
-
 
 def _later_pairs(paths: ProjectPaths, graph: InteractionGraph, hide: list[str]):
     "Pairs of the validation period, and what counts as bought since training (None if nothing)."
-
     def pairs(name):
-        file = paths.processed / f'{name}.parquet'
+        file = paths.processed/f'{name}.parquet'
         return graph.encode_pairs(read_table(file, 'targets', 'data_prep', ['user_id', 'product_id']))[0]
-
     splits = {name: pairs(name) for name in {'val', *hide}}
     hidden = [splits[name].astype(bool) for name in hide]
     return splits['val'], sum(hidden[1:], hidden[0]).astype(bool) if hidden else None
 
-
 def bundle_metrics(made: Bundle, seconds: float) -> dict:
     "Numbers for metrics.json."
     loss = {k.replace(' ', '_'): v for k, v in made.manifest['precision_loss'].items()}
-    return (
-        dict(
-            bytes=made.size,
-            seconds=seconds,
-            content_weight=made.manifest['content_weight'],
-            n_users=made.n_users,
-            n_items=made.n_items,
-        )
-        | loss
-    )
+    return dict(bytes=made.size, seconds=seconds, content_weight=made.manifest['content_weight'],
+        n_users=made.n_users, n_items=made.n_items) | loss
 
 # %% ../nbs/07_bundle.ipynb #4aa4472b
 def _pack(paths: ProjectPaths, settings: BundleSettings) -> Bundle:
     "The bundle of a project's checkpoint."
     graph, tensors, metadata = _load_trained(paths)
-    built = read_json(paths.graph / 'graph.json', 'graph_build').get('settings', {})
+    built = read_json(paths.graph/'graph.json', 'graph_build').get('settings', {})
     rule, (valid, hidden) = EdgeRule(graph.scheme, built.get('weights')), _later_pairs(paths, graph, settings.hide)
     scored = scoring_arrays(graph, tensors, metadata['scoring'], rule.weights)
     weight, sessions = content_weight(paths, Scorer(*scored), Catalogue.from_graph(graph), rule, settings)
-    return build_bundle(
-        paths.bundles,
-        graph,
-        tensors,
-        metadata['scoring'],
-        settings,
-        hidden,
-        rule,
-        valid,
-        scored,
-        model_version=metadata['model_version'],
-        dvc=data_revisions(paths.root),
-        git_commit=git_commit(paths.root),
-        metrics={f'val_{k}': v for k, v in metadata['metrics'].items()},
-        content_weight=weight,
-        content_sessions=sessions,
-        epoch=metadata['best_epoch'],
-        event_profile=training_profile(paths),
-    )
+    return build_bundle(paths.bundles, graph, tensors, metadata['scoring'], settings, hidden, rule, valid, scored,
+        model_version=metadata['model_version'], dvc=data_revisions(paths.root), git_commit=git_commit(paths.root),
+        metrics={f'val_{k}': v for k, v in metadata['metrics'].items()}, content_weight=weight,
+        content_sessions=sessions, epoch=metadata['best_epoch'], event_profile=training_profile(paths))
 
 # %% ../nbs/07_bundle.ipynb #82232748
 def run_bundle(
-    params: str | Path = 'params.yaml',  # params file of a project whose earlier stages have run
+    params: str|Path = 'params.yaml', # params file of a project whose earlier stages have run
 ) -> Bundle:
     "Stage `bundle`: pack the checkpoint and all that a server needs. Raises `ArtifactError`, `SettingsError`."
     s, start = load_settings(BundleSettings, 'bundle', params), time.perf_counter()
     paths = ProjectPaths(resolve_params(params).parent)
     made = _pack(paths, s)
-    write_json({'bundle': made.name}, paths.bundles / 'latest.json')
-    gone = prune(paths.bundles, paths.serving / 'active.json', s.keep, made.name)
-    write_json(bundle_metrics(made, time.perf_counter() - start), paths.report('bundle') / 'metrics.json')
+    write_json({'bundle': made.name}, paths.bundles/'latest.json')
+    gone = prune(paths.bundles, paths.serving/'active.json', s.keep, made.name)
+    write_json(bundle_metrics(made, time.perf_counter()-start), paths.report('bundle')/'metrics.json')
     facts = made.manifest
-    print(
-        f'{made} -> {made.path.relative_to(paths.root)}\n'
+    print(f'{made} -> {made.path.relative_to(paths.root)}\n'
         f'lists of {facts["lists"]["k"]}, {s.precision}, content weight {facts["content_weight"]:g} '
-        f'({facts["content_sessions"]:,} sessions)' + (f'; removed {", ".join(gone)}' if gone else '')
-    )
+        f'({facts["content_sessions"]:,} sessions)'+(f'; removed {", ".join(gone)}' if gone else ''))
     return made

@@ -35,51 +35,39 @@ app = typer.Typer(
     context_settings={'help_option_names': ['-h', '--help']},
 )
 
-
 def command(
-    group: typer.Typer,  # the command or a group of commands
-    name: str,  # what is typed
-    **options: Any,  # of typer's `command`
-) -> Callable:  # a decorator
+    group: typer.Typer, # the command or a group of commands
+    name: str,          # what is typed
+    **options: Any,     # of typer's `command`
+) -> Callable: # a decorator
     "Make a function a command whose `GnnEcommerceError` is a message and exit code 1."
-
     def add(f: Callable) -> Callable:
         @functools.wraps(f)
         def run(*args, **kwargs):
-            try:
-                return f(*args, **kwargs)
-            except GnnEcommerceError as err:
-                text = str(err)
+            try: return f(*args, **kwargs)
+            except GnnEcommerceError as err: text = str(err)
             except BrokenPipeError:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 return None
             typer.echo(f'gnn-ecommerce {name}: {text}', err=True)
             raise typer.Exit(1)
-
         group.command(name, **options)(run)
         return f
-
     return add
-
 
 def say(value: Any, as_json: bool, text: Callable[[], str]):
     "Print a value as JSON, or what `text` makes for people."
     typer.echo(json.dumps(value, ensure_ascii=False, default=_plain) if as_json else text())
 
-
 def _plain(o: Any) -> Any:
     "numpy scalars and times in JSON."
-    if isinstance(o, np.generic):
-        return None if o != o else o.item()
-    if hasattr(o, 'isoformat'):
-        return o.isoformat()
-    if isinstance(o, Path):
-        return str(o)
+    if isinstance(o, np.generic): return None if o != o else o.item()
+    if hasattr(o, 'isoformat'): return o.isoformat()
+    if isinstance(o, Path): return str(o)
     raise TypeError(f'expected something that JSON can hold, found {type(o).__name__}')
 
-
 def columns(
-    rows: list[list],  # cells; a number stands at the right
+    rows: list[list], # cells; a number stands at the right
     head: list[str],  # over them
 ) -> str:
     "Rows as lines with aligned columns."
@@ -98,13 +86,10 @@ def columns(
 # %% ../nbs/11_cli.ipynb #9b6a9229
 def _version(wanted: bool):
     "Print the version and end."
-    if not wanted:
-        return
+    if not wanted: return
     from gnn_ecommerce import __version__
-
     typer.echo(__version__)
     raise typer.Exit()
-
 
 @app.callback()
 def _start(
@@ -113,7 +98,6 @@ def _start(
     ] = False,
 ):
     pass
-
 
 Project = Annotated[
     Path | None,
@@ -130,81 +114,63 @@ Json = Annotated[bool, typer.Option('--json', help='Print JSON for programs.')]
 @dataclass
 class Trained:
     "A project whose training has run; parts are loaded when they are asked for."
-
     paths: ProjectPaths
 
     @cached_property
     def graph(self):
         from gnn_ecommerce.graph.interactions import InteractionGraph
-
         return InteractionGraph.load(self.paths.graph)
-
     @cached_property
     def scorer(self):
         from gnn_ecommerce.models.fold_in import Scorer
-
         return Scorer.from_checkpoint(self.paths.checkpoints, self.graph)
-
     @cached_property
     def catalogue(self):
         from gnn_ecommerce.models.catalogue import Catalogue
-
         return Catalogue.from_graph(self.graph)
-
     @cached_property
     def explainer(self):
         from gnn_ecommerce.explainability import event_weights
         from gnn_ecommerce.explain.shares import Explainer
-
         return Explainer.from_checkpoint(self.paths.checkpoints, self.graph, event_weights(self.scheme))
-
     @cached_property
-    def scheme(self) -> dict:  # settings of graph_build that the graph was made with
+    def scheme(self) -> dict: # settings of graph_build that the graph was made with
         from gnn_ecommerce.core import read_json
-
-        return read_json(self.paths.graph / 'graph.json', 'graph_build').get('settings', {})
-
+        return read_json(self.paths.graph/'graph.json', 'graph_build').get('settings', {})
     @cached_property
-    def bought_since(self):  # bool (n_users, n_items): purchases of the validation period
+    def bought_since(self): # bool (n_users, n_items): purchases of the validation period
         from gnn_ecommerce.inference import read_val
-
-        return read_val(self.paths.processed / 'val.parquet', self.graph)[0]
+        return read_val(self.paths.processed/'val.parquet', self.graph)[0]
 
 # %% ../nbs/11_cli.ipynb #11faef01
 def open_project(
-    folder: Path | None,  # of the project; None: found from the current one
+    folder: Path|None, # of the project; None: found from the current one
 ) -> Trained:
     "A trained project."
     return Trained(ProjectPaths(project_root(folder)))
 
-
 def as_ids(
-    texts: Iterable[str],  # as they were typed
-    ids: IdMap,  # of the graph
-    what: str,  # for the message: 'customer', 'product'
-) -> list:  # ids of the graph's type
+    texts: Iterable[str], # as they were typed
+    ids: IdMap,           # of the graph
+    what: str,            # for the message: 'customer', 'product'
+) -> list: # ids of the graph's type
     "Typed ids as the graph has them. Raises `UnknownIdError` where an integer is expected and none was typed."
     texts = list(texts)
-    if ids.is_text:
-        return texts
-
+    if ids.is_text: return texts
     def parsed(text):
-        try:
-            return int(text)
+        try: return int(text)
         except ValueError:
             raise UnknownIdError(f'{what}: expected integers as in the events, found {text!r}') from None
-
     return [parsed(t) for t in texts]
 
-
 def read_basket(
-    typed: list[str] | None,  # 'ID', 'ID:EVENT', several with commas between
+    typed: list[str]|None, # 'ID', 'ID:EVENT', several with commas between
     shop: Trained,
-) -> list[tuple[int, str]]:  # (item index, event type)
+) -> list[tuple[int, str]]: # (item index, event type)
     "A typed basket. Raises `UnknownIdError` for a product that the model does not know."
     parts = [p.strip() for t in typed or [] for p in t.split(',') if p.strip()]
     kinds = ('view', 'cart', 'remove_from_cart', 'purchase')
-    split = [(p[: -len(e) - 1], e) if (e := p.rpartition(':')[2]) in kinds and ':' in p else (p, 'cart') for p in parts]
+    split = [(p[:-len(e)-1], e) if (e := p.rpartition(':')[2]) in kinds and ':' in p else (p, 'cart') for p in parts]
     items = shop.graph.item_ids.encode(as_ids([p for p, _ in split], shop.graph.item_ids, 'product'))
     return [(int(i), e) for i, (_, e) in zip(items, split)]
 
@@ -212,28 +178,22 @@ def read_basket(
 @dataclass
 class Wish:
     "What a list shall be like."
-
     k: int = 20
     exclude: str = 'bought'
-    filters: Any = None  # with the protocol's fields
-    content_weight: float = 0.0  # of similarity by category, brand and price; only for baskets
-
+    filters: Any = None        # with the protocol's fields
+    content_weight: float = 0. # of similarity by category, brand and price; only for baskets
 
 def list_of(
     shop: Trained,
-    customer: Any,  # id, or None
-    basket: list[tuple[int, str]],  # (item index, event type)
+    customer: Any,                # id, or None
+    basket: list[tuple[int, str]], # (item index, event type)
     wish: Wish,
-) -> tuple[
-    str, np.ndarray, np.ndarray, Any
-]:  # source; int (<= k,) items; float scores; `Customers` that were scored, None for popular ones
+) -> tuple[str, np.ndarray, np.ndarray, Any]: # source; int (<= k,) items; float scores; `Customers` that were scored, None for popular ones
     "One list."
     from gnn_ecommerce.models.fold_in import exclusion
-
     user = int(shop.graph.user_ids.encode([customer], unknown='mask')[0]) if customer is not None else -1
     allowed = np.flatnonzero(shop.catalogue.allowed(wish.filters))
-    if user < 0 and not basket:
-        return (*_popular(shop, wish), None)
+    if user < 0 and not basket: return (*_popular(shop, wish), None)
     rows = basket_rows(shop, basket)
     who = shop.scorer.fold_in(rows, np.array([user])) if basket else shop.scorer.customers(np.array([user]))
     mask = exclusion(who.history, 'seen' if wish.exclude == 'bought' and user < 0 else wish.exclude)
@@ -243,9 +203,8 @@ def list_of(
         m for m in (mask, since, rows.csr('weight') if basket and wish.exclude != 'none' else None) if m is not None
     ]
     mask = sum((m.astype(bool) for m in masks[1:]), masks[0].astype(bool)) if masks else None
-    weight = wish.content_weight if basket else 0.0
-    if weight:
-        items, scores = _blended(shop, who, rows, mask, allowed, wish)
+    weight = wish.content_weight if basket else 0.
+    if weight: items, scores = _blended(shop, who, rows, mask, allowed, wish)
     else:
         items, scores = (
             (o[0] for o in shop.scorer.best(who, wish.k, mask, allowed.astype(np.int32)))
@@ -255,19 +214,16 @@ def list_of(
     return 'content' if weight == 1 else 'model' if user >= 0 else 'fold_in', items[items >= 0], scores[items >= 0], who
 
 # %% ../nbs/11_cli.ipynb #c7b49f7e
-def basket_rows(shop: Trained, basket: list[tuple[int, str]]) -> Any:  # `History` of one row
+def basket_rows(shop: Trained, basket: list[tuple[int, str]]) -> Any: # `History` of one row
     "A basket with the weights that its events have in the graph."
     from gnn_ecommerce.models.fold_in import EdgeRule, basket_history
-
     rule = EdgeRule(shop.scheme.get('scheme', 'sum'), shop.scheme.get('weights'))
     return basket_history([basket], rule, shop.graph.n_items, shop.scorer.history.event_types)
-
 
 def _blended(shop, who, rows, mask, allowed, wish) -> tuple[np.ndarray, np.ndarray]:
     "The list of a basket with content in the score."
     from gnn_ecommerce.models.catalogue import blend
     from gnn_ecommerce.ranking.topk import topk
-
     scores = blend(shop.scorer.scores(who), shop.catalogue.content_scores(rows.csr('weight')), wish.content_weight)
     at, values = (
         (o[0] for o in topk(scores[:, allowed], wish.k, None if mask is None else mask[:, allowed]))
@@ -276,13 +232,12 @@ def _blended(shop, who, rows, mask, allowed, wish) -> tuple[np.ndarray, np.ndarr
     )
     return np.where(at >= 0, allowed[at], -1), values
 
-
 def _popular(shop, wish) -> tuple[str, np.ndarray, np.ndarray]:
     "What anybody gets."
     counts = shop.graph.item_popularity('bought')
     counts = counts if counts.any() else shop.graph.item_popularity('seen')
     order = shop.catalogue.popular(None, counts)
-    items = order[shop.catalogue.allowed(wish.filters)[order]][: wish.k]
+    items = order[shop.catalogue.allowed(wish.filters)[order]][:wish.k]
     named = getattr(wish.filters, 'category', None) is not None
     return 'popular_in_category' if named else 'popular', items, counts[items].astype(float)
 
@@ -292,8 +247,8 @@ def result(
     customer: Any,
     source: str,
     items: np.ndarray,  # int (n,)
-    scores: np.ndarray,  # float (n,)
-) -> dict:  # the protocol's `Result`
+    scores: np.ndarray, # float (n,)
+) -> dict: # the protocol's `Result`
     "A list as JSON has it."
     ids = shop.graph.item_ids.decode(items).tolist()
     rows = [
@@ -306,7 +261,6 @@ def result(
         for rank, (i, id, score) in enumerate(zip(items, ids, scores), 1)
     ]
     return {'customer': customer, 'source': source, 'model_version': shop.scorer.model_version, 'items': rows}
-
 
 def _as_text(r: dict) -> str:
     "A list for people."
@@ -329,7 +283,6 @@ def _as_text(r: dict) -> str:
         else 'nothing is left to recommend'
     )
 
-
 Basket = Annotated[
     list[str] | None,
     typer.Option(
@@ -339,7 +292,6 @@ Basket = Annotated[
     ),
 ]
 Exclude = Annotated[Literal['bought', 'seen', 'none'], typer.Option(help='What of the history is left out.')]
-
 
 @command(app, 'recommend')
 def recommend(
@@ -389,12 +341,12 @@ def recommend(
 # %% ../nbs/11_cli.ipynb #18c0a796
 def explained(
     shop: Trained,
-    customer: Any,  # id, or None
-    basket: list[tuple[int, str]],  # (item index, event type)
-    products: list[int],  # item indices; empty: the first k of the list
+    customer: Any,                 # id, or None
+    basket: list[tuple[int, str]], # (item index, event type)
+    products: list[int],           # item indices; empty: the first k of the list
     k: int = 3,
-    reasons: int = 5,  # products of the history that are listed
-) -> dict:  # customer, source, model_version, items: product_id, score, sentence, reasons
+    reasons: int = 5,              # products of the history that are listed
+) -> dict: # customer, source, model_version, items: product_id, score, sentence, reasons
     "A list with its reasons. Raises `UnknownIdError` for a customer of whom nothing is known."
     source, items, _, who = list_of(shop, customer, basket, Wish(k))
     if who is None:
@@ -407,7 +359,6 @@ def explained(
     for item, (_, sentence, parts) in zip(out['items'], rows):
         item.update(sentence=sentence, reasons=parts)
     return out
-
 
 def _of_customer(shop, customer, items, n) -> list[tuple[float, str, list[dict]]]:
     "Score, sentence and reasons of each item, for a customer of the graph."
@@ -427,11 +378,9 @@ def _of_customer(shop, customer, items, n) -> list[tuple[float, str, list[dict]]
         out.append((float(shares.score[k]), e.sentence(shares, item, effects), parts))
     return out
 
-
 def _of_basket(shop, who, items, n) -> list[tuple[float, str, list[dict]]]:
     "The same for a basket."
     from gnn_ecommerce.graph.wording import short_name
-
     s, out, g = shop.scorer.shares(who, 0, items), [], shop.graph
     for k in range(len(items)):
         order = np.argsort(-s.products[:, k], kind='stable')
@@ -481,7 +430,6 @@ def _explained_text(r: dict) -> str:
             )
     return '\n'.join(lines)
 
-
 @command(app, 'explain')
 def explain(
     customer: Annotated[
@@ -525,23 +473,19 @@ bundle_app = typer.Typer(
 )
 app.add_typer(bundle_app, name='bundle')
 
-
 def find_bundle(
-    name: str,  # hash, folder, 'latest', or 'active': what servers are told to serve, or else the latest
-    project: Path | None,  # whose bundles are meant
+    name: str,          # hash, folder, 'latest', or 'active': what servers are told to serve, or else the latest
+    project: Path|None, # whose bundles are meant
 ) -> Path:
     "Folder of a bundle. Raises `ArtifactError` if there is none."
     from gnn_ecommerce.bundle import bundle_path, read_pointer
     from gnn_ecommerce.core import read_json
-
-    if os.sep in name or Path(name).is_dir():
-        return Path(name)
+    if os.sep in name or Path(name).is_dir(): return Path(name)
     paths = ProjectPaths(project_root(project))
     folder = paths.bundles
     if name == 'active':
-        name = (read_pointer(paths.serving / 'active.json') or {'active': 'latest'})['active']
-    return bundle_path(folder, read_json(folder / 'latest.json', 'bundle')['bundle'] if name == 'latest' else name)
-
+        name = (read_pointer(paths.serving/'active.json') or {'active': 'latest'})['active']
+    return bundle_path(folder, read_json(folder/'latest.json', 'bundle')['bundle'] if name == 'latest' else name)
 
 def _facts(m: dict) -> dict:
     "What a manifest says, in short."
@@ -560,7 +504,6 @@ def _facts(m: dict) -> dict:
         )
     } | {'bytes': sum(f['size'] for f in m['files'].values())}
 
-
 def _facts_text(f: dict) -> str:
     return '\n'.join(
         f'{k.replace("_", " "):14} {v:,}' if isinstance(v, int) else f'{k.replace("_", " "):14} {v}'
@@ -568,26 +511,22 @@ def _facts_text(f: dict) -> str:
         if v is not None
     )
 
-
 @command(bundle_app, 'build')
 def bundle_build(project: Project = None, as_json: Json = False):
     "Make a bundle of the trained model (stage `bundle`, with its section of params.yaml)."
     import contextlib
     from gnn_ecommerce.bundle import run_bundle
-
     with contextlib.redirect_stdout(sys.stderr):
-        made = run_bundle(project_root(project) / 'params.yaml')
+        made = run_bundle(project_root(project)/'params.yaml')
     facts = _facts(made.manifest) | {'path': str(made.path)}
     say(facts, as_json, lambda: _facts_text(facts))
-
 
 @command(bundle_app, 'list')
 def bundle_list(project: Project = None, as_json: Json = False):
     "The bundles of a project, newest first, and which of them servers are told to serve."
     from gnn_ecommerce.bundle import bundles, read_pointer
-
     paths = ProjectPaths(project_root(project))
-    pointer = read_pointer(paths.serving / 'active.json') or {}
+    pointer = read_pointer(paths.serving/'active.json') or {}
     served = {pointer.get(k): k for k in ('previous', 'canary', 'active')}
     rows = [_facts(m) | {'served': served.get(m['bundle'])} for m in bundles(paths.bundles)]
     say(
@@ -613,30 +552,23 @@ def bundle_list(project: Project = None, as_json: Json = False):
 # %% ../nbs/11_cli.ipynb #c056f02d
 Which = Annotated[str, typer.Argument(help="Hash or folder of a bundle, or 'latest'.", metavar='BUNDLE')]
 
-
 @command(bundle_app, 'verify')
 def bundle_verify(bundle: Which = 'latest', project: Project = None, as_json: Json = False):
     "Read all of a bundle and compare it with its checksums; exit code 1 and the reason if it is damaged, cut off or foreign."
     from gnn_ecommerce.bundle import open_bundle
-
     facts = _facts(open_bundle(find_bundle(bundle, project)).manifest) | {'whole': True}
     say(facts, as_json, lambda: _facts_text(facts))
 
-
 @command(bundle_app, 'diff')
 def bundle_diff(
-    before: Which,
-    after: Which = 'latest',
+    before: Which, after: Which = 'latest',
     sample: Annotated[int, typer.Option(min=1, help='Customers of both whose lists are compared.')] = 1000,
-    project: Project = None,
-    as_json: Json = False,
+    project: Project = None, as_json: Json = False,
 ):
     "What would change for customers if AFTER were served in the place of BEFORE: who is known, settings, metrics, lists."
     from gnn_ecommerce.bundle import diff, open_bundle
-
     found = diff(*(open_bundle(find_bundle(b, project)) for b in (before, after)), sample=sample)
     say(found, as_json, lambda: _diff_text(found))
-
 
 def _diff_text(d: dict) -> str:
     "A difference for people."
@@ -687,12 +619,10 @@ def bundle_activate(
 ):
     "Serve another bundle, for all customers or for a share of them. A server that wants a token gets that of GNN_ECOMMERCE_ADMIN_TOKEN."
     from gnn_ecommerce.bundle import read_pointer
-
     name, pointer = bundle, None
     if bundle in ('latest', 'previous') or offline:
-        pointer = ProjectPaths(project_root(project)).serving / 'active.json'
-    if bundle == 'latest':
-        name = find_bundle(bundle, project).name
+        pointer = ProjectPaths(project_root(project)).serving/'active.json'
+    if bundle == 'latest': name = find_bundle(bundle, project).name
     if bundle == 'previous':
         name = (read_pointer(pointer) or {}).get('previous')
         if name is None:
@@ -712,14 +642,12 @@ def bundle_activate(
         ),
     )
 
-
-def _point(pointer: Path, name: str, share: float, project: Path | None) -> dict:
+def _point(pointer: Path, name: str, share: float, project: Path|None) -> dict:
     "Write the pointer, if the bundle is whole."
     from gnn_ecommerce.bundle import bundle_path, open_bundle, pointed, read_pointer
     from gnn_ecommerce.core import write_json
-
     open_bundle(bundle_path(ProjectPaths(project_root(project)).bundles, name))
-    now = read_pointer(pointer) or {'active': None, 'canary': None, 'share': 0.0, 'previous': None}
+    now = read_pointer(pointer) or {'active': None, 'canary': None, 'share': 0., 'previous': None}
     if share < 1 and now['active'] is None:
         raise GnnEcommerceError(
             'expected a bundle that is served beside the canary, found none: activate one for all customers first'
@@ -728,12 +656,10 @@ def _point(pointer: Path, name: str, share: float, project: Path | None) -> dict
     write_json(new, pointer)
     return new
 
-
 def _post(url: str, body: dict) -> dict:
     "A JSON call. Raises `GnnEcommerceError` with the server's reason, or why there is no answer."
     import urllib.error
     import urllib.request
-
     headers = {'Content-Type': 'application/json'} | (
         {'Authorization': f'Bearer {token}'} if (token := os.environ.get('GNN_ECOMMERCE_ADMIN_TOKEN')) else {}
     )
@@ -743,10 +669,8 @@ def _post(url: str, body: dict) -> dict:
         ) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as err:
-        try:
-            reason = json.load(err).get('detail')
-        except (ValueError, AttributeError):
-            reason = None
+        try: reason = json.load(err).get('detail')
+        except (ValueError, AttributeError): reason = None
         raise GnnEcommerceError(
             f'expected the server to activate the bundle, found status {err.code}: {reason or err.reason}'
         ) from None
@@ -772,38 +696,29 @@ Database = Annotated[
     ),
 ]
 
-
-def store_address(url: str | None) -> str:
+def store_address(url: str|None) -> str:
     "What was typed, or the project's own store."
-    return url or f'sqlite:///{project_root() / "data" / "store" / "shop.db"}'
+    return url or f'sqlite:///{project_root()/"data"/"store"/"shop.db"}'
 
-
-def open_store(url: str | None) -> Any:
+def open_store(url: str|None) -> Any:
     "The store at an address. Raises `DataError`, `StoreDown`."
     from gnn_ecommerce.shop.stores import Store
-
     return Store(store_address(url))
 
-
-def _time(text: str | None) -> Any:  # datetime in UTC
+def _time(text: str|None) -> Any: # datetime in UTC
     "A typed time. Raises `BadParameter`."
     from datetime import UTC, datetime
-
-    if text is None:
-        return None
-    try:
-        t = datetime.fromisoformat(text)
+    if text is None: return None
+    try: t = datetime.fromisoformat(text)
     except ValueError:
         raise typer.BadParameter(
             f'expected a time such as 2024-05-31 or 2024-05-31T12:00+00:00, found {text!r}'
         ) from None
     return t.replace(tzinfo=UTC) if t.tzinfo is None else t
 
-
 def _key(k: Any) -> dict:
     "What may be shown of a key."
     from datetime import UTC, datetime
-
     return {
         'key_id': k.key_id,
         'name': k.name,
@@ -832,7 +747,6 @@ def keys_create(
     key, record = open_store(database).create_key(name, scope, _time(expires))
     say({'key': key} | _key(record), as_json, lambda: key)
 
-
 @command(keys_app, 'list')
 def keys_list(database: Database = None, as_json: Json = False):
     "All keys, revoked ones too, without what is secret."
@@ -855,7 +769,6 @@ def keys_list(database: Database = None, as_json: Json = False):
         ),
     )
 
-
 @command(keys_app, 'revoke')
 def keys_revoke(
     key_id: Annotated[str, typer.Argument(help='Id of the key, as `keys list` shows it.')],
@@ -874,8 +787,8 @@ def keys_revoke(
 def events_export(
     path: Annotated[Path, typer.Argument(help='Parquet file to write; it is replaced when all is written.')],
     database: Database = None,
-    since: Annotated[str | None, typer.Option(help='First event time.')] = None,
-    before: Annotated[str | None, typer.Option(help='Event time after the last.')] = None,
+    since: Annotated[str|None, typer.Option(help='First event time.')] = None,
+    before: Annotated[str|None, typer.Option(help='Event time after the last.')] = None,
     as_json: Json = False,
 ):
     "Write the stored events in the columns that `data_prep` reads, without customers who were deleted."
@@ -884,28 +797,22 @@ def events_export(
 
 # %% ../nbs/11_cli.ipynb #75857495
 def references(
-    bundle: str | None,  # hash, folder, 'latest' or 'active'; None: the project's training events, if one is named
-    project: Path | None,  # whose bundles are meant, or whose training events
-) -> Callable[[], Any]:  # gives a `Reference`; that of another bundle when another one is active
+    bundle: str|None,   # hash, folder, 'latest' or 'active'; None: the project's training events, if one is named
+    project: Path|None, # whose bundles are meant, or whose training events
+) -> Callable[[], Any]: # gives a `Reference`; that of another bundle when another one is active
     "What the live model was trained on."
     from gnn_ecommerce.bundle import open_bundle
     from gnn_ecommerce.monitoring import Reference
-
     known = {}
-
     def from_bundle():
         path = find_bundle(bundle, project)
         if path not in known:
             known.clear()
             known[path] = Reference.from_bundle(open_bundle(path, 'sizes'))
         return known[path]
-
-    if bundle is not None:
-        return from_bundle
-    if project is None:
-        return Reference
+    if bundle is not None: return from_bundle
+    if project is None: return Reference
     return functools.cache(lambda: Reference.from_project(ProjectPaths(project_root(project)).processed))
-
 
 def monitored(
     database: str | None,
@@ -918,9 +825,8 @@ def monitored(
     "All figures of the last days, ready for JSON."
     from datetime import UTC, datetime, timedelta
     from gnn_ecommerce import monitoring as m
-
     now, known = datetime.now(UTC), reference()
-    events, served = m.read_store(open_store(database), now - timedelta(days=days), now)
+    events, served = m.read_store(open_store(database), now-timedelta(days=days), now)
     live = m.training_like(events, known.products)
     drifted = m.drift(known.profile, live) if known.profile is not None and len(live) else None
     waiting = m.backlog(events, spool, exported, known.trained, now)
@@ -943,7 +849,6 @@ def monitored(
         else [{c: None if v != v else v for c, v in row.items()} for row in t.reset_index().to_dict('records')]
         for k, t in tables.items()
     }
-
 
 def _monitored_text(r: dict) -> str:
     "The figures for people."
@@ -1015,18 +920,14 @@ def monitor(
     if html is not None:
         found['report'] = str(report(html, database, days, window_hours, bundle, project, spool, exported))
     say(found, as_json, lambda: _monitored_text(found))
-    if found['findings']:
-        raise typer.Exit(3)
+    if found['findings']: raise typer.Exit(3)
 
 # %% ../nbs/11_cli.ipynb #cbe3eb9e
 def report(html, database, days, window_hours, bundle, project, spool, exported) -> Path:
     "The report as HTML; the database's address goes by the environment, because it may hold a password."
     import contextlib
     from gnn_ecommerce.monitoring import write_report
-
-    def where(path):
-        return str(path.resolve()) if path else ''
-
+    def where(path): return str(path.resolve()) if path else ''
     root = project_root(project)
     parameters = {
         'days': days,
@@ -1037,15 +938,13 @@ def report(html, database, days, window_hours, bundle, project, spool, exported)
     }
     if bundle is not None:
         parameters['bundle'] = where(find_bundle(bundle, project))
-    elif project is not None:
-        parameters['params'] = str(root / 'params.yaml')
+    elif project is not None: parameters['params'] = str(root/'params.yaml')
     before, os.environ['DATABASE_URL'] = os.environ.get('DATABASE_URL'), store_address(database)
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            return write_report(html, parameters, root / 'nbs' / 'guides' / 'monitoring.ipynb')
+            return write_report(html, parameters, root/'nbs'/'guides'/'monitoring.ipynb')
     finally:
         os.environ.pop('DATABASE_URL') if before is None else os.environ.update(DATABASE_URL=before)
-
 
 def export_figures(database, days, window_hours, reference, spool, exported, port, every):
     "Answer Prometheus until a signal comes."
@@ -1053,8 +952,7 @@ def export_figures(database, days, window_hours, reference, spool, exported, por
     import threading
     from datetime import timedelta
     from gnn_ecommerce import monitoring as m
-
-    reference()  # a bundle that is not there is an error now
+    reference() # a bundle that is not there is an error now
     store, stop = open_store(database), threading.Event()
     monitor = m.Monitor(
         lambda since: m.read_store(store, since),
@@ -1111,8 +1009,7 @@ def serve(
     root = project_root(project)
     os.environ['GNN_ECOMMERCE_ROOT'] = str(root)
     for name, value in (('PORT', port), ('MODEL_PORT', model_port)):
-        if value is not None:
-            os.environ[name] = str(value)
+        if value is not None: os.environ[name] = str(value)
     os.chdir(root)
     raise typer.Exit(
         _serve(
@@ -1120,17 +1017,13 @@ def serve(
         )
     )
 
-
-def _serve(what: str, *options: list[str]) -> int:  # exit code
+def _serve(what: str, *options: list[str]) -> int: # exit code
     "Run a server in this process."
     if what == 'model':
         from gnn_ecommerce.model_server import main
-
         return main([word for words in options for word in words])
-    if what == 'api':
-        from gnn_ecommerce.api_server import main
-    else:
-        from gnn_ecommerce.run.processes import main
+    if what == 'api': from gnn_ecommerce.api_server import main
+    else: from gnn_ecommerce.run.processes import main
     return main()
 
 # %% ../nbs/11_cli.ipynb #6ab94bac
@@ -1138,6 +1031,4 @@ def main():
     "The command `gnn-ecommerce`."
     app(prog_name='gnn-ecommerce')
 
-
-if __name__ == '__main__' and __spec__ is not None:
-    main()
+if __name__ == '__main__' and __spec__ is not None: main()

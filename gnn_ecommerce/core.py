@@ -29,10 +29,8 @@ from ruamel.yaml.error import YAMLError
 class GnnEcommerceError(Exception):
     "Base of all errors that this package raises on purpose."
 
-
 class SettingsError(GnnEcommerceError, ValueError):
     "params.yaml holds something that a stage cannot run with."
-
 
 class ArtifactError(GnnEcommerceError, RuntimeError):
     "A file that one stage left for another is missing, damaged or not what it should be."
@@ -41,77 +39,63 @@ class ArtifactError(GnnEcommerceError, RuntimeError):
 class DataError(GnnEcommerceError, ValueError):
     "The data given to a stage cannot be used at all (single bad rows are rejected, they do not raise)."
 
-
 class UnknownIdError(GnnEcommerceError, KeyError):
     "An id that the id map does not hold."
-
-    def __str__(self):
-        return str(self.args[0]) if self.args else ''
+    def __str__(self): return str(self.args[0]) if self.args else ''
 
 # %% ../nbs/00_core.ipynb #exp00001
 def expected(
-    where: str,  # what is wrong: a key, a file, an argument; may be empty
-    what: str,  # what it should be
-    found: object,  # what it is; text is shown as it stands, so pass `repr` of a value
-    fix: str = '',  # what to do about it
-) -> str:  # 'where: expected what, found found: fix'
+    where: str,    # what is wrong: a key, a file, an argument; may be empty
+    what: str,     # what it should be
+    found: object, # what it is; text is shown as it stands, so pass `repr` of a value
+    fix: str = '', # what to do about it
+) -> str: # 'where: expected what, found found: fix'
     "Write an error message that says what was expected, what was found and what to do."
     start = f'{where}: ' if where else ''
     return f'{start}expected {what}, found {found}' + (f': {fix}' if fix else '')
 
 # %% ../nbs/00_core.ipynb #6a304613
 def project_root(
-    start: str | Path | None = None,  # folder to start from; the current one by default
-) -> Path:  # nearest folder at or above `start` that holds params.yaml
+    start: str|Path|None = None, # folder to start from; the current one by default
+) -> Path: # nearest folder at or above `start` that holds params.yaml
     "Find the project's folder, whichever folder inside it the caller runs in. Raises `ArtifactError` outside of one."
     if start is None and os.environ.get('GNN_ECOMMERCE_ROOT'):
         return Path(os.environ['GNN_ECOMMERCE_ROOT']).resolve()
     start = Path(start or '.').resolve()
     for folder in (start, *start.parents):
-        if (folder / 'params.yaml').is_file():
-            return folder
-    raise ArtifactError(
-        expected(
-            '',
-            f'params.yaml in {start} or a folder above it',
-            'none',
-            'change to the project folder or set GNN_ECOMMERCE_ROOT',
-        )
-    )
+        if (folder/'params.yaml').is_file(): return folder
+    raise ArtifactError(expected('', f'params.yaml in {start} or a folder above it', 'none',
+                                 'change to the project folder or set GNN_ECOMMERCE_ROOT'))
 
 # %% ../nbs/00_core.ipynb #283fb571
 class ProjectPaths:
     "Every file and folder that stages hand to each other, below one project root."
-
-    def __init__(self, root: str | Path):
+    def __init__(self, root: str|Path):
         self.root = Path(root).resolve()
-        self.raw = self.root / 'data' / 'raw'
-        self.interim = self.root / 'data' / 'interim'
-        self.processed = self.root / 'data' / 'processed'
-        self.graph = self.processed / 'graph'
-        self.checkpoints = self.root / 'model-checkpoints' / 'lightgcn'
-        self.bundles = self.root / 'model-checkpoints' / 'bundles'
-        self.serving = self.root / 'model-checkpoints' / 'serving'
-        self.recommendations = self.root / 'model-recommendations'
+        self.raw = self.root/'data'/'raw'
+        self.interim = self.root/'data'/'interim'
+        self.processed = self.root/'data'/'processed'
+        self.graph = self.processed/'graph'
+        self.checkpoints = self.root/'model-checkpoints'/'lightgcn'
+        self.bundles = self.root/'model-checkpoints'/'bundles'
+        self.serving = self.root/'model-checkpoints'/'serving'
+        self.recommendations = self.root/'model-recommendations'
 
-    def __repr__(self):
-        return f'ProjectPaths({str(self.root)!r})'
+    def __repr__(self): return f'ProjectPaths({str(self.root)!r})'
 
-    def resolve(self, path: str | Path) -> Path:
+    def resolve(self, path: str|Path) -> Path:
         "Return a path from params.yaml: absolute, or relative to the project."
-        return self.root / Path(path).expanduser()
+        return self.root/Path(path).expanduser()
 
     def report(self, stage: str) -> Path:
         "Return the folder for a stage's metrics, tables and plots."
-        return self.root / 'reports' / stage
+        return self.root/'reports'/stage
 
 # %% ../nbs/00_core.ipynb #8f4a37fc
 class StageSettings(BaseModel):
     "Base of a stage's settings: strict types, unknown keys refused, immutable. `seed` stands at the top of the file."
-
     model_config = ConfigDict(extra='forbid', strict=True, frozen=True, validate_default=True)
     seed: int = Field(0, ge=0, lt=2**32, description='makes a run repeatable bit for bit on one machine')
-
 
 #: the stages in the order in which they run, each with its module
 STAGES = {
@@ -131,7 +115,7 @@ SIDE_STAGES = {'tuning': ('run.tuning', 'data_prep')}
 SECTIONS = (*STAGES, *SIDE_STAGES)
 
 # %% ../nbs/00_core.ipynb #core0006
-def stage_module(stage: str) -> str:  # such as 'gnn_ecommerce.run.tuning'
+def stage_module(stage: str) -> str: # such as 'gnn_ecommerce.run.tuning'
     "Return the full name of a stage's module. Raises `SettingsError` for a name that is no stage."
     if stage not in SECTIONS:
         raise SettingsError(expected('stage', f'one of {", ".join(SECTIONS)}', repr(stage)))
@@ -139,40 +123,29 @@ def stage_module(stage: str) -> str:  # such as 'gnn_ecommerce.run.tuning'
 
 # %% ../nbs/00_core.ipynb #a08a8234
 _WORDS = {
-    'float_type': 'a number',
-    'int_type': 'a whole number',
-    'string_type': 'text',
-    'bool_type': 'true or false',
-    'list_type': 'a list',
-    'dict_type': 'a mapping',
-    'int_from_float': 'a whole number',
-    'finite_number': 'a finite number',
+    'float_type': 'a number', 'int_type': 'a whole number', 'string_type': 'text', 'bool_type': 'true or false',
+    'list_type': 'a list', 'dict_type': 'a mapping', 'int_from_float': 'a whole number',
+    'finite_number': 'a finite number'
 }
 _SIGNS = {
-    'greater_than': ('>', 'gt'),
-    'greater_than_equal': ('>=', 'ge'),
-    'less_than': ('<', 'lt'),
-    'less_than_equal': ('<=', 'le'),
+    'greater_than': ('>', 'gt'), 'greater_than_equal': ('>=', 'ge'),
+    'less_than': ('<', 'lt'), 'less_than_equal': ('<=', 'le')
 }
-
 
 def _in_words(error: dict) -> str:
     "What a pydantic error wanted, in words."
     name, context = error['type'], error.get('ctx', {})
-    if name in _WORDS:
-        return _WORDS[name]
+    if name in _WORDS: return _WORDS[name]
     if name in _SIGNS:
         return f'a value {_SIGNS[name][0]} {context[_SIGNS[name][1]]}'
-    if name == 'literal_error':
-        return f'one of {context["expected"]}'
+    if name == 'literal_error': return f'one of {context["expected"]}'
     return error['msg'][0].lower() + error['msg'][1:]
 
 # %% ../nbs/00_core.ipynb #core0010
-def _nearest(name: str, names: Iterable[str]) -> str:  # '; did you mean ...?', or nothing
+def _nearest(name: str, names: Iterable[str]) -> str: # '; did you mean ...?', or nothing
     "Offer the name that is spelled most alike."
     near = difflib.get_close_matches(name, list(names), 1)
     return f'; did you mean {near[0]!r}?' if near else ''
-
 
 def _explain(error: dict, section: str, cls: type[BaseModel]) -> str:
     "One pydantic error as `section.key: expected ..., found ...`."
@@ -182,22 +155,20 @@ def _explain(error: dict, section: str, cls: type[BaseModel]) -> str:
         names = cls.model_fields if len(path) == 1 else {}
         hint = _nearest(str(path[-1]), names) or (f'; known keys: {", ".join(names)}' if names else '')
         return expected(key, 'no such key', f'it{hint}')
-    if error['type'] == 'missing':
-        return expected(key, 'a value', 'none')
+    if error['type'] == 'missing': return expected(key, 'a value', 'none')
     value = error['input']
     return expected(key, _in_words(error), f'{value!r} ({"text" if isinstance(value, str) else type(value).__name__})')
 
 # %% ../nbs/00_core.ipynb #core0011
 def parse_section(
-    cls: type[StageSettings],  # the section's model
-    section: str,  # its name in params.yaml, used in messages
-    values: dict | None,  # what params.yaml holds
+    cls: type[StageSettings], # the section's model
+    section: str,             # its name in params.yaml, used in messages
+    values: dict|None,        # what params.yaml holds
 ) -> StageSettings:
     "Check `values` against `cls`. Raises `SettingsError` that names every wrong key at once."
     if not isinstance(values or {}, dict):
         raise SettingsError(expected(section, 'a mapping of keys to values', repr(values)))
-    try:
-        return cls.model_validate(values or {})
+    try: return cls.model_validate(values or {})
     except ValidationError as err:
         raise SettingsError('\n'.join(_explain(e, section, cls) for e in err.errors())) from None
 
@@ -205,7 +176,6 @@ def parse_section(
 def load_yaml(text: str) -> Any:
     "Read YAML 1.2. Raises `ruamel.yaml.error.YAMLError`, also for a key that stands twice."
     return YAML(typ='safe', pure=True).load(text)
-
 
 def dump_yaml(values: Any) -> str:
     "Write YAML, a key a line, in the order given."
@@ -215,21 +185,18 @@ def dump_yaml(values: Any) -> str:
     return out.getvalue()
 
 # %% ../nbs/00_core.ipynb #d6a56b0d
-def resolve_params(params: str | Path = 'params.yaml') -> Path:
+def resolve_params(params: str|Path = 'params.yaml') -> Path:
     "Return the path of a params file; a relative one is looked up in the current folder, then in the project."
     path = Path(params).expanduser()
-    if not path.is_absolute() and not path.is_file():
-        path = project_root() / path
+    if not path.is_absolute() and not path.is_file(): path = project_root()/path
     return path.resolve()
 
-
 def read_params(
-    params: str | Path = 'params.yaml',  # relative to the current folder or the project
-) -> dict:  # the file's content, section names checked
+    params: str|Path = 'params.yaml', # relative to the current folder or the project
+) -> dict: # the file's content, section names checked
     "Read a params file. Raises `SettingsError` if it is missing, is not YAML or holds an unknown section."
     path = resolve_params(params)
-    try:
-        values = load_yaml(path.read_text(encoding='utf8')) or {}
+    try: values = load_yaml(path.read_text(encoding='utf8')) or {}
     except OSError as err:
         raise SettingsError(expected(path.name, f'a readable file at {path}', err.strerror or err)) from None
     except YAMLError as err:
@@ -243,17 +210,15 @@ def _check_sections(values: Any, file: str):
     if not isinstance(values, dict):
         raise SettingsError(expected(file, 'sections', type(values).__name__))
     for key in values:
-        if key == 'seed' or key in SECTIONS:
-            continue
+        if key == 'seed' or key in SECTIONS: continue
         names = f'one of seed, {", ".join(SECTIONS)}'
         raise SettingsError(expected(f'{file}: {key}', names, f'an unknown section{_nearest(str(key), SECTIONS)}'))
 
-
 def load_settings(
-    cls: type[StageSettings],  # the section's model
-    section: str,  # stage name
-    params: str | Path = 'params.yaml',  # params file
-    **overrides,  # values that win over the file, for a notebook or a test
+    cls: type[StageSettings],         # the section's model
+    section: str,                     # stage name
+    params: str|Path = 'params.yaml', # params file
+    **overrides,                      # values that win over the file, for a notebook or a test
 ) -> StageSettings:
     "Load one stage's settings from a params file. Raises `SettingsError` with key, expected and found."
     values = read_params(params)
@@ -266,68 +231,55 @@ def load_settings(
 # %% ../nbs/00_core.ipynb #117829ed
 @contextlib.contextmanager
 def atomic_path(
-    path: str | Path,  # where the finished file (or folder) goes
-) -> Iterator[Path]:  # a temporary name beside it, to write to
+    path: str|Path, # where the finished file (or folder) goes
+) -> Iterator[Path]: # a temporary name beside it, to write to
     "Write to the name that this yields; it becomes `path` when the block ends well, and is removed when it does not."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.{random.SystemRandom().randrange(16**8):08x}.tmp{path.suffix}')
     try:
         yield tmp
-        if tmp.is_dir():
-            _replace_folder(tmp, path)
-        else:
-            _replace_file(tmp, path)
+        if tmp.is_dir(): _replace_folder(tmp, path)
+        else: _replace_file(tmp, path)
         _fsync(path.parent)
     except OSError as err:
-        if err.errno not in (28, 122):
-            raise
+        if err.errno not in (28, 122): raise
         raise ArtifactError(expected('', f'room for {path}', err.strerror, 'free some space and run again')) from err
     finally:
-        if tmp.is_dir():
-            shutil.rmtree(tmp, ignore_errors=True)
-        else:
-            tmp.unlink(missing_ok=True)
+        if tmp.is_dir(): shutil.rmtree(tmp, ignore_errors=True)
+        else: tmp.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #core0017
 def _fsync(path: Path):
     "Flush a file or a folder's entries to disk."
     descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
+    try: os.fsync(descriptor)
+    finally: os.close(descriptor)
 
 def _replace_file(tmp: Path, path: Path):
     "Flush `tmp` and put it in `path`'s place."
     _fsync(tmp)
     os.replace(tmp, path)
 
-
 def _replace_folder(tmp: Path, path: Path):
     "Flush every file of `tmp` and put the folder in `path`'s place."
-    for file in tmp.rglob('*'):
-        _fsync(file)
-    old = tmp.with_name(tmp.name + '.old')
-    if path.exists():
-        os.replace(path, old)
+    for file in tmp.rglob('*'): _fsync(file)
+    old = tmp.with_name(tmp.name+'.old')
+    if path.exists(): os.replace(path, old)
     os.replace(tmp, path)
     shutil.rmtree(old, ignore_errors=True)
 
 # %% ../nbs/00_core.ipynb #9d94d5f1
 MARK_KEY, LAYOUT = 'gnn_ecommerce', 1
 
-
 def table_mark(content: str) -> str:
     "Return the Parquet metadata value (key `gnn_ecommerce`) that says what a table holds."
     return json.dumps({'kind': content, 'layout': LAYOUT})
 
-
 def write_table(
-    df: pd.DataFrame | pa.Table,  # what to write
-    path: str | Path,  # a .parquet file
-    content: str,  # what the table holds: 'edges', 'items', ...
+    df: pd.DataFrame|pa.Table, # what to write
+    path: str|Path,            # a .parquet file
+    content: str,              # what the table holds: 'edges', 'items', ...
 ):
     "Write a table atomically as Parquet (zstd), marked with its content."
     table = df if isinstance(df, pa.Table) else pa.Table.from_pandas(df, preserve_index=False)
@@ -339,22 +291,20 @@ def write_table(
 def _rerun(stage: str) -> str:
     return f'run `dvc repro --force {stage}` to write it again'
 
-
 def _open_parquet(path: Path, content: str, stage: str) -> pq.ParquetFile:
     "Open a Parquet file. Raises `ArtifactError` if it is missing or damaged."
     if not path.is_file():
         raise ArtifactError(expected('', f'{content} in {path}', 'no file', f'run `dvc repro {stage}`'))
-    try:
-        return pq.ParquetFile(path)
+    try: return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as err:
         damage = f'a damaged or half-written file ({str(err)[:80]})'
         raise ArtifactError(expected('', f'{content} in {path}', damage, _rerun(stage))) from None
 
 # %% ../nbs/00_core.ipynb #core0020
 def check_table(
-    path: str | Path,  # a .parquet file
-    content: str,  # what it must hold
-    stage: str,  # the stage that writes it, for the message
+    path: str|Path, # a .parquet file
+    content: str,   # what it must hold
+    stage: str,     # the stage that writes it, for the message
 ) -> pq.ParquetFile:
     "Open a marked table. Raises `ArtifactError` if it is missing, damaged or holds something else."
     file = _open_parquet(Path(path), content, stage)
@@ -364,56 +314,45 @@ def check_table(
         raise ArtifactError(expected('', f'{content} (layout {LAYOUT}) in {path}', marked, _rerun(stage)))
     return file
 
-
 def read_table(
-    path: str | Path,  # a .parquet file
-    content: str,  # what it must hold
-    stage: str,  # the stage that writes it, for the message
-    columns: list[str] | None = None,  # which columns; all by default
+    path: str|Path,                # a .parquet file
+    content: str,                  # what it must hold
+    stage: str,                    # the stage that writes it, for the message
+    columns: list[str]|None = None, # which columns; all by default
 ) -> pd.DataFrame:
     "Read a marked table into pandas. Raises `ArtifactError` as `check_table` does, also for damage inside the file."
     file = check_table(path, content, stage)
-    try:
-        return file.read(columns=columns).to_pandas()
+    try: return file.read(columns=columns).to_pandas()
     except (pa.ArrowException, OSError) as err:
         raise ArtifactError(expected('', f'{content} in {path}', f'damage ({str(err)[:80]})', _rerun(stage))) from None
 
 # %% ../nbs/00_core.ipynb #2bc7e571
 def json_default(value: Any) -> Any:
     "Turn numpy scalars, arrays, paths, timestamps and settings into what JSON can hold."
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, (Path, pd.Timestamp)):
-        return str(value)
-    if isinstance(value, BaseModel):
-        return value.model_dump()
+    if isinstance(value, np.generic): return value.item()
+    if isinstance(value, np.ndarray): return value.tolist()
+    if isinstance(value, (Path, pd.Timestamp)): return str(value)
+    if isinstance(value, BaseModel): return value.model_dump()
     raise TypeError(expected('', 'something that JSON can hold', type(value).__name__))
 
-
-def write_json(value: Any, path: str | Path):
+def write_json(value: Any, path: str|Path):
     "Write JSON atomically, keys in the order given. NaN is refused: other programs cannot read it."
     text = json.dumps(value, indent=1, allow_nan=False, default=json_default)
-    with atomic_path(path) as tmp:
-        tmp.write_text(text + '\n', encoding='utf8')
+    with atomic_path(path) as tmp: tmp.write_text(text+'\n', encoding='utf8')
 
-
-def read_json(path: str | Path, stage: str) -> Any:
+def read_json(path: str|Path, stage: str) -> Any:
     "Read JSON that `stage` wrote. Raises `ArtifactError` if it is missing or damaged."
-    try:
-        return json.loads(Path(path).read_text(encoding='utf8'))
+    try: return json.loads(Path(path).read_text(encoding='utf8'))
     except FileNotFoundError:
         raise ArtifactError(expected('', path, 'no file', f'run `dvc repro {stage}`')) from None
     except ValueError as err:
         raise ArtifactError(expected('', f'JSON in {path}', f'damage ({err})', _rerun(stage))) from None
 
 # %% ../nbs/00_core.ipynb #core0024
-def file_hash(path: str | Path) -> str:
+def file_hash(path: str|Path) -> str:
     "Hash a file's bytes: sha256 in hex; read in blocks."
     with open(path, 'rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
-
 
 def array_hash(*arrays: np.ndarray) -> str:
     "Hash dtype, shape and bytes of arrays: sha256 in hex, equal exactly when the arrays are."
@@ -426,37 +365,30 @@ def array_hash(*arrays: np.ndarray) -> str:
 # %% ../nbs/00_core.ipynb #57e38382
 class IdMap:
     "Ids (int64, or text) <-> dense indices 0..n-1, in the order of the sorted ids."
-
-    def __init__(self, ids: Iterable):  # distinct ids, all integers or all texts, in any order
+    def __init__(self, ids: Iterable): # distinct ids, all integers or all texts, in any order
         self.ids = _sorted_ids(ids)
         same = self.ids[1:] == self.ids[:-1]
         if len(self.ids) > 1 and same.any():
             raise DataError(expected('ids', 'distinct ids', f'{self.ids[1:][same].tolist()[0]!r} twice'))
-        self._index = None  # text -> index, made when it is first used
+        self._index = None # text -> index, made when it is first used
 
-    def __len__(self):
-        return len(self.ids)
-
+    def __len__(self): return len(self.ids)
     def __repr__(self):
         return f'IdMap({len(self)} {"texts" if self.is_text else "integers"})'
-
     def __eq__(self, other):
         return isinstance(other, IdMap) and np.array_equal(self.ids, other.ids)
-
     def __contains__(self, id):
         return bool(self.encode([id], unknown='mask')[0] >= 0)
 
     @property
-    def is_text(self):
-        return self.ids.dtype == object
+    def is_text(self): return self.ids.dtype == object
 
 # %% ../nbs/00_core.ipynb #core0026
 def _is_integer(value: Any) -> bool:
     "Is this an integer and no truth value?"
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
-
-def _sorted_ids(ids: Iterable) -> np.ndarray:  # int64 or object (n,)
+def _sorted_ids(ids: Iterable) -> np.ndarray: # int64 or object (n,)
     "Sort ids. Raises `DataError` for mixed ones and for integers above 2^63-1."
     values = ids.to_numpy() if isinstance(ids, (pd.Series, pd.Index)) else ids
     if not isinstance(values, np.ndarray):
@@ -474,11 +406,10 @@ def _sorted_ids(ids: Iterable) -> np.ndarray:  # int64 or object (n,)
 
 # %% ../nbs/00_core.ipynb #be615401
 @patch
-def encode(
-    self: IdMap,
-    ids: Iterable,  # ids, (n,)
-    unknown: Literal['raise', 'mask'] = 'raise',  # 'mask' gives -1 for an unknown id
-) -> np.ndarray:  # int32 (n,)
+def encode(self: IdMap,
+    ids: Iterable,                               # ids, (n,)
+    unknown: Literal['raise', 'mask'] = 'raise', # 'mask' gives -1 for an unknown id
+) -> np.ndarray: # int32 (n,)
     "Look up the dense indices of ids. Raises `UnknownIdError` for unknown ones, unless `unknown='mask'`."
     ids = ids if isinstance(ids, (np.ndarray, list)) else list(ids)
     index = self._encode_texts(ids) if self.is_text else self._encode_integers(ids)
@@ -489,13 +420,12 @@ def encode(
         raise UnknownIdError(expected('', what, found))
     return index
 
-
 @patch
 def decode(self: IdMap, index: Iterable[int]) -> np.ndarray:
     "Return the ids of dense indices, of any shape. Raises `UnknownIdError` for an index out of range."
     index = np.asarray(index, dtype=np.int64)
     if index.size and (index.min() < 0 or index.max() >= len(self)):
-        raise UnknownIdError(expected('', f'indices in 0..{len(self) - 1}', f'{int(index.min())}..{int(index.max())}'))
+        raise UnknownIdError(expected('', f'indices in 0..{len(self)-1}', f'{int(index.min())}..{int(index.max())}'))
     return self.ids[index]
 
 # %% ../nbs/00_core.ipynb #core0029
@@ -505,52 +435,45 @@ def _encode_texts(self: IdMap, ids) -> np.ndarray:
         self._index = {o: i for i, o in enumerate(self.ids.tolist())}
     return np.fromiter((self._index.get(o, -1) if isinstance(o, str) else -1 for o in ids), np.int32, len(ids))
 
-
 @patch
 def _encode_integers(self: IdMap, ids) -> np.ndarray:
     values = np.asarray(ids)
-    if values.dtype.kind in 'iu':
-        valid = values <= np.iinfo(np.int64).max
+    if values.dtype.kind in 'iu': valid = values <= np.iinfo(np.int64).max
     else:
-        valid = np.array([_is_integer(o) and -(2**63) <= o < 2**63 for o in ids], bool)
+        valid = np.array([_is_integer(o) and -2**63 <= o < 2**63 for o in ids], bool)
         values = np.array([o if ok else 0 for o, ok in zip(ids, valid)], np.int64)
-    if not len(self):
-        return np.full(len(values), -1, np.int32)
+    if not len(self): return np.full(len(values), -1, np.int32)
     values = values.astype(np.int64)
     at = np.searchsorted(self.ids, values)
-    valid = valid & (at < len(self)) & (self.ids[np.minimum(at, len(self) - 1)] == values)
+    valid = valid & (at < len(self)) & (self.ids[np.minimum(at, len(self)-1)] == values)
     return np.where(valid, at, -1).astype(np.int32)
 
 # %% ../nbs/00_core.ipynb #fd0619d3
 def rng(
-    seed: int,  # the run's seed
-    *names: str | int,  # who draws: a stage, an epoch, ...
+    seed: int,       # the run's seed
+    *names: str|int, # who draws: a stage, an epoch, ...
 ) -> np.random.Generator:
     "Make a random generator for each (seed, names). The same arguments always give the same stream."
     words = [int.from_bytes(hashlib.sha256(str(n).encode()).digest()[:4], 'little') for n in names]
     return np.random.default_rng(np.random.SeedSequence([seed, *words]))
 
-
 def seed_everything(seed: int) -> np.random.Generator:
     "Seed Python, numpy and (if it is loaded) torch; returns numpy's new-style generator for the same seed."
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    if 'torch' in sys.modules:
-        sys.modules['torch'].manual_seed(seed)
+    if 'torch' in sys.modules: sys.modules['torch'].manual_seed(seed)
     return rng(seed)
 
 # %% ../nbs/00_core.ipynb #2a03a438
 class progress:
     "Show a bar (terminal, notebook) or lines (log file). Iterate over it, or use it as a context and `step`."
-
-    def __init__(
-        self,
-        items: Iterable = (),  # what to iterate over
-        desc: str = '',  # what is being done
-        total: int | None = None,  # how many; `len(items)` by default
-        mode: Literal['bar', 'log', 'none'] | None = None,  # None: by environment
-        every: float = 5.0,  # seconds between lines in a log
-        done: int = 0,  # how many an earlier run has done
+    def __init__(self,
+        items: Iterable = (),     # what to iterate over
+        desc: str = '',           # what is being done
+        total: int|None = None,   # how many; `len(items)` by default
+        mode: Literal['bar', 'log', 'none']|None = None, # None: by environment
+        every: float = 5.,        # seconds between lines in a log
+        done: int = 0,            # how many an earlier run has done
     ):
         self.items, self.desc, self.every = items, desc, every
         self.total = total if total is not None else len(items) if hasattr(items, '__len__') else None
@@ -560,23 +483,19 @@ class progress:
     def __enter__(self):
         if self.mode == 'bar':
             from tqdm.auto import tqdm
-
             self._bar = tqdm(desc=self.desc, total=self.total, initial=self.first)
         self._start = self._last = time.monotonic()
         return self
 
     def __exit__(self, *exc):
-        if self.mode == 'bar':
-            self._bar.close()
-        if self.mode == 'log':
-            print(self._line(time.monotonic()), flush=True)
+        if self.mode == 'bar': self._bar.close()
+        if self.mode == 'log': print(self._line(time.monotonic()), flush=True)
 
 # %% ../nbs/00_core.ipynb #core0032
-def _progress_mode() -> str:  # 'bar' or 'log'
+def _progress_mode() -> str: # 'bar' or 'log'
     "A bar if somebody watches."
     notebook = 'IPython' in sys.modules and getattr(sys.modules['IPython'].get_ipython(), 'kernel', None) is not None
     return 'bar' if notebook or sys.stderr.isatty() else 'log'
-
 
 @patch
 def __iter__(self: progress):
@@ -585,15 +504,13 @@ def __iter__(self: progress):
             yield item
             self.step()
 
-
 @patch
 def step(self: progress, n: int = 1):
     "Count `n` more as done."
     self.done += n
-    if self.mode == 'bar':
-        self._bar.update(n)
+    if self.mode == 'bar': self._bar.update(n)
     now = time.monotonic()
-    if self.mode == 'log' and now - self._last >= self.every and self.done != self.total:
+    if self.mode == 'log' and now-self._last >= self.every and self.done != self.total:
         self._last = now
         print(self._line(now), flush=True)
 
@@ -602,95 +519,75 @@ def step(self: progress, n: int = 1):
 def set(self: progress, **numbers):
     "Show numbers beside the bar, such as `set(loss=.3)`."
     self.numbers.update(numbers)
-    if self.mode == 'bar':
-        self._bar.set_postfix(self._texts(), refresh=False)
-
+    if self.mode == 'bar': self._bar.set_postfix(self._texts(), refresh=False)
 
 @patch
 def _texts(self: progress) -> dict:
     return {name: f'{v:.4g}' if isinstance(v, float) else str(v) for name, v in self.numbers.items()}
 
-
 @patch
 def _line(self: progress, now: float) -> str:
     "What is done, in how many seconds, and about how many are left."
-    seconds, fresh = now - self._start, self.done - self.first
+    seconds, fresh = now-self._start, self.done-self.first
     of = f'/{self.total}' if self.total is not None else ''
     going = self.total and self.first < self.done < self.total
-    left = f', {seconds / fresh * (self.total - self.done):.0f} s left' if going else ''
+    left = f', {seconds/fresh*(self.total-self.done):.0f} s left' if going else ''
     numbers = ''.join(f' {name} {text}' for name, text in self._texts().items())
     return f'{self.desc}: {self.done}{of} in {seconds:.1f} s{left}{numbers}'
 
 # %% ../nbs/00_core.ipynb #c9ffdcbb
 def available_memory(
-    root: str | Path = '/',  # where /proc and /sys are
-) -> int:  # bytes
+    root: str|Path = '/', # where /proc and /sys are
+) -> int: # bytes
     "Measure what this process can still take, by the machine, its control groups and its own limit."
     import psutil, resource
-
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     free = [psutil.virtual_memory().available, *_group_memory(Path(root))]
     if limit != resource.RLIM_INFINITY:
-        free.append(limit - psutil.Process().memory_info().vms)
+        free.append(limit-psutil.Process().memory_info().vms)
     return max(0, min(free))
 
-
 def check_memory(
-    need: float,  # bytes that the process will hold at its peak, those it holds already included
-    what: str,  # what needs them
-    advice: str,  # how to need less
+    need: float, # bytes that the process will hold at its peak, those it holds already included
+    what: str,   # what needs them
+    advice: str, # how to need less
 ):
     "Raise `SettingsError` if there is less memory than `need`."
     import psutil
-
-    free = available_memory() + psutil.Process().memory_info().rss
+    free = available_memory()+psutil.Process().memory_info().rss
     if need > free:
-        raise SettingsError(
-            expected(
-                what,
-                f'about {need / 1e9:.1f} GB of free memory',
-                f'{free / 1e9:.1f} GB',
-                f'close other programs, or {advice}',
-            )
-        )
+        raise SettingsError(expected(what, f'about {need/1e9:.1f} GB of free memory', f'{free/1e9:.1f} GB',
+                                     f'close other programs, or {advice}'))
 
 # %% ../nbs/00_core.ipynb #core0034
 _GROUP_FILES = {
     1: ('memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_inactive_file'),
-    2: ('memory.max', 'memory.current', 'inactive_file'),
+    2: ('memory.max', 'memory.current', 'inactive_file')
 }
-
 
 def _group_memory(root: Path) -> Iterator[int]:
     "What the control groups of this process leave, those above them included."
-    try:
-        lines = (root / 'proc/self/cgroup').read_text().splitlines()
-    except OSError:
-        return
+    try: lines = (root/'proc/self/cgroup').read_text().splitlines()
+    except OSError: return
     for controllers, group in (line.split(':', 2)[1:] for line in lines):
-        if controllers and 'memory' not in controllers.split(','):
-            continue
-        top = root / 'sys/fs/cgroup' / ('memory' if controllers else '')
-        inside = top / group.lstrip('/')
+        if controllers and 'memory' not in controllers.split(','): continue
+        top = root/'sys/fs/cgroup'/('memory' if controllers else '')
+        inside = top/group.lstrip('/')
         for folder in {top, inside, *(f for f in inside.parents if f.is_relative_to(top))}:
             yield from _group_rest(folder, *_GROUP_FILES[1 if controllers else 2])
-
 
 def _group_rest(folder: Path, limit: str, usage: str, cache: str) -> Iterator[int]:
     "What one control group leaves, if it has a limit."
     try:
-        most, used, stat = ((folder / name).read_text() for name in (limit, usage, 'memory.stat'))
-    except OSError:
-        return
-    if most.strip() == 'max' or int(most) >= 2**60:
-        return
+        most, used, stat = ((folder/name).read_text() for name in (limit, usage, 'memory.stat'))
+    except OSError: return
+    if most.strip() == 'max' or int(most) >= 2**60: return
     pages = dict(line.split() for line in stat.splitlines())
-    yield int(most) - int(used) + int(pages.get(cache, 0))
+    yield int(most)-int(used)+int(pages.get(cache, 0))
 
 # %% ../nbs/00_core.ipynb #b761de20
 #: what makes the built-in shop and its model small enough to run in a notebook in seconds
 TINY = {'sample_data': {'events': 4000, 'users': 320, 'items': 120}, 'training': {'epochs': 3, 'dim': 16}}
-
 
 def merge_params(base: dict, overlay: dict) -> dict:
     "Put `overlay`'s values into `base`, section by section; neither is changed."
@@ -700,26 +597,24 @@ def merge_params(base: dict, overlay: dict) -> dict:
         merged[key] = merge_params(merged[key], value) if both else value
     return merged
 
-
-def run_stage(stage: str, params: str | Path) -> Any:
+def run_stage(stage: str, params: str|Path) -> Any:
     "Run one stage in this process: `run_<stage>(params)` of its module."
     return getattr(importlib.import_module(stage_module(stage)), f'run_{stage}')(params)
 
 # %% ../nbs/00_core.ipynb #core0036
 def example_project(
-    before: str,  # run every stage before this one
-    overlay: dict | None = None,  # settings that differ from params.yaml and `TINY`
-    root: str | Path | None = None,  # where; a new temporary folder by default
-) -> Path:  # the project's params file
+    before: str,                # run every stage before this one
+    overlay: dict|None = None,  # settings that differ from params.yaml and `TINY`
+    root: str|Path|None = None, # where; a new temporary folder by default
+) -> Path: # the project's params file
     "Make a small project of its own, with the stages before `before` already run."
     root = Path(root or tempfile.mkdtemp(prefix='gnn_ecommerce_'))
     root.mkdir(parents=True, exist_ok=True)
-    params = root / 'params.yaml'
+    params = root/'params.yaml'
     values = merge_params(merge_params(read_params(), TINY), overlay or {})
     with atomic_path(params) as tmp:
         tmp.write_text(dump_yaml(values), encoding='utf8')
     names = list(STAGES)
-    last = names.index(SIDE_STAGES[before][1]) + 1 if before in SIDE_STAGES else names.index(before)
-    for stage in names[:last]:
-        run_stage(stage, params)
+    last = names.index(SIDE_STAGES[before][1])+1 if before in SIDE_STAGES else names.index(before)
+    for stage in names[:last]: run_stage(stage, params)
     return params

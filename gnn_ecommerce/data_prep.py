@@ -30,113 +30,62 @@ from fastcore.basics import patch
 from pydantic import Field
 
 from gnn_ecommerce.core import (
-    MARK_KEY,
-    ArtifactError,
-    DataError,
-    ProjectPaths,
-    SettingsError,
-    StageSettings,
-    atomic_path,
-    expected,
-    load_settings,
-    resolve_params,
-    table_mark,
-    write_json,
+    MARK_KEY, ArtifactError, DataError, ProjectPaths, SettingsError, StageSettings, atomic_path, expected,
+    load_settings, resolve_params, table_mark, write_json
 )
 from gnn_ecommerce.data.events import (
-    EVENT_TYPES,
-    EVENTS,
-    PRODUCTS,
-    TIMESTAMP,
-    ZSTD,
-    Source,
-    check_events,
-    check_products,
-    connect,
-    count_events,
-    epoch_us,
-    fill_raw,
-    find_files,
-    guess_id_types,
-    odd_sessions,
-    one_row_a_product,
-    open_files,
-    read_rows,
-    rejects,
-    settle_id_types,
-    sql_text,
-    stage_rows,
-    write_rejects,
+    EVENT_TYPES, EVENTS, PRODUCTS, TIMESTAMP, ZSTD, Source, check_events, check_products, connect, count_events,
+    epoch_us, fill_raw, find_files, guess_id_types, odd_sessions, one_row_a_product, open_files, read_rows, rejects,
+    settle_id_types, sql_text, stage_rows, write_rejects
 )
 
 # %% ../nbs/01_data_prep.ipynb #76af21d7
 IdType = Literal['auto', 'integer', 'string']
 
-
 class EventFiles(StageSettings):
     "Where the events are, and what the shop calls their parts."
-
-    events: str = Field(
-        'data/raw/sample',
-        min_length=1,
-        description='file, folder or glob of events; relative to the project, or absolute',
-    )
+    events: str = Field('data/raw/sample', min_length=1,
+        description='file, folder or glob of events; relative to the project, or absolute')
     pattern: str = Field('*', min_length=1, description='which files of a folder; **/*.csv looks into its folders too')
-    products: str = Field(
-        'auto',
-        description='catalogue of products; auto: products.csv or products.parquet beside '
-        'the events, if there is one; empty: none',
-    )
-    columns: dict[Literal[EVENTS.columns], str] = Field(
-        {}, description="our column: the events' column, where the names differ"
-    )
-    product_columns: dict[Literal[PRODUCTS.columns], str] = Field(
-        {}, description="our column: the catalogue's column, where the names differ"
-    )
-    event_types: dict[str, Literal[EVENT_TYPES]] = Field(
-        {}, description="the shop's event type: ours, where the names differ"
-    )
+    products: str = Field('auto', description='catalogue of products; auto: products.csv or products.parquet beside '
+        'the events, if there is one; empty: none')
+    columns: dict[Literal[EVENTS.columns], str] = Field({},
+        description="our column: the events' column, where the names differ")
+    product_columns: dict[Literal[PRODUCTS.columns], str] = Field({},
+        description="our column: the catalogue's column, where the names differ")
+    event_types: dict[str, Literal[EVENT_TYPES]] = Field({},
+        description="the shop's event type: ours, where the names differ")
 
 # %% ../nbs/01_data_prep.ipynb #d35367dd
 class EventFormat(EventFiles):
     "How the files are written, and how much of them may be unusable."
-
     delimiter: str = Field('auto', description='auto, or the one character that separates columns')
     encoding: Literal['utf-8', 'latin-1', 'cp1252'] = Field('utf-8', description='of CSV files')
     decimal: Literal['.', ','] = Field('.', description='decimal sign of prices')
-    timestamps: Literal['auto', 'text', 'seconds', 'milliseconds'] = Field(
-        'auto', description='how event_time is written; auto decides for each value'
-    )
+    timestamps: Literal['auto', 'text', 'seconds', 'milliseconds'] = Field('auto',
+        description='how event_time is written; auto decides for each value')
     user_id: IdType = Field('auto', description='auto: integer if 99 % of the ids are integers of 64 bits')
     product_id: IdType = Field('auto', description='as user_id')
-    max_rejected_share: float = Field(0.05, ge=0, le=1, description='stop if a larger share of the rows cannot be used')
+    max_rejected_share: float = Field(.05, ge=0, le=1,
+        description='stop if a larger share of the rows cannot be used')
 
 # %% ../nbs/01_data_prep.ipynb #a3a565bf
 class DataPrepSettings(EventFormat):
     "Section `data_prep` of params.yaml."
-
-    split: Literal['temporal', 'random_pairs'] = Field(
-        'temporal', description='train before val before test, or user-product pairs at random'
-    )
-    val_days: float | None = Field(
-        None, gt=0, description='temporal: days of val, before those of test; empty: by val_share'
-    )
-    test_days: float | None = Field(
-        None, gt=0, description='temporal: days of test, the last ones; empty: by test_share'
-    )
-    val_share: float = Field(
-        0.1, gt=0, lt=1, description='share of the events (temporal) or of the pairs (random_pairs) in val'
-    )
-    test_share: float = Field(
-        0.1, gt=0, lt=1, description='share of the events (temporal) or of the pairs (random_pairs) in test'
-    )
-    targets: list[Literal[EVENT_TYPES]] = Field(
-        ['purchase'], min_length=1, description='event types that a recommendation is to predict'
-    )
-    memory_limit: str = Field(
-        '2GB', pattern=r'^[0-9.]+ ?[KMGT]i?B$', description='of DuckDB; what does not fit goes to disk'
-    )
-    threads: int | None = Field(None, ge=1, description='empty: all cores')
+    split: Literal['temporal', 'random_pairs'] = Field('temporal',
+        description='train before val before test, or user-product pairs at random')
+    val_days: float|None = Field(None, gt=0,
+        description='temporal: days of val, before those of test; empty: by val_share')
+    test_days: float|None = Field(None, gt=0, description='temporal: days of test, the last ones; empty: by test_share')
+    val_share: float = Field(.1, gt=0, lt=1,
+        description='share of the events (temporal) or of the pairs (random_pairs) in val')
+    test_share: float = Field(.1, gt=0, lt=1,
+        description='share of the events (temporal) or of the pairs (random_pairs) in test')
+    targets: list[Literal[EVENT_TYPES]] = Field(['purchase'], min_length=1,
+        description='event types that a recommendation is to predict')
+    memory_limit: str = Field('2GB', pattern=r'^[0-9.]+ ?[KMGT]i?B$',
+        description='of DuckDB; what does not fit goes to disk')
+    threads: int|None = Field(None, ge=1, description='empty: all cores')
 
 # %% ../nbs/01_data_prep.ipynb #14585537
 def check_settings(s: DataPrepSettings) -> DataPrepSettings:
@@ -147,25 +96,23 @@ def check_settings(s: DataPrepSettings) -> DataPrepSettings:
     if (s.val_days is None) != (s.test_days is None):
         days = f'{s.val_days} and {s.test_days}'
         raise SettingsError(expected('data_prep.val_days and test_days', 'both or none', days))
-    if s.val_share + s.test_share >= 1:
-        raise SettingsError(expected('data_prep.val_share + test_share', 'less than 1', s.val_share + s.test_share))
+    if s.val_share+s.test_share >= 1:
+        raise SettingsError(expected('data_prep.val_share + test_share', 'less than 1', s.val_share+s.test_share))
     return s
 
 # %% ../nbs/01_data_prep.ipynb #444d0ab4
-def _boundary(counts: pd.Series, share: float, tolerance: float) -> int:  # minute since 1970
+def _boundary(counts: pd.Series, share: float, tolerance: float) -> int: # minute since 1970
     "The roundest minute at or after which about `share` of the events lie, but not all of them."
     total = counts.sum()
-    for unit in (24 * 60, 60, 1):
-        later = counts.groupby(counts.index // unit).sum()[::-1].cumsum()[::-1].iloc[1:] / total
-        if not len(later):
-            continue
-        best = (later - share).abs().idxmin()
-        if unit == 1 or abs(later[best] - share) <= tolerance:
-            return int(best) * unit
+    for unit in (24*60, 60, 1):
+        later = counts.groupby(counts.index//unit).sum()[::-1].cumsum()[::-1].iloc[1:]/total
+        if not len(later): continue
+        best = (later-share).abs().idxmin()
+        if unit == 1 or abs(later[best]-share) <= tolerance:
+            return int(best)*unit
     what = 'events at different times for a temporal split'
     fix = 'check event_time, or set data_prep.split: random_pairs'
     raise DataError(expected('data_prep.split', what, 'all in one minute', fix))
-
 
 def _time(minute: int) -> pd.Timestamp:
     return pd.Timestamp(minute, unit='m', tz='UTC')
@@ -173,90 +120,72 @@ def _time(minute: int) -> pd.Timestamp:
 # %% ../nbs/01_data_prep.ipynb #ae2e8373
 def _windows_of_days(counts: pd.Series, settings: DataPrepSettings) -> tuple[pd.Timestamp, pd.Timestamp]:
     "Where val and where test begins, if their days are given."
-    test = _time(int(counts.index[-1])).floor('D') + pd.Timedelta(days=1) - pd.Timedelta(days=settings.test_days)
-    val = test - pd.Timedelta(days=settings.val_days)
+    test = _time(int(counts.index[-1])).floor('D')+pd.Timedelta(days=1)-pd.Timedelta(days=settings.test_days)
+    val = test-pd.Timedelta(days=settings.val_days)
     if _time(int(counts.index[0])) >= val:
         what = f'events before {val:%Y-%m-%d %H:%M}, where val begins'
         fix = 'make data_prep.val_days and test_days smaller'
         raise DataError(expected('data_prep.val_days', what, 'none', fix))
     return val.floor('min'), test.floor('min')
 
-
 def split_points(
-    counts: pd.Series,  # events by minute since 1970, (minutes,)
+    counts: pd.Series,      # events by minute since 1970, (minutes,)
     settings: DataPrepSettings,
-) -> tuple[pd.Timestamp, pd.Timestamp]:  # where val and where test begins
+) -> tuple[pd.Timestamp, pd.Timestamp]: # where val and where test begins
     "Find when val and when test begins. Raises `DataError` if nothing is left to learn from."
     counts = counts.sort_index()
-    if settings.val_days is not None:
-        return _windows_of_days(counts, settings)
-    test = _boundary(counts, settings.test_share, settings.test_share / 5)
+    if settings.val_days is not None: return _windows_of_days(counts, settings)
+    test = _boundary(counts, settings.test_share, settings.test_share/5)
     before = counts[counts.index < test]
-    val = _boundary(before, settings.val_share * counts.sum() / before.sum(), settings.val_share / 5)
+    val = _boundary(before, settings.val_share*counts.sum()/before.sum(), settings.val_share/5)
     return _time(val), _time(test)
 
 # %% ../nbs/01_data_prep.ipynb #38f8535d
 def _at(time: pd.Timestamp):
     return ibis.literal(f'{time:%Y-%m-%d %H:%M:%S}').cast(TIMESTAMP)
 
-
 def part_of(
-    events: ibis.Table,  # event_time, user_id, product_id
+    events: ibis.Table, # event_time, user_id, product_id
     settings: DataPrepSettings,
-    points: tuple[pd.Timestamp, pd.Timestamp] | None = None,  # of `split_points`, for a temporal split
-) -> ibis.expr.types.StringValue:  # 'train', 'val' or 'test'
+    points: tuple[pd.Timestamp, pd.Timestamp]|None = None, # of `split_points`, for a temporal split
+) -> ibis.expr.types.StringValue: # 'train', 'val' or 'test'
     "The part of the split that an event belongs to."
     if settings.split == 'temporal':
         val, test = map(_at, points)
         return ibis.cases((events.event_time < val, 'train'), (events.event_time < test, 'val'), else_='test')
-    pair = ibis.literal(f'{settings.seed}|') + events.user_id.cast('string') + '|' + events.product_id.cast('string')
+    pair = ibis.literal(f'{settings.seed}|')+events.user_id.cast('string')+'|'+events.product_id.cast('string')
     draw = pair.hexdigest('md5').substr(0, 8)
-    below = lambda share: draw < f'{int(share * 16**8):08x}'
-    in_test, in_val = below(settings.test_share), below(settings.test_share + settings.val_share)
+    below = lambda share: draw < f'{int(share*16**8):08x}'
+    in_test, in_val = below(settings.test_share), below(settings.test_share+settings.val_share)
     return ibis.cases((in_test, 'test'), (in_val, 'val'), else_='train')
 
 # %% ../nbs/01_data_prep.ipynb #f07ffa4e
 ORDER = (
-    'event_time',
-    'user_id',
-    'product_id',
-    'event_type',
-    'price',
-    'user_session',
-    'category_id',
-    'category_code',
-    'brand',
+    'event_time', 'user_id', 'product_id', 'event_type', 'price', 'user_session', 'category_id', 'category_code',
+    'brand'
 )
 
-
 def clean_events(
-    checked: ibis.Table,  # of `stage_rows`
+    checked: ibis.Table, # of `stage_rows`
     settings: DataPrepSettings,
-    points: tuple[pd.Timestamp, pd.Timestamp] | None = None,
-    distinct: bool = True,  # each once; False: repeated ones stand next to each other
-) -> ibis.Table:  # the columns of `EVENTS` and `split`
+    points: tuple[pd.Timestamp, pd.Timestamp]|None = None,
+    distinct: bool = True, # each once; False: repeated ones stand next to each other
+) -> ibis.Table: # the columns of `EVENTS` and `split`
     "Usable events in `ORDER`, each with its part of the split."
     usable = checked.filter(checked.reason.isnull()).select(*EVENTS.columns)
     unique = usable.distinct() if distinct else usable
     columns = (
-        'event_time',
-        'event_type',
-        'product_id',
-        'user_id',
-        'category_id',
-        'category_code',
-        'brand',
-        'price',
-        'user_session',
+        'event_time', 'event_type', 'product_id', 'user_id', 'category_id', 'category_code', 'brand', 'price',
+        'user_session'
     )
     return unique.select(*columns, split=part_of(unique, settings, points)).order_by(*ORDER)
 
 # %% ../nbs/01_data_prep.ipynb #bb4edf9b
 def target_pairs(
-    events: ibis.Table,  # of `clean_events`
-    part: str,  # 'val' or 'test'
-    types: list[str],  # event types that count
-) -> ibis.Table:  # user_id, product_id, first_time, n_events, known_user, known_item
+    events: ibis.Table, # of `clean_events`
+    part: str,          # 'val' or 'test'
+    types: list[str],   # event types that count
+) -> ibis.Table: # user_id, product_id, first_time, n_events, known_user, known_item
     "User-product pairs that are bought for the first time in a part."
     earlier = {'val': ['train'], 'test': ['train', 'val']}[part]
     bought = events.filter(events.event_type.isin(types))
@@ -274,14 +203,13 @@ def target_pairs(
     return new.mutate(**flags).order_by('user_id', 'first_time', 'product_id')
 
 # %% ../nbs/01_data_prep.ipynb #9d446b0d
-def attributes_seen(events: ibis.Table) -> ibis.Table:  # product_id, the attributes, seen_at, n_events
+def attributes_seen(events: ibis.Table) -> ibis.Table: # product_id, the attributes, seen_at, n_events
     "Every combination of a product's attributes in train, with when it was last seen and how often."
     train = events.filter(events.split == 'train')
     by = train.group_by('product_id', 'category_id', 'category_code', 'brand', 'price')
     return by.aggregate(seen_at=train.event_time.max(), n_events=train.count())
 
-
-def _last(seen: ibis.Table, column: str) -> ibis.Table:  # product_id and the column
+def _last(seen: ibis.Table, column: str) -> ibis.Table: # product_id and the column
     "The value that was seen last, the largest if there are several; by group and join, which every engine does alike."
     some = seen.filter(seen[column].notnull()).group_by('product_id', column).aggregate(seen_at=ibis._.seen_at.max())
     last = some.group_by('product_id').aggregate(seen_at=some.seen_at.max())
@@ -290,10 +218,10 @@ def _last(seen: ibis.Table, column: str) -> ibis.Table:  # product_id and the co
 
 # %% ../nbs/01_data_prep.ipynb #8c0bede5
 def product_table(
-    ids: ibis.Table,  # product_id of every event
-    seen: ibis.Table,  # of `attributes_seen`
-    catalogue: ibis.Table,  # the columns of `PRODUCTS`, each product once; may be empty
-) -> ibis.Table:  # the columns of `PRODUCTS`, n_events (in train)
+    ids: ibis.Table,    # product_id of every event
+    seen: ibis.Table,   # of `attributes_seen`
+    catalogue: ibis.Table, # the columns of `PRODUCTS`, each product once; may be empty
+) -> ibis.Table: # the columns of `PRODUCTS`, n_events (in train)
     "What is known about each product before the split point."
     t = ids.select('product_id').union(catalogue.select('product_id'), distinct=True)
     # DuckDB sums to 128 bits, which Ibis takes for 64 and would not cast
@@ -307,12 +235,12 @@ def product_table(
 
 # %% ../nbs/01_data_prep.ipynb #fbb292ad
 def leaks(
-    train: ibis.Table,  # of train_events.parquet
-    val: ibis.Table,  # of val.parquet
+    train: ibis.Table, # of train_events.parquet
+    val: ibis.Table,   # of val.parquet
     test: ibis.Table,  # of test.parquet
     settings: DataPrepSettings,
-    points: tuple[pd.Timestamp, pd.Timestamp] | None = None,
-) -> dict[str, ibis.Table]:  # what must not be -> the rows that are
+    points: tuple[pd.Timestamp, pd.Timestamp]|None = None,
+) -> dict[str, ibis.Table]: # what must not be -> the rows that are
     "Rows that would let a model see what it is judged by; every table must be empty."
     pair = ['user_id', 'product_id']
     kept = train if settings.split == 'random_pairs' else train.filter(train.event_type.isin(settings.targets))
@@ -321,8 +249,7 @@ def leaks(
         'pairs of test in train': test.semi_join(kept.select(pair), pair),
         'pairs in both val and test': test.semi_join(val.select(pair), pair),
     }
-    if settings.split == 'random_pairs':
-        return of_pairs
+    if settings.split == 'random_pairs': return of_pairs
     begin, end = map(_at, points)
     return {
         **of_pairs,
@@ -330,7 +257,6 @@ def leaks(
         'val purchases outside of its window': val.filter((val.first_time < begin) | (val.first_time >= end)),
         'test purchases before its window': test.filter(test.first_time < end),
     }
-
 
 def check_split(con: ibis.BaseBackend, *args, **kwargs):
     "Raise `ArtifactError` if `leaks`, called with the same arguments, finds any."
@@ -342,16 +268,15 @@ def check_split(con: ibis.BaseBackend, *args, **kwargs):
 @dataclass
 class DataPrep:
     "Numbers and tables of one run of the stage."
-
     settings: DataPrepSettings
-    metrics: dict  # flat numbers
-    split: dict  # as in split.json
-    parts: pd.DataFrame  # a row a part: events, users, items, targets, and how many of them are cold
-    by_day: pd.DataFrame  # events by day, event type and part
+    metrics: dict          # flat numbers
+    split: dict            # as in split.json
+    parts: pd.DataFrame    # a row a part: events, users, items, targets, and how many of them are cold
+    by_day: pd.DataFrame   # events by day, event type and part
     by_file: pd.DataFrame  # rows by file: usable, rejected
     reasons: pd.DataFrame  # rejected rows by reason, with the place of the first one
-    warnings: pd.DataFrame  # what is odd but was kept, with an example
-    activity: pd.DataFrame  # how many users, and how many products, have each number of events
+    warnings: pd.DataFrame # what is odd but was kept, with an example
+    activity: pd.DataFrame # how many users, and how many products, have each number of events
 
     @property
     def by_month(self) -> pd.DataFrame:
@@ -362,9 +287,7 @@ class DataPrep:
         return self.by_day.pivot_table(**by).reindex(columns=types)
 
 # %% ../nbs/01_data_prep.ipynb #28af38c0
-def _count(n: int, word: str) -> str:
-    return f'{n:,} {word}{"s" * (n != 1)}'
-
+def _count(n: int, word: str) -> str: return f'{n:,} {word}{"s"*(n != 1)}'
 
 @patch
 def _split_lines(self: DataPrep) -> list[str]:
@@ -378,7 +301,6 @@ def _split_lines(self: DataPrep) -> list[str]:
         lines.append(f'test: {users}; {int(p.target_items):,} items, of which {int(p.cold_items):,} are cold')
     return lines
 
-
 @patch
 def __str__(self: DataPrep):
     m = self.metrics
@@ -390,10 +312,10 @@ def __str__(self: DataPrep):
     for w in self.warnings.itertuples():
         example = f', such as {w.example}' if w.example else ''
         lines.append(f'  kept, but look: {w.warning} ({_count(w.rows, "row")}{example})')
-    return '\n'.join(lines + self._split_lines())
+    return '\n'.join(lines+self._split_lines())
 
 # %% ../nbs/01_data_prep.ipynb #3294cc78
-def _target_sizes(targets: ibis.Table) -> ibis.Table:  # one row
+def _target_sizes(targets: ibis.Table) -> ibis.Table: # one row
     "How many pairs, users and items are to be predicted, and how many of them train does not know."
     t = targets
     return t.aggregate(
@@ -405,12 +327,11 @@ def _target_sizes(targets: ibis.Table) -> ibis.Table:  # one row
         warm_targets=(t.known_user & t.known_item).cast('int64').sum(),
     )
 
-
 def part_sizes(
     con: ibis.BaseBackend,
-    events: ibis.Table,  # of `clean_events`
-    targets: dict[str, ibis.Table],  # part: of `target_pairs`
-) -> pd.DataFrame:  # a row a part
+    events: ibis.Table,             # of `clean_events`
+    targets: dict[str, ibis.Table], # part: of `target_pairs`
+) -> pd.DataFrame: # a row a part
     "Count events, users, items and targets of each part."
     n = dict(events=events.count(), users=events.user_id.nunique(), items=events.product_id.nunique())
     sizes = con.execute(events.group_by('split').aggregate(**n))
@@ -421,7 +342,7 @@ def part_sizes(
     return sizes.rename_axis('part').astype('Int64')
 
 # %% ../nbs/01_data_prep.ipynb #1eb71d22
-def activity(con: ibis.BaseBackend, events: ibis.Table) -> pd.DataFrame:  # of ('user' or 'item'), events, count
+def activity(con: ibis.BaseBackend, events: ibis.Table) -> pd.DataFrame: # of ('user' or 'item'), events, count
     "Count the users and items by their number of events."
     tables = []
     for name, column in (('user', 'user_id'), ('item', 'product_id')):
@@ -430,12 +351,10 @@ def activity(con: ibis.BaseBackend, events: ibis.Table) -> pd.DataFrame:  # of (
         tables.append(con.execute(by).assign(of=name))
     return pd.concat(tables, ignore_index=True)[['of', 'events', 'count']]
 
-
 def _place(row) -> str:
     return f'{row.file} line {int(row.line)}' if pd.notna(row.line) else row.file
 
-
-def reject_reasons(con: ibis.BaseBackend, rejected: ibis.Table) -> pd.DataFrame:  # reason, rows, first
+def reject_reasons(con: ibis.BaseBackend, rejected: ibis.Table) -> pd.DataFrame: # reason, rows, first
     "Count rejected rows by reason, most frequent first, with the file and line of the first one."
     by = rejected.group_by('reason').aggregate(rows=rejected.count(), file=rejected.file.min())
     of_file = rejected.join(by.select('reason', 'file'), ['reason', 'file'])
@@ -448,15 +367,14 @@ def reject_reasons(con: ibis.BaseBackend, rejected: ibis.Table) -> pd.DataFrame:
 @dataclass(frozen=True)
 class Checked:
     "Checked rows of all event files, and their counts."
-
     sources: list[Source]
-    id_types: dict[str, str]  # user_id and product_id -> 'integer' or 'string'
-    rows: ibis.Table  # of `stage_rows`
-    counts: pd.DataFrame  # of `count_events`
-    forgotten: int | None = None  # rows left out because their customers asked to be forgotten; None: nobody did
+    id_types: dict[str, str] # user_id and product_id -> 'integer' or 'string'
+    rows: ibis.Table         # of `stage_rows`
+    counts: pd.DataFrame     # of `count_events`
+    forgotten: int|None = None # rows left out because their customers asked to be forgotten; None: nobody did
 
     @property
-    def by_minute(self) -> pd.Series:  # usable rows by minute since 1970
+    def by_minute(self) -> pd.Series: # usable rows by minute since 1970
         return self.counts.dropna(subset='minute').astype({'minute': 'int64'}).groupby('minute').rows.sum()
 
 # %% ../nbs/01_data_prep.ipynb #cf65079a
@@ -465,8 +383,7 @@ def check_rejected(con: ibis.BaseBackend, checked: Checked, settings: DataPrepSe
     counts = checked.counts
     by = counts.dropna(subset='reason').groupby('reason').rows.sum().sort_values(ascending=False)
     read, lost = int(counts.rows.sum()), int(by.sum())
-    if lost < read and lost <= settings.max_rejected_share * read:
-        return
+    if lost < read and lost <= settings.max_rejected_share*read: return
     examples = fill_raw(con.execute(rejects(checked.rows).limit(5)), checked.sources)
     notes = sorted({f'{s.name}: {s.header.problem}' for s in checked.sources if s.header.problem})
     lines = [
@@ -477,11 +394,11 @@ def check_rejected(con: ibis.BaseBackend, checked: Checked, settings: DataPrepSe
         'Correct the settings or the files; what the last run wrote is as it was.',
     ]
     what = f'at most {settings.max_rejected_share:.1%} of the rows rejected'
-    found = f'{lost:,} of {read:,} ({lost / read:.1%})'
-    raise DataError(expected('data_prep.max_rejected_share', what, found) + ':\n' + '\n'.join(lines))
+    found = f'{lost:,} of {read:,} ({lost/read:.1%})'
+    raise DataError(expected('data_prep.max_rejected_share', what, found)+':\n'+'\n'.join(lines))
 
 # %% ../nbs/01_data_prep.ipynb #f2d334cf
-def _odd_rows(con: ibis.BaseBackend, checked: Checked, duplicates: int) -> list[tuple]:  # warning, rows, example
+def _odd_rows(con: ibis.BaseBackend, checked: Checked, duplicates: int) -> list[tuple]: # warning, rows, example
     "What is odd about rows that were kept."
     n = checked.counts[checked.counts.reason.isna()][['rows', 'no_price', 'no_session', 'uuid']].sum()
     present = {c for s in checked.sources for c in s.header.column_index}
@@ -492,8 +409,8 @@ def _odd_rows(con: ibis.BaseBackend, checked: Checked, duplicates: int) -> list[
         ('user_session is missing', n.no_session if 'user_session' in present else 0, ''),
         ('blank line', sum(s.blank for s in blank), blank[0].name if blank else ''),
     ]
-    odd = int(n.rows - n.no_session - n.uuid)
-    if 0 < odd <= 0.1 * (n.rows - n.no_session):
+    odd = int(n.rows-n.no_session-n.uuid)
+    if 0 < odd <= .1*(n.rows-n.no_session):
         first = con.execute(odd_sessions(checked.rows, 1)).iloc[0]
         example = f'{first.user_session[:60]!r} in {_place(first)}'
         warnings.append(('user_session is no UUID, as the others are', odd, example))
@@ -503,8 +420,8 @@ def _odd_rows(con: ibis.BaseBackend, checked: Checked, duplicates: int) -> list[
 def warnings_of(
     con: ibis.BaseBackend,
     checked: Checked,
-    duplicates: int,  # rows dropped because they stand twice
-) -> pd.DataFrame:  # warning, rows, example
+    duplicates: int,       # rows dropped because they stand twice
+) -> pd.DataFrame: # warning, rows, example
     "What a person should know about rows that were kept, and about the files."
     warnings = _odd_rows(con, checked, duplicates)
     for note in sorted({note for s in checked.sources for note in s.notes}):
@@ -523,16 +440,11 @@ OUTPUTS = {
     'products': 'processed/products.parquet',
 }
 
-
 def _alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except (ValueError, PermissionError):
-        pass
+    try: os.kill(int(pid), 0)
+    except ProcessLookupError: return False
+    except (ValueError, PermissionError): pass
     return True
-
 
 @contextlib.contextmanager
 def work_folder(paths: ProjectPaths):
@@ -542,10 +454,8 @@ def work_folder(paths: ProjectPaths):
         if not _alive(old.name.split('-')[1]):
             shutil.rmtree(old, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=f'.data_prep-{os.getpid()}-', dir=paths.interim))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    try: yield folder
+    finally: shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../nbs/01_data_prep.ipynb #a32e0202
 def _is_full(err: Exception) -> bool:
@@ -553,22 +463,18 @@ def _is_full(err: Exception) -> bool:
     texts = 'No space left', 'errno 28', 'Disk quota exceeded'
     return getattr(err, 'errno', None) in (28, 122) or any(text in str(err) for text in texts)
 
-
 @contextlib.contextmanager
 def explained(settings: DataPrepSettings, paths: ProjectPaths):
     "Turn a lack of memory or disk into an error that says what to do."
-    try:
-        yield
+    try: yield
     except duckdb.OutOfMemoryException as err:
         what = f'data_prep.memory_limit {settings.memory_limit} to suffice'
         fix = 'raise it, or set data_prep.threads to fewer'
         raise DataError(expected('data_prep', what, 'it too small', fix)) from err
     except (duckdb.Error, OSError) as err:
-        if not _is_full(err):
-            raise
+        if not _is_full(err): raise
         fix = 'free some space and run again; what the last run wrote is as it was'
         raise ArtifactError(expected('data_prep', f'room in {paths.interim}', 'the disk full', fix)) from err
-
 
 def copy_table(con: ibis.BaseBackend, table: ibis.Table, path: Path, artifact: str):
     "Write a table as Parquet, marked with what it is. Like reading, this is each backend's own."
@@ -576,24 +482,21 @@ def copy_table(con: ibis.BaseBackend, table: ibis.Table, path: Path, artifact: s
     con.raw_sql(f"COPY ({ibis.to_sql(table, dialect='duckdb')}) TO {sql_text(path)} ({ZSTD}, {metadata})")
 
 # %% ../nbs/01_data_prep.ipynb #dfee1df4
-WINDOW = 2_000_000  # events sorted at a time
-
+WINDOW = 2_000_000 # events sorted at a time
 
 def time_windows(
     counts: pd.Series,  # events by minute since 1970, (minutes,)
-    most: int = WINDOW,  # about how many events a window has; a minute is not split
+    most: int = WINDOW, # about how many events a window has; a minute is not split
     windows: int = 40,  # at most this many: of a large shop they are larger
-) -> list[
-    tuple[pd.Timestamp | None, pd.Timestamp | None]
-]:  # begin (included) and end (not included), in order; None: open
+) -> list[tuple[pd.Timestamp|None, pd.Timestamp|None]]: # begin (included) and end (not included), in order; None: open
     "Spans of time that together hold everything, of about the same number of events."
     counts = counts.sort_index()
-    at = (counts.cumsum() - 1) // max(most, counts.sum() / windows)
+    at = (counts.cumsum()-1)//max(most, counts.sum()/windows)
     starts = [_time(int(minute)) for minute in counts.index[1:][np.diff(at) > 0]]
     return list(zip([None, *starts], [*starts, None]))
 
 # %% ../nbs/01_data_prep.ipynb #ae2c4567
-def _equal(a: pa.Table, b: pa.Table, columns: tuple) -> np.ndarray:  # bool (rows,)
+def _equal(a: pa.Table, b: pa.Table, columns: tuple) -> np.ndarray: # bool (rows,)
     "In which rows two tables hold the same."
     same = np.ones(a.num_rows, bool)
     for c in columns:
@@ -601,16 +504,14 @@ def _equal(a: pa.Table, b: pa.Table, columns: tuple) -> np.ndarray:  # bool (row
         same &= pc.or_kleene(pc.equal(a[c], b[c]), both_missing).fill_null(False).to_numpy()
     return same
 
-
 def each_once(
-    rows: pa.Table,  # in the order of `ORDER`
-) -> pa.Table:  # without rows that repeat the one before
+    rows: pa.Table, # in the order of `ORDER`
+) -> pa.Table: # without rows that repeat the one before
     "Drop repeated rows."
-    before, after = rows.slice(0, max(rows.num_rows - 1, 0)), rows.slice(1)
+    before, after = rows.slice(0, max(rows.num_rows-1, 0)), rows.slice(1)
     near = np.flatnonzero(_equal(before, after, ORDER[:3]))
-    again = near[_equal(before.take(near), after.take(near), ORDER[3:])] + 1
-    if not len(again):
-        return rows
+    again = near[_equal(before.take(near), after.take(near), ORDER[3:])]+1
+    if not len(again): return rows
     keep = np.ones(rows.num_rows, bool)
     keep[again] = False
     return rows.filter(pa.array(keep))
@@ -619,21 +520,19 @@ def each_once(
 # columns of few values, written as a dictionary
 REPEATED = ['event_type', 'category_id', 'category_code', 'brand', 'price', 'split']
 
-
 def sorted_windows(
     con: ibis.BaseBackend,
     checked: ibis.Table,  # of `stage_rows`
     settings: DataPrepSettings,
-    points: tuple[pd.Timestamp, pd.Timestamp] | None,
-    windows: list[tuple],  # of `time_windows`
-):  # -> iterator of pa.Table
+    points: tuple[pd.Timestamp, pd.Timestamp]|None,
+    windows: list[tuple], # of `time_windows`
+): # -> iterator of pa.Table
     "`clean_events`, one window of time after the other; repeated ones stand next to each other."
     for begin, end in windows:
         bounds = ((operator.ge, begin), (operator.lt, end))
         inside = [within(checked.event_time, _at(t)) for within, t in bounds if t is not None]
         part = clean_events(checked.filter(*inside) if inside else checked, settings, points, distinct=False)
         yield con.con.sql(ibis.to_sql(part, dialect='duckdb')).to_arrow_table()
-
 
 def write_events(tables, path: Path):
     "Write `sorted_windows`, each event once."
@@ -644,23 +543,20 @@ def write_events(tables, path: Path):
             for rows in tables:
                 schema = rows.schema.with_metadata({MARK_KEY: table_mark('events')})
                 out = out or pq.ParquetWriter(path, schema, **options)
-                if last:
-                    last.result()
+                if last: last.result()
                 last = pool.submit(lambda out, rows: out.write_table(each_once(rows), 122_880), out, rows)
             last.result()
     finally:
-        if out:
-            out.close()
+        if out: out.close()
 
 # %% ../nbs/01_data_prep.ipynb #04439a00
-def find_catalogue(settings: DataPrepSettings, paths: ProjectPaths) -> Path | None:
+def find_catalogue(settings: DataPrepSettings, paths: ProjectPaths) -> Path|None:
     "Find the catalogue's file. Raises `DataError` if one is named that is not there."
-    if settings.products == '':
-        return None
+    if settings.products == '': return None
     if settings.products == 'auto':
         events = paths.resolve(settings.events)
         folder = events if events.is_dir() else events.parent
-        names = (folder / f'products{end}' for end in ('.csv', '.csv.gz', '.csv.zst', '.parquet'))
+        names = (folder/f'products{end}' for end in ('.csv', '.csv.gz', '.csv.zst', '.parquet'))
         return next((path for path in names if path.is_file()), None)
     path = paths.resolve(settings.products)
     if not path.is_file():
@@ -668,17 +564,15 @@ def find_catalogue(settings: DataPrepSettings, paths: ProjectPaths) -> Path | No
         raise DataError(expected('data_prep.products', f'a catalogue in {path}', 'no file', fix))
     return path
 
-
 def open_inputs(
     settings: DataPrepSettings, paths: ProjectPaths, work: Path
-) -> tuple[list[Source], list[Source]]:  # events, catalogue (or none)
+) -> tuple[list[Source], list[Source]]: # events, catalogue (or none)
     "Find and open all files."
     catalogue = find_catalogue(settings, paths)
     options = dict(work=work, delimiter=settings.delimiter, encoding=settings.encoding, threads=settings.threads)
     files = find_files(paths.resolve(settings.events), settings.pattern, catalogue)
     events = open_files(files, EVENTS, names=settings.columns, **options)
-    if not catalogue:
-        return events, []
+    if not catalogue: return events, []
     return events, open_files([(catalogue.name, catalogue)], PRODUCTS, names=settings.product_columns, **options)
 
 # %% ../nbs/01_data_prep.ipynb #6f1d8568
@@ -687,7 +581,7 @@ def check_all(
     sources: list[Source],
     settings: DataPrepSettings,
     work: Path,
-    now: datetime | None = None,  # events of a day later are in the future
+    now: datetime|None = None, # events of a day later are in the future
 ) -> Checked:
     "Check and count all rows."
     rows = read_rows(con, sources)
@@ -707,33 +601,29 @@ def check_all(
 # %% ../nbs/01_data_prep.ipynb #1a7f6b7b
 FORGET = '.forget'
 
-
 def forgotten(settings: DataPrepSettings, paths: ProjectPaths) -> list[str]:
     "Ids, as text, of the customers to leave out. Raises `DataError` for a file that is no list of ids."
     place = paths.resolve(settings.events)
-    path = (place if place.is_dir() else place.parent) / FORGET
-    if not path.is_file():
-        return []
+    path = (place if place.is_dir() else place.parent)/FORGET
+    if not path.is_file(): return []
     lines, fix = path.read_text(encoding='utf8').splitlines(), 'write it again with the export of events'
-    try:
-        ids = [json.loads(line) for line in lines if line.strip()]
+    try: ids = [json.loads(line) for line in lines if line.strip()]
     except ValueError:
         raise DataError(expected(FORGET, f'one JSON text a line in {path}', 'something else', fix)) from None
     for customer in ids:
-        if isinstance(customer, bool) or not isinstance(customer, str | int):
+        if isinstance(customer, bool) or not isinstance(customer, str|int):
             raise DataError(expected(FORGET, f'one id a line in {path}', repr(customer), fix))
     return [str(customer) for customer in ids]
 
-
 def leave_out(
     con: ibis.BaseBackend,
-    rows: ibis.Table,  # of `stage_rows`
+    rows: ibis.Table, # of `stage_rows`
     ids: list[str],
     work: Path,
-) -> ibis.Table:  # the same columns
+) -> ibis.Table: # the same columns
     "Leave out the rows of some customers."
-    pq.write_table(pa.table({'gone': pa.array(sorted(set(ids)), pa.string())}), work / 'forget.checked.parquet')
-    gone = con.read_parquet(work / 'forget.checked.parquet', table_name='forget')
+    pq.write_table(pa.table({'gone': pa.array(sorted(set(ids)), pa.string())}), work/'forget.checked.parquet')
+    gone = con.read_parquet(work/'forget.checked.parquet', table_name='forget')
     return rows.mutate(_user=rows.user_id.cast('string')).anti_join(gone, [('_user', 'gone')]).drop('_user')
 
 # %% ../nbs/01_data_prep.ipynb #23514253
@@ -742,38 +632,32 @@ def leave_forgotten_out(
 ) -> Checked:
     "Leave out the rows of customers who asked for it, and count again."
     ids = forgotten(settings, paths)
-    if not ids:
-        return checked
+    if not ids: return checked
     rows = leave_out(con, checked.rows, ids, work)
     counts = con.execute(count_events(rows))
-    n = int(checked.counts.rows.sum()) - int(counts.rows.sum())
+    n = int(checked.counts.rows.sum())-int(counts.rows.sum())
     return replace(checked, rows=rows, counts=counts, forgotten=n)
-
 
 def _stage_catalogue(
     con: ibis.BaseBackend, products: list[Source], id_types: dict, settings: DataPrepSettings, work: Path
-) -> ibis.Table | None:  # of `stage_rows`; None without a catalogue
-    if not products:
-        return None
+) -> ibis.Table|None: # of `stage_rows`; None without a catalogue
+    if not products: return None
     checked = check_products(read_rows(con, products), id_types['product_id'], settings.decimal)
     return stage_rows(con, checked, products, work)
 
-
-def _products(con: ibis.BaseBackend, events: ibis.Table, catalogue: ibis.Table | None) -> ibis.Table:
+def _products(con: ibis.BaseBackend, events: ibis.Table, catalogue: ibis.Table|None) -> ibis.Table:
     "The product table; its larger part is computed once and kept in the database."
     seen = con.create_table('attributes', attributes_seen(events), temp=True)
-    if catalogue is not None:
-        listed = one_row_a_product(catalogue)
+    if catalogue is not None: listed = one_row_a_product(catalogue)
     else:
         columns = {c: events[c] for c in PRODUCTS.columns[2:]}
         listed = events.filter(ibis.literal(False)).select('product_id', name=ibis.null('string'), **columns)
     return product_table(events.select('product_id').distinct(), seen, listed)
 
 # %% ../nbs/01_data_prep.ipynb #25e14e36
-def _sizes(parts: pd.DataFrame) -> dict[str, int]:  # column_part: value
+def _sizes(parts: pd.DataFrame) -> dict[str, int]: # column_part: value
     "The table of `part_sizes` as flat numbers."
     return {f'{c}_{part}': int(row[c]) for part, row in parts.iterrows() for c in parts if pd.notna(row[c])}
-
 
 def _split_json(settings: DataPrepSettings, points, counts: pd.DataFrame, parts: pd.DataFrame) -> dict:
     "What split.json holds."
@@ -782,7 +666,7 @@ def _split_json(settings: DataPrepSettings, points, counts: pd.DataFrame, parts:
         start=_time(int(minutes.min())),
         val_start=points and points[0],
         test_start=points and points[1],
-        end=_time(int(minutes.max())) + pd.Timedelta(minutes=1),
+        end=_time(int(minutes.max()))+pd.Timedelta(minutes=1),
     )
     return dict(
         kind=settings.split,
@@ -794,15 +678,14 @@ def _split_json(settings: DataPrepSettings, points, counts: pd.DataFrame, parts:
     )
 
 # %% ../nbs/01_data_prep.ipynb #4e01ea7b
-def _by_file(checked: Checked) -> pd.DataFrame:  # file, rows, rejected
+def _by_file(checked: Checked) -> pd.DataFrame: # file, rows, rejected
     by = checked.counts.groupby('file').rows.sum()
     bad = checked.counts[checked.counts.reason.notna()].groupby('file').rows.sum()
     table = pd.DataFrame(dict(rows=by, rejected=bad)).reindex([s.name for s in checked.sources])
     return table.fillna(0).astype('int64').reset_index(names='file')
 
-
-def _by_day(con: ibis.BaseBackend, events: ibis.Table) -> pd.DataFrame:  # day, event_type, split, events
-    day = epoch_us(events.event_time) // 86_400_000_000
+def _by_day(con: ibis.BaseBackend, events: ibis.Table) -> pd.DataFrame: # day, event_type, split, events
+    day = epoch_us(events.event_time)//86_400_000_000
     by = events.group_by(day=day, event_type=events.event_type, split=events.split).aggregate(events=events.count())
     table = con.execute(by.order_by('day', 'event_type', 'split'))
     return table.assign(day=pd.to_datetime(table.day, unit='D').dt.date)
@@ -812,23 +695,17 @@ def _row_counts(checked: Checked, parts: pd.DataFrame) -> dict:
     "What became of the rows that were read."
     counts = checked.counts
     read, lost, kept = int(counts.rows.sum()), int(counts[counts.reason.notna()].rows.sum()), int(parts.events.sum())
-    return dict(
-        files=len(checked.sources),
-        rows_read=read,
-        rows_kept=kept,
-        rows_rejected=lost,
-        rows_duplicate=read - lost - kept,
-        rejected_share=round(lost / read, 6),
-    )
+    return dict(files=len(checked.sources), rows_read=read, rows_kept=kept, rows_rejected=lost,
+                rows_duplicate=read-lost-kept, rejected_share=round(lost/read, 6))
 
 # %% ../nbs/01_data_prep.ipynb #9289a266
 def describe(
     con: ibis.BaseBackend,
     settings: DataPrepSettings,
-    points: tuple[pd.Timestamp, pd.Timestamp] | None,
+    points: tuple[pd.Timestamp, pd.Timestamp]|None,
     checked: Checked,
-    written: dict[str, ibis.Table],  # output: the table that was written
-    products: list[Source],  # the catalogue, if there is one
+    written: dict[str, ibis.Table], # output: the table that was written
+    products: list[Source],         # the catalogue, if there is one
 ) -> DataPrep:
     "Numbers and tables of a run, from the files that it wrote."
     events, rejected = written['events'], written['rejects']
@@ -866,11 +743,11 @@ def _write_train_and_targets(con: ibis.BaseBackend, events: ibis.Table, settings
 
 # %% ../nbs/01_data_prep.ipynb #a4f8ab91
 def prepare(
-    con: ibis.BaseBackend,  # of `connect`
+    con: ibis.BaseBackend,   # of `connect`
     settings: DataPrepSettings,
     paths: ProjectPaths,
-    work: Path,  # where the outputs go, under the names of `OUTPUTS`
-    now: datetime | None = None,  # for tests, as in `check_all`
+    work: Path,              # where the outputs go, under the names of `OUTPUTS`
+    now: datetime|None = None, # for tests, as in `check_all`
 ) -> DataPrep:
     "Read, check, split and write all into the work folder."
     sources, products = open_inputs(settings, paths, work)
@@ -879,14 +756,14 @@ def prepare(
     check_rejected(con, checked, settings)
     minutes = checked.by_minute
     points = split_points(minutes, settings) if settings.split == 'temporal' else None
-    files = {name: work / f'{name}.parquet' for name in OUTPUTS}
+    files = {name: work/f'{name}.parquet' for name in OUTPUTS}
     write_events(sorted_windows(con, checked.rows, settings, points, time_windows(minutes)), files['events'])
     events = con.read_parquet(files['events'], table_name='events')
     _write_train_and_targets(con, events, settings, files)
     catalogue = _stage_catalogue(con, products, checked.id_types, settings, work)
     copy_table(con, _products(con, events, catalogue), files['products'], 'products')
     rejected = [rejects(t) for t in (checked.rows, catalogue) if t is not None]
-    write_rejects(con, rejected, sources + products, files['rejects'], {MARK_KEY: table_mark('rejects')})
+    write_rejects(con, rejected, sources+products, files['rejects'], {MARK_KEY: table_mark('rejects')})
     written = {name: con.read_parquet(path, table_name=name) for name, path in files.items()}
     check_split(con, written['train_events'], written['val'], written['test'], settings, points)
     return describe(con, settings, points, checked, written, products)
@@ -894,17 +771,13 @@ def prepare(
 # %% ../nbs/01_data_prep.ipynb #4fb8d375
 COLOURS = {'view': '#a6bddb', 'cart': '#3690c0', 'remove_from_cart': '#bdbdbd', 'purchase': '#d95f0e'}
 
-
 def _axes(ax, size):
     import matplotlib.pyplot as plt
-
     return ax or plt.subplots(figsize=size, dpi=80, layout='constrained')[1]
-
 
 def _shade_parts(ax, split: dict):
     "Colour the times of val and test."
-    if not split.get('val_start'):
-        return
+    if not split.get('val_start'): return
     val, test, end = (pd.Timestamp(split[k]).tz_localize(None) for k in ('val_start', 'test_start', 'end'))
     ax.axvspan(val, test, color='#fff2cc', zorder=-1, label='val')
     ax.axvspan(test, end, color='#fbd5c4', zorder=-1, label='test')
@@ -913,16 +786,15 @@ def _shade_parts(ax, split: dict):
 def plot_events(result: DataPrep, ax=None):
     "Plot events over time by type, a bar a day (a week or a month if there are many), and where val and test lie."
     from matplotlib.dates import ConciseDateFormatter
-
     ax, df = _axes(ax, (9, 3)), result.by_day.assign(day=pd.to_datetime(result.by_day.day))
-    days = (df.day.max() - df.day.min()).days + 1
+    days = (df.day.max()-df.day.min()).days+1
     freq, width, unit = ('D', 1, 'day') if days <= 200 else ('W', 7, 'week') if days <= 1400 else ('MS', 30, 'month')
     wide = df.pivot_table(index='day', columns='event_type', values='events', aggfunc='sum').resample(freq).sum()
     bottom = np.zeros(len(wide))
     for name in (t for t in EVENT_TYPES if t in wide):
-        ax.bar(wide.index, wide[name], width * 0.9, bottom, align='edge', color=COLOURS[name], label=name)
+        ax.bar(wide.index, wide[name], width*.9, bottom, align='edge', color=COLOURS[name], label=name)
         bottom += wide[name].to_numpy()
-    ax.set_xlim(wide.index[0], wide.index[-1] + pd.Timedelta(days=width))
+    ax.set_xlim(wide.index[0], wide.index[-1]+pd.Timedelta(days=width))
     ax.xaxis.set_major_formatter(ConciseDateFormatter(ax.xaxis.get_major_locator()))
     _shade_parts(ax, result.split)
     m = result.metrics
@@ -934,13 +806,12 @@ def plot_events(result: DataPrep, ax=None):
 def plot_rejects(result: DataPrep, ax=None):
     "Plot rejected rows by reason."
     df = result.reasons[::-1]
-    ax = _axes(ax, (7, 1.2 + 0.3 * len(df)))
+    ax = _axes(ax, (7, 1.2+.3*len(df)))
     ax.barh(df.reason, df.rows, color='#d95f0e')
     for i, n in enumerate(df.rows):
         ax.text(n, i, f' {n:,}', va='center', fontsize=8)
-    if df.empty:
-        ax.set_axis_off()
-    ax.margins(x=0.15)
+    if df.empty: ax.set_axis_off()
+    ax.margins(x=.15)
     ax.set(xlabel='rows', title=f'{result.metrics["rows_rejected"]:,} of {result.metrics["rows_read"]:,} rows rejected')
     return ax
 
@@ -948,14 +819,14 @@ def plot_rejects(result: DataPrep, ax=None):
 def plot_targets(result: DataPrep, ax=None):
     "Plot what is to be predicted: for how much of it a model knows both user and item."
     ax, p = _axes(ax, (9, 2)), result.parts.loc[['test', 'val']]
-    warm, cold = p.warm_targets.astype(float), (p.targets - p.warm_targets).astype(float)
+    warm, cold = p.warm_targets.astype(float), (p.targets-p.warm_targets).astype(float)
     ax.barh(p.index, warm, color='#3690c0', label='user and item known from train')
     ax.barh(p.index, cold, left=warm, color='#bdbdbd', label='user or item new')
     for i, (w, n) in enumerate(zip(warm, p.targets)):
-        ax.text(n, i, f' {w / n:.0%} of {int(n):,}' if n else ' none', va='center', fontsize=8)
-    ax.margins(x=0.2)
+        ax.text(n, i, f' {w/n:.0%} of {int(n):,}' if n else ' none', va='center', fontsize=8)
+    ax.margins(x=.2)
     ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.set(xlabel='user-product pairs', title='what is to be predicted: first ' + ' or '.join(result.settings.targets))
+    ax.set(xlabel='user-product pairs', title='what is to be predicted: first '+' or '.join(result.settings.targets))
     ax.legend(fontsize=8, loc='upper left', bbox_to_anchor=(1, 1), frameon=False)
     return ax
 
@@ -970,43 +841,38 @@ def plot_activity(result: DataPrep, ax=None):
     ax.legend()
     return ax
 
-
 def write_report(result: DataPrep, folder: Path):
     "Write metrics, tables and plots of a run."
     import matplotlib.pyplot as plt
-
-    write_json(result.metrics, folder / 'metrics.json')
+    write_json(result.metrics, folder/'metrics.json')
     tables = dict(by_month=result.by_month.reset_index(), parts=result.parts.reset_index())
     tables |= {name: getattr(result, name) for name in ('by_day', 'by_file', 'reasons', 'warnings', 'activity')}
     for name, df in tables.items():
-        with atomic_path(folder / f'{name}.csv') as tmp:
+        with atomic_path(folder/f'{name}.csv') as tmp:
             df.to_csv(tmp, index=False)
     plots = dict(events=plot_events, rejects=plot_rejects, targets=plot_targets, activity=plot_activity)
     for name, plot in plots.items():
         ax = plot(result)
-        with atomic_path(folder / f'{name}.png') as tmp:
-            ax.figure.savefig(tmp)
+        with atomic_path(folder/f'{name}.png') as tmp: ax.figure.savefig(tmp)
         plt.close(ax.figure)
 
 # %% ../nbs/01_data_prep.ipynb #b883213d
 def run_data_prep(
-    params: str | Path = 'params.yaml',  # section data_prep
-    now: datetime | None = None,  # for tests: events of a day later are in the future
+    params: str|Path = 'params.yaml', # section data_prep
+    now: datetime|None = None,        # for tests: events of a day later are in the future
 ) -> DataPrep:
     "The stage: raw events to clean, split ones. Raises `DataError` for unusable data, `ArtifactError` for a full disk."
     settings = check_settings(load_settings(DataPrepSettings, 'data_prep', params))
     paths = ProjectPaths(resolve_params(params).parent)
     with explained(settings, paths), work_folder(paths) as work:
         con = connect(settings.memory_limit, settings.threads, work)
-        try:
-            result = prepare(con, settings, paths, work, now)
-        finally:
-            con.disconnect()
-        write_json(result.split, work / 'split.json')
+        try: result = prepare(con, settings, paths, work, now)
+        finally: con.disconnect()
+        write_json(result.split, work/'split.json')
         write_report(result, paths.report('data_prep'))
         outputs = {f'{name}.parquet': place for name, place in OUTPUTS.items()}
         for name, place in {**outputs, 'split.json': 'processed/split.json'}.items():
-            with atomic_path(paths.root / 'data' / place) as tmp:
-                os.replace(work / name, tmp)
+            with atomic_path(paths.root/'data'/place) as tmp:
+                os.replace(work/name, tmp)
     print(result)
     return result

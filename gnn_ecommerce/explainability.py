@@ -17,34 +17,14 @@ from fastcore.basics import patch
 from pydantic import Field
 
 from gnn_ecommerce.core import (
-    ArtifactError,
-    DataError,
-    IdMap,
-    ProjectPaths,
-    StageSettings,
-    atomic_path,
-    check_table,
-    expected,
-    load_settings,
-    progress,
-    read_json,
-    read_table,
-    resolve_params,
-    rng,
-    write_json,
-    write_table,
+    ArtifactError, DataError, IdMap, ProjectPaths, StageSettings, atomic_path, check_table, expected, load_settings,
+    progress, read_json, read_table, resolve_params, rng, write_json, write_table
 )
 from .graph.interactions import EVENT_WEIGHTS, InteractionGraph
 from .graph.wording import leading, sentence, short_name
 from .explain.paths import connection, shortest_paths
 from gnn_ecommerce.explain.shares import (
-    Explainer,
-    Shares,
-    deletion_curve,
-    find,
-    neighbours,
-    plot_deletion,
-    removal_correlation,
+    Explainer, Shares, deletion_curve, find, neighbours, plot_deletion, removal_correlation
 )
 from .inference import check_ids
 
@@ -56,8 +36,7 @@ __all__ = ['EXPLANATION_COLUMNS', 'ExplainabilitySettings', 'Reason', 'interesti
 # %% ../nbs/06_explainability.ipynb #96caf891
 class ExplainabilitySettings(StageSettings):
     "Section `explainability` of params.yaml."
-
-    users: list[int | str] = Field([], description='ids of the customers to explain; empty: chosen by `choose`')
+    users: list[int|str] = Field([], description='ids of the customers to explain; empty: chosen by `choose`')
     number: int = Field(20, ge=0, le=100_000, description='how many customers are chosen where `users` is empty')
     choose: Literal['interesting', 'random'] = Field(
         'interesting', description='customers with many kinds of events and products, or any'
@@ -83,15 +62,13 @@ class ExplainabilitySettings(StageSettings):
 @dataclass(frozen=True)
 class Reason:
     "What a sentence says, as data."
-
-    cause: str  # 'products', 'seen' (the product itself is in the history), 'self', 'bias' or 'nothing'
-    products: list[int]  # item indices, largest share first
-    events: list[str]  # what the customer did with each: an event type
-    part: float  # their share of the score (of 'self' and 'bias': that of the customer or product as such)
-    people: int = 0  # others who have the explained product and one of `products`
-    buyers: int = 0  # of them, those who bought both
-    through_people: float = 0.0  # the part of the products' share that passes through them
-
+    cause: str             # 'products', 'seen' (the product itself is in the history), 'self', 'bias' or 'nothing'
+    products: list[int]    # item indices, largest share first
+    events: list[str]      # what the customer did with each: an event type
+    part: float            # their share of the score (of 'self' and 'bias': that of the customer or product as such)
+    people: int = 0        # others who have the explained product and one of `products`
+    buyers: int = 0        # of them, those who bought both
+    through_people: float = 0. # the part of the products' share that passes through them
 
 @patch
 def _main_events(self: Shares, rows: np.ndarray) -> list[str]:
@@ -107,11 +84,11 @@ def _people_behind(self: Explainer, shares: Shares, k: int, rows: np.ndarray) ->
     having, bought = graph.user[at], graph.user[at][graph.purchased[at]]
     a, z = self.adjacency.values.numpy()[graph.edges_of(user=user)[rows]].astype(np.float64), self._z_items([item])
     products = shares.history[rows]
-    row, v, value = neighbours(self.adjacency, graph.n_users + products.astype(np.int64))
+    row, v, value = neighbours(self.adjacency, graph.n_users+products.astype(np.int64))
     edges = np.concatenate([graph.edges_of(item=int(x)) for x in products])
     both = (find(v, having) >= 0) & (v != user)
     buyers = both & graph.purchased[edges] & (find(v, bought) >= 0)
-    through = float((a[row[both]] * value[both]) @ (self._beyond()[v[both]] @ z[0])) / self._norms(self._z(user), z)[0]
+    through = float((a[row[both]]*value[both])@(self._beyond()[v[both]]@z[0]))/self._norms(self._z(user), z)[0]
     if self._has_paths():
         _, person, share = self.filter_paths(user, item, rows)
         through += share[person != user].sum()
@@ -119,67 +96,55 @@ def _people_behind(self: Explainer, shares: Shares, k: int, rows: np.ndarray) ->
 
 # %% ../nbs/06_explainability.ipynb #4b268314
 @patch
-def reason(
-    self: Explainer,
-    shares: Shares,  # from `shares`
-    item: int,  # one of its items
-    effects: np.ndarray | None = None,  # of these shares, if they are at hand
+def reason(self: Explainer,
+    shares: Shares, # from `shares`
+    item: int,      # one of its items
+    effects: np.ndarray|None = None, # of these shares, if they are at hand
 ) -> Reason:
     "Find the largest shares of a score, and the people behind them."
     k, history = shares._column(item), shares.history
     total, parts, own, bias = shares.score[k], shares.products[:, k], shares.own[k], shares.bias[k]
     lead = leading(parts, (self.effects(shares) if effects is None else effects)[:, k], history)
-
     def because(cause, rows, part, *people):
-        fraction = float(part / total) if total > 0 else np.nan
+        fraction = float(part/total) if total > 0 else np.nan
         return Reason(cause, [int(x) for x in history[rows]], shares._main_events(rows), fraction, *people)
-
     if max(own, bias) > parts[parts > 0].sum() and max(own, bias) > 0:
         return because('self' if own >= bias else 'bias', lead[:1], max(own, bias))
-    if not len(lead):
-        return Reason('nothing', [], [], 0.0)
-    if history[lead[0]] == item:
-        return because('seen', lead[:1], parts[lead[0]])
+    if not len(lead): return Reason('nothing', [], [], 0.)
+    if history[lead[0]] == item: return because('seen', lead[:1], parts[lead[0]])
     lead = lead[history[lead] != item]
     part, (people, buyers, through) = parts[lead].sum(), self._people_behind(shares, k, lead)
-    return because('products', lead, part, people, buyers, through / part)
+    return because('products', lead, part, people, buyers, through/part)
 
 # %% ../nbs/06_explainability.ipynb #c5f0f596
 @patch
 def _about_people(self: Reason) -> str:
     "The part of a sentence that is about others."
-    if self.through_people < 0.25 or not self.people:
-        return ', to which this is close in what customers like'
+    if self.through_people < .25 or not self.people: return ', to which this is close in what customers like'
     it, n = 'it' if len(self.products) == 1 else 'one of them', self.buyers or self.people
     were = 'was' if n == 1 else 'were'
     did = f'bought {it} also bought this' if self.buyers else f'{were} interested in {it} {were} interested in this too'
     return f', and {"another customer" if n == 1 else f"{n:,} others"} who {did}'
 
-
 @patch(nm='sentence')
-def _sentence(
-    self: Explainer,
-    shares: Shares,  # from `shares`
-    item: int,  # one of its items
-    effects: np.ndarray | None = None,  # of these shares, if they are at hand
-) -> str:  # 'Because you bought ..., and ... others ...'
+def _sentence(self: Explainer,
+    shares: Shares, # from `shares`
+    item: int,      # one of its items
+    effects: np.ndarray|None = None, # of these shares, if they are at hand
+) -> str: # 'Because you bought ..., and ... others ...'
     "Say why a product was recommended, in one line."
     reason = self.reason(shares, item, effects)
     names = [short_name(self.graph, x) for x in reason.products]
     return sentence(reason.cause, reason.events, names, reason.part, reason._about_people())
 
 # %% ../nbs/06_explainability.ipynb #8cb2d3e7
-def _event_types_of(graph: InteractionGraph) -> np.ndarray:  # int (n_users,)
+def _event_types_of(graph: InteractionGraph) -> np.ndarray: # int (n_users,)
     "How many event types each user's history has; 0 without counts."
     columns = [c for c in (graph.edges.columns if graph.edges is not None else []) if c.startswith('n_')]
-
-    def has(column):
-        return np.bincount(graph.user, graph.edges[column].to_numpy() > 0, graph.n_users) > 0
-
+    def has(column): return np.bincount(graph.user, graph.edges[column].to_numpy() > 0, graph.n_users) > 0
     return sum((has(c).astype(int) for c in columns), np.zeros(graph.n_users, int))
 
-
-def _groups_of(graph: InteractionGraph) -> np.ndarray:  # int (n_users,)
+def _groups_of(graph: InteractionGraph) -> np.ndarray: # int (n_users,)
     "How many brands, or else categories, or else products each user's history has."
     items = graph.items if graph.items is not None else pd.DataFrame()
     column = next((c for c in ('brand', 'category_code') if c in items and items[c].nunique() > 1), None)
@@ -190,9 +155,9 @@ def _groups_of(graph: InteractionGraph) -> np.ndarray:  # int (n_users,)
 # %% ../nbs/06_explainability.ipynb #1f20fd08
 def interesting_users(
     graph: InteractionGraph,
-    n: int,  # how many
-    longest: int = 50,  # products in a history, at most
-) -> np.ndarray:  # int (m,), m <= n user indices, most interesting first
+    n: int,            # how many
+    longest: int = 50, # products in a history, at most
+) -> np.ndarray: # int (m,), m <= n user indices, most interesting first
     "Find customers with something to see in their history; the lower index among equals."
     degree = np.diff(graph.user_ptr)
     bought = np.bincount(graph.user, graph.purchased, graph.n_users) > 0
@@ -200,13 +165,14 @@ def interesting_users(
     return order[(degree[order] > 0) & (degree[order] <= longest)][:n]
 
 # %% ../nbs/06_explainability.ipynb #ba812785
-def explained_users(graph: InteractionGraph, settings: ExplainabilitySettings) -> list:  # ids of customers
+def explained_users(
+    graph: InteractionGraph,
+    settings: ExplainabilitySettings,
+) -> list: # ids of customers
     "Choose whom the settings ask for. Raises `SettingsError` for ids of another type than the graph's."
-    if settings.users:
-        return check_ids(settings.users, graph, 'explainability.users')
+    if settings.users: return check_ids(settings.users, graph, 'explainability.users')
     users = np.flatnonzero(np.diff(graph.user_ptr))
-    if settings.choose == 'interesting':
-        users = interesting_users(graph, settings.number)
+    if settings.choose == 'interesting': users = interesting_users(graph, settings.number)
     else:
         number = min(settings.number, len(users))
         users = rng(settings.seed, 'explainability').choice(users, number, replace=False)
@@ -214,58 +180,39 @@ def explained_users(graph: InteractionGraph, settings: ExplainabilitySettings) -
 
 # %% ../nbs/06_explainability.ipynb #45925d84
 @patch
-def _product_rows(self: Shares, k: int, n: int) -> list[tuple]:  # split, kind, share, path, event
+def _product_rows(self: Shares, k: int, n: int) -> list[tuple]: # split, kind, share, path, event
     "Rows of split `first_step`."
     order, split = np.lexsort((self.history, -np.abs(self.products[:, k]))), 'first_step'
     rows, rest = [(split, 'self', self.own[k], (self.user,), '')], order[n:]
     for e, event in zip(order[:n], self._main_events(order[:n])):
         path = (self.user, int(self.history[e]))
-        if self.filter[e, k]:
-            rows.append((split, 'filter', self.filter[e, k], path, event))
+        if self.filter[e, k]: rows.append((split, 'filter', self.filter[e, k], path, event))
         rows.append((split, 'product', self.embedding[e, k], path, event))
-    if len(rest):
-        rows.append((split, 'rest', self.products[rest, k].sum(), (), ''))
-    if self.bias.any():
-        rows.append((split, 'bias', self.bias[k], (), ''))
+    if len(rest): rows.append((split, 'rest', self.products[rest, k].sum(), (), ''))
+    if self.bias.any(): rows.append((split, 'bias', self.bias[k], (), ''))
     return rows
-
 
 @patch
 def _path_rows(self: Explainer, s: Shares, item: int, settings: ExplainabilitySettings) -> list[tuple]:
     "Rows of splits `walks` and `shortest_path`."
     did = dict(zip(s.history.tolist(), s._main_events(np.arange(len(s.history)))))
-
-    def event(path):
-        return did.get(path[1], '') if len(path) > 1 else ''
-
+    def event(path): return did.get(path[1], '') if len(path) > 1 else ''
     table = self.walks(s.user, item, settings.paths).table
     rows = [('walks', r.kind, r.share, r.path, event(r.path)) for r in table.itertuples()]
-    if not settings.shortest:
-        return rows
+    if not settings.shortest: return rows
     view = connection(self.graph, s.user, item, settings.max_length, settings.max_nodes, self.adjacency)
     shortest = shortest_paths(view, s.user, item, settings.shortest, settings.max_length)
-    return rows + [('shortest_path', r.kind, np.nan, r.path, event(r.path)) for r in shortest.itertuples()]
+    return rows+[('shortest_path', r.kind, np.nan, r.path, event(r.path)) for r in shortest.itertuples()]
 
 # %% ../nbs/06_explainability.ipynb #24dc0084
 #: columns of explanations.parquet, but for the model's version
 EXPLANATION_COLUMNS = [
-    'user_id',
-    'product_id',
-    'product',
-    'rank',
-    'score',
-    'split',
-    'kind',
-    'share',
-    'event',
-    'path',
-    'path_names',
-    'sentence',
+    'user_id', 'product_id', 'product', 'rank', 'score', 'split', 'kind', 'share', 'event', 'path', 'path_names',
+    'sentence'
 ]
 
-
 @patch
-def _path_names(self: Explainer, path: tuple) -> tuple[list[str], list[str]]:  # ids, names
+def _path_names(self: Explainer, path: tuple) -> tuple[list[str], list[str]]: # ids, names
     "A path of indices as ids and as names."
     graph = self.graph
     ids = [str((graph.item_ids if i % 2 else graph.user_ids).ids[x]) for i, x in enumerate(path)]
@@ -273,13 +220,12 @@ def _path_names(self: Explainer, path: tuple) -> tuple[list[str], list[str]]:  #
 
 # %% ../nbs/06_explainability.ipynb #a7b088de
 @patch
-def explanation_rows(
-    self: Explainer,
-    user: int,  # user index
-    items: np.ndarray,  # int (k,) recommended items
-    ranks: np.ndarray,  # int (k,)
-    settings: ExplainabilitySettings | None = None,  # how much is listed
-) -> pd.DataFrame:  # columns of explanations.parquet
+def explanation_rows(self: Explainer,
+    user: int,                  # user index
+    items: np.ndarray,          # int (k,) recommended items
+    ranks: np.ndarray,          # int (k,)
+    settings: ExplainabilitySettings|None = None, # how much is listed
+) -> pd.DataFrame: # columns of explanations.parquet
     "Explain some recommendations of a customer in every way, as rows."
     settings, s, out = settings or ExplainabilitySettings(), self.shares(user, items), []
     tables = dict(event_type=s.by_event_type(), people=self.people(user, items))
@@ -291,41 +237,28 @@ def explanation_rows(
         rows += self._path_rows(s, item, settings)
         head = user_id, self.graph.item_ids.ids[item], short_name(self.graph, item), int(rank), s.score[k]
         text = self.sentence(s, item, effects)
-        out += [
-            (*head, split, kind, share, event, *self._path_names(path), text)
-            for split, kind, share, path, event in rows
-        ]
+        out += [(*head, split, kind, share, event, *self._path_names(path), text)
+            for split, kind, share, path, event in rows]
     return pd.DataFrame(out, columns=EXPLANATION_COLUMNS)
 
 # %% ../nbs/06_explainability.ipynb #d2027413
 def read_recommendations(
-    path: str | Path,  # recommendations.parquet
-    users: list,  # ids
-    k: int,  # of each, the first
-    version: str,  # of the model at hand
-) -> pd.DataFrame:  # user_id, product_id, rank, score, source
+    path: str|Path,  # recommendations.parquet
+    users: list,     # ids
+    k: int,          # of each, the first
+    version: str,    # of the model at hand
+) -> pd.DataFrame: # user_id, product_id, rank, score, source
     "Read the lists of some customers. Raises `ArtifactError` if they are another model's, `DataError` without a list."
     check_table(path, 'recommendations', 'inference')
     filters = [('user_id', 'in', users), ('rank', '<=', k)]
     recs = (pq.read_table(path, filters=filters) if users else pq.read_table(path).slice(0, 0)).to_pandas()
-    if other := set(recs.model_version.unique()) - {version}:
-        raise ArtifactError(
-            expected(
-                Path(path).name,
-                f'recommendations of model {version}',
-                f'those of {", ".join(sorted(other))}',
-                'run `dvc repro inference`',
-            )
-        )
-    if lost := sorted(set(users) - set(recs.user_id), key=str):
-        raise DataError(
-            expected(
-                'explainability.users',
-                'customers with recommendations',
-                f'none for {", ".join(map(repr, lost[:3]))}',
-                'correct the ids, or run `inference` for these customers',
-            )
-        )
+    if other := set(recs.model_version.unique())-{version}:
+        raise ArtifactError(expected(Path(path).name, f'recommendations of model {version}',
+            f'those of {", ".join(sorted(other))}', 'run `dvc repro inference`'))
+    if lost := sorted(set(users)-set(recs.user_id), key=str):
+        raise DataError(expected('explainability.users', 'customers with recommendations',
+            f'none for {", ".join(map(repr, lost[:3]))}',
+            'correct the ids, or run `inference` for these customers'))
     recs['order'] = recs.user_id.map({u: i for i, u in enumerate(users)})
     return recs.sort_values(['order', 'rank'], ignore_index=True).drop(columns='order')
 
@@ -335,48 +268,28 @@ def _popular_rows(graph: InteractionGraph, recs: pd.DataFrame) -> pd.DataFrame:
     bought, rows = graph.item_popularity('bought'), []
     for r, item in zip(recs.itertuples(), graph.item_ids.encode(recs.product_id.tolist())):
         text = f'Because many customers bought it ({bought[item]:,}); nothing is known of this customer yet.'
-        rows.append(
-            (
-                r.user_id,
-                r.product_id,
-                short_name(graph, item),
-                r.rank,
-                r.score,
-                'popular',
-                'popular',
-                r.score,
-                '',
-                [],
-                [],
-                text,
-            )
-        )
+        rows.append((r.user_id, r.product_id, short_name(graph, item), r.rank, r.score, 'popular', 'popular', r.score,
+            '', [], [], text))
     return pd.DataFrame(rows, columns=EXPLANATION_COLUMNS)
 
-
-def _check_scores(shares: Shares, scores: np.ndarray, user_id: int | str) -> float:  # worst deviation
+def _check_scores(shares: Shares, scores: np.ndarray, user_id: int|str) -> float: # worst deviation
     "Raise `ArtifactError` if a listed score is not the model's."
     deviation = shares.deviation_from(scores)
     worst = deviation.argmax()
     if deviation[worst] > 1e-3:
-        raise ArtifactError(
-            expected(
-                'recommendations.parquet',
-                'the scores of this model',
-                f'{scores[worst]:.6g} where it is {shares.score[worst]:.6g} (customer {user_id!r})',
-                'run `dvc repro --force inference`',
-            )
-        )
+        raise ArtifactError(expected('recommendations.parquet', 'the scores of this model',
+            f'{scores[worst]:.6g} where it is {shares.score[worst]:.6g} (customer {user_id!r})',
+            'run `dvc repro --force inference`'))
     return float(deviation[worst])
 
 # %% ../nbs/06_explainability.ipynb #e58a4319
 def explain_recommendations(
     explainer: Explainer,
-    recs: pd.DataFrame,  # from `read_recommendations`
+    recs: pd.DataFrame, # from `read_recommendations`
     settings: ExplainabilitySettings,
-) -> tuple[pd.DataFrame, float]:  # rows of explanations.parquet, worst deviation of a share's sum from the listed score
+) -> tuple[pd.DataFrame, float]: # rows of explanations.parquet, worst deviation of a share's sum from the listed score
     "Explain lists of recommendations. Raises `ArtifactError` if a listed score is not the model's."
-    graph, parts, worst = explainer.graph, [pd.DataFrame(columns=EXPLANATION_COLUMNS)][len(recs) :], 0.0
+    graph, parts, worst = explainer.graph, [pd.DataFrame(columns=EXPLANATION_COLUMNS)][len(recs):], 0.
     for user_id, mine in progress(list(recs.groupby('user_id', sort=False)), 'explain'):
         if mine.source.iloc[0] != 'model':
             parts.append(_popular_rows(graph, mine))
@@ -388,37 +301,34 @@ def explain_recommendations(
 
 # %% ../nbs/06_explainability.ipynb #c08258cc
 def summary(
-    rows: pd.DataFrame,  # of explanations.parquet
-) -> pd.DataFrame:  # split, kind, part: rows of one split sum to 1
+    rows: pd.DataFrame, # of explanations.parquet
+) -> pd.DataFrame: # split, kind, part: rows of one split sum to 1
     "Sum up what the explained scores are made of."
     summed = rows[~rows.split.isin(['shortest_path', 'popular'])]
     table = summed.groupby(['split', 'kind'], sort=False).share.sum()
     total = summed.groupby('split', sort=False).share.sum()
-    return (table / total).rename('part').reset_index()
-
+    return (table/total).rename('part').reset_index()
 
 def _stack_bar(ax: Any, row: int, part: pd.DataFrame):
     "One split as a bar: positive parts to the right, negative ones to the left."
     colors = ['#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7', '#56B4E9', '#F0E442', '#999999']
-    right = left = 0.0
+    right = left = 0.
     for color, r in zip(colors, part.itertuples()):
-        start, width = right if r.part >= 0 else left + r.part, abs(r.part)
-        ax.barh(row, width, left=start, color=color, edgecolor='white', lw=0.5)
-        if width > 0.012 * len(r.kind):
+        start, width = right if r.part >= 0 else left+r.part, abs(r.part)
+        ax.barh(row, width, left=start, color=color, edgecolor='white', lw=.5)
+        if width > .012*len(r.kind):
             ink = 'black' if color in ('#E69F00', '#56B4E9', '#F0E442') else 'white'
-            ax.text(start + width / 2, row, r.kind.replace('_', ' '), ha='center', va='center', fontsize=7, color=ink)
-        right, left = right + max(r.part, 0), left + min(r.part, 0)
+            ax.text(start+width/2, row, r.kind.replace('_', ' '), ha='center', va='center', fontsize=7, color=ink)
+        right, left = right+max(r.part, 0), left+min(r.part, 0)
 
 # %% ../nbs/06_explainability.ipynb #cc766870
 def plot_summary(
-    table: pd.DataFrame,  # from `summary`
+    table: pd.DataFrame, # from `summary`
 ):
     "Draw stacked bars, one a split. Returns the matplotlib figure."
     import matplotlib.pyplot as plt
-
     fig, ax = plt.subplots(figsize=(8, 2.6), layout='constrained', dpi=80)
-    for row, (_, part) in enumerate(table.groupby('split', sort=False)):
-        _stack_bar(ax, row, part)
+    for row, (_, part) in enumerate(table.groupby('split', sort=False)): _stack_bar(ax, row, part)
     ax.set_yticks(range(table.split.nunique()), [s.replace('_', ' ') for s in table.split.unique()])
     ax.set(xlabel='part of the explained scores')
     ax.invert_yaxis()
@@ -428,9 +338,9 @@ def plot_summary(
 
 # %% ../nbs/06_explainability.ipynb #a9d6ccfc
 def customer_text(
-    rows: pd.DataFrame,  # of explanations.parquet
-    user_id: Any,  # whom
-    n: int = 5,  # recommendations to show
+    rows: pd.DataFrame, # of explanations.parquet
+    user_id: Any,       # whom
+    n: int = 5,         # recommendations to show
 ) -> str:
     "Write one customer's explanations as text. Raises `DataError` for a customer who is not in the table."
     mine = rows[rows.user_id == user_id]
@@ -441,13 +351,12 @@ def customer_text(
         first = part.iloc[0]
         lines += [f'{rank:3}. {first["product"]}', f'     {first.sentence}']
         for r in part[part.kind.isin(['filter path', 'path'])].nlargest(1, 'share').itertuples():
-            percent = f'({100 * r.share / r.score:.0f} % of the score)' if r.score > 0 else ''
-            if percent:
-                lines.append(f'     {" - ".join(r.path_names)}   {percent}')
+            percent = f'({100*r.share/r.score:.0f} % of the score)' if r.score > 0 else ''
+            if percent: lines.append(f'     {" - ".join(r.path_names)}   {percent}')
     return '\n'.join(lines)
 
 # %% ../nbs/06_explainability.ipynb #d8016712
-def write_explanations(rows: pd.DataFrame, explainer: Explainer, path: str | Path):
+def write_explanations(rows: pd.DataFrame, explainer: Explainer, path: str|Path):
     "Write explanations.parquet."
     graph, text, texts = explainer.graph, pa.string(), pa.list_(pa.string())
     user, product = (pa.string() if ids.is_text else pa.int64() for ids in (graph.user_ids, graph.item_ids))
@@ -456,42 +365,35 @@ def write_explanations(rows: pd.DataFrame, explainer: Explainer, path: str | Pat
     rows = rows.assign(model_version=explainer.model_version)
     write_table(pa.Table.from_pandas(rows, schema, preserve_index=False), path, 'explanations')
 
-
 def event_weights(
-    settings: dict,  # of the graph, from graph.json
-) -> dict[str, float]:  # event type -> what one event counts
+    settings: dict, # of the graph, from graph.json
+) -> dict[str, float]: # event type -> what one event counts
     "What an event counts under the graph's weight scheme, for shares by event type."
     scheme = settings.get('scheme')
-    if scheme == 'purchase_only':
-        return {k: float(k == 'purchase') for k in EVENT_WEIGHTS}
-    if scheme == 'unweighted':
-        return dict.fromkeys(EVENT_WEIGHTS, 1.0)
+    if scheme == 'purchase_only': return {k: float(k == 'purchase') for k in EVENT_WEIGHTS}
+    if scheme == 'unweighted': return dict.fromkeys(EVENT_WEIGHTS, 1.)
     return dict(settings.get('weights') or EVENT_WEIGHTS)
 
 # %% ../nbs/06_explainability.ipynb #82429f56
 @dataclass
 class ExplainabilityResult:
     "What the stage leaves."
-
-    rows: pd.DataFrame  # explanations.parquet
+    rows: pd.DataFrame     # explanations.parquet
     summary: pd.DataFrame  # what the scores are made of
-    deletion: pd.DataFrame  # `deletion_curve`; empty without a check
-    metrics: dict  # metrics.json
+    deletion: pd.DataFrame # `deletion_curve`; empty without a check
+    metrics: dict          # metrics.json
 
-
-def _sample(graph: InteractionGraph, recs: pd.DataFrame, settings: ExplainabilitySettings) -> np.ndarray:  # int (n, 2)
+def _sample(graph: InteractionGraph, recs: pd.DataFrame, settings: ExplainabilitySettings) -> np.ndarray: # int (n, 2)
     "Users and items of some recommendations of the model."
     model = recs[recs.source == 'model']
-    some = model.iloc[rng(settings.seed, 'check').permutation(len(model))[: settings.check]]
-    if not len(some):
-        return np.zeros((0, 2), np.int64)
+    some = model.iloc[rng(settings.seed, 'check').permutation(len(model))[:settings.check]]
+    if not len(some): return np.zeros((0, 2), np.int64)
     return np.stack([graph.user_ids.encode(some.user_id.tolist()), graph.item_ids.encode(some.product_id.tolist())], 1)
 
-
-def _check_shares(explainer: Explainer, pairs: np.ndarray, seed: int) -> tuple[pd.DataFrame, dict]:  # curve, metrics
+def _check_shares(explainer: Explainer, pairs: np.ndarray, seed: int) -> tuple[pd.DataFrame, dict]: # curve, metrics
     "Test shares by taking products out."
     curve, corr = deletion_curve(explainer, pairs, seed=seed), removal_correlation(explainer, pairs)
-    left = curve[curve.removed == 0.2].set_index('order').left
+    left = curve[curve.removed == .2].set_index('order').left
     metrics = dict(checked=len(pairs)) | {f'left_after_a_fifth_{order}': float(x) for order, x in left.items()}
     names = [c for c in ('share', 'popularity', 'random') if corr[c].notna().any()]
     return curve, metrics | {f'correlation_{c}': float(corr[c].mean()) for c in names}
@@ -499,51 +401,39 @@ def _check_shares(explainer: Explainer, pairs: np.ndarray, seed: int) -> tuple[p
 # %% ../nbs/06_explainability.ipynb #5302fdae
 def _write_report(result: ExplainabilityResult, folder: Path):
     "Metrics, tables and plots in `reports/explainability/`."
-    write_json(result.metrics, folder / 'metrics.json')
+    write_json(result.metrics, folder/'metrics.json')
     plots = dict(summary=plot_summary, deletion=lambda t: plot_deletion({'recommendations of this shop': t}))
     for name, plot in plots.items():
         table = getattr(result, name)
-        with atomic_path(folder / f'{name}.csv') as tmp:
-            table.to_csv(tmp, index=False)
-        if not len(table):
-            continue
-        with atomic_path(folder / f'{name}.png') as tmp:
-            plot(table).savefig(tmp)
-
+        with atomic_path(folder/f'{name}.csv') as tmp: table.to_csv(tmp, index=False)
+        if not len(table): continue
+        with atomic_path(folder/f'{name}.png') as tmp: plot(table).savefig(tmp)
 
 def _metrics(recs: pd.DataFrame, table: pd.DataFrame, worst: float, checked: dict) -> dict:
     "Numbers for metrics.json."
-    numbers = dict(
-        customers=int(recs.user_id.nunique()),
-        recommendations=len(recs),
-        not_known=int((recs.source != 'model').sum()),
-        worst_deviation=worst,
-        checked=checked['checked'],
-    )
+    numbers = dict(customers=int(recs.user_id.nunique()), recommendations=len(recs),
+        not_known=int((recs.source != 'model').sum()), worst_deviation=worst, checked=checked['checked'])
     return numbers | {f'{r.split}_{r.kind}'.replace(' ', '_'): float(r.part) for r in table.itertuples()} | checked
 
 # %% ../nbs/06_explainability.ipynb #28b4ab0a
 def run_explainability(
-    params: str | Path = 'params.yaml',  # params file of the project
+    params: str|Path = 'params.yaml', # params file of the project
 ) -> ExplainabilityResult:
     "Stage `explainability`: explain recommendations of a sample of customers, and test the shares."
     s, start = load_settings(ExplainabilitySettings, 'explainability', params), time.perf_counter()
     paths = ProjectPaths(resolve_params(params).parent)
     graph = InteractionGraph.load(paths.graph)
-    scheme = read_json(paths.graph / 'graph.json', 'graph_build').get('settings', {})
+    scheme = read_json(paths.graph/'graph.json', 'graph_build').get('settings', {})
     explainer = Explainer.from_checkpoint(paths.checkpoints, graph, event_weights(scheme))
-    file, users = paths.recommendations / 'recommendations.parquet', explained_users(graph, s)
+    file, users = paths.recommendations/'recommendations.parquet', explained_users(graph, s)
     recs = read_recommendations(file, users, s.k, explainer.model_version)
     rows, worst = explain_recommendations(explainer, recs, s)
-    write_explanations(rows, explainer, paths.recommendations / 'explanations.parquet')
+    write_explanations(rows, explainer, paths.recommendations/'explanations.parquet')
     table, (curve, checked) = summary(rows), _check_shares(explainer, _sample(graph, recs, s), s.seed)
     result = ExplainabilityResult(rows, table, curve, _metrics(recs, table, worst, checked))
     _write_report(result, paths.report('explainability'))
-    print(
-        f'{result.metrics["customers"]} customers, {len(recs)} recommendations explained in '
-        f'{time.perf_counter() - start:.1f} s; shares add up to the scores within {worst:.0e} of their scale'
-    )
+    print(f'{result.metrics["customers"]} customers, {len(recs)} recommendations explained in '
+        f'{time.perf_counter()-start:.1f} s; shares add up to the scores within {worst:.0e} of their scale')
     explained = rows.user_id[rows.split != 'popular']
-    if len(explained):
-        print(f'\n{customer_text(rows, explained.iloc[0], 3)}')
+    if len(explained): print(f'\n{customer_text(rows, explained.iloc[0], 3)}')
     return result

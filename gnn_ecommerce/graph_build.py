@@ -19,21 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from scipy import sparse
 
 from gnn_ecommerce.core import (
-    ArtifactError,
-    DataError,
-    IdMap,
-    ProjectPaths,
-    SettingsError,
-    StageSettings,
-    atomic_path,
-    check_table,
-    expected,
-    file_hash,
-    load_settings,
-    read_json,
-    read_table,
-    resolve_params,
-    write_json,
+    ArtifactError, DataError, IdMap, ProjectPaths, SettingsError, StageSettings, atomic_path, check_table, expected,
+    file_hash, load_settings, read_json, read_table, resolve_params, write_json
 )
 from .data.events import EVENT_TYPES, connect
 from .graph.interactions import EVENT_WEIGHTS, InteractionGraph, plot_degrees
@@ -48,79 +35,62 @@ __all__ = ['SCHEMES', 'EventWeights', 'GraphBuildSettings', 'register_scheme', '
 # %% ../nbs/02_graph_build.ipynb #5b054b24
 class EventWeights(BaseModel):
     "What one event of each type counts."
-
     model_config = ConfigDict(extra='forbid', strict=True, frozen=True, validate_default=True)
     view: float = Field(
-        EVENT_WEIGHTS['view'], gt=0, le=1, description='weight of a view; also the least that an edge weighs'
-    )
+        EVENT_WEIGHTS['view'], gt=0, le=1, description='weight of a view; also the least that an edge weighs')
     cart: float = Field(EVENT_WEIGHTS['cart'], allow_inf_nan=False, description='weight of a cart event')
     remove_from_cart: float = Field(
-        EVENT_WEIGHTS['remove_from_cart'],
-        allow_inf_nan=False,
-        description='weight of a removal from the cart, normally negative',
-    )
+        EVENT_WEIGHTS['remove_from_cart'], allow_inf_nan=False,
+        description='weight of a removal from the cart, normally negative')
     purchase: float = Field(EVENT_WEIGHTS['purchase'], gt=0, allow_inf_nan=False, description='weight of a purchase')
 
 # %% ../nbs/02_graph_build.ipynb #803139fe
 class GraphBuildSettings(StageSettings):
     "Section `graph_build` of params.yaml."
-
     scheme: str = Field(
-        'sum', description='edge weight: sum, recency, log_count, purchase_only, unweighted, or one of your own'
-    )
+        'sum', description='edge weight: sum, recency, log_count, purchase_only, unweighted, or one of your own')
     scheme_from: str = Field(
-        '', description='Python file (relative to the project) or module that registers your own scheme; empty: none'
-    )
+        '', description='Python file (relative to the project) or module that registers your own scheme; empty: none')
     scheme_options: dict[str, Any] = Field({}, description='handed to the scheme as `settings.scheme_options`')
     weights: EventWeights = Field(EventWeights(), description='what one event of each type counts')
-    half_life_days: float = Field(
-        30.0, gt=0, allow_inf_nan=False, description="recency: half-life of an event's weight"
-    )
-    max_user_events: int | None = Field(
-        None, ge=1, description='leave out users with more training events (bots, resellers); null: no limit'
-    )
+    half_life_days: float = Field(30., gt=0, allow_inf_nan=False, description="recency: half-life of an event's weight")
+    max_user_events: int|None = Field(
+        None, ge=1, description='leave out users with more training events (bots, resellers); null: no limit')
     min_user_events: int = Field(1, ge=1, description='leave out users with fewer training events')
     min_item_events: int = Field(1, ge=1, description='leave out items with fewer training events')
     k_core: int = Field(1, ge=1, description='keep the k-core (every user and item has at least k edges); 1 keeps all')
     memory_limit: str = Field(
-        '4GB',
-        pattern=r'^[0-9.]+ ?[KMGT]i?B$',
-        description='what DuckDB may use before it spills to disk, as in 4GB or 800MB',
-    )
-    threads: int | None = Field(None, ge=1, description='threads of DuckDB; null: all cores')
+        '4GB', pattern=r'^[0-9.]+ ?[KMGT]i?B$',
+        description='what DuckDB may use before it spills to disk, as in 4GB or 800MB')
+    threads: int|None = Field(None, ge=1, description='threads of DuckDB; null: all cores')
 
 # %% ../nbs/02_graph_build.ipynb #3a86c268
 #: name -> function (events, settings) -> Ibis aggregate
 SCHEMES: dict[str, Callable] = {}
 _BUILT_IN: set[str] = set()
 
-
 def register_scheme(
-    name: str,  # what `graph_build.scheme` calls it
-) -> Callable:  # a decorator
+    name: str, # what `graph_build.scheme` calls it
+) -> Callable: # a decorator
     "Register a weight scheme. Raises `SettingsError` for the name of a built-in one."
-
     def add(f: Callable) -> Callable:
         if name in _BUILT_IN:
             raise SettingsError(expected('scheme', 'a name of your own', f'the built-in {name!r}', 'choose another'))
         SCHEMES[name] = f
         return f
-
     return add
 
-
 def event_count(
-    events: ibis.Table,  # events
+    events: ibis.Table, # events
     event_type: str,
-) -> ibis.expr.types.IntegerScalar:  # aggregate, int64
+) -> ibis.expr.types.IntegerScalar: # aggregate, int64
     "Count events of one type."
     return events.count(where=events.event_type == event_type)
 
-
 def event_sum(events: ibis.Table, settings: GraphBuildSettings) -> ibis.expr.types.FloatingScalar:
     "S = sum over types of weight x number of events, to 9 decimals: no 1.0000000000000002."
-    parts = [event_count(events, name).cast('float64') * weight for name, weight in settings.weights]
-    return (parts[0] + parts[1] + parts[2] + parts[3]).round(9)
+    parts = [event_count(events, name).cast('float64')*weight for name, weight in settings.weights]
+    return (parts[0]+parts[1]+parts[2]+parts[3]).round(9)
 
 # %% ../nbs/02_graph_build.ipynb #99a95188
 @register_scheme('sum')
@@ -128,60 +98,51 @@ def sum_scheme(events: ibis.Table, settings: GraphBuildSettings):
     """Weighted sum, floored and cut: with S = sum_t w_t n_t and S' = max(S, w_view),
     w = S' if S' <= 1, else 1 if purchased, else .5."""
     s, view = event_sum(events, settings), settings.weights.view
-    return ibis.cases((s < view, view), (s <= 1, s), (event_count(events, 'purchase') > 0, 1.0), else_=0.5)
-
+    return ibis.cases((s < view, view), (s <= 1, s), (event_count(events, 'purchase') > 0, 1.), else_=.5)
 
 @register_scheme('log_count')
 def log_count_scheme(events: ibis.Table, settings: GraphBuildSettings):
     "Each further event counts less, and nothing is cut: w = ln(1 + max(S, w_view)) with S = sum_t w_t n_t."
-    return (ibis.greatest(event_sum(events, settings), settings.weights.view) + 1).ln()
+    return (ibis.greatest(event_sum(events, settings), settings.weights.view)+1).ln()
 
 # %% ../nbs/02_graph_build.ipynb #20e847d3
 @register_scheme('purchase_only')
 def purchase_only_scheme(events: ibis.Table, settings: GraphBuildSettings):
     "w = 1 if the pair was purchased; other pairs have no edge."
-    return ibis.cases((event_count(events, 'purchase') > 0, 1.0), else_=0.0)
-
+    return ibis.cases((event_count(events, 'purchase') > 0, 1.), else_=0.)
 
 @register_scheme('unweighted')
 def unweighted_scheme(events: ibis.Table, settings: GraphBuildSettings):
     "w = 1 for every pair with an event, as in the LightGCN paper (He et al., 2020)."
-    return ibis.cases((events.count() > 0, 1.0), else_=0.0)
+    return ibis.cases((events.count() > 0, 1.), else_=0.)
 
 # %% ../nbs/02_graph_build.ipynb #62a4e4b9
 @register_scheme('recency')
 def recency_scheme(events: ibis.Table, settings: GraphBuildSettings):
     """Exponential decay with half-life h: w = max(sum_e w_type(e) 2^(-age_e/h), w_view 2^(-age_min/h), 1e-9),
     age_min being that of the pair's last event."""
-    rate, w = -math.log(2) / settings.half_life_days, settings.weights
-    weight = ibis.cases(*[(events.event_type == name, value) for name, value in w], else_=0.0)
-    terms = (weight * (events.age_days * rate).exp() * 2.0**40).round().cast('int64')
-    least = (events.age_days.min() * rate).exp() * w.view
-    return ibis.greatest(terms.sum().cast('float64') / 2.0**40, least, 1e-9)
-
+    rate, w = -math.log(2)/settings.half_life_days, settings.weights
+    weight = ibis.cases(*[(events.event_type == name, value) for name, value in w], else_=0.)
+    terms = (weight*(events.age_days*rate).exp()*2.**40).round().cast('int64')
+    least = (events.age_days.min()*rate).exp()*w.view
+    return ibis.greatest(terms.sum().cast('float64')/2.**40, least, 1e-9)
 
 _BUILT_IN.update(SCHEMES)
 
 # %% ../nbs/02_graph_build.ipynb #a9b8c816
 def pair_table(
-    events: ibis.Table,  # train events
-    scheme: Callable,  # from `find_scheme`
+    events: ibis.Table,            # train events
+    scheme: Callable,              # from `find_scheme`
     settings: GraphBuildSettings,
-    end: pd.Timestamp,  # end of training, from which ages count
-) -> ibis.Table:  # user_id, product_id, n_view, n_cart, n_remove_from_cart, n_purchase, first_time, last_time, weight
+    end: pd.Timestamp,             # end of training, from which ages count
+) -> ibis.Table: # user_id, product_id, n_view, n_cart, n_remove_from_cart, n_purchase, first_time, last_time, weight
     "Aggregate events per (user, item). Raises `SettingsError` if the scheme returns no numeric aggregate."
-    age = ibis.literal(int(end.timestamp())) - events.event_time.truncate('s').epoch_seconds()
-    events = events.mutate(age_days=age.cast('float64') / 86400.0)
+    age = ibis.literal(int(end.timestamp()))-events.event_time.truncate('s').epoch_seconds()
+    events = events.mutate(age_days=age.cast('float64')/86400.)
     weight = scheme(events, settings)
     if not isinstance(weight, ibis.expr.types.NumericScalar):
-        raise SettingsError(
-            expected(
-                'graph_build.scheme',
-                'a scheme that returns a numeric Ibis aggregate',
-                type(weight).__name__,
-                'end it with .sum(), .max() or the like',
-            )
-        )
+        raise SettingsError(expected('graph_build.scheme', 'a scheme that returns a numeric Ibis aggregate',
+                                     type(weight).__name__, 'end it with .sum(), .max() or the like'))
     counts = {f'n_{name}': event_count(events, name) for name in EVENT_TYPES}
     return events.group_by('user_id', 'product_id').aggregate(
         **counts, first_time=events.event_time.min(), last_time=events.event_time.max(), weight=weight.cast('float64')
@@ -189,13 +150,12 @@ def pair_table(
 
 # %% ../nbs/02_graph_build.ipynb #77001a72
 def find_scheme(
-    name: str,  # scheme name
-    source: str = '',  # a .py file or a module that registers it; '' if it is registered already
-    root: str | Path = '.',  # what a relative file, and a module of the project, is found from
-) -> Callable:  # the scheme
+    name: str,             # scheme name
+    source: str = '',      # a .py file or a module that registers it; '' if it is registered already
+    root: str|Path = '.',  # what a relative file, and a module of the project, is found from
+) -> Callable: # the scheme
     "Find a scheme. Raises `SettingsError` if the source cannot be loaded or registers no such scheme."
-    if source:
-        _import_source(source, Path(root))
+    if source: _import_source(source, Path(root))
     if name not in SCHEMES:
         near = difflib.get_close_matches(name, SCHEMES, 1)
         where = f'register it in {source}' if source else 'name its file in graph_build.scheme_from'
@@ -207,26 +167,19 @@ def find_scheme(
 def _import_source(source: str, root: Path):
     "Load a source of schemes. Raises `SettingsError` with what went wrong in it."
     sys.path.insert(0, str(root.resolve()))
-    try:
-        _load_source(source, root)
-    except SettingsError:
-        raise
+    try: _load_source(source, root)
+    except SettingsError: raise
     except Exception as err:
-        raise SettingsError(
-            expected(
-                'graph_build.scheme_from', 'Python that can be imported', f'{type(err).__name__} in {source}', str(err)
-            )
-        ) from err
-    finally:
-        sys.path.remove(str(root.resolve()))
-
+        raise SettingsError(expected('graph_build.scheme_from', 'Python that can be imported',
+                                     f'{type(err).__name__} in {source}', str(err))) from err
+    finally: sys.path.remove(str(root.resolve()))
 
 def _load_source(source: str, root: Path):
     "Run a file, or import a module, that registers schemes."
     if not source.endswith('.py'):
         importlib.import_module(source)
         return
-    path = root / Path(source).expanduser()
+    path = root/Path(source).expanduser()
     if not path.is_file():
         raise SettingsError(expected('graph_build.scheme_from', f'a Python file {path}', 'none'))
     spec = importlib.util.spec_from_file_location(f'gnn_ecommerce_scheme_{path.stem}', path)
@@ -235,69 +188,54 @@ def _load_source(source: str, root: Path):
 # %% ../nbs/02_graph_build.ipynb #7a27a002
 _AGAIN = 'run `dvc repro --force data_prep`'
 
-
 def check_events(
-    events: ibis.Table,  # train events
-    split_point: pd.Timestamp | None,  # no event may be at or after it; None for a split that is not in time
-) -> tuple[int, pd.Timestamp]:  # number of events, end of training: the split point or else the last event
+    events: ibis.Table,            # train events
+    split_point: pd.Timestamp|None, # no event may be at or after it; None for a split that is not in time
+) -> tuple[int, pd.Timestamp]: # number of events, end of training: the split point or else the last event
     "Scan the train events. Raises `DataError` for none or one of the future, `ArtifactError` for unusable rows."
     columns = ['user_id', 'product_id', 'event_type', 'event_time']
-    if lost := [c for c in (*columns, 'price') if c not in events.columns]:
+    if (lost := [c for c in (*columns, 'price') if c not in events.columns]):
         raise ArtifactError(expected('train events', f'columns {", ".join(lost)}', ', '.join(events.columns), _AGAIN))
     e = events
     bad = ~e.event_type.isin(EVENT_TYPES)
-    for column in columns:
-        bad = bad | e[column].isnull()
+    for column in columns: bad = bad | e[column].isnull()
     n, n_bad, last = e.aggregate(n=e.count(), bad=bad.sum(), last=e.event_time.max()).to_pyarrow().to_pandas().iloc[0]
     if not n:
-        raise DataError(
-            'expected train events, found none: check the split in params.yaml (data_prep) and the rejects report'
-        )
+        raise DataError('expected train events, found none: '
+                        'check the split in params.yaml (data_prep) and the rejects report')
     if n_bad:
-        raise ArtifactError(
-            expected(
-                'train events',
-                f'ids, time and one of {", ".join(EVENT_TYPES)} in each',
-                f'{n_bad} rows without',
-                _AGAIN,
-            )
-        )
-    if split_point is not None and last >= split_point:
-        _refuse_future(e, split_point, last)
+        raise ArtifactError(expected('train events', f'ids, time and one of {", ".join(EVENT_TYPES)} in each',
+                                     f'{n_bad} rows without', _AGAIN))
+    if split_point is not None and last >= split_point: _refuse_future(e, split_point, last)
     return int(n), last if split_point is None else split_point
 
 # %% ../nbs/02_graph_build.ipynb #6836e6f2
 def _refuse_future(events: ibis.Table, split_point: pd.Timestamp, last: pd.Timestamp):
     late = int((events.event_time >= ibis.literal(split_point.to_pydatetime())).sum().to_pyarrow().as_py())
-    raise DataError(
-        f'expected train events before the split point {split_point.isoformat()}, found {late} at or after '
-        f'it (last {last.isoformat()}): the graph would know the future; {_AGAIN}'
-    )
-
+    raise DataError(f'expected train events before the split point {split_point.isoformat()}, found {late} at or after '
+                    f'it (last {last.isoformat()}): the graph would know the future; {_AGAIN}')
 
 def check_pairs(
     events: ibis.Table,  # train events
-    targets: ibis.Table,  # user_id, product_id
-    name: str,  # 'val' or 'test'
+    targets: ibis.Table, # user_id, product_id
+    name: str,           # 'val' or 'test'
 ):
     "Raise `DataError` if a target pair stands in the train events, for a split that is not in time."
     both = events.select('user_id', 'product_id').distinct().semi_join(targets, ['user_id', 'product_id'])
-    if n := both.count().to_pyarrow().as_py():
-        raise DataError(
-            f'expected no {name} pair in the train events, found {n}: the graph would know the answers; {_AGAIN}'
-        )
+    if (n := both.count().to_pyarrow().as_py()):
+        raise DataError(f'expected no {name} pair in the train events, found {n}: '
+                        f'the graph would know the answers; {_AGAIN}')
 
 # %% ../nbs/02_graph_build.ipynb #3ee31f67
 def sorted_pairs(
-    pairs: ibis.Table,  # from `pair_table`
-) -> ibis.Table:  # the same
+    pairs: ibis.Table, # from `pair_table`
+) -> ibis.Table: # the same
     "Sort pairs by user and item."
     return pairs.order_by('user_id', 'product_id')
 
-
 def index_pairs(
-    pairs: ibis.Table,  # from `pair_table`
-) -> tuple[pa.Table, pa.Array, pa.Array]:  # edges (user, item, counts, times, weight), sorted ids of users, of items
+    pairs: ibis.Table, # from `pair_table`
+) -> tuple[pa.Table, pa.Array, pa.Array]: # edges (user, item, counts, times, weight), sorted ids of users, of items
     "Run the aggregation and give each id its index. Raises `DataError` if a count does not fit 32 bits."
     edges = _narrow(sorted_pairs(pairs).to_pyarrow())
     (user, users), (item, items) = _indexed(edges['user_id']), _indexed(edges['product_id'])
@@ -305,7 +243,7 @@ def index_pairs(
     return edges.append_column('user', pa.array(user)).append_column('item', pa.array(item)), users, items
 
 # %% ../nbs/02_graph_build.ipynb #db19bac3
-def _indexed(ids: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:  # int32 (n,), and the sorted ids
+def _indexed(ids: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]: # int32 (n,), and the sorted ids
     "Places of ids among the sorted ones."
     codes = ids.dictionary_encode().combine_chunks()
     order = pc.sort_indices(codes.dictionary)
@@ -313,37 +251,28 @@ def _indexed(ids: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:  # int32 (n,)
     rank[order.to_numpy()] = np.arange(len(order), dtype=np.int32)
     return rank[codes.indices.to_numpy()], codes.dictionary.take(order)
 
-
 def _narrow(edges: pa.Table) -> pa.Table:
     "Counts as int32. Raises `DataError` if one does not fit."
     for c in [f'n_{name}' for name in EVENT_TYPES]:
-        try:
-            column = edges[c].cast(pa.int32())
+        try: column = edges[c].cast(pa.int32())
         except pa.ArrowInvalid:
-            raise DataError(
-                expected(
-                    c,
-                    'fewer than 2^31 events of one type for one user and item',
-                    'more',
-                    'look for a bot and set max_user_events',
-                )
-            ) from None
+            raise DataError(expected(c, 'fewer than 2^31 events of one type for one user and item', 'more',
+                                     'look for a bot and set max_user_events')) from None
         edges = edges.set_column(edges.schema.get_field_index(c), c, column)
     return edges
 
 # %% ../nbs/02_graph_build.ipynb #968f35ee
 def k_core(
-    user: np.ndarray,  # int (E,), distinct pairs
-    item: np.ndarray,  # int (E,)
-    k: int,  # least number of edges of a node
-) -> np.ndarray:  # bool (E,), edges of the k-core
+    user: np.ndarray, # int (E,), distinct pairs
+    item: np.ndarray, # int (E,)
+    k: int,           # least number of edges of a node
+) -> np.ndarray: # bool (E,), edges of the k-core
     "Edges of the k-core (Seidman, 1983): the largest subgraph in which every node has degree k or more."
     alive = np.arange(len(user))
     while True:
         u, i = user[alive], item[alive]
         ok = (np.bincount(u) >= k)[u] & (np.bincount(i) >= k)[i]
-        if ok.all():
-            break
+        if ok.all(): break
         alive = alive[ok]
     keep = np.zeros(len(user), bool)
     keep[alive] = True
@@ -351,24 +280,20 @@ def k_core(
 
 # %% ../nbs/02_graph_build.ipynb #7e14c2f7
 def filter_edges(
-    user: np.ndarray,  # int (E,)
-    item: np.ndarray,  # int (E,)
-    n_events: np.ndarray,  # int (E,), events of the pair
-    weight: np.ndarray,  # float (E,), the scheme's
+    user: np.ndarray,     # int (E,)
+    item: np.ndarray,     # int (E,)
+    n_events: np.ndarray, # int (E,), events of the pair
+    weight: np.ndarray,   # float (E,), the scheme's
     settings: GraphBuildSettings,
-) -> tuple[np.ndarray, pd.DataFrame]:  # bool (E,), and what was left after each step: step, users, items, edges, events
+) -> tuple[np.ndarray, pd.DataFrame]: # bool (E,), and what was left after each step: step, users, items, edges, events
     "Apply the filters in order. Raises `DataError` if nothing is left, naming the filter."
     s, keep = settings, np.ones(len(user), bool)
-    total = lambda index, at: np.bincount(index[at], weights=n_events[at], minlength=index.max(initial=-1) + 1)[
-        index[at]
-    ]
-    steps = [
-        ('max_user_events', s.max_user_events, lambda at: total(user, at) <= s.max_user_events),
-        ('min_user_events', s.min_user_events > 1, lambda at: total(user, at) >= s.min_user_events),
-        ('min_item_events', s.min_item_events > 1, lambda at: total(item, at) >= s.min_item_events),
-        ('scheme', True, lambda at: weight[at] > 0),
-        ('k_core', s.k_core > 1, lambda at: k_core(user[at], item[at], s.k_core)),
-    ]
+    total = lambda index, at: np.bincount(index[at], weights=n_events[at], minlength=index.max(initial=-1)+1)[index[at]]
+    steps = [('max_user_events', s.max_user_events, lambda at: total(user, at) <= s.max_user_events),
+             ('min_user_events', s.min_user_events > 1, lambda at: total(user, at) >= s.min_user_events),
+             ('min_item_events', s.min_item_events > 1, lambda at: total(item, at) >= s.min_item_events),
+             ('scheme', True, lambda at: weight[at] > 0),
+             ('k_core', s.k_core > 1, lambda at: k_core(user[at], item[at], s.k_core))]
     log = [_left('all', user, item, n_events, keep)]
     for name, on, passes in steps:
         if on:
@@ -376,10 +301,8 @@ def filter_edges(
             keep[at] = passes(at)
         log.append(_left(name, user, item, n_events, keep))
         if on and not log[-1]['edges']:
-            raise DataError(
-                f'expected edges after {name} {getattr(s, name)}, '
-                f'found none of the {log[-2]["edges"]} before it: choose a milder graph_build.{name}'
-            )
+            raise DataError(f'expected edges after {name} {getattr(s, name)}, '
+                            f'found none of the {log[-2]["edges"]} before it: choose a milder graph_build.{name}')
     return keep, pd.DataFrame(log)
 
 # %% ../nbs/02_graph_build.ipynb #47bbc597
@@ -395,27 +318,25 @@ def _left(step: str, user: np.ndarray, item: np.ndarray, n_events: np.ndarray, k
 
 # %% ../nbs/02_graph_build.ipynb #ddc772be
 def product_rows(
-    products: pd.DataFrame,  # product_id and further columns
-    items: IdMap,  # the graph's items
-) -> pd.DataFrame:  # row i = item i
+    products: pd.DataFrame, # product_id and further columns
+    items: IdMap,           # the graph's items
+) -> pd.DataFrame: # row i = item i
     "The products of the graph in the order of its items. Raises `ArtifactError` if one is missing."
     row = pd.Series(np.arange(len(products)), index=products.product_id).reindex(items.ids)
     if row.isna().any():
         lost = row.index[row.isna()].tolist()
-        raise ArtifactError(
-            f'expected a row for each product of the train events, found none for {len(lost)}, '
-            f'such as {lost[0]!r}: {_AGAIN}'
-        )
+        raise ArtifactError(f'expected a row for each product of the train events, found none for {len(lost)}, '
+                            f'such as {lost[0]!r}: {_AGAIN}')
     return products.iloc[row.to_numpy(np.int64)].reset_index(drop=True)
 
 # %% ../nbs/02_graph_build.ipynb #1bd742e5
 def build_graph(
-    events: ibis.Table,  # train events, of any Ibis backend
-    products: pd.DataFrame,  # product_id and what is known of each product
+    events: ibis.Table,             # train events, of any Ibis backend
+    products: pd.DataFrame,         # product_id and what is known of each product
     settings: GraphBuildSettings,
-    split_point: pd.Timestamp | None = None,  # no event may be at or after it; None: a split that is not in time
-    scheme: Callable | None = None,  # the weight scheme; by default looked up by `settings.scheme`
-) -> tuple[InteractionGraph, pd.DataFrame]:  # the graph, and what each filter left
+    split_point: pd.Timestamp|None = None, # no event may be at or after it; None: a split that is not in time
+    scheme: Callable|None = None,   # the weight scheme; by default looked up by `settings.scheme`
+) -> tuple[InteractionGraph, pd.DataFrame]: # the graph, and what each filter left
     "Build the weighted graph of train events. Raises `DataError` as checks and filters do, or for infinite weights."
     scheme = scheme or find_scheme(settings.scheme)
     _, end = check_events(events, split_point)
@@ -428,36 +349,29 @@ def build_graph(
     columns = [*(f'n_{name}' for name in EVENT_TYPES), 'first_time', 'last_time']
     more = edges.select(columns).filter(pa.array(keep)).to_pandas()
     graph = InteractionGraph.from_arrays(
-        user,
-        item,
-        weight[keep],
-        more.n_purchase.to_numpy() > 0,
-        user_ids=users,
-        item_ids=items,
-        items=product_rows(products, items),
-        edges=more,
-        scheme=settings.scheme,
-    )
+        user, item, weight[keep], more.n_purchase.to_numpy() > 0, user_ids=users, item_ids=items,
+        items=product_rows(products, items), edges=more, scheme=settings.scheme)
     return graph, log
 
 # %% ../nbs/02_graph_build.ipynb #02b95d20
 def _compact(index: np.ndarray, ids: pa.Array) -> tuple[np.ndarray, IdMap]:
     "Indices and ids of the nodes that still have an edge."
     used = np.bincount(index, minlength=len(ids)) > 0
-    return (np.cumsum(used) - 1).astype(np.int32)[index], IdMap(ids.filter(pa.array(used)).to_pandas())
-
+    return (np.cumsum(used)-1).astype(np.int32)[index], IdMap(ids.filter(pa.array(used)).to_pandas())
 
 def _finite_weights(raw: np.ndarray, scheme: str) -> np.ndarray:
     "Weights as float32, 0 where a scheme gives none. Raises `DataError` for infinite ones."
     with np.errstate(over='ignore', under='ignore'):
-        weight = np.nan_to_num(raw, nan=0.0, posinf=np.inf).astype(np.float32)
+        weight = np.nan_to_num(raw, nan=0., posinf=np.inf).astype(np.float32)
     if np.isinf(weight).any():
         infinite = f'{int(np.isinf(weight).sum())} infinite ones'
         raise DataError(expected(f'scheme {scheme!r}', 'finite weights', infinite))
     return weight
 
 # %% ../nbs/02_graph_build.ipynb #a8085e51
-def graph_metrics(graph: InteractionGraph) -> dict:  # flat numbers
+def graph_metrics(
+    graph: InteractionGraph,
+) -> dict: # flat numbers
     "Counts, density, share purchased, weight and degree quantiles, connected components of nodes with an edge."
     g = graph
     m = {
@@ -470,31 +384,26 @@ def graph_metrics(graph: InteractionGraph) -> dict:  # flat numbers
     }
     for name, index, n in (('user', g.user, g.n_users), ('item', g.item, g.n_items)):
         degree = np.bincount(index, minlength=n)
-        quantiles = {f'{name}_degree_p{q}': float(np.quantile(degree, q / 100)) for q in (25, 50, 75, 90, 99)}
+        quantiles = {f'{name}_degree_p{q}': float(np.quantile(degree, q/100)) for q in (25, 50, 75, 90, 99)}
         m |= {f'{name}_degree_mean': float(degree.mean()), **quantiles, f'{name}_degree_max': int(degree.max())}
-    m |= {
-        'weight_min': float(g.weight.min()),
-        'weight_mean': float(g.weight.mean(dtype=np.float64)),
-        'weight_max': float(g.weight.max()),
-    }
-    n_nodes = g.n_users + g.n_items
-    pairs = g.user, g.item.astype(np.int64) + g.n_users
+    m |= {'weight_min': float(g.weight.min()), 'weight_mean': float(g.weight.mean(dtype=np.float64)),
+          'weight_max': float(g.weight.max())}
+    n_nodes = g.n_users+g.n_items
+    pairs = g.user, g.item.astype(np.int64)+g.n_users
     square = sparse.csr_array((np.ones(g.n_edges, np.int8), pairs), shape=(n_nodes, n_nodes))
     label = sparse.csgraph.connected_components(square, directed=False)[1]
     sizes = np.bincount(label)
-    return {**m, 'components': int(len(sizes)), 'largest_component_share': float(sizes.max() / n_nodes)}
+    return {**m, 'components': int(len(sizes)), 'largest_component_share': float(sizes.max()/n_nodes)}
 
 # %% ../nbs/02_graph_build.ipynb #052745e9
 def plot_weights(
     graph: InteractionGraph,
-    ax: Any = None,  # matplotlib axes; new ones by default
-) -> Any:  # the axes
+    ax: Any = None, # matplotlib axes; new ones by default
+) -> Any: # the axes
     "Draw a histogram of the edge weights, purchased and not."
     import matplotlib.pyplot as plt
-
-    if ax is None:
-        ax = plt.subplots(figsize=(5.5, 3.2))[1]
-    bins = np.linspace(0, float(graph.weight.max()) * 1.001, 41)
+    if ax is None: ax = plt.subplots(figsize=(5.5, 3.2))[1]
+    bins = np.linspace(0, float(graph.weight.max())*1.001, 41)
     parts = [graph.weight[graph.purchased], graph.weight[~graph.purchased]]
     label = [f'purchased ({len(parts[0]):,})', f'not purchased ({len(parts[1]):,})']
     ax.hist(parts, bins, stacked=True, label=label, log=True)
@@ -505,73 +414,58 @@ def plot_weights(
 # %% ../nbs/02_graph_build.ipynb #1a28ffd1
 @contextlib.contextmanager
 def duckdb_events(
-    path: str | Path,  # train_events.parquet
+    path: str|Path,  # train_events.parquet
     settings: GraphBuildSettings,
-    scratch: Path,  # folder in which DuckDB may spill
+    scratch: Path,   # folder in which DuckDB may spill
 ) -> Iterator[ibis.Table]:
     "Open the train events on DuckDB. Raises `SettingsError` if its memory limit is too low even with spilling."
     import duckdb
-
     check_table(path, 'train_events', 'data_prep')
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.duckdb_', dir=scratch) as spill:
         con = connect(settings.memory_limit, settings.threads, spill)
         con.settings['preserve_insertion_order'] = False
-        try:
-            yield con.read_parquet(path)
+        try: yield con.read_parquet(path)
         except duckdb.Error as err:
             if not isinstance(err, duckdb.OutOfMemoryException):
                 read_table(path, 'train_events', 'data_prep')
                 raise
             found = f'{settings.memory_limit} ({str(err).splitlines()[0][:120]})'
-            raise SettingsError(
-                expected(
-                    'graph_build.memory_limit',
-                    'enough for the aggregation',
-                    found,
-                    'raise it or lower graph_build.threads',
-                )
-            ) from None
-        finally:
-            con.disconnect()
+            raise SettingsError(expected('graph_build.memory_limit', 'enough for the aggregation', found,
+                                         'raise it or lower graph_build.threads')) from None
+        finally: con.disconnect()
 
 # %% ../nbs/02_graph_build.ipynb #f371f985
 def split_point(
-    split: dict,  # content of split.json
-) -> pd.Timestamp | None:  # UTC; None for a split that is not in time
+    split: dict, # content of split.json
+) -> pd.Timestamp|None: # UTC; None for a split that is not in time
     "Find where training ends. Raises `ArtifactError` if a split in time does not say."
-    if split.get('kind') != 'temporal':
-        return None
-    try:
-        t = pd.Timestamp(split['val_start'])
-    except (KeyError, ValueError, TypeError):
-        t = pd.NaT
+    if split.get('kind') != 'temporal': return None
+    try: t = pd.Timestamp(split['val_start'])
+    except (KeyError, ValueError, TypeError): t = pd.NaT
     if t is pd.NaT:
         raise ArtifactError(expected('split.json', 'val_start as a time', repr(split.get('val_start')), _AGAIN))
     return t.tz_localize('UTC') if t.tz is None else t.tz_convert('UTC')
 
 # %% ../nbs/02_graph_build.ipynb #01567a8b
 def run_graph_build(
-    params: str | Path = 'params.yaml',  # params file of the project
-) -> InteractionGraph:  # the graph that was saved
+    params: str|Path = 'params.yaml', # params file of the project
+) -> InteractionGraph: # the graph that was saved
     "Stage `graph_build`: train events and products to `data/processed/graph/`, figures to `reports/graph_build/`."
     cfg = load_settings(GraphBuildSettings, 'graph_build', params)
     paths, start = ProjectPaths(resolve_params(params).parent), time.perf_counter()
     scheme = find_scheme(cfg.scheme, cfg.scheme_from, paths.root)
-    split = read_json(paths.processed / 'split.json', 'data_prep')
-    products = read_table(paths.processed / 'products.parquet', 'products', 'data_prep')
-    with duckdb_events(paths.processed / 'train_events.parquet', cfg, paths.interim) as events:
-        if split_point(split) is None:
-            _check_targets(events, paths)
+    split = read_json(paths.processed/'split.json', 'data_prep')
+    products = read_table(paths.processed/'products.parquet', 'products', 'data_prep')
+    with duckdb_events(paths.processed/'train_events.parquet', cfg, paths.interim) as events:
+        if split_point(split) is None: _check_targets(events, paths)
         graph, log = build_graph(events, products, cfg, split_point(split), scheme)
-    read = {name: file_hash(paths.processed / name) for name in ('train_events.parquet', 'products.parquet')}
-    with ThreadPoolExecutor(1) as pool:  # writing is the disk's and Arrow's work, plots are Python's
+    read = {name: file_hash(paths.processed/name) for name in ('train_events.parquet', 'products.parquet')}
+    with ThreadPoolExecutor(1) as pool: # writing is the disk's and Arrow's work, plots are Python's
         saving = pool.submit(graph.save, paths.graph, settings=cfg.model_dump(), split=split, read=read)
-        try:
-            _report(graph, log, paths.report('graph_build'))
-        finally:
-            saving.result()
-    print(f'graph_build: {graph} in {time.perf_counter() - start:.1f} s')
+        try: _report(graph, log, paths.report('graph_build'))
+        finally: saving.result()
+    print(f'graph_build: {graph} in {time.perf_counter()-start:.1f} s')
     print(log[log.step.eq('all') | log.edges.diff().ne(0)].to_string(index=False))
     return graph
 
@@ -579,24 +473,20 @@ def run_graph_build(
 def _check_targets(events: ibis.Table, paths: ProjectPaths):
     "Raise `DataError` if a target pair of this split stands in the train events."
     for part in ('val', 'test'):
-        file, columns = paths.processed / f'{part}.parquet', ['user_id', 'product_id']
+        file, columns = paths.processed/f'{part}.parquet', ['user_id', 'product_id']
         check_pairs(events, ibis.memtable(read_table(file, 'targets', 'data_prep', columns)), part)
-
 
 def _report(graph: InteractionGraph, log: pd.DataFrame, folder: Path):
     "metrics.json, filters.csv and the plots."
     from matplotlib.figure import Figure
-
     removed = {
         f'removed_{c}_{row.step}': int(before[c] - row[c])
         for (_, before), (_, row) in zip(log[:-1].iterrows(), log[1:].iterrows())
         for c in ('users', 'items', 'edges', 'events')
     }
-    write_json({**graph_metrics(graph), **removed}, folder / 'metrics.json')
-    with atomic_path(folder / 'filters.csv') as tmp:
-        log.to_csv(tmp, index=False)
+    write_json({**graph_metrics(graph), **removed}, folder/'metrics.json')
+    with atomic_path(folder/'filters.csv') as tmp: log.to_csv(tmp, index=False)
     for name, plot in (('degrees', plot_degrees), ('weights', plot_weights)):
         fig = Figure(figsize=(5.5, 3.2), layout='constrained')
         plot(graph, fig.subplots())
-        with atomic_path(folder / f'{name}.png') as tmp:
-            fig.savefig(tmp, dpi=120)
+        with atomic_path(folder/f'{name}.png') as tmp: fig.savefig(tmp, dpi=120)

@@ -28,35 +28,12 @@ from pydantic import Field
 
 from .models.baselines import BASELINES
 from gnn_ecommerce.core import (
-    MARK_KEY,
-    ArtifactError,
-    DataError,
-    IdMap,
-    ProjectPaths,
-    SettingsError,
-    StageSettings,
-    atomic_path,
-    check_table,
-    expected,
-    load_settings,
-    progress,
-    read_table,
-    resolve_params,
-    seed_everything,
-    table_mark,
-    write_json,
+    MARK_KEY, ArtifactError, DataError, IdMap, ProjectPaths, SettingsError, StageSettings, atomic_path, check_table,
+    expected, load_settings, progress, read_table, resolve_params, seed_everything, table_mark, write_json
 )
 from gnn_ecommerce.ranking.evaluation import (
-    METRICS,
-    Evaluation,
-    by_item_group,
-    by_user_group,
-    compare,
-    comparison_table,
-    evaluate,
-    plot_curve,
-    popularity_groups,
-    quantile_groups,
+    METRICS, Evaluation, by_item_group, by_user_group, compare, comparison_table, evaluate, plot_curve,
+    popularity_groups, quantile_groups
 )
 from .graph.interactions import InteractionGraph, pairs_csr
 from .ranking.recommender import Popular, Recommender
@@ -65,70 +42,56 @@ from .models.checkpoint import load_checkpoint
 # %% ../nbs/05_inference.ipynb #39c2ee63
 class InferenceSettings(StageSettings):
     "Section `inference` of params.yaml."
-
     k: int = Field(20, ge=1, le=1000, description='recommendations for each user')
-    exclude: Literal['bought', 'seen', 'none'] = Field(
-        'bought', description='what of the history is left out of the lists'
-    )
-    users: list[int | str] | None = Field(None, description='ids of the users to recommend for; null: every user')
-    users_file: str | None = Field(
-        None, description='a file of user ids instead: text, one a line, or Parquet with a column user_id'
-    )
+    exclude: Literal['bought', 'seen', 'none'] = Field('bought',
+        description='what of the history is left out of the lists')
+    users: list[int|str]|None = Field(None, description='ids of the users to recommend for; null: every user')
+    users_file: str|None = Field(None,
+        description='a file of user ids instead: text, one a line, or Parquet with a column user_id')
     chunk: int = Field(16_384, ge=1, le=10_000_000, description='users whose lists are in memory at a time')
-    report: bool = Field(
-        True, description='compare all methods on the test split; false: only write the recommendations'
-    )
-    ks: list[Annotated[int, Field(ge=1, le=1000)]] = Field(
-        [10, 20], min_length=1, description='list lengths of the metrics'
-    )
+    report: bool = Field(True,
+        description='compare all methods on the test split; false: only write the recommendations')
+    ks: list[Annotated[int, Field(ge=1, le=1000)]] = Field([10, 20], min_length=1, description='list lengths of the metrics')
     longest: int = Field(50, ge=1, le=1000, description='longest list in the plot of recall@k')
-    baselines: list[str] = Field(
-        ['popular', 'random', 'svd', 'als', 'graph_filter'],
-        description='methods to compare with, names in models/04_baselines',
-    )
+    baselines: list[str] = Field(['popular', 'random', 'svd', 'als', 'graph_filter'],
+        description='methods to compare with, names in models/04_baselines')
     bootstrap: int = Field(1000, ge=100, le=100_000, description='draws for the confidence intervals')
-    level: float = Field(0.95, gt=0.5, lt=1, description='share of the draws that an interval holds')
-    activity_groups: int = Field(
-        4, ge=1, le=20, description='groups of users by their number of events before the split'
-    )
+    level: float = Field(.95, gt=.5, lt=1, description='share of the draws that an interval holds')
+    activity_groups: int = Field(4, ge=1, le=20,
+        description='groups of users by their number of events before the split')
     customers: int = Field(3, ge=0, le=100, description='users whose lists are printed')
 
 # %% ../nbs/05_inference.ipynb #b226bd96
-def _pairs_outside(batch: pa.RecordBatch, graph: InteractionGraph) -> pd.DataFrame | None:
+def _pairs_outside(batch: pa.RecordBatch, graph: InteractionGraph) -> pd.DataFrame|None:
     "Distinct pairs of a batch's users whom the graph does not hold; None without such users."
     users = batch['user_id'].dictionary_encode()
     outside = graph.user_ids.encode(users.dictionary.to_numpy(zero_copy_only=False), unknown='mask') < 0
-    if not outside.any():
-        return None
+    if not outside.any(): return None
     rows = pa.Table.from_batches([batch]).filter(pa.array(outside[users.indices.to_numpy()])).to_pandas()
     return _distinct(rows.assign(bought=rows.event_type == 'purchase'))
 
-
-def _distinct(rows: pd.DataFrame) -> pd.DataFrame:  # user_id, product_id, bought
+def _distinct(rows: pd.DataFrame) -> pd.DataFrame: # user_id, product_id, bought
     "One row for each pair; `bought` if any of its rows is."
     return rows.groupby(['user_id', 'product_id'], as_index=False).bought.max()
 
-
 def outside_users(
-    path: str | Path,  # data/processed/train_events.parquet
-    graph: InteractionGraph,  # whose users are inside
-) -> pd.DataFrame:  # user_id, product_id, bought: distinct pairs of users that the graph does not hold
+    path: str|Path,          # data/processed/train_events.parquet
+    graph: InteractionGraph, # whose users are inside
+) -> pd.DataFrame: # user_id, product_id, bought: distinct pairs of users that the graph does not hold
     "Read what users outside of the graph did in the training events. Memory: one batch, and those users' pairs."
     file, columns = check_table(path, 'train_events', 'data_prep'), ['user_id', 'product_id', 'event_type']
     parts = [_pairs_outside(batch, graph) for batch in file.iter_batches(1 << 20, columns=columns)]
     parts = [p for p in parts if p is not None]
-    if parts:
-        return _distinct(pd.concat(parts))
-    return pd.DataFrame(
-        dict(user_id=graph.user_ids.ids[:0], product_id=graph.item_ids.ids[:0], bought=np.zeros(0, bool))
-    )
+    if parts: return _distinct(pd.concat(parts))
+    return pd.DataFrame(dict(user_id=graph.user_ids.ids[:0], product_id=graph.item_ids.ids[:0],
+        bought=np.zeros(0, bool)))
 
 # %% ../nbs/05_inference.ipynb #93cb04de
 def check_ids(
-    ids: Iterable[int | str],  # as somebody asked for them
-    graph: InteractionGraph,  # whose users they should be like
-    key: str,  # setting that names them, for the message
-) -> list:  # without repetitions, in their order
+    ids: Iterable[int|str],  # as somebody asked for them
+    graph: InteractionGraph, # whose users they should be like
+    key: str,                # setting that names them, for the message
+) -> list: # without repetitions, in their order
     "Check the type of user ids. Raises `SettingsError` for a text among integers, or the other way round."
     ids, text = list(dict.fromkeys(ids)), graph.user_ids.is_text
     wrong = next((o for o in ids if isinstance(o, str) != text), None)
@@ -143,82 +106,63 @@ def _raw_ids(path: Path) -> list:
     if not path.is_file():
         raise DataError(expected('users_file', f'a file of user ids in {path}', 'none'))
     try:
-        if path.suffix == '.parquet':
-            return pq.read_table(path, columns=['user_id'])['user_id'].to_pylist()
+        if path.suffix == '.parquet': return pq.read_table(path, columns=['user_id'])['user_id'].to_pylist()
         ids = [o.strip() for o in path.read_text(encoding='utf-8-sig').splitlines()]
     except (pa.ArrowException, UnicodeDecodeError) as err:
-        raise DataError(
-            expected(
-                'users_file', f'text, one id a line, or Parquet with a column user_id in {path.name}', str(err)[:80]
-            )
-        ) from None
+        raise DataError(expected('users_file', f'text, one id a line, or Parquet with a column user_id in {path.name}',
+            str(err)[:80])) from None
     return ['', *ids[1:]] if ids[:1] == ['user_id'] else ids
 
-
 def read_user_list(
-    path: str | Path,  # text, one id a line, a header `user_id` allowed; or Parquet with a column user_id
-    text: bool,  # are the shop's ids texts?
-) -> list:  # ids in the file's order
+    path: str|Path, # text, one id a line, a header `user_id` allowed; or Parquet with a column user_id
+    text: bool,     # are the shop's ids texts?
+) -> list: # ids in the file's order
     "Read user ids from a file. Raises `DataError` with the line that is no id."
     path, ids = Path(path), []
     for n, id in enumerate(_raw_ids(path), 1):
-        if id is None or id == '':
-            continue
-        try:
-            ids.append(str(id) if text else int(id))
+        if id is None or id == '': continue
+        try: ids.append(str(id) if text else int(id))
         except ValueError:
-            raise DataError(
-                expected('users_file', 'integer ids as in the events', f'{id!r} in line {n} of {path.name}')
-            ) from None
+            raise DataError(expected('users_file', 'integer ids as in the events',
+                f'{id!r} in line {n} of {path.name}')) from None
     return ids
 
 # %% ../nbs/05_inference.ipynb #96c0bc0b
 def chosen_users(
     settings: InferenceSettings,
     graph: InteractionGraph,
-    outside: pd.DataFrame,  # as `outside_users` gives it
-    paths: ProjectPaths,  # where a relative users_file lies
-) -> IdMap:  # all of them, sorted
+    outside: pd.DataFrame, # as `outside_users` gives it
+    paths: ProjectPaths,   # where a relative users_file lies
+) -> IdMap: # all of them, sorted
     "Ids of the users to recommend for. Raises `SettingsError`, `DataError`."
     inside = graph.user_ids.ids
     if settings.users is not None and settings.users_file is not None:
-        raise SettingsError(
-            expected('inference.users_file', 'either users or users_file', 'both', 'set one of them to null')
-        )
-    if settings.users is not None:
-        ids = settings.users
+        raise SettingsError(expected('inference.users_file', 'either users or users_file', 'both',
+            'set one of them to null'))
+    if settings.users is not None: ids = settings.users
     elif settings.users_file is not None:
         ids = read_user_list(paths.resolve(settings.users_file), graph.user_ids.is_text)
-    else:
-        return IdMap(np.concatenate([inside, outside.user_id.unique().astype(inside.dtype)]))
+    else: return IdMap(np.concatenate([inside, outside.user_id.unique().astype(inside.dtype)]))
     return IdMap(check_ids(ids, graph, 'inference.users') if ids else inside[:0])
 
 # %% ../nbs/05_inference.ipynb #d050fd04
 @dataclass
 class Recommending:
     "Everything that a chunk of users needs to get its lists."
-
-    model: Recommender  # fitted, with a graph
+    model: Recommender                    # fitted, with a graph
     settings: InferenceSettings
-    outside: pd.DataFrame  # as `outside_users` gives it
-    also_exclude: sp.csr_array | None = (
-        None  # (n_users, n_items) pairs left out too: purchases of the validation period
-    )
-    version: str = ''  # of the model
+    outside: pd.DataFrame                 # as `outside_users` gives it
+    also_exclude: sp.csr_array|None = None # (n_users, n_items) pairs left out too: purchases of the validation period
+    version: str = ''                     # of the model
     popular: Popular = field(init=False)
-
-    def __post_init__(self):
-        self.popular = Popular().fit(self.model.graph)
-
+    def __post_init__(self): self.popular = Popular().fit(self.model.graph)
 
 @patch
-def _popular_lists(self: Recommending, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # items (n, k), scores (n, k)
+def _popular_lists(self: Recommending, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]: # items (n, k), scores (n, k)
     "Popular products for users outside of the graph, less what they bought (or saw)."
     exclude, graph, rows = self.settings.exclude, self.model.graph, self.outside[self.outside.user_id.isin(ids)]
-    if exclude == 'none':
-        rows = rows[:0]
-    elif exclude == 'bought':
-        rows = rows[rows.bought]
+    if exclude == 'none': rows = rows[:0]
+    elif exclude == 'bought': rows = rows[rows.bought]
     item = graph.item_ids.encode(rows.product_id.to_numpy(), unknown='mask')
     user = pd.Index(ids).get_indexer(rows.user_id)
     mask = pairs_csr(user[item >= 0], item[item >= 0], (len(ids), graph.n_items))
@@ -226,47 +170,36 @@ def _popular_lists(self: Recommending, ids: np.ndarray) -> tuple[np.ndarray, np.
 
 # %% ../nbs/05_inference.ipynb #c6123c39
 @patch
-def lists(
-    self: Recommending,
-    ids: np.ndarray,  # user ids, (n,)
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # int32 (n, k) items, float32 (n, k) scores, bool (n,) by the model?
+def lists(self: Recommending,
+    ids: np.ndarray, # user ids, (n,)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # int32 (n, k) items, float32 (n, k) scores, bool (n,) by the model?
     "Recommend the best k items to each user."
     settings = self.settings
     index = self.model.graph.user_ids.encode(ids, unknown='mask')
     inside, shape = index >= 0, (len(ids), settings.k)
     items, scores = np.full(shape, -1, np.int32), np.full(shape, np.nan, np.float32)
     if inside.any():
-        items[inside], scores[inside] = self.model.recommend(
-            index[inside], settings.k, settings.exclude, self.also_exclude
-        )
-    if not inside.all():
-        items[~inside], scores[~inside] = self._popular_lists(ids[~inside])
+        items[inside], scores[inside] = self.model.recommend(index[inside], settings.k, settings.exclude,
+            self.also_exclude)
+    if not inside.all(): items[~inside], scores[~inside] = self._popular_lists(ids[~inside])
     return items, scores, inside
 
 # %% ../nbs/05_inference.ipynb #fd5814cf
 def recommendations_schema(graph: InteractionGraph) -> pa.Schema:
     "Columns of recommendations.parquet, with the mark of a table of this project."
     user, product = (pa.string() if ids.is_text else pa.int64() for ids in (graph.user_ids, graph.item_ids))
-    columns = dict(
-        user_id=user,
-        product_id=product,
-        rank=pa.int32(),
-        score=pa.float32(),
-        source=pa.string(),
-        model_version=pa.string(),
-    )
+    columns = dict(user_id=user, product_id=product, rank=pa.int32(), score=pa.float32(), source=pa.string(),
+        model_version=pa.string())
     return pa.schema(columns, metadata={MARK_KEY: table_mark('recommendations')})
-
 
 def _labels(index: np.ndarray, labels: list[str]) -> pa.Array:
     "A column of few different texts."
     return pa.DictionaryArray.from_arrays(pa.array(index, pa.int8()), pa.array(labels, pa.string())).cast(pa.string())
 
-
 def recommendation_rows(
     job: Recommending,
-    ids: np.ndarray,  # user ids, (n,)
-) -> pa.Table:  # up to n * k rows, ordered as `ids`, best first
+    ids: np.ndarray, # user ids, (n,)
+) -> pa.Table: # up to n * k rows, ordered as `ids`, best first
     "The lists of some users as rows."
     items, scores, by_model = job.lists(ids)
     graph, filled = job.model.graph, items >= 0
@@ -275,7 +208,7 @@ def recommendation_rows(
     columns = [
         pa.array(ids, schema.field('user_id').type).take(pa.array(row)),
         pa.array(graph.item_ids.ids, schema.field('product_id').type).take(pa.array(items[filled])),
-        pa.array(rank + 1, pa.int32()),
+        pa.array(rank+1, pa.int32()),
         pa.array(scores[filled]),
         _labels((~by_model[row]).astype(np.int8), ['model', 'popular']),
         _labels(np.zeros(len(row), np.int8), [job.version]),
@@ -284,10 +217,10 @@ def recommendation_rows(
 
 # %% ../nbs/05_inference.ipynb #56ab8488
 def write_recommendations(
-    path: str | Path,  # recommendations.parquet; replaced when all rows are written
+    path: str|Path,    # recommendations.parquet; replaced when all rows are written
     job: Recommending,
-    users: IdMap,  # for whom
-) -> dict:  # n_users, n_model_users, n_popular_users, n_rows
+    users: IdMap,      # for whom
+) -> dict: # n_users, n_model_users, n_popular_users, n_rows
     "Stream the lists to Parquet, sorted by user and rank. A run that fails leaves the file as it was."
     step, schema, n_rows, writing = job.settings.chunk, recommendations_schema(job.model.graph), 0, None
     with (
@@ -296,40 +229,36 @@ def write_recommendations(
         ThreadPoolExecutor(1) as background,
     ):
         for a in progress(range(0, len(users), step), 'recommend'):
-            rows = recommendation_rows(job, users.ids[a : a + step])
-            if writing:
-                writing.result()  # the chunk before: two are in memory
+            rows = recommendation_rows(job, users.ids[a:a+step])
+            if writing: writing.result() # the chunk before: two are in memory
             n_rows += len(rows)
             writing = background.submit(writer.write_table, rows)
-        if writing:
-            writing.result()
+        if writing: writing.result()
     n_model = int((job.model.graph.user_ids.encode(users.ids, unknown='mask') >= 0).sum())
-    return dict(n_users=len(users), n_model_users=n_model, n_popular_users=len(users) - n_model, n_rows=n_rows)
+    return dict(n_users=len(users), n_model_users=n_model, n_popular_users=len(users)-n_model, n_rows=n_rows)
 
 # %% ../nbs/05_inference.ipynb #a1d7d28d
 @dataclass(frozen=True)
 class HeldOut:
     "The test period, as far as the graph can place it."
-
-    targets: sp.csr_array  # bool (n_users, n_items)
-    also_exclude: sp.csr_array | None  # bool (n_users, n_items): purchases of the validation period
-    new_users: pd.DataFrame  # user_id, product_id: targets of users outside of the graph, products inside
-    counts: dict  # pairs and users, see `read_test`
-
+    targets: sp.csr_array           # bool (n_users, n_items)
+    also_exclude: sp.csr_array|None # bool (n_users, n_items): purchases of the validation period
+    new_users: pd.DataFrame         # user_id, product_id: targets of users outside of the graph, products inside
+    counts: dict                    # pairs and users, see `read_test`
 
 def read_val(
-    path: str | Path,  # data/processed/val.parquet
+    path: str|Path,          # data/processed/val.parquet
     graph: InteractionGraph,
-) -> tuple[sp.csr_array, pd.DataFrame]:  # bool (n_users, n_items); user_id, product_id, bought of users outside
+) -> tuple[sp.csr_array, pd.DataFrame]: # bool (n_users, n_items); user_id, product_id, bought of users outside
     "Read purchases of the validation period, to be masked."
     pairs, rest = graph.encode_pairs(read_table(path, 'targets', 'data_prep', ['user_id', 'product_id']))
     return pairs, rest[graph.user_ids.encode(rest.user_id.to_numpy(), unknown='mask') < 0].assign(bought=True)
 
 # %% ../nbs/05_inference.ipynb #2a5de9fa
 def read_test(
-    path: str | Path,  # data/processed/test.parquet
+    path: str|Path,            # data/processed/test.parquet
     graph: InteractionGraph,
-    also_exclude: sp.csr_array | None = None,  # as `read_val` gives it
+    also_exclude: sp.csr_array|None = None, # as `read_val` gives it
 ) -> HeldOut:
     "Read the test split, once."
     pairs = read_table(path, 'targets', 'data_prep', ['user_id', 'product_id']).drop_duplicates()
@@ -354,21 +283,18 @@ def _parts(model: Recommender) -> list[Recommender]:
     parts = getattr(model, 'embedding_part', None), getattr(model, 'filter_part', None)
     return [part for part in parts if part is not None]
 
-
 def methods(
-    model: Recommender,  # the checkpoint's
-    baselines: Iterable[str],  # names in `BASELINES`
+    model: Recommender,       # the checkpoint's
+    baselines: Iterable[str], # names in `BASELINES`
     seed: int = 0,
-) -> dict[str, Callable[[], Recommender]]:  # name -> a function that gives the fitted recommender
+) -> dict[str, Callable[[], Recommender]]: # name -> a function that gives the fitted recommender
     "List everything to be compared, the model first. Raises `SettingsError` for an unknown baseline."
     unknown = [b for b in baselines if b not in BASELINES]
     if unknown:
-        raise SettingsError(
-            expected('inference.baselines', f'some of {", ".join(BASELINES)}', ', '.join(map(repr, unknown)))
-        )
+        raise SettingsError(expected('inference.baselines', f'some of {", ".join(BASELINES)}',
+            ', '.join(map(repr, unknown))))
     fitted = {model.name: lambda: model}
-    for part in _parts(model):
-        fitted.setdefault(part.name, lambda part=part: part)
+    for part in _parts(model): fitted.setdefault(part.name, lambda part=part: part)
     for b in baselines:
         unfitted = BASELINES[b](seed=seed)
         fitted.setdefault(unfitted.name, lambda unfitted=unfitted: unfitted.fit(model.graph))
@@ -378,15 +304,15 @@ def methods(
 def describe_model(model: Recommender) -> str:
     "Say in one line what the model's score is."
     parts = _parts(model)
-    if len(parts) < 2:
-        return f'{model.name} is the model'
+    if len(parts) < 2: return f'{model.name} is the model'
     score = f'{parts[0].name} + {model.b:g} x {parts[1].name}'
     return f'{model.name} is the model: {score}, the weight chosen on validation'
 
-
 def evaluate_methods(
-    model: Recommender, test: HeldOut, settings: InferenceSettings
-) -> tuple[list[Evaluation], pd.DataFrame]:  # the model first; and method, fit_seconds, evaluate_seconds
+    model: Recommender,
+    test: HeldOut,
+    settings: InferenceSettings,
+) -> tuple[list[Evaluation], pd.DataFrame]: # the model first; and method, fit_seconds, evaluate_seconds
     "Evaluate every method on the same users and targets."
     evaluations, rows, ks = [], [], sorted({*settings.ks, settings.longest})
     for name, fit in progress(methods(model, settings.baselines, settings.seed).items(), 'compare'):
@@ -395,7 +321,7 @@ def evaluate_methods(
         fitted = time.perf_counter()
         evaluations.append(evaluate(recommender, test.targets, ks, settings.exclude, test.also_exclude))
         evaluations[-1].ks = sorted(set(settings.ks))
-        rows.append(dict(method=name, fit_seconds=fitted - start, evaluate_seconds=time.perf_counter() - fitted))
+        rows.append(dict(method=name, fit_seconds=fitted-start, evaluate_seconds=time.perf_counter()-fitted))
     return evaluations, pd.DataFrame(rows)
 
 # %% ../nbs/05_inference.ipynb #96d35e47
@@ -403,38 +329,37 @@ def _bootstrap(settings: InferenceSettings) -> dict:
     "Arguments of every interval."
     return dict(n_boot=settings.bootstrap, level=settings.level, seed=settings.seed)
 
-
-def events_per_user(graph: InteractionGraph) -> np.ndarray:  # int64 (n_users,)
+def events_per_user(graph: InteractionGraph) -> np.ndarray: # int64 (n_users,)
     "Events of each user in the training graph; edges if the graph has no counts."
     counts = [c for c in (graph.edges.columns if graph.edges is not None else []) if c.startswith('n_')]
     n = graph.edges[counts].sum(axis=1).to_numpy() if counts else np.ones(graph.n_edges)
     return np.bincount(graph.user, weights=n, minlength=graph.n_users).astype(np.int64)
 
-
 def new_user_lists(
     graph: InteractionGraph,
-    pairs: pd.DataFrame,  # user_id, product_id: their targets, products in the graph
+    pairs: pd.DataFrame, # user_id, product_id: their targets, products in the graph
     ks: Iterable[int],
-) -> Evaluation | None:  # of the popular list; None if there are no new users
+) -> Evaluation|None: # of the popular list; None if there are no new users
     "Evaluate what users outside of the graph get."
-    if not len(pairs):
-        return None
+    if not len(pairs): return None
     who, user = np.unique(pairs.user_id.to_numpy(), return_inverse=True)
     targets = pairs_csr(user, graph.item_ids.encode(pairs.product_id.to_numpy()), (len(who), graph.n_items))
     return Evaluation.from_lists('popular', Popular().fit(graph).recommend_new(len(who), max(ks))[0], targets, ks)
 
 # %% ../nbs/05_inference.ipynb #85cb5ae8
 def breakdowns(
-    evaluations: list[Evaluation], test: HeldOut, graph: InteractionGraph, settings: InferenceSettings
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # by_user_group's and by_item_group's tables of all methods
+    evaluations: list[Evaluation],
+    test: HeldOut,
+    graph: InteractionGraph,
+    settings: InferenceSettings,
+) -> tuple[pd.DataFrame, pd.DataFrame]: # by_user_group's and by_item_group's tables of all methods
     "By users' activity (and, last, new users), and by products' popularity in the training graph."
     boot, k = _bootstrap(settings), max(settings.ks)
     metrics = [f'{m}@{k}' for m in METRICS]
     groups = quantile_groups(events_per_user(graph)[evaluations[0].per_user.user], settings.activity_groups)
     users = [by_user_group(e, groups, metrics, **boot) for e in evaluations]
     new = new_user_lists(graph, test.new_users, [k])
-    if new is not None:
-        users.append(by_user_group(new, ['new'] * new.n_users, metrics, **boot))
+    if new is not None: users.append(by_user_group(new, ['new']*new.n_users, metrics, **boot))
     bought = graph.item_popularity('bought')
     items = popularity_groups(bought if bought.any() else graph.item_popularity('seen'))
     products = [by_item_group(e, test.targets, items, k, **boot) for e in evaluations]
@@ -444,7 +369,6 @@ def breakdowns(
 #: groups by what was known before the split
 KNOWN = ['bought before', 'looked or carted only', 'new since the split']
 
-
 def _cold_users(evaluations: list[Evaluation], test: HeldOut, graph: InteractionGraph, settings: InferenceSettings):
     "recall@k of users by what is known of them."
     boot, metrics = _bootstrap(settings), [f'recall@{max(settings.ks)}']
@@ -453,7 +377,7 @@ def _cold_users(evaluations: list[Evaluation], test: HeldOut, graph: Interaction
     tables = [by_user_group(e, groups, metrics, **boot) for e in evaluations]
     targets = per_user.n_targets.groupby(groups, observed=True).sum().to_dict() | {KNOWN[2]: 0}
     if (new := new_user_lists(graph, test.new_users, [max(settings.ks)])) is not None:
-        tables.append(by_user_group(new, [KNOWN[2]] * new.n_users, metrics, **boot))
+        tables.append(by_user_group(new, [KNOWN[2]]*new.n_users, metrics, **boot))
         targets[KNOWN[2]] = int(new.per_user.n_targets.sum())
     table = pd.concat(tables).rename(columns={'mean': 'recall', 'users': 'n'})
     return table.assign(of='users', targets=table.group.map(targets))
@@ -468,40 +392,39 @@ def _cold_products(evaluations: list[Evaluation], test: HeldOut, graph: Interact
 
 # %% ../nbs/05_inference.ipynb #f71ad11b
 def cold_groups(
-    evaluations: list[Evaluation], test: HeldOut, graph: InteractionGraph, settings: InferenceSettings
-) -> pd.DataFrame:  # of, group, method, n, targets, recall, low, high: `n` users who have targets, or products
+    evaluations: list[Evaluation],
+    test: HeldOut,
+    graph: InteractionGraph,
+    settings: InferenceSettings,
+) -> pd.DataFrame: # of, group, method, n, targets, recall, low, high: `n` users who have targets, or products
     "recall@k of users by what is known of them, and of targets by what is known of the product."
     tables = [part(evaluations, test, graph, settings) for part in (_cold_users, _cold_products)]
     lost = test.counts.get('cold_item_pairs', 0)
-    nobody = dict(of='products', group=KNOWN[2], method='any', n=np.nan, targets=lost, recall=0.0, low=0.0, high=0.0)
+    nobody = dict(of='products', group=KNOWN[2], method='any', n=np.nan, targets=lost, recall=0., low=0., high=0.)
     table = pd.concat([*tables, pd.DataFrame([nobody] if lost else [])], ignore_index=True)
     return table[['of', 'group', 'method', 'n', 'targets', 'recall', 'low', 'high']]
 
 # %% ../nbs/05_inference.ipynb #83cfac75
 def plot_groups(
-    table: pd.DataFrame,  # method, group, a value, low, high
-    value: str = 'mean',  # column to show
-    ylabel: str = '',  # what it is
-    xlabel: str = '',  # what the groups are
-    size: str = '',  # a column to print below each group's name, such as 'users'
-    ax=None,  # matplotlib axes; a new figure by default
-) -> Any:  # the axes
+    table: pd.DataFrame, # method, group, a value, low, high
+    value: str = 'mean', # column to show
+    ylabel: str = '',    # what it is
+    xlabel: str = '',    # what the groups are
+    size: str = '',      # a column to print below each group's name, such as 'users'
+    ax=None,             # matplotlib axes; a new figure by default
+) -> Any: # the axes
     "Draw a value with its interval for each group and method."
     import matplotlib.pyplot as plt
-
     if ax is None:
         _, ax = plt.subplots(figsize=(7, 3.8), dpi=80, layout='constrained')
     groups, names = list(dict.fromkeys(table.group)), list(dict.fromkeys(table.method))
-    width = 0.8 / len(names)
+    width = .8/len(names)
     for i, name in enumerate(names):
         t = table[table.method == name]
-        at = [groups.index(g) + (i - (len(names) - 1) / 2) * width for g in t.group]
-        error = np.maximum(np.abs(np.stack([t[value] - t.low, t.high - t[value]])), 0)
-        ax.bar(at, t[value], width * 0.9, yerr=error, label=name, error_kw=dict(lw=0.8, ecolor='.3'))
-
-    def label(g):
-        return f'{g}\n{table[table.group == g][size].iloc[0]:,} {size}' if size else g
-
+        at = [groups.index(g)+(i-(len(names)-1)/2)*width for g in t.group]
+        error = np.maximum(np.abs(np.stack([t[value]-t.low, t.high-t[value]])), 0)
+        ax.bar(at, t[value], width*.9, yerr=error, label=name, error_kw=dict(lw=.8, ecolor='.3'))
+    def label(g): return f'{g}\n{table[table.group == g][size].iloc[0]:,} {size}' if size else g
     ax.set_xticks(range(len(groups)), [label(g) for g in groups])
     ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
     ax.figure.legend(loc='outside upper center', frameon=False, fontsize=8, ncols=4)
@@ -510,30 +433,26 @@ def plot_groups(
 
 # %% ../nbs/05_inference.ipynb #6718ae97
 def printable(
-    comparison: pd.DataFrame,  # method, metric, mean, low, high
-    metrics: Iterable[str],  # columns to show; the first one orders the lines
+    comparison: pd.DataFrame, # method, metric, mean, low, high
+    metrics: Iterable[str],   # columns to show; the first one orders the lines
 ) -> str:
     "The comparison as text, best first."
     metrics = list(metrics)
     t = comparison[comparison.metric.isin(metrics)].copy()
-
-    def interval(r):
-        return f' [{r.low:.4f}, {r.high:.4f}]' if r.low == r.low else ''
-
+    def interval(r): return f' [{r.low:.4f}, {r.high:.4f}]' if r.low == r.low else ''
     t['text'] = [f'{r["mean"]:.4f}{interval(r)}' for _, r in t.iterrows()]
     order = t[t.metric == metrics[0]].sort_values('mean', ascending=False, kind='stable').method
     wide = t.pivot(index='method', columns='metric', values='text').loc[order, metrics]
     return wide.rename_axis(columns=None, index=None).to_string()
 
-
 def differences(
-    evaluations: list[Evaluation],  # the model first
+    evaluations: list[Evaluation], # the model first
     settings: InferenceSettings,
-    models: int = 1,  # the first `models` are compared with all that come after them
-) -> pd.DataFrame:  # model, method, metric, difference, low, high, better, worse
+    models: int = 1,               # the first `models` are compared with all that come after them
+) -> pd.DataFrame: # model, method, metric, difference, low, high, better, worse
     "The model (or its parts too) minus each other method, paired by user."
     values, tables = ['difference', 'low', 'high', 'better', 'worse'], []
-    for a, b in ((a, b) for i, a in enumerate(evaluations[:models]) for b in evaluations[i + 1 :]):
+    for a, b in ((a, b) for i, a in enumerate(evaluations[:models]) for b in evaluations[i+1:]):
         table = compare(a, b, a.columns, settings.bootstrap, settings.level, settings.seed)[values]
         tables.append(table.rename_axis('metric').reset_index().assign(model=a.name, method=b.name))
     columns = ['model', 'method', 'metric', *values]
@@ -542,38 +461,36 @@ def differences(
 # %% ../nbs/05_inference.ipynb #66cba67d
 def choose_customers(
     graph: InteractionGraph,
-    users: np.ndarray,  # int, user indices to choose from
-    n: int,  # how many
-) -> np.ndarray:  # int (n,) user indices
+    users: np.ndarray, # int, user indices to choose from
+    n: int,            # how many
+) -> np.ndarray: # int (n,) user indices
     "Choose users spread evenly over activity, from low to high; always the same ones."
     events = events_per_user(graph)[users]
     order = np.asarray(users)[np.lexsort((users, events))]
-    return order[((np.arange(n) + 0.5) / n * len(order)).astype(int)] if len(order) >= n else order
-
+    return order[((np.arange(n)+.5)/n*len(order)).astype(int)] if len(order) >= n else order
 
 def _history_lines(graph: InteractionGraph, user: int, most: int) -> list[str]:
     "What a user did, latest first."
     edges = graph.edges_of(user=user)
     facts = graph.edges.iloc[edges] if graph.edges is not None else pd.DataFrame(index=edges)
     latest = np.arange(len(edges))
-    if 'last_time' in facts:
-        latest = np.argsort(-facts.last_time.astype('int64').to_numpy(), kind='stable')
+    if 'last_time' in facts: latest = np.argsort(-facts.last_time.astype('int64').to_numpy(), kind='stable')
     counts = [c for c in facts if c.startswith('n_')]
     lines = [f'customer {graph.user_ids.ids[user]}: {len(edges)} products in the history']
     for e in latest[:most]:
         events = [f'{int(facts[c].iloc[e])} {c[2:].replace("_", " ")}' for c in counts if facts[c].iloc[e]]
         did = ', '.join(events) or ('bought' if graph.purchased[edges[e]] else 'seen')
         lines.append(f'   {graph.item_label(int(graph.item[edges[e]]))}: {did}')
-    return lines + [f'   ... and {len(edges) - most} more'] * (len(edges) > most)
+    return lines+[f'   ... and {len(edges)-most} more']*(len(edges) > most)
 
 # %% ../nbs/05_inference.ipynb #6ff9ce9f
 def describe_customer(
     graph: InteractionGraph,
-    user: int,  # user index
-    items: np.ndarray,  # int (k,) recommended items, -1 pads
-    targets: np.ndarray | None = None,  # items that the user bought in the test period
-    history: int = 5,  # how many items of the history
-    shown: int = 10,  # how many items of the list
+    user: int,             # user index
+    items: np.ndarray,     # int (k,) recommended items, -1 pads
+    targets: np.ndarray|None = None, # items that the user bought in the test period
+    history: int = 5,      # how many items of the history
+    shown: int = 10,       # how many items of the list
 ) -> str:
     "What a user did, latest first, and the list; `*` marks what was bought in the test period."
     bought = set() if targets is None else set(np.asarray(targets).tolist())
@@ -582,32 +499,28 @@ def describe_customer(
     for rank, i in enumerate(items[:shown], 1):
         lines.append(f' {"*" if i in bought else " "}{rank:2d}. {graph.item_label(i)}')
     if len(items) > shown:
-        lines.append(f'   ... and {len(items) - shown} more, {len(bought & set(items[shown:]))} of them bought')
+        lines.append(f'   ... and {len(items)-shown} more, {len(bought & set(items[shown:]))} of them bought')
     return '\n'.join(lines)
 
 # %% ../nbs/05_inference.ipynb #9ef79522
-def _empty(columns=()):
-    return field(default_factory=lambda: pd.DataFrame(columns=list(columns)), repr=False)
-
+def _empty(columns=()): return field(default_factory=lambda: pd.DataFrame(columns=list(columns)), repr=False)
 
 @dataclass
 class InferenceResult:
     "What stage `inference` did; tables are empty if nothing was compared."
-
-    counts: dict  # of recommendations and of the test split
-    evaluations: list[Evaluation] = field(default_factory=list, repr=False)  # the model first
+    counts: dict                  # of recommendations and of the test split
+    evaluations: list[Evaluation] = field(default_factory=list, repr=False) # the model first
     comparison: pd.DataFrame = _empty(['method', 'metric', 'mean', 'low', 'high'])
     differences: pd.DataFrame = _empty()
     by_activity: pd.DataFrame = _empty()
     by_popularity: pd.DataFrame = _empty()
-    cold: pd.DataFrame = _empty()  # see `cold_groups`
+    cold: pd.DataFrame = _empty() # see `cold_groups`
     seconds: pd.DataFrame = _empty()
-    customers: str = ''  # a few users and their lists
+    customers: str = ''           # a few users and their lists
 
     @property
-    def curves(self) -> pd.DataFrame:  # recall, index k, a column a method
+    def curves(self) -> pd.DataFrame: # recall, index k, a column a method
         return pd.concat([e.curve() for e in self.evaluations], axis=1) if self.evaluations else pd.DataFrame()
-
     @property
     def k(self) -> int:
         return self.evaluations[0].ks[-1] if self.evaluations else 0
@@ -626,11 +539,12 @@ def metrics(self: InferenceResult) -> dict:
 
 # %% ../nbs/05_inference.ipynb #dca6571d
 def compare_on_test(
-    model: Recommender, test: HeldOut, settings: InferenceSettings
-) -> InferenceResult:  # with the test split's counts
+    model: Recommender,
+    test: HeldOut,
+    settings: InferenceSettings,
+) -> InferenceResult: # with the test split's counts
     "Measure all methods on the test split, and choose a few users to show."
-    if not test.counts['comparable_users']:
-        return InferenceResult(test.counts)
+    if not test.counts['comparable_users']: return InferenceResult(test.counts)
     graph = model.graph
     evaluations, seconds = evaluate_methods(model, test, settings)
     users = choose_customers(graph, evaluations[0].per_user.user.to_numpy(), settings.customers)
@@ -641,7 +555,7 @@ def compare_on_test(
         counts=test.counts | dict(masked_pairs=evaluations[0].n_masked),
         evaluations=evaluations,
         comparison=comparison_table(evaluations, **_bootstrap(settings)),
-        differences=differences(evaluations, settings, 1 + len(_parts(model))),
+        differences=differences(evaluations, settings, 1+len(_parts(model))),
         by_activity=by_activity,
         by_popularity=by_popularity,
         cold=cold_groups(evaluations, test, graph, settings),
@@ -650,20 +564,18 @@ def compare_on_test(
     )
 
 # %% ../nbs/05_inference.ipynb #f9c0670d
-def plot_recall(result: InferenceResult) -> Any:  # matplotlib axes
+def plot_recall(result: InferenceResult) -> Any: # matplotlib axes
     "Draw recall@k on the test split, one line a method."
     ax = plot_curve(result.curves)
     ax.set_title(f'{result.evaluations[0].n_users:,} users of the test split', fontsize=10)
     return ax
 
-
-def plot_by_activity(result: InferenceResult) -> Any:  # matplotlib axes
+def plot_by_activity(result: InferenceResult) -> Any: # matplotlib axes
     "Draw recall@k by users' events before the split."
     t, recall = result.by_activity, f'recall@{result.k}'
     return plot_groups(t[t.metric == recall], 'mean', recall, 'events of the user in the training graph', 'users')
 
-
-def plot_by_popularity(result: InferenceResult) -> Any:  # matplotlib axes
+def plot_by_popularity(result: InferenceResult) -> Any: # matplotlib axes
     "Draw recall@k by how popular the bought product was."
     label = 'popularity of the product (a third of all purchases each)'
     return plot_groups(result.by_popularity, 'recall', f'recall@{result.k}', label, 'targets')
@@ -671,60 +583,46 @@ def plot_by_popularity(result: InferenceResult) -> Any:  # matplotlib axes
 # %% ../nbs/05_inference.ipynb #22128cdd
 def _write_csv(table: pd.DataFrame, path: Path, index: bool = False):
     "Write a table for people and DVC, atomically."
-    with atomic_path(path) as tmp:
-        table.to_csv(tmp, index=index, float_format='%.6g')
-
+    with atomic_path(path) as tmp: table.to_csv(tmp, index=index, float_format='%.6g')
 
 def _write_plot(ax, path: Path):
     "Write a plot as PNG, atomically; the figure is closed."
     import matplotlib.pyplot as plt
-
-    with atomic_path(path) as tmp:
-        ax.figure.savefig(tmp, metadata={'Software': None})
+    with atomic_path(path) as tmp: ax.figure.savefig(tmp, metadata={'Software': None})
     plt.close(ax.figure)
 
-
 def write_inference_report(
-    folder: str | Path,  # reports/inference
+    folder: str|Path, # reports/inference
     result: InferenceResult,
 ):
     "Write metrics.json, the tables as CSV, the plots as PNG and customers.txt."
     folder = Path(folder)
-    write_json(result.metrics, folder / 'metrics.json')
+    write_json(result.metrics, folder/'metrics.json')
     for name in ('comparison', 'differences', 'by_activity', 'by_popularity', 'cold'):
-        _write_csv(getattr(result, name), folder / f'{name}.csv')
-    _write_csv(result.seconds, folder / 'methods.csv')
-    _write_csv(result.curves, folder / 'recall_at_k.csv', index=True)
-    with atomic_path(folder / 'customers.txt') as tmp:
-        tmp.write_text(result.customers + '\n', encoding='utf8')
-    if not result.evaluations:
-        return
-    _write_plot(plot_recall(result), folder / 'recall_at_k.png')
-    _write_plot(plot_by_activity(result), folder / 'by_activity.png')
-    _write_plot(plot_by_popularity(result), folder / 'by_popularity.png')
+        _write_csv(getattr(result, name), folder/f'{name}.csv')
+    _write_csv(result.seconds, folder/'methods.csv')
+    _write_csv(result.curves, folder/'recall_at_k.csv', index=True)
+    with atomic_path(folder/'customers.txt') as tmp: tmp.write_text(result.customers+'\n', encoding='utf8')
+    if not result.evaluations: return
+    _write_plot(plot_recall(result), folder/'recall_at_k.png')
+    _write_plot(plot_by_activity(result), folder/'by_activity.png')
+    _write_plot(plot_by_popularity(result), folder/'by_popularity.png')
 
 # %% ../nbs/05_inference.ipynb #c34c90cf
 def _count_line(counts: dict) -> str:
     "What was written, and for whom."
-    return (
-        f'{counts["n_rows"]:,} recommendations for {counts["n_users"]:,} users '
-        f'({counts["n_popular_users"]:,} of them unknown to the model: popular items)'
-    )
-
+    return (f'{counts["n_rows"]:,} recommendations for {counts["n_users"]:,} users '
+        f'({counts["n_popular_users"]:,} of them unknown to the model: popular items)')
 
 def _split_line(counts: dict) -> str:
     "What the test split holds, and what of it is compared."
-    reasons = dict(
-        cold_item_pairs='of products unknown to the model',
-        cold_user_pairs='of users unknown to it',
-        cold_both_pairs='of both',
-    )
+    reasons = dict(cold_item_pairs='of products unknown to the model', cold_user_pairs='of users unknown to it',
+        cold_both_pairs='of both')
     left_out = ', '.join(f'{counts[key]:,} {text}' for key, text in reasons.items() if counts[key])
     compared = 'all of them compared'
     if left_out:
-        compared = (
-            f'compared on {counts["comparable_pairs"]:,} of {counts["comparable_users"]:,} users; left out: {left_out}'
-        )
+        compared = (f'compared on {counts["comparable_pairs"]:,} of {counts["comparable_users"]:,} users; '
+            f'left out: {left_out}')
     return f'Test split: {counts["test_pairs"]:,} first purchases of {counts["test_users"]:,} users, {compared}'
 
 # %% ../nbs/05_inference.ipynb #3bb9d607
@@ -735,9 +633,8 @@ def _cold_lines(result: InferenceResult, model: str) -> str:
     lines = [f'recall@{result.k} by what was known before the split']
     for r in t[(t.method.isin([model, 'any']) | new) & (t.targets != 0)].itertuples():
         note = ', the popular list' if r.method == 'popular' and model != 'popular' else ''
-        lines.append(
-            f'  {r.of}: {r.group} ({r.targets:,.0f} targets): {r.recall:.4f} [{r.low:.4f}, {r.high:.4f}]{note}'
-        )
+        lines.append(f'  {r.of}: {r.group} ({r.targets:,.0f} targets): '
+            f'{r.recall:.4f} [{r.low:.4f}, {r.high:.4f}]{note}')
     return '\n'.join(lines)
 
 # %% ../nbs/05_inference.ipynb #c04e4d80
@@ -745,36 +642,34 @@ def _summary(result: InferenceResult, model: Recommender, settings: InferenceSet
     "What a person wants to know of the comparison."
     head = _split_line(result.counts)
     if not result.evaluations:
-        return (
-            f'{head}\nNo user of the test split is known to the model: nothing to compare. '
-            'A longer training period or a later split would help.'
-        )
+        return (f'{head}\nNo user of the test split is known to the model: nothing to compare. '
+            'A longer training period or a later split would help.')
     metrics = [f'{m}@{result.k}' for m in ('recall', 'ndcg', 'mark', 'hit_rate', 'coverage')]
     t = result.comparison
-    plain = t[t.metric.isin(metrics[2:])].assign(low=np.nan)  # without intervals, to fit the line
+    plain = t[t.metric.isin(metrics[2:])].assign(low=np.nan) # without intervals, to fit the line
     table = printable(pd.concat([t[t.metric.isin(metrics[:2])], plain]), metrics)
     note = f'[ ]: {settings.level:.0%} bootstrap interval over users\n{describe_model(model)}'
     return f'{head}\n\n{table}\n{note}\n\n{_cold_lines(result, model.name)}\n\n{result.customers}'
 
 # %% ../nbs/05_inference.ipynb #88f8dd9a
 def run_inference(
-    params: str | Path = 'params.yaml',  # params file of a project whose earlier stages have run
+    params: str|Path = 'params.yaml', # params file of a project whose earlier stages have run
 ) -> InferenceResult:
     "Stage `inference`: write everybody's recommendations, then compare all methods on the test split."
     settings, paths = load_settings(InferenceSettings, 'inference', params), ProjectPaths(resolve_params(params).parent)
     seed_everything(settings.seed)
     graph = InteractionGraph.load(paths.graph)
     model = load_checkpoint(paths.checkpoints, graph)
-    methods(model, settings.baselines, settings.seed)  # a wrong name stops before anything is written
-    val, new = read_val(paths.processed / 'val.parquet', graph)
-    outside = pd.concat([outside_users(paths.processed / 'train_events.parquet', graph), new], ignore_index=True)
+    methods(model, settings.baselines, settings.seed) # a wrong name stops before anything is written
+    val, new = read_val(paths.processed/'val.parquet', graph)
+    outside = pd.concat([outside_users(paths.processed/'train_events.parquet', graph), new], ignore_index=True)
     job = Recommending(model, settings, outside, val, model.model_version)
-    start, file = time.perf_counter(), paths.recommendations / 'recommendations.parquet'
+    start, file = time.perf_counter(), paths.recommendations/'recommendations.parquet'
     counts = write_recommendations(file, job, chosen_users(settings, graph, outside, paths))
-    print(f'{_count_line(counts)} in {time.perf_counter() - start:.1f} s -> {file.relative_to(paths.root)}')
+    print(f'{_count_line(counts)} in {time.perf_counter()-start:.1f} s -> {file.relative_to(paths.root)}')
     result = InferenceResult({})
     if settings.report:
-        result = compare_on_test(model, read_test(paths.processed / 'test.parquet', graph, val), settings)
+        result = compare_on_test(model, read_test(paths.processed/'test.parquet', graph, val), settings)
         print(_summary(result, model, settings))
     result.counts = counts | result.counts
     write_inference_report(paths.report('inference'), result)

@@ -21,46 +21,43 @@ __all__ = ['init_embedding', 'LightGCNRecommender']
 # %% ../nbs/03_lightgcn.ipynb #31a5cb9f
 def _spectral_start(
     graph: InteractionGraph,
-    dim: int,  # most directions
-    weighted: bool,  # use the edges' weights
-) -> np.ndarray:  # float32 (n_users + n_items, r), r <= dim; root mean square .1
+    dim: int,       # most directions
+    weighted: bool, # use the edges' weights
+) -> np.ndarray: # float32 (n_users + n_items, r), r <= dim; root mean square .1
     "Place users and items by the graph's leading singular vectors."
-    interactions = Adjacency.from_graph(graph, weighted).to_scipy()[: graph.n_users, graph.n_users :]
-    u, s, v = truncated_svd(interactions, dim, tol=0.05)  # a start need not be exact
-    e = np.concatenate([u, v]) * np.sqrt(s)
-    return e * np.float32(0.1 / np.sqrt(np.mean(e**2))) if len(s) else e
+    interactions = Adjacency.from_graph(graph, weighted).to_scipy()[:graph.n_users, graph.n_users:]
+    u, s, v = truncated_svd(interactions, dim, tol=.05) # a start need not be exact
+    e = np.concatenate([u, v])*np.sqrt(s)
+    return e*np.float32(.1/np.sqrt(np.mean(e**2))) if len(s) else e
 
 # %% ../nbs/03_lightgcn.ipynb #e7f9a923
 def init_embedding(
-    graph: InteractionGraph,  # the graph to train on
-    dim: int,  # d
-    start: Literal['svd', 'normal'] = 'svd',  # singular vectors, or normal with standard deviation .1
-    rng: np.random.Generator | None = None,  # draws the random part; a fixed one by default
-    weighted: bool = True,  # use the edges' weights
-) -> torch.Tensor:  # float32 (n_users+n_items, dim)
+    graph: InteractionGraph,      # the graph to train on
+    dim: int,                     # d
+    start: Literal['svd', 'normal'] = 'svd', # singular vectors, or normal with standard deviation .1
+    rng: np.random.Generator|None = None,    # draws the random part; a fixed one by default
+    weighted: bool = True,        # use the edges' weights
+) -> torch.Tensor: # float32 (n_users+n_items, dim)
     "Make the layer-0 embeddings that training starts from, users before items."
     if start not in ('svd', 'normal'):
         raise GnnEcommerceError(expected('start', "'svd' or 'normal'", repr(start)))
     rng = np.random.default_rng(0) if rng is None else rng
-    noise = rng.standard_normal((graph.n_users + graph.n_items, dim), np.float32) * np.float32(0.1)
-    if start == 'normal':
-        return torch.from_numpy(noise)
-    e, embedding = _spectral_start(graph, dim, weighted), noise * np.float32(0.1)
-    reached = np.linalg.norm(e, axis=1) > 1e-4 * np.sqrt(max(e.shape[1], 1))
-    embedding[reached, : e.shape[1]] = e[reached]
+    noise = rng.standard_normal((graph.n_users+graph.n_items, dim), np.float32)*np.float32(.1)
+    if start == 'normal': return torch.from_numpy(noise)
+    e, embedding = _spectral_start(graph, dim, weighted), noise*np.float32(.1)
+    reached = np.linalg.norm(e, axis=1) > 1e-4*np.sqrt(max(e.shape[1], 1))
+    embedding[reached, :e.shape[1]] = e[reached]
     return torch.from_numpy(embedding)
 
 # %% ../nbs/03_lightgcn.ipynb #bab087d7
 class LightGCNRecommender(EmbeddingRecommender):
     "Rank by LightGCN's final embeddings: cosine, or dot product."
-
-    def __init__(
-        self,
-        user_embedding: np.ndarray | torch.Tensor,  # final embeddings, (n_users, d)
-        item_embedding: np.ndarray | torch.Tensor,  # (n_items, d)
-        graph: InteractionGraph | None = None,  # may come later through fit
-        cosine: bool = True,  # score = cosine; False: dot product
-        name: str = 'lightgcn',  # name in tables
+    def __init__(self,
+        user_embedding: np.ndarray|torch.Tensor, # final embeddings, (n_users, d)
+        item_embedding: np.ndarray|torch.Tensor, # (n_items, d)
+        graph: InteractionGraph|None = None,     # may come later through fit
+        cosine: bool = True,                     # score = cosine; False: dot product
+        name: str = 'lightgcn',                  # name in tables
     ):
         tables = [torch.as_tensor(t).detach().cpu().float() for t in (user_embedding, item_embedding)]
         if cosine:
@@ -69,14 +66,13 @@ class LightGCNRecommender(EmbeddingRecommender):
         super().__init__(*tables, graph, name=name)
 
     @classmethod
-    def from_model(
-        cls,
-        model: torch.nn.Module,  # `LightGCN`, ours or PyG's, trained on this graph
+    def from_model(cls,
+        model: torch.nn.Module, # `LightGCN`, ours or PyG's, trained on this graph
         graph: InteractionGraph,
-        cosine: bool = False,  # as in the constructor; PyG's own training is for dot products
+        cosine: bool = False,   # as in the constructor; PyG's own training is for dot products
     ) -> LightGCNRecommender:
         "Make the recommender of a trained model, PyG's own too."
         data, device = graph.to_pyg(), model.embedding.weight.device
         with torch.no_grad():
             z = model.get_embedding(data.edge_index.to(device), data.edge_weight.to(device))
-        return cls(z[: graph.n_users], z[graph.n_users :], graph, cosine)
+        return cls(z[:graph.n_users], z[graph.n_users:], graph, cosine)

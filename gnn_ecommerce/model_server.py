@@ -24,27 +24,9 @@ from .core import ArtifactError, GnnEcommerceError, expected, write_json
 from .serving.engine import Engine, Job, Listed, in_share
 from .serving.http_server import HttpServer, Limits, problem_response
 from gnn_ecommerce.serving.protocol import (
-    INTERNAL_ERROR,
-    MAX_K,
-    MAX_REQUESTS,
-    ROUTES,
-    ActivateRequest,
-    ActivateResponse,
-    InferRequest,
-    InferResponse,
-    InferTensor,
-    ModelMetadata,
-    ProblemError,
-    RecommendRequest,
-    Request,
-    ServedBundle,
-    ServerMetadata,
-    SimilarResponse,
-    TensorInfo,
-    VersionResponse,
-    decode,
-    encode,
-    openapi,
+    INTERNAL_ERROR, MAX_K, MAX_REQUESTS, ROUTES, ActivateRequest, ActivateResponse, InferRequest, InferResponse,
+    InferTensor, ModelMetadata, ProblemError, RecommendRequest, Request, ServedBundle, ServerMetadata, SimilarResponse,
+    TensorInfo, VersionResponse, decode, encode, openapi
 )
 
 log = logging.getLogger('gnn_ecommerce.model_server')
@@ -58,11 +40,10 @@ __all__ = ['log', 'SOURCES', 'ROUTE_GROUPS', 'ROUTES_OF', 'NAMED_ROUTES', 'Serve
 @dataclass(frozen=True, eq=False)
 class ServedState:
     "What is served."
-
     active: Engine
-    canary: Engine | None = None
-    share: float = 0.0  # of the customers that the canary gets
-    previous: str | None = None  # bundle that was active before
+    canary: Engine|None = None
+    share: float = 0.         # of the customers that the canary gets
+    previous: str|None = None # bundle that was active before
 
     def engine(self, customer: Any) -> Engine:
         "Choose who answers this customer."
@@ -70,10 +51,7 @@ class ServedState:
 
     def engines(self) -> list[tuple[Engine, float]]:
         "List the engines and each one's share of the customers."
-        return (
-            [(self.active, 1.0)] if self.canary is None else [(self.active, 1 - self.share), (self.canary, self.share)]
-        )
-
+        return [(self.active, 1.)] if self.canary is None else [(self.active, 1-self.share), (self.canary, self.share)]
 
 def bundle_info(engine: Engine, share: float) -> ServedBundle:
     "Describe a bundle as `GET /version` does."
@@ -85,17 +63,10 @@ def bundle_info(engine: Engine, share: float) -> ServedBundle:
 # %% ../nbs/08_model_server.ipynb #22289dbc
 SOURCES = ('model', 'fold_in', 'content', 'popular', 'popular_in_category', 'random')
 #: pattern of a path -> its name in the metrics; the first that fits counts
-ROUTE_GROUPS = {
-    re.compile(pattern): group
-    for pattern, group in (
-        (r'/recommend', 'recommend'),
-        (r'/products/.*', 'similar'),
-        (r'.*/infer', 'infer'),
-        (r'/admin.*', 'admin'),
-        (r'.*', 'other'),
-    )
-}
-_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)  # seconds
+ROUTE_GROUPS = {re.compile(pattern): group for pattern, group in (
+    (r'/recommend', 'recommend'), (r'/products/.*', 'similar'), (r'.*/infer', 'infer'), (r'/admin.*', 'admin'),
+    (r'.*', 'other'))}
+_BUCKETS = (.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1.) # seconds
 _FIELDS = (
     *[f'requests:{group}:{hundred}xx' for group in ROUTE_GROUPS.values() for hundred in (2, 4, 5)],
     *[f'results:{source}' for source in SOURCES],
@@ -104,7 +75,6 @@ _FIELDS = (
 )
 _AT = {name: place for place, name in enumerate(_FIELDS)}
 
-
 def route_group(path: str) -> str:
     "Name a path as the metrics do."
     return next((group for pattern, group in ROUTE_GROUPS.items() if pattern.fullmatch(path)), 'other')
@@ -112,16 +82,15 @@ def route_group(path: str) -> str:
 # %% ../nbs/08_model_server.ipynb #80fdfc46
 class Shared:
     "Memory that supervisor and workers share: the generation that is served, and counters."
-
     def __init__(self, workers: int):
-        self._memory = mmap.mmap(-1, 4096 * (1 + workers))
+        self._memory = mmap.mmap(-1, 4096*(1+workers))
         self.generation = np.frombuffer(self._memory, np.int64, 1)
-        rows = np.frombuffer(self._memory, np.int64, 512 * workers, 4096).reshape(workers, 512)
-        self.counters = rows[:, : len(_FIELDS)]
+        rows = np.frombuffer(self._memory, np.int64, 512*workers, 4096).reshape(workers, 512)
+        self.counters = rows[:, :len(_FIELDS)]
 
     def totals(self) -> dict[str, int]:
         "Add up the workers' counters; buckets hold all that took no longer, swaps are those of the busiest worker."
-        sums, buckets = self.counters.sum(0), slice(_AT['le:0.001'], _AT['le:+Inf'] + 1)
+        sums, buckets = self.counters.sum(0), slice(_AT['le:0.001'], _AT['le:+Inf']+1)
         sums[buckets] = np.cumsum(sums[buckets])
         sums[_AT['swaps']] = self.counters[:, _AT['swaps']].max()
         return dict(zip(_FIELDS, sums.tolist()))
@@ -130,7 +99,6 @@ class Shared:
 @dataclass(frozen=True, eq=False)
 class ModelMetrics:
     "A Prometheus collector over the shared counters."
-
     shared: Shared
     state: ServedState
     workers: int
@@ -154,14 +122,9 @@ class ModelMetrics:
         registry.register(self)
         return generate_latest(registry)
 
-
 #: totals without labels -> what they count
-_COUNTED = {
-    'batches': 'batches',
-    'batched_requests': 'requests in batches',
-    'refused': 'connections refused',
-    'swaps': 'bundles put in place',
-}
+_COUNTED = {'batches': 'batches', 'batched_requests': 'requests in batches', 'refused': 'connections refused',
+            'swaps': 'bundles put in place'}
 _FIELD_OF = {'batched_requests': 'batched'}
 
 # %% ../nbs/08_model_server.ipynb #857470b6
@@ -170,18 +133,15 @@ def _labelled(name: str, about: str, totals: dict, labels: list[str]) -> Metric:
     family = CounterMetricFamily(f'gnn_model_{name}', about, labels=labels)
     for field_name, value in totals.items():
         prefix, *values = field_name.split(':')
-        if prefix == name:
-            family.add_metric(values, value)
+        if prefix == name: family.add_metric(values, value)
     return family
-
 
 def _seconds(totals: dict) -> Metric:
     "Times of `POST /recommend`."
     buckets = [(name.removeprefix('le:'), value) for name, value in totals.items() if name.startswith('le:')]
     family = HistogramMetricFamily('gnn_model_seconds', 'time of a request for lists')
-    family.add_metric([], buckets, totals['microseconds'] / 1e6)
+    family.add_metric([], buckets, totals['microseconds']/1e6)
     return family
-
 
 def _bundles(state: ServedState) -> Metric:
     "What is served, to which share of the customers."
@@ -194,34 +154,29 @@ def _bundles(state: ServedState) -> Metric:
 @dataclass(eq=False)
 class Pending:
     "A request of which some lists must be scored."
-
-    planned: list  # Listed, or Job
-    engines: list[Engine]  # of each
-    build: Callable  # (lists, engines) -> body
+    planned: list              # Listed, or Job
+    engines: list[Engine]      # of each
+    build: Callable            # (lists, engines) -> body
     respond: Callable
 
-    def make(self) -> bytes:  # the body
+    def make(self) -> bytes: # the body
         return self.build(self.planned, self.engines)
-
 
 @dataclass(eq=False)
 class Task:
     "Something else for the computing thread."
-
-    make: Callable  # () -> body
+    make: Callable # () -> body
     respond: Callable
-
 
 def _take_threads(n: int):
     "Let this thread compute on n cores: several workers that each wanted all of them would wait for each other."
     import torch
-
     torch.set_num_threads(n)
     if numba := sys.modules.get('numba'):
         numba.set_num_threads(min(n, numba.config.NUMBA_NUM_THREADS))
 
 # %% ../nbs/08_model_server.ipynb #c4713662
-def fill_scores(pending: list[Pending]) -> dict[Pending, Exception]:  # what could not be scored
+def fill_scores(pending: list[Pending]) -> dict[Pending, Exception]: # what could not be scored
     "Score what some requests wait for."
     jobs = {}
     for p in pending:
@@ -234,46 +189,37 @@ def fill_scores(pending: list[Pending]) -> dict[Pending, Exception]:  # what cou
                 p.planned[n] = listed
         return {}
     except Exception as err:
-        if len(pending) == 1:
-            return {pending[0]: err}
+        if len(pending) == 1: return {pending[0]: err}
         return {p: err for one in pending for p, err in fill_scores([one]).items()}
-
 
 def error_response(err: Exception) -> tuple:
     "Answer what failed."
-    if isinstance(err, ProblemError):
-        return problem_response(err)
+    if isinstance(err, ProblemError): return problem_response(err)
     log.error('a request failed', exc_info=err)
     return problem_response(ProblemError(500, INTERNAL_ERROR))
 
-
 def try_response(make: Callable) -> tuple:
     "Answer with a body, or with what went wrong."
-    try:
-        return 200, make()
-    except Exception as err:
-        return error_response(err)
+    try: return 200, make()
+    except Exception as err: return error_response(err)
 
 # %% ../nbs/08_model_server.ipynb #72532fdb
 class Batcher:
     "Does what waits, in a thread of its own, one batch after another."
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,  # where answers are given
-        counters: np.ndarray | None = None,  # a worker's row of `Shared`
-        most: int = 256,  # requests in a batch
-        threads: int = 1,  # cores that a batch may use
+    def __init__(self,
+        loop: asyncio.AbstractEventLoop, # where answers are given
+        counters: np.ndarray|None = None, # a worker's row of `Shared`
+        most: int = 256, # requests in a batch
+        threads: int = 1, # cores that a batch may use
     ):
         self.loop, self.most, self.waiting, self.running = loop, most, deque(), False
         self.counters = np.zeros(len(_FIELDS), np.int64) if counters is None else counters
         self.thread = ThreadPoolExecutor(1, 'compute', _take_threads, (threads,))
 
-    def add(self, work: Pending | Task):
+    def add(self, work: Pending|Task):
         "Put something behind what waits."
         self.waiting.append(work)
-        if not self.running:
-            self._next()
+        if not self.running: self._next()
 
 # %% ../nbs/08_model_server.ipynb #755b56ac
 @patch
@@ -284,42 +230,34 @@ def _next(self: Batcher):
     if batch:
         self.loop.run_in_executor(self.thread, self._run, batch).add_done_callback(self._done)
 
-
 @patch
-def _run(self: Batcher, batch: list[Pending | Task]) -> list[tuple[Callable, tuple]]:  # respond and its arguments
+def _run(self: Batcher, batch: list[Pending|Task]) -> list[tuple[Callable, tuple]]: # respond and its arguments
     "Do a batch."
     failed = fill_scores([work for work in batch if isinstance(work, Pending)])
     self.counters[_AT['batches']] += 1
     self.counters[_AT['batched']] += len(batch)
-
     def answer(work):
         return error_response(failed[work]) if work in failed else try_response(work.make)
-
     return [(work.respond, answer(work)) for work in batch]
-
 
 @patch
 def _done(self: Batcher, future):
     "Answer, and begin the next batch."
     try:
-        for respond, answer in future.result():
-            respond(*answer)
-    finally:
-        self._next()
+        for respond, answer in future.result(): respond(*answer)
+    finally: self._next()
 
 # %% ../nbs/08_model_server.ipynb #b5849c28
 class App:
     "The routes over a state that can be replaced."
-
-    def __init__(
-        self,
+    def __init__(self,
         batcher: Batcher,
-        state: Callable,  # () -> ServedState
-        shared: Shared | None = None,
-        slot: int = 0,  # which worker this is
+        state: Callable,         # () -> ServedState
+        shared: Shared|None = None,
+        slot: int = 0,           # which worker this is
         workers: int = 1,
-        activate: Callable | None = None,  # (ActivateRequest, respond): asks the supervisor
-        token: str | None = None,  # that /admin wants; None: clients of this machine alone may
+        activate: Callable|None = None, # (ActivateRequest, respond): asks the supervisor
+        token: str|None = None,  # that /admin wants; None: clients of this machine alone may
     ):
         self.batcher, self.state, self.workers, self.activate, self.token = batcher, state, workers, activate, token
         self.shared = shared or Shared(1)
@@ -329,14 +267,12 @@ class App:
         method = 'GET' if request.method == 'HEAD' else request.method
         route = ROUTES_OF.get((method, request.path))
         try:
-            if route is not None:
-                return route(self, request, respond)
+            if route is not None: return route(self, request, respond)
             return self._named(method, request, respond)
         except ProblemError as err:
             respond(*problem_response(err, _request_id(request)))
 
-
-def _request_id(request) -> str | None:
+def _request_id(request) -> str|None:
     "The id that the client gave its request, if it is a harmless one."
     id = request.headers.get(b'x-request-id', b'').decode('latin1')
     return id if re.fullmatch(r'[\w.:-]{1,64}', id) else None
@@ -347,8 +283,7 @@ def _named(self: App, method, request, respond):
     "Answer a path with a name in it. Raises `ProblemError` (404, 405) if there is none."
     methods = {m for m, path in ROUTES_OF if path == request.path}
     for route_method, pattern, route in NAMED_ROUTES:
-        if not (match := pattern.fullmatch(request.path)):
-            continue
+        if not (match := pattern.fullmatch(request.path)): continue
         if route_method == method:
             return route(self, request, respond, unquote(match[1]))
         methods.add(route_method)
@@ -364,12 +299,9 @@ def _named(self: App, method, request, respond):
 def recommend(self: App, request, respond):
     "`POST /recommend`."
     head = b'{"model_version":%b,"results":[' % encode(self.state().active.version)
-
     def build(lists, engines):
-        return head + b','.join([engine.to_json(listed) for engine, listed in zip(engines, lists)]) + b']}'
-
+        return head+b','.join([engine.to_json(listed) for engine, listed in zip(engines, lists)])+b']}'
     self.lists(decode(request.body, RecommendRequest).requests, respond, build)
-
 
 @patch
 def lists(self: App, requests, respond, build):
@@ -377,16 +309,12 @@ def lists(self: App, requests, respond, build):
     state = self.state()
     engines = [state.engine(request.customer) for request in requests]
     planned = [engine.plan(request) for engine, request in zip(engines, requests)]
-
     def counted(lists, engines):
-        for listed in lists:
-            self.mine[_AT['results:' + listed.source]] += 1
+        for listed in lists: self.mine[_AT['results:'+listed.source]] += 1
         return build(lists, engines)
-
     if any(isinstance(p, Job) or p.request.explain for p in planned):
         self.batcher.add(Pending(planned, engines, counted, respond))
-    else:
-        respond(200, counted(planned, engines))
+    else: respond(200, counted(planned, engines))
 
 # %% ../nbs/08_model_server.ipynb #1ccc0da6
 @patch
@@ -400,7 +328,6 @@ def similar(self: App, request, respond, id):
     if ids.find(key) < 0:
         raise ProblemError(404, expected('product', 'one that the model knows', repr(id[:80])))
     self.batcher.add(Task(lambda: encode(SimilarResponse(key, engine.version, engine.similar(key, int(k)))), respond))
-
 
 @patch
 def version(self: App, request, respond):
@@ -417,13 +344,11 @@ def live(self: App, request, respond):
     self.state()
     respond(200, b'{"status":"ok"}')
 
-
 @patch
 def metrics(self: App, request, respond):
     "`GET /metrics`."
     text = ModelMetrics(self.shared, self.state(), self.workers).text()
     respond(200, text, b'text/plain; version=0.0.4')
-
 
 @patch
 def describe(self: App, request, respond):
@@ -441,7 +366,6 @@ def admin(self: App, request, respond):
         raise ProblemError(503, expected('admin', 'a supervisor', 'none'))
     self.activate(decode(request.body, ActivateRequest), respond)
 
-
 @patch
 def _check_admin(self: App, request):
     "Raise `ProblemError` unless this client may swap bundles."
@@ -450,31 +374,25 @@ def _check_admin(self: App, request):
         allowed = _is_local(request.peer)
     else:
         given, wanted = request.headers.get(b'authorization', b''), 'a bearer token'
-        allowed = hmac.compare_digest(given, b'Bearer ' + self.token.encode())
+        allowed = hmac.compare_digest(given, b'Bearer '+self.token.encode())
     if not allowed:
         raise ProblemError(403, expected('admin', wanted, 'neither'))
 
-
 def _is_local(peer: str) -> bool:
-    try:
-        return ipaddress.ip_address(peer).is_loopback
-    except ValueError:
-        return False
+    try: return ipaddress.ip_address(peer).is_loopback
+    except ValueError: return False
 
 # %% ../nbs/08_model_server.ipynb #442696ba
 _MODEL = 'recommender'
-
 
 def _check_model(name: str):
     if name != _MODEL:
         raise ProblemError(404, expected('model', _MODEL, repr(name[:80])))
 
-
 @patch
 def server(self: App, request, respond):
     "`GET /v2`."
     respond(200, encode(ServerMetadata('gnn_ecommerce', __version__, [])))
-
 
 @patch
 def model(self: App, request, respond, name):
@@ -498,7 +416,6 @@ def model_ready(self: App, request, respond, name):
     _check_model(name)
     self.live(request, respond)
 
-
 @patch
 def infer(self: App, request, respond, name):
     "`POST /v2/models/{name}/infer`."
@@ -512,7 +429,7 @@ def infer(self: App, request, respond, name):
     self.lists(requests, respond, lambda lists, engines: _tensors(body, k, lists, engines))
 
 # %% ../nbs/08_model_server.ipynb #8952b2c5
-def _columns(body: InferRequest) -> dict[str, list]:  # customer, basket or both: a value a row
+def _columns(body: InferRequest) -> dict[str, list]: # customer, basket or both: a value a row
     "Check the inputs. Raises `ProblemError`."
     columns = {tensor.name: _rows(tensor) for tensor in body.inputs}
     if len(columns) != len(body.inputs):
@@ -521,7 +438,6 @@ def _columns(body: InferRequest) -> dict[str, list]:  # customer, basket or both
     if len({len(column) for column in columns.values()}) > 1:
         raise ProblemError(422, expected('inputs', 'as many baskets as customers', 'other numbers'))
     return columns
-
 
 def _rows(tensor: InferTensor) -> list:
     "Check an input of shape [n] or [n, 1] and return its values. Raises `ProblemError`."
@@ -533,31 +449,26 @@ def _rows(tensor: InferTensor) -> list:
         raise ProblemError(422, expected(tensor.name, wanted, f'{tensor.shape} with {n}'))
     return tensor.data
 
-
 def _basket_of(text: Any) -> list:
     "Read one row of `basket`. Raises `ProblemError`."
-    try:
-        basket = json.loads(text)
-    except (TypeError, ValueError, RecursionError):
-        basket = None
-    if isinstance(basket, list):
-        return basket
+    try: basket = json.loads(text)
+    except (TypeError, ValueError, RecursionError): basket = None
+    if isinstance(basket, list): return basket
     raise ProblemError(422, expected('basket', 'a JSON list of product ids in each row', 'something else'))
 
 # %% ../nbs/08_model_server.ipynb #520b426a
-def _padded(lists: list[list], k: int, value: Any) -> list:  # n * k values
+def _padded(lists: list[list], k: int, value: Any) -> list: # n * k values
     "Put rows of up to k values one behind the other."
-    return [x for row in lists for x in (*row, *[value] * (k - len(row)))]
-
+    return [x for row in lists for x in (*row, *[value]*(k-len(row)))]
 
 def _tensors(body: InferRequest, k: int, lists: list[Listed], engines: list[Engine]) -> bytes:
     "Answer a call on tensors."
     n, text = len(lists), engines[0].bundle.item_ids.is_text
     ids = [engine.bundle.item_ids.decode(listed.items).tolist() for listed, engine in zip(lists, engines)]
-    scores = [[0.0] * len(listed.items) if listed.scores is None else listed.scores.tolist() for listed in lists]
+    scores = [[0.]*len(listed.items) if listed.scores is None else listed.scores.tolist() for listed in lists]
     tensors = {
         'product': ([n, k], 'BYTES' if text else 'INT64', _padded(ids, k, '' if text else -1)),
-        'score': ([n, k], 'FP32', _padded(scores, k, 0.0)),
+        'score': ([n, k], 'FP32', _padded(scores, k, 0.)),
         'count': ([n], 'INT32', [len(listed.items) for listed in lists]),
         'source': ([n], 'BYTES', [listed.source for listed in lists]),
     }
@@ -594,51 +505,44 @@ NAMED_ROUTES = [
 @dataclass(frozen=True)
 class ServerSettings:
     "Settings of the model server."
-
-    folder: Path  # where bundles are
-    pointer: Path  # file that says what is served
+    folder: Path               # where bundles are
+    pointer: Path              # file that says what is served
     host: str = '127.0.0.1'
-    port: int = 8001  # 0: one that is free
+    port: int = 8001           # 0: one that is free
     workers: int = 2
-    token: str | None = None  # that /admin wants
-    limits: Limits = Limits(answer=120.0)
-
+    token: str|None = None     # that /admin wants
+    limits: Limits = Limits(answer=120.)
 
 def cores() -> int:
     "Count the cores that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
-
-def _line(message: dict) -> bytes:  # as it goes through a pipe
-    return json.dumps(message).encode() + b'\n'
+def _line(message: dict) -> bytes: # as it goes through a pipe
+    return json.dumps(message).encode()+b'\n'
 
 # %% ../nbs/08_model_server.ipynb #d4bc9355
 class Worker:
     "A process that answers: event loop, computing thread, and a pipe to the supervisor."
-
-    def __init__(
-        self,
+    def __init__(self,
         settings: ServerSettings,
-        slot: int,  # which worker this is
-        sock: socket.socket,  # listening
-        pipe: socket.socket,  # to the supervisor
+        slot: int,             # which worker this is
+        sock: socket.socket,   # listening
+        pipe: socket.socket,   # to the supervisor
         shared: Shared,
-        first: dict,  # what is served at the start, as the supervisor says it
+        first: dict,           # what is served at the start, as the supervisor says it
     ):
         self.settings, self.slot, self.sock, self.pipe, self.shared = settings, slot, sock, pipe, shared
-        self.states, self.first = {}, first  # generation -> ServedState
-        self.asked, self.asks = {}, 0  # id -> respond, of activations that wait for the supervisor
+        self.states, self.first = {}, first # generation -> ServedState
+        self.asked, self.asks = {}, 0       # id -> respond, of activations that wait for the supervisor
 
     def state(self) -> ServedState:
         return self.states[int(self.shared.generation[0])]
 
-    def send(self, message: dict):
-        self.writer.write(_line(message))
+    def send(self, message: dict): self.writer.write(_line(message))
 
     def run(self):
         "Serve until told to stop."
         import torch, uvloop
-
         torch.set_num_threads(1)
         loop = uvloop.new_event_loop()
         asyncio.set_event_loop(loop)
@@ -651,7 +555,7 @@ async def main(self: Worker):
     self.loop, self.over = asyncio.get_running_loop(), asyncio.Event()
     for s in (signal.SIGTERM, signal.SIGINT):
         self.loop.add_signal_handler(s, self.over.set)
-    threads = max(1, cores() // self.settings.workers)
+    threads = max(1, cores()//self.settings.workers)
     self.batcher = Batcher(self.loop, self.shared.counters[self.slot], threads=threads)
     reader, self.writer = await asyncio.open_connection(sock=self.pipe)
     await self.prepare(self.first)
@@ -662,14 +566,11 @@ async def main(self: Worker):
     await self.http.stop()
     listening.cancel()
 
-
 @patch
 async def _serve(self: Worker):
     "Begin to answer."
-
     def failed(request, err):
         log.error('%s %s failed', request.method, request.path, exc_info=err)
-
     workers, token = self.settings.workers, self.settings.token
     app = App(self.batcher, self.state, self.shared, self.slot, workers, self.activate, token)
     self.http = HttpServer(app, self.settings.limits, self.answered, failed)
@@ -682,21 +583,17 @@ async def listen(self: Worker, reader):
     try:
         while line := await reader.readline():
             await self.handle(json.loads(line))
-    finally:
-        self.over.set()
-
+    finally: self.over.set()
 
 @patch
 async def handle(self: Worker, message: dict):
     "Do one thing that the supervisor says."
     op, generation = message['op'], message.get('generation')
-    if op == 'prepare':
-        self.send(await self._prepared(message))
+    if op == 'prepare': self.send(await self._prepared(message))
     elif op == 'commit':
         self.states = {generation: self.states[generation]} if generation in self.states else {}
         self.shared.counters[self.slot, _AT['swaps']] += 1
-    elif op == 'forget':
-        self.states.pop(generation, None)
+    elif op == 'forget': self.states.pop(generation, None)
     elif op == 'answer' and (respond := self.asked.pop(message['id'], None)):
         if 'result' in message:
             respond(200, encode(ActivateResponse(**message['result'])))
@@ -705,28 +602,23 @@ async def handle(self: Worker, message: dict):
 
 # %% ../nbs/08_model_server.ipynb #8fc138d3
 @patch
-async def _prepared(self: Worker, message: dict) -> dict:  # what the supervisor is told
+async def _prepared(self: Worker, message: dict) -> dict: # what the supervisor is told
     "Prepare a generation, and say how it went."
     generation = message['generation']
-    try:
-        await self.prepare(message)
+    try: await self.prepare(message)
     except Exception as err:
         reason = str(err) if isinstance(err, GnnEcommerceError) else f'{type(err).__name__}: {err}'
         return {'op': 'refused', 'generation': generation, 'reason': reason}
     return {'op': 'ready', 'generation': generation, 'version': self.states[generation].active.version}
 
-
 @patch
 async def prepare(self: Worker, message: dict):
     "Open what a generation serves, and warm it up; nothing answers from it yet."
     engines = {engine.bundle.name: engine for state in self.states.values() for engine, _ in state.engines()}
-
     def opened(name):
         return Engine.of_bundle(open_bundle(bundle_path(self.settings.folder, name), message['check']))
-
     for name in (message['active'], message['canary']):
-        if name is None or name in engines:
-            continue
+        if name is None or name in engines: continue
         engines[name] = await self.loop.run_in_executor(None, opened, name)
         await self.loop.run_in_executor(self.batcher.thread, warm, engines[name])
     active, canary = engines[message['active']], engines.get(message['canary'])
@@ -741,15 +633,14 @@ def warm(engine: Engine):
     requests = [
         Request(customer=user, exclude='none', explain=True),
         Request(customer=user, exclude='seen'),
-        Request(basket=[item], content_weight=0.0),
-        Request(basket=[item], content_weight=0.5),
+        Request(basket=[item], content_weight=0.),
+        Request(basket=[item], content_weight=.5),
         Request(customer=user),
         Request(),
     ]
-    for listed in engine.answer(requests) + engine.answer(requests[1:2] * 40):
+    for listed in engine.answer(requests)+engine.answer(requests[1:2]*40):
         engine.to_json(listed)
-    if bundle.n_items:
-        engine.similar(item, 5)
+    if bundle.n_items: engine.similar(item, 5)
 
 # %% ../nbs/08_model_server.ipynb #c0687f26
 @patch
@@ -758,7 +649,6 @@ def activate(self: Worker, request: ActivateRequest, respond):
     self.asks += 1
     self.asked[self.asks] = respond
     self.send({'op': 'activate', 'id': self.asks, 'bundle': request.bundle, 'share': request.share})
-
 
 @patch
 def answered(self: Worker, request, status: int):
@@ -769,17 +659,16 @@ def answered(self: Worker, request, status: int):
         mine[_AT['refused']] += 1
         return
     group = route_group(request.path)
-    mine[_AT[f'requests:{group}:{min(max(status // 100, 2), 5)}xx']] += 1
+    mine[_AT[f'requests:{group}:{min(max(status//100, 2), 5)}xx']] += 1
     if group == 'recommend':
-        seconds = time.perf_counter() - request.started
-        mine[_AT['le:0.001'] + bisect.bisect_left(_BUCKETS, seconds)] += 1
-        mine[_AT['microseconds']] += int(1e6 * seconds)
+        seconds = time.perf_counter()-request.started
+        mine[_AT['le:0.001']+bisect.bisect_left(_BUCKETS, seconds)] += 1
+        mine[_AT['microseconds']] += int(1e6*seconds)
 
 # %% ../nbs/08_model_server.ipynb #b2a7b788
 @dataclass(eq=False)
 class Child:
     "A worker, as the supervisor sees it."
-
     slot: int
     pid: int
     pipe: socket.socket
@@ -787,39 +676,36 @@ class Child:
     up: bool = False
     buffer: bytes = b''
 
-
 @dataclass(eq=False)
 class Swap:
     "A swap that is under way."
-
-    state: dict  # generation, active, canary, share, previous
-    waiting: set[int]  # slots that are not ready yet
-    asker: tuple | None  # (child, id of the question); None: the pointer file
-    checked: bool = False  # by the first worker
-    version: str = ''  # of the model that becomes active
+    state: dict              # generation, active, canary, share, previous
+    waiting: set[int]        # slots that are not ready yet
+    asker: tuple|None        # (child, id of the question); None: the pointer file
+    checked: bool = False    # by the first worker
+    version: str = ''        # of the model that becomes active
     started: float = field(default_factory=time.monotonic)
 
 # %% ../nbs/08_model_server.ipynb #2a93af2e
 class Supervisor:
     "Starts workers, replaces those that die, and swaps what they serve."
-
-    def __init__(self, settings: ServerSettings, bundle: str | None = None):
+    def __init__(self, settings: ServerSettings, bundle: str|None = None):
         self.settings, self.port, self.shared = settings, settings.port, Shared(settings.workers)
         self.children, self.sockets, self.selector = {}, [], selectors.DefaultSelector()
-        self.swap, self.asked = None, deque()  # the swap under way; those that wait for it
+        self.swap, self.asked = None, deque() # the swap under way; those that wait for it
         self.stopping, self.gave_up, self.announced, self.deaths = False, False, False, deque(maxlen=5)
         self.state = self._first(bundle)
-        self.generation = self.state['generation']  # a number is used once, also by a swap that is refused
+        self.generation = self.state['generation'] # a number is used once, also by a swap that is refused
 
-    def _first(self, bundle: str | None) -> dict:
+    def _first(self, bundle: str|None) -> dict:
         "What is served at the start: the bundle that is named, or what the pointer says. Raises `ArtifactError`."
         state = read_pointer(self.settings.pointer)
         if bundle is not None and (state is None or state['active'] != bundle):
-            state = dict(active=bundle, canary=None, share=0.0, previous=state['active'] if state else None)
+            state = dict(active=bundle, canary=None, share=0., previous=state['active'] if state else None)
         if state is None:
             fix = 'name one with --bundle, or run `dvc repro bundle`'
             raise ArtifactError(expected('bundle', 'one to serve', f'no {self.settings.pointer}', fix))
-        for name in {state['active'], state['canary']} - {None}:
+        for name in {state['active'], state['canary']}-{None}:
             read_manifest(bundle_path(self.settings.folder, name))
         return state | {'generation': 1}
 
@@ -830,14 +716,12 @@ def _point(self: Supervisor, state: dict):
     write_json({k: state[k] for k in ('active', 'canary', 'share', 'previous')}, self.settings.pointer)
     self.pointed = self._stamp()
 
-
 @patch
-def _stamp(self: Supervisor) -> tuple | None:  # None: no file
+def _stamp(self: Supervisor) -> tuple|None: # None: no file
     try:
         s = self.settings.pointer.stat()
         return s.st_mtime_ns, s.st_ino, s.st_size
-    except OSError:
-        return None
+    except OSError: return None
 
 # %% ../nbs/08_model_server.ipynb #992adf43
 @patch
@@ -866,15 +750,13 @@ def start(self: Supervisor, slot: int):
     "Fork a worker."
     mine, theirs = socket.socketpair()
     pid = os.fork()
-    if pid == 0:
-        self._be_worker(slot, mine, theirs)
+    if pid == 0: self._be_worker(slot, mine, theirs)
     theirs.close()
     self.children[slot] = child = Child(slot, pid, mine, time.monotonic())
     self.selector.register(mine, selectors.EVENT_READ, child)
     if self.swap is not None and self.swap.checked:
         self.swap.waiting.add(slot)
         self._send_to(child, self.swap.state | {'op': 'prepare', 'check': 'sizes'})
-
 
 @patch
 def _be_worker(self: Supervisor, slot: int, mine: socket.socket, theirs: socket.socket):
@@ -892,35 +774,27 @@ def _be_worker(self: Supervisor, slot: int, mine: socket.socket, theirs: socket.
         code = 0
     except BaseException as err:
         log.error('worker %d: %s', slot, err, exc_info=not isinstance(err, GnnEcommerceError))
-    finally:
-        os._exit(code)
+    finally: os._exit(code)
 
 # %% ../nbs/08_model_server.ipynb #ef060be3
 @patch
 def _send_to(self: Supervisor, child: Child, message: dict):
     "Send a worker a message; if it is dead, `run` notices."
-    try:
-        child.pipe.sendall(_line(message))
-    except OSError:
-        pass
-
+    try: child.pipe.sendall(_line(message))
+    except OSError: pass
 
 @patch
-def request_swap(self: Supervisor, bundle: str, share: float, asker: tuple | None):
+def request_swap(self: Supervisor, bundle: str, share: float, asker: tuple|None):
     "Begin a swap, or put it behind the one that is under way."
-    if self.swap is not None:
-        self.asked.append((bundle, share, asker))
-    else:
-        self._begin(pointed(self.state, bundle, share), bundle, asker)
-
+    if self.swap is not None: self.asked.append((bundle, share, asker))
+    else: self._begin(pointed(self.state, bundle, share), bundle, asker)
 
 @patch
-def _begin(self: Supervisor, new: dict, bundle: str, asker: tuple | None):
+def _begin(self: Supervisor, new: dict, bundle: str, asker: tuple|None):
     "Let one worker check the bundle byte by byte."
     self.generation += 1
     self.swap = Swap(new | {'generation': self.generation}, set(), asker)
-    try:
-        bundle_path(self.settings.folder, bundle)
+    try: bundle_path(self.settings.folder, bundle)
     except ArtifactError as err:
         return self.refuse(str(err), 404 if 'found no' in str(err) else 422)
     first = next((child for child in self.children.values() if child.up), None)
@@ -935,16 +809,13 @@ def ready(self: Supervisor, slot: int):
     "Note that a worker can serve the new state."
     swap = self.swap
     swap.waiting.discard(slot)
-    if swap.waiting:
-        return
+    if swap.waiting: return
     if not swap.checked:
         swap.checked, others = True, [child for child in self.children.values() if child.slot != slot]
         swap.waiting = {child.slot for child in others}
         for child in others:
             self._send_to(child, swap.state | {'op': 'prepare', 'check': 'sizes'})
-    if not swap.waiting:
-        self._commit()
-
+    if not swap.waiting: self._commit()
 
 @patch
 def refuse(self: Supervisor, reason: str, status: int = 409):
@@ -953,8 +824,7 @@ def refuse(self: Supervisor, reason: str, status: int = 409):
     for child in self.children.values():
         self._send_to(child, {'op': 'forget', 'generation': swap.state['generation']})
     log.warning('not activated: %s', reason)
-    if swap.asker:
-        self._reply(swap.asker, {'status': status, 'reason': reason})
+    if swap.asker: self._reply(swap.asker, {'status': status, 'reason': reason})
     self._next_swap()
 
 # %% ../nbs/08_model_server.ipynb #ef550c18
@@ -962,8 +832,7 @@ def refuse(self: Supervisor, reason: str, status: int = 409):
 def _commit(self: Supervisor):
     "Change what is served: all are ready."
     swap, before = self.swap, self.state
-    try:
-        self._point(swap.state)
+    try: self._point(swap.state)
     except (OSError, ArtifactError) as err:
         return self.refuse(f'pointer: {err}', 503)
     self.state, self.swap = swap.state, None
@@ -973,34 +842,23 @@ def _commit(self: Supervisor):
     self._report(swap, before['active'])
     self._next_swap()
 
-
 @patch
 def _report(self: Supervisor, swap: Swap, previous: str):
     "Tell the log, and whoever asked, that a swap is done."
-    seconds, state = time.monotonic() - swap.started, swap.state
+    seconds, state = time.monotonic()-swap.started, swap.state
     active, canary, share = state['active'], state['canary'], state['share']
     also = f', {share:.0%} get {canary}' if canary else ''
     log.info('serving %s%s, before %s (%.2f s)', active, also, previous, seconds)
-    if not swap.asker:
-        return
-    result = dict(
-        active=active,
-        model_version=swap.version,
-        canary=canary,
-        share=share,
-        previous=previous,
-        seconds=round(seconds, 3),
-        workers=len(self.children),
-    )
+    if not swap.asker: return
+    result = dict(active=active, model_version=swap.version, canary=canary, share=share, previous=previous,
+                  seconds=round(seconds, 3), workers=len(self.children))
     self._reply(swap.asker, {'result': result})
 
 # %% ../nbs/08_model_server.ipynb #7ecfcde6
 @patch
 def _next_swap(self: Supervisor):
     "Begin the swap that has waited longest."
-    if self.asked:
-        self.request_swap(*self.asked.popleft())
-
+    if self.asked: self.request_swap(*self.asked.popleft())
 
 @patch
 def _reply(self: Supervisor, asker: tuple, message: dict):
@@ -1010,40 +868,31 @@ def _reply(self: Supervisor, asker: tuple, message: dict):
 
 # %% ../nbs/08_model_server.ipynb #bfb6bd66
 @patch
-def run(self: Supervisor) -> int:  # exit code
+def run(self: Supervisor) -> int: # exit code
     "Serve until SIGTERM or SIGINT. Raises `GnnEcommerceError` if it cannot begin."
     self.listen()
     self._point(self.state)
     self.shared.generation[0] = self.state['generation']
     wake = self._catch_signals()
-    for slot in range(self.settings.workers):
-        self.start(slot)
+    for slot in range(self.settings.workers): self.start(slot)
     while not self.stopping:
-        for key, _ in self.selector.select(0.5):
-            if key.data is None:
-                wake.recv(4096)
-            else:
-                self.read_messages(key.data)
+        for key, _ in self.selector.select(.5):
+            if key.data is None: wake.recv(4096)
+            else: self.read_messages(key.data)
         self.reap()
         self._follow_pointer()
         self._announce()
     return self.end()
 
-
 @patch
-def _catch_signals(self: Supervisor) -> socket.socket:  # readable after a signal
+def _catch_signals(self: Supervisor) -> socket.socket: # readable after a signal
     "Let signals wake the loop."
     wake, waker = socket.socketpair()
-    for s in (wake, waker):
-        s.setblocking(False)
-
-    def stop(*_):
-        self.stopping = True
-
-    for s in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(s, stop)
+    for s in (wake, waker): s.setblocking(False)
+    def stop(*_): self.stopping = True
+    for s in (signal.SIGTERM, signal.SIGINT): signal.signal(s, stop)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    self._waker = waker  # kept open
+    self._waker = waker # kept open
     signal.set_wakeup_fd(waker.fileno())
     self.selector.register(wake, selectors.EVENT_READ, None)
     return wake
@@ -1053,12 +902,10 @@ def _catch_signals(self: Supervisor) -> socket.socket:  # readable after a signa
 def _all_up(self: Supervisor) -> bool:
     return len(self.children) == self.settings.workers and all(child.up for child in self.children.values())
 
-
 @patch
 def _announce(self: Supervisor):
     "Say once that all workers are up."
-    if self.announced or not self._all_up():
-        return
+    if self.announced or not self._all_up(): return
     self.announced = True
     where = f'http://{self.settings.host}:{self.port}'
     what = f'{self.settings.workers} workers, bundle {self.state["active"]}'
@@ -1068,22 +915,16 @@ def _announce(self: Supervisor):
 @patch
 def read_messages(self: Supervisor, child: Child):
     "Read and handle what a worker has sent."
-    try:
-        data = child.pipe.recv(65536)
-    except OSError:
-        data = b''
-    if not data:
-        return self._close_pipe(child)
-    *lines, child.buffer = (child.buffer + data).split(b'\n')
-    for line in lines:
-        self.handle(child, json.loads(line))
-
+    try: data = child.pipe.recv(65536)
+    except OSError: data = b''
+    if not data: return self._close_pipe(child)
+    *lines, child.buffer = (child.buffer+data).split(b'\n')
+    for line in lines: self.handle(child, json.loads(line))
 
 @patch
 def handle(self: Supervisor, child: Child, message: dict):
     "Handle one message of a worker."
-    if message['op'] == 'up':
-        child.up = True
+    if message['op'] == 'up': child.up = True
     elif message['op'] == 'activate':
         self.request_swap(message['bundle'], message['share'], (child, message['id']))
     elif self.swap is None or message['generation'] != self.swap.state['generation']:
@@ -1091,9 +932,7 @@ def handle(self: Supervisor, child: Child, message: dict):
     elif message['op'] == 'ready':
         self.swap.version = message['version']
         self.ready(child.slot)
-    elif message['op'] == 'refused':
-        self.refuse(message['reason'])
-
+    elif message['op'] == 'refused': self.refuse(message['reason'])
 
 @patch
 def _close_pipe(self: Supervisor, child: Child):
@@ -1108,13 +947,11 @@ def reap(self: Supervisor):
     "Replace workers that have died."
     for slot, child in list(self.children.items()):
         pid, status = os.waitpid(child.pid, os.WNOHANG)
-        if not pid:
-            continue
+        if not pid: continue
         self._close_pipe(child)
         del self.children[slot]
         self.shared.counters[slot, _AT['connections']] = 0
-        if self.stopping:
-            continue
+        if self.stopping: continue
         self.deaths.append((time.monotonic(), child.up))
         log.warning('worker %d ended (%s); starting another', slot, os.waitstatus_to_exitcode(status))
         if self._hopeless():
@@ -1123,11 +960,10 @@ def reap(self: Supervisor):
             return
         self._restart(slot)
 
-
 @patch
 def _hopeless(self: Supervisor) -> bool:
     "Did five workers end within ten seconds, none of them ever up, and is none up now?"
-    if len(self.deaths) < 5 or self.deaths[-1][0] - self.deaths[0][0] >= 10:
+    if len(self.deaths) < 5 or self.deaths[-1][0]-self.deaths[0][0] >= 10:
         return False
     return not any(up for _, up in self.deaths) and not any(child.up for child in self.children.values())
 
@@ -1145,18 +981,15 @@ def _restart(self: Supervisor, slot: int):
 @patch
 def _follow_pointer(self: Supervisor):
     "Begin a swap if the pointer says another thing than what is served; end one that takes too long."
-    if self.swap is not None and time.monotonic() - self.swap.started > 300:
+    if self.swap is not None and time.monotonic()-self.swap.started > 300:
         self.refuse(expected('workers', 'every one to be ready within 300 s', 'some that were not'), 504)
     if self.swap is not None or self.stopping or not all(child.up for child in self.children.values()):
         return
     stamp = self._stamp()
-    if stamp == self.pointed:
-        return
+    if stamp == self.pointed: return
     self.pointed = stamp
-    try:
-        pointer = read_pointer(self.settings.pointer)
-    except ArtifactError as err:
-        return log.warning('not followed: %s', err)
+    try: pointer = read_pointer(self.settings.pointer)
+    except ArtifactError as err: return log.warning('not followed: %s', err)
     if pointer is None or all(pointer[k] == self.state[k] for k in ('active', 'canary', 'share')):
         return
     same = pointer['active'] == self.state['active']
@@ -1165,24 +998,19 @@ def _follow_pointer(self: Supervisor):
 
 # %% ../nbs/08_model_server.ipynb #fcf9041a
 @patch
-def end(self: Supervisor) -> int:  # exit code
+def end(self: Supervisor) -> int: # exit code
     "Ask the workers to finish, and wait for them."
-    for child in self.children.values():
-        _kill(child.pid, signal.SIGTERM)
-    until = time.monotonic() + 15
+    for child in self.children.values(): _kill(child.pid, signal.SIGTERM)
+    until = time.monotonic()+15
     while self.children and time.monotonic() < until:
         self.reap()
-        time.sleep(0.02)
-    for child in self.children.values():
-        _kill(child.pid, signal.SIGKILL)
+        time.sleep(.02)
+    for child in self.children.values(): _kill(child.pid, signal.SIGKILL)
     return int(self.gave_up)
 
-
 def _kill(pid: int, sign: int):
-    try:
-        os.kill(pid, sign)
-    except ProcessLookupError:
-        pass
+    try: os.kill(pid, sign)
+    except ProcessLookupError: pass
 
 # %% ../nbs/08_model_server.ipynb #fcda9f0f
 def parser() -> argparse.ArgumentParser:
@@ -1202,28 +1030,24 @@ def parser() -> argparse.ArgumentParser:
 def _supervisor(a: argparse.Namespace) -> Supervisor:
     "Find out what the arguments mean. Raises `GnnEcommerceError`."
     folder, name = locate_bundle(a.bundle, a.folder)
-    pointer = Path(a.pointer) if a.pointer else folder.parent / 'serving' / 'active.json'
-    if name is None and not pointer.is_file():
-        name = newest(folder)
+    pointer = Path(a.pointer) if a.pointer else folder.parent/'serving'/'active.json'
+    if name is None and not pointer.is_file(): name = newest(folder)
     workers = a.workers if a.workers is not None else min(cores(), 4)
     if workers < 1:
         raise GnnEcommerceError(expected('workers', 'at least 1', workers))
     token = os.environ.get('GNN_ECOMMERCE_ADMIN_TOKEN') or None
     return Supervisor(ServerSettings(folder, pointer, a.host, a.port, workers, token), name)
 
-
 def main(
-    argv: list[str] | None = None,  # arguments; the command line's by default
-) -> int:  # exit code
+    argv: list[str]|None = None, # arguments; the command line's by default
+) -> int: # exit code
     "The command. What cannot be served ends it with a message and exit code 1."
     a = parser().parse_args(argv)
     logging.basicConfig(level=a.log_level.upper(), format='%(asctime)s %(levelname)s %(message)s')
-    try:
-        return _supervisor(a).run()
+    try: return _supervisor(a).run()
     except GnnEcommerceError as err:
         print(f'{type(err).__name__}: {err}', file=sys.stderr, flush=True)
         return 1
-
 
 if __name__ == '__main__' and __spec__ is not None and __spec__.name == 'gnn_ecommerce.model_server':
     sys.exit(main())

@@ -33,11 +33,9 @@ EVENTS = ('event_time', 'event_type', 'user_id', 'product_id', 'brand', 'price',
 #: event types that say that a customer followed a recommendation
 CLICKS = ('click', 'view', 'cart', 'purchase')
 
-
 def _as_text(values: pd.Series) -> pd.Series:
     "Values as texts, missing ones as None."
     return values.astype(object).where(values.notna(), None).map(lambda v: v if v is None else str(v)).astype(object)
-
 
 def _typed(df: pd.DataFrame, columns: Iterable[str], times: Iterable[str], where: str) -> pd.DataFrame:
     "A table with times in UTC, texts as texts and missing columns filled. Raises `DataError` for a missing time or id."
@@ -46,12 +44,10 @@ def _typed(df: pd.DataFrame, columns: Iterable[str], times: Iterable[str], where
         raise DataError(expected(where, f'columns {", ".join(columns)}', f'no {", ".join(missing)}'))
     df = df.reindex(columns=list(columns))
     for c in columns:
-        if c in times:
-            df[c] = pd.to_datetime(df[c], utc=True)
+        if c in times: df[c] = pd.to_datetime(df[c], utc=True)
         elif c in ('price', 'seconds'):
             df[c] = pd.to_numeric(df[c], errors='coerce').astype('float64')
-        elif c != 'products':
-            df[c] = _as_text(df[c])
+        elif c != 'products': df[c] = _as_text(df[c])
     return df
 
 # %% ../nbs/10_monitoring.ipynb #mo000002
@@ -60,44 +56,36 @@ def typed_events(df: pd.DataFrame) -> pd.DataFrame:
     events = _typed(df, EVENTS, ('event_time', 'stored_at'), 'events')
     return events.sort_values('event_time', kind='stable', ignore_index=True)
 
-
 def typed_served(df: pd.DataFrame) -> pd.DataFrame:
     "Return lists with the columns and types that the functions here expect; `products` as lists of texts."
     df = _typed(df, SERVED, ('served_at',), 'served').sort_values('served_at', kind='stable', ignore_index=True)
     return df.assign(products=[[str(p) for p in (json.loads(o) if isinstance(o, str) else o)] for o in df.products])
 
-
 def read_store(
-    store: Any,  # a `Store`, or anything with its method `table`
-    since: datetime | None = None,  # first time; None: all
-    before: datetime | None = None,  # time after the last
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # events, served
+    store: Any,                   # a `Store`, or anything with its method `table`
+    since: datetime|None = None,  # first time; None: all
+    before: datetime|None = None, # time after the last
+) -> tuple[pd.DataFrame, pd.DataFrame]: # events, served
     "Read what monitoring needs from a store."
-    return (
-        typed_events(store.table('events', since, before, EVENTS)),
-        typed_served(store.table('served', since, before, SERVED)),
-    )
+    return (typed_events(store.table('events', since, before, EVENTS)),
+            typed_served(store.table('served', since, before, SERVED)))
 
 # %% ../nbs/10_monitoring.ipynb #78a98169
-def _start_of(times: pd.Series, by: str) -> pd.Series:  # by: 'h', 'D' or 'W' (Monday)
+def _start_of(times: pd.Series, by: str) -> pd.Series: # by: 'h', 'D' or 'W' (Monday)
     "Start of the hour, day or week of each time."
-    if by != 'W':
-        return times.dt.floor(by)
-    return times.dt.floor('D') - pd.to_timedelta(times.dt.day_of_week, 'D')
-
+    if by != 'W': return times.dt.floor(by)
+    return times.dt.floor('D')-pd.to_timedelta(times.dt.day_of_week, 'D')
 
 def traffic(
-    events: pd.DataFrame,  # from `read_store`
-    served: pd.DataFrame,  # the same
-    by: str = 'D',  # width of a row: 'h', 'D', 'W'
-) -> pd.DataFrame:  # index time; lists, customers, p50_ms, p95_ms, events, and a column for each event type
+    events: pd.DataFrame, # from `read_store`
+    served: pd.DataFrame, # the same
+    by: str = 'D',        # width of a row: 'h', 'D', 'W'
+) -> pd.DataFrame: # index time; lists, customers, p50_ms, p95_ms, events, and a column for each event type
     "Count lists and events over time."
     s = served.assign(time=_start_of(served.served_at, by))
     lists = s.groupby('time').agg(
-        lists=('recommendation_id', 'size'),
-        customers=('user_id', 'nunique'),
-        p50_ms=('seconds', lambda x: x.quantile(0.5) * 1000),
-        p95_ms=('seconds', lambda x: x.quantile(0.95) * 1000),
+        lists=('recommendation_id', 'size'), customers=('user_id', 'nunique'),
+        p50_ms=('seconds', lambda x: x.quantile(.5)*1000), p95_ms=('seconds', lambda x: x.quantile(.95)*1000)
     )
     types = pd.crosstab(_start_of(events.event_time, by).rename('time'), events.event_type)
     table = lists.join(types.assign(events=types.sum(axis=1))[['events', *types]], how='outer').astype('float64')
@@ -106,16 +94,16 @@ def traffic(
 
 # %% ../nbs/10_monitoring.ipynb #8ad054fd
 def sources(
-    served: pd.DataFrame,  # from `read_store`
-    by: str = 'source',  # or 'model_version', 'route'
-    level: float = 0.95,  # of the interval
-) -> pd.DataFrame:  # a row for each value, most frequent first: lists, share, low, high, empty (lists without products)
+    served: pd.DataFrame, # from `read_store`
+    by: str = 'source',   # or 'model_version', 'route'
+    level: float = .95,   # of the interval
+) -> pd.DataFrame: # a row for each value, most frequent first: lists, share, low, high, empty (lists without products)
     "Share of the lists by where they come from."
     s = served.assign(key=served[by].fillna('none'), empty=served.products.map(len) == 0)
     table = s.groupby('key').agg(lists=('key', 'size'), empty=('empty', 'sum'))
     table = table.sort_values('lists', ascending=False, kind='stable').rename_axis(by)
     low, high = wilson(table.lists, len(s), level=level)
-    share = table.lists / max(1, len(s))
+    share = table.lists/max(1, len(s))
     return table.assign(share=share, low=low, high=high)[['lists', 'share', 'low', 'high', 'empty']]
 
 # %% ../nbs/10_monitoring.ipynb #bba4e30a
@@ -124,28 +112,26 @@ def _places(served: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
     customers, lists = events.user_id.dropna().unique(), events.recommendation_id.dropna().unique()
     useful = served.user_id.isin(customers) | served.recommendation_id.isin(lists)
     s = served.loc[useful, ['recommendation_id', 'served_at', 'user_id', 'products']]
-    s = s.assign(rank=s.products.map(lambda p: list(range(1, len(p) + 1)))).explode(['products', 'rank'])
+    s = s.assign(rank=s.products.map(lambda p: list(range(1, len(p)+1)))).explode(['products', 'rank'])
     return s.rename(columns={'products': 'product_id'}).dropna(subset='product_id').astype({'product_id': object})
-
 
 def _candidates(events: pd.DataFrame, places: pd.DataFrame) -> pd.DataFrame:
     "Each event with each place that it may have followed; `sure` if the event names the list."
     columns = ['recommendation_id', 'served_at', 'product_id', 'rank']
     e = events.rename(columns={'recommendation_id': 'stated_list'})
-    by_list = e[e.stated_list.notna()].merge(
-        places[columns], left_on=['stated_list', 'product_id'], right_on=['recommendation_id', 'product_id']
-    )
+    by_list = e[e.stated_list.notna()].merge(places[columns], left_on=['stated_list', 'product_id'],
+                                             right_on=['recommendation_id', 'product_id'])
     named = places[['user_id', *columns]].dropna(subset='user_id')
     by_user = e[e.user_id.notna()].merge(named, on=['user_id', 'product_id'])
     both = pd.concat([by_list.assign(sure=True), by_user.assign(sure=False)], ignore_index=True)
-    return both.assign(delay=both.event_time - both.served_at)
+    return both.assign(delay=both.event_time-both.served_at)
 
 # %% ../nbs/10_monitoring.ipynb #mo000006
 def attribute(
-    events: pd.DataFrame,  # from `read_store`
-    served: pd.DataFrame,  # the same; lists from one window before the events on
-    window: timedelta = timedelta(hours=24),  # how long after the list an event counts
-) -> pd.DataFrame:  # the events of `CLICKS` that follow a list: its columns and recommendation_id, rank, delay
+    events: pd.DataFrame, # from `read_store`
+    served: pd.DataFrame, # the same; lists from one window before the events on
+    window: timedelta = timedelta(hours=24), # how long after the list an event counts
+) -> pd.DataFrame: # the events of `CLICKS` that follow a list: its columns and recommendation_id, rank, delay
     "Find which events followed which recommendation: the latest list that named the product."
     e = events[events.event_type.isin(CLICKS)].reset_index(drop=True).rename_axis('event').reset_index()
     both = _candidates(e, _places(served, e))
@@ -166,11 +152,10 @@ def _outcomes(events: pd.DataFrame, served: pd.DataFrame, window: timedelta, by:
         **{c: served[c].fillna('none') for c in by},
         clicked=served.recommendation_id.isin(hits.recommendation_id),
         bought=served.recommendation_id.isin(bought),
-        customer=served.user_id.where(served.user_id.notna(), '\0' + served.recommendation_id),
+        customer=served.user_id.where(served.user_id.notna(), '\0'+served.recommendation_id),
     )
     times = [t for t in (events.event_time.max(), served.served_at.max()) if t is not pd.NaT]
-    return s.assign(open=s.served_at + window > max(times, default=pd.Timestamp.now(UTC)))
-
+    return s.assign(open=s.served_at+window > max(times, default=pd.Timestamp.now(UTC)))
 
 def _by_customer(s: pd.DataFrame, by: list[str], column: str, level: float, seed: int) -> tuple[list, list]:
     "Bootstrap intervals of a rate, customers drawn."
@@ -183,30 +168,18 @@ def _by_customer(s: pd.DataFrame, by: list[str], column: str, level: float, seed
     return low, high
 
 # %% ../nbs/10_monitoring.ipynb #mo000008
-_RATES = [
-    'lists',
-    'customers',
-    'clicked',
-    'click_rate',
-    'click_low',
-    'click_high',
-    'bought',
-    'purchase_rate',
-    'purchase_low',
-    'purchase_high',
-    'open',
-]
-
+_RATES = ['lists', 'customers', 'clicked', 'click_rate', 'click_low', 'click_high',
+          'bought', 'purchase_rate', 'purchase_low', 'purchase_high', 'open']
 
 def rates(
-    events: pd.DataFrame,  # from `read_store`
-    served: pd.DataFrame,  # the same
-    window: timedelta = timedelta(hours=24),  # how long after the list an event counts
-    by: str | list[str] = 'model_version',  # or 'source', 'route', or several
-    interval: str = 'wilson',  # or 'bootstrap': over customers
-    level: float = 0.95,  # of the intervals
-    seed: int = 0,  # of the bootstrap
-) -> pd.DataFrame:  # a row for each group, with the columns of `_RATES`; open: lists whose window is not over
+    events: pd.DataFrame, # from `read_store`
+    served: pd.DataFrame, # the same
+    window: timedelta = timedelta(hours=24), # how long after the list an event counts
+    by: str|list[str] = 'model_version', # or 'source', 'route', or several
+    interval: str = 'wilson', # or 'bootstrap': over customers
+    level: float = .95,   # of the intervals
+    seed: int = 0,        # of the bootstrap
+) -> pd.DataFrame: # a row for each group, with the columns of `_RATES`; open: lists whose window is not over
     "Share of the lists from which something was clicked, or bought."
     if interval not in ('wilson', 'bootstrap'):
         raise GnnEcommerceError(expected('interval', "'wilson' or 'bootstrap'", repr(interval)))
@@ -217,37 +190,33 @@ def rates(
     for name, count in (('click', 'clicked'), ('purchase', 'bought')):
         if interval == 'wilson':
             low, high = wilson(table[count], table.lists, level=level)
-        else:
-            low, high = _by_customer(s, by, count, level, seed)
-        table = table.assign(**{f'{name}_rate': table[count] / table.lists, f'{name}_low': low, f'{name}_high': high})
+        else: low, high = _by_customer(s, by, count, level, seed)
+        table = table.assign(**{f'{name}_rate': table[count]/table.lists, f'{name}_low': low, f'{name}_high': high})
     return table[_RATES]
 
 # %% ../nbs/10_monitoring.ipynb #2e1c6f52
-def _example_lists(
-    g: np.random.Generator, n: int, days: int, end: pd.Timestamp, versions: list[str], fallback: float, items: int
-) -> pd.DataFrame:  # as `typed_served`
+def _example_lists(g: np.random.Generator, n: int, days: int, end: pd.Timestamp, versions: list[str],
+                   fallback: float, items: int) -> pd.DataFrame: # as `typed_served`
     "Draw lists: customers who come often or seldom, more by day than by night, popular products more often."
-    n_users = max(10, n // 6)
-    day = np.sort(g.random(n)) * days
-    busy = 1 + np.sin((np.arange(24) - 9) * np.pi / 12)
-    hours = np.floor(day) * 24 + g.choice(24, n, p=busy / busy.sum()) + g.random(n)
-    user = (g.pareto(1.5, n) * 20).astype(int) % n_users
+    n_users = max(10, n//6)
+    day = np.sort(g.random(n))*days
+    busy = 1+np.sin((np.arange(24)-9)*np.pi/12)
+    hours = np.floor(day)*24+g.choice(24, n, p=busy/busy.sum())+g.random(n)
+    user = (g.pareto(1.5, n)*20).astype(int) % n_users
     version = np.array(versions)[g.permutation(n_users) % len(versions)][user]
-    popularity = 1 / np.arange(5, items + 5)
-    products = [g.choice(items, 10, False, p=popularity / popularity.sum()) for _ in range(n)]
+    popularity = 1/np.arange(5, items+5)
+    products = [g.choice(items, 10, False, p=popularity/popularity.sum()) for _ in range(n)]
     known = np.where(user % 5 == 0, 'popular', np.where(user % 5 == 1, 'fold_in', 'model'))
-    return pd.DataFrame(
-        dict(
-            recommendation_id=[f'r{i}' for i in range(n)],
-            served_at=end - timedelta(days=days) + pd.to_timedelta(hours, 'h'),
-            user_id=[f'u{u}' for u in user],
-            route='customer',
-            source=np.where(g.random(n) < fallback, 'fallback', known),
-            model_version=version,
-            products=[[str(p) for p in o] for o in products],
-            seconds=g.gamma(4, 0.002, n),
-        )
-    )
+    return pd.DataFrame(dict(
+        recommendation_id=[f'r{i}' for i in range(n)],
+        served_at=end-timedelta(days=days)+pd.to_timedelta(hours, 'h'),
+        user_id=[f'u{u}' for u in user],
+        route='customer',
+        source=np.where(g.random(n) < fallback, 'fallback', known),
+        model_version=version,
+        products=[[str(p) for p in o] for o in products],
+        seconds=g.gamma(4, .002, n),
+    ))
 
 # %% ../nbs/10_monitoring.ipynb #mo000010
 def _example_events(g: np.random.Generator, served: pd.DataFrame, rates: dict, items: int) -> pd.DataFrame:
@@ -256,91 +225,82 @@ def _example_events(g: np.random.Generator, served: pd.DataFrame, rates: dict, i
     clicked = np.flatnonzero(g.random(n) < np.array([rates[v][0] for v in version]))
     bought = clicked[g.random(len(clicked)) < np.array([rates[version[c]][1] for c in clicked])]
     first = np.array([int(p[0]) for p in served.products])
-    other = g.integers(0, n, 2 * n)
-    rows = [  # lists, product, event type, minutes after; the products of `other` are in no list
+    other = g.integers(0, n, 2*n)
+    rows = [ # lists, product, event type, minutes after; the products of `other` are in no list
         (clicked, first[clicked], 'view', 1),
         (bought, first[bought], 'purchase', 4),
-        (other, items + g.integers(0, items, len(other)), 'view', 2),
-        (other[: n // 4], items + other[: n // 4] % items, 'cart', 3),
-        (other[: n // 9], items + other[: n // 9] % items, 'purchase', 5),
+        (other, items+g.integers(0, items, len(other)), 'view', 2),
+        (other[:n//4], items+other[:n//4] % items, 'cart', 3),
+        (other[:n//9], items+other[:n//9] % items, 'purchase', 5),
     ]
     at, user = pd.DatetimeIndex(served.served_at), served.user_id.to_numpy()
-    return pd.concat(
-        [
-            pd.DataFrame(
-                dict(
-                    event_time=at[i] + pd.to_timedelta(minutes, 'min'),
-                    event_type=event_type,
-                    user_id=user[i],
-                    product_id=product,
-                )
-            )
-            for i, product, event_type, minutes in rows
-        ]
-    )
+    return pd.concat([
+        pd.DataFrame(dict(event_time=at[i]+pd.to_timedelta(minutes, 'min'), event_type=event_type, user_id=user[i],
+                          product_id=product))
+        for i, product, event_type, minutes in rows
+    ])
 
 # %% ../nbs/10_monitoring.ipynb #mo000011
 def example_traffic(
-    days: int = 14,  # how long
-    lists: int = 4000,  # lists in all
-    rates: dict[str, tuple[float, float]] | None = None,  # model version: (click rate, share of clicks that are bought)
-    fallback: float = 0.02,  # share of lists while the model server was down
-    items: int = 500,  # products
-    end: datetime | None = None,  # when it stops; a fixed day by default
-    price: float = 1.0,  # factor on all prices
+    days: int = 14,       # how long
+    lists: int = 4000,    # lists in all
+    rates: dict[str, tuple[float, float]]|None = None, # model version: (click rate, share of clicks that are bought)
+    fallback: float = .02, # share of lists while the model server was down
+    items: int = 500,     # products
+    end: datetime|None = None, # when it stops; a fixed day by default
+    price: float = 1.,    # factor on all prices
     seed: int = 0,
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # events, served, as `read_store` gives them
+) -> tuple[pd.DataFrame, pd.DataFrame]: # events, served, as `read_store` gives them
     "Make synthetic traffic with known rates; versions are drawn by customer."
-    g, rates = rng(seed, 'example traffic'), rates or {'v1': (0.10, 0.2), 'v2': (0.13, 0.2)}
+    g, rates = rng(seed, 'example traffic'), rates or {'v1': (.10, .2), 'v2': (.13, .2)}
     until = pd.Timestamp(end or datetime(2024, 5, 15, tzinfo=UTC))
     served = _example_lists(g, lists, days, until, list(rates), fallback, items)
     e = _example_events(g, served, rates, items)
-    cost = np.exp(rng(0, 'prices').normal(1.5, 1, 2 * items)).round(2) * price
+    cost = np.exp(rng(0, 'prices').normal(1.5, 1, 2*items)).round(2)*price
     e = e.assign(
         price=cost[e.product_id],
         brand=[f'b{p % 17}' if p % 3 else None for p in e.product_id],
         product_id=e.product_id.astype(str),
         recommendation_id=None,
-        stored_at=e.event_time + timedelta(seconds=2),
+        stored_at=e.event_time+timedelta(seconds=2),
     )
     return typed_events(e), typed_served(served)
 
 # %% ../nbs/10_monitoring.ipynb #b1fae5bb
 def coverage(
-    served: pd.DataFrame,  # from `read_store`
-    n_items: int | None = None,  # products of the catalogue; None: not known
-    k: int | None = None,  # only the first k of each list
-    by: str = 'model_version',  # or 'source', 'route'
-) -> pd.DataFrame:  # a row for each value: lists, products, coverage (of the catalogue), top_1pct, half
+    served: pd.DataFrame,     # from `read_store`
+    n_items: int|None = None, # products of the catalogue; None: not known
+    k: int|None = None,       # only the first k of each list
+    by: str = 'model_version', # or 'source', 'route'
+) -> pd.DataFrame: # a row for each value: lists, products, coverage (of the catalogue), top_1pct, half
     "Count how many different products are recommended."
     rows = []
     for key, part in served.assign(key=served[by].fillna('none')).groupby('key'):
         n = pd.Series([p for o in part.products for p in o[:k]], dtype=object).value_counts().to_numpy()
         total = max(1, n.sum())
-        half = int(np.searchsorted(np.cumsum(n), total / 2) + 1) if len(n) else 0
-        share = len(n) / n_items if n_items else np.nan
-        rows.append((key, len(part), len(n), share, n[: math.ceil(len(n) / 100)].sum() / total, half))
+        half = int(np.searchsorted(np.cumsum(n), total/2)+1) if len(n) else 0
+        share = len(n)/n_items if n_items else np.nan
+        rows.append((key, len(part), len(n), share, n[:math.ceil(len(n)/100)].sum()/total, half))
     return pd.DataFrame(rows, columns=[by, 'lists', 'products', 'coverage', 'top_1pct', 'half']).set_index(by)
 
 # %% ../nbs/10_monitoring.ipynb #60defcea
 def training_like(
-    events: pd.DataFrame,  # from `read_store`
-    products: pd.DataFrame | None = None,  # product_id, brand: the training's, for the brand that a product had there
-) -> pd.DataFrame:  # event_type, event_time, price, brand, user_id
+    events: pd.DataFrame, # from `read_store`
+    products: pd.DataFrame|None = None, # product_id, brand: the training's, for the brand that a product had there
+) -> pd.DataFrame: # event_type, event_time, price, brand, user_id
     "Return live events as the export gives them to training: clicks as views, nothing that was only shown."
     e = events[events.event_type != 'shown']
     e = e.assign(event_type=e.event_type.replace('click', 'view'))
-    if products is None:
-        return e
+    if products is None: return e
     trained = products.assign(product_id=products.product_id.astype(str)).drop_duplicates('product_id')
     brands = trained.set_index('product_id').brand
     return e.assign(brand=e.product_id.map(brands).where(e.product_id.isin(brands.index), e.brand))
 
 # %% ../nbs/10_monitoring.ipynb #ca9f7f74
 def drift_bins(
-    profile: Profile,  # of the training
-    events: pd.DataFrame,  # live ones, from `training_like`
-) -> pd.DataFrame:  # variable, bin, training, live (shares), psi (the bin's part)
+    profile: Profile,     # of the training
+    events: pd.DataFrame, # live ones, from `training_like`
+) -> pd.DataFrame: # variable, bin, training, live (shares), psi (the bin's part)
     "Shares of every bin, then and now."
     brands = [b for b in profile.shares['brand'] if b not in (OTHER, UNKNOWN)]
     now = {
@@ -353,26 +313,22 @@ def drift_bins(
     for name, before in profile.shares.items():
         live = bin_shares(now[name], before)
         p, q = np.array(list(before.values())), np.array(list(live.values()))
-        parts.append(
-            pd.DataFrame(
-                {'variable': name, 'bin': list(before), 'training': p, 'live': q, 'psi': (q - p) * np.log(q / p)}
-            )
-        )
+        parts.append(pd.DataFrame({'variable': name, 'bin': list(before), 'training': p, 'live': q,
+                                   'psi': (q-p)*np.log(q/p)}))
     return pd.concat(parts, ignore_index=True)
 
 # %% ../nbs/10_monitoring.ipynb #mo000013
 def drift(
-    profile: Profile,  # of the training
-    events: pd.DataFrame,  # live ones, from `training_like`
-    watch: float = 0.1,  # PSI from which a variable is to be watched
-    limit: float = 0.25,  # PSI from which it has drifted
-) -> pd.DataFrame:  # index variable; events, psi, chance, level (ok, watch, drift), most (what changed most)
+    profile: Profile,     # of the training
+    events: pd.DataFrame, # live ones, from `training_like`
+    watch: float = .1,    # PSI from which a variable is to be watched
+    limit: float = .25,   # PSI from which it has drifted
+) -> pd.DataFrame: # index variable; events, psi, chance, level (ok, watch, drift), most (what changed most)
     "Tell which variables have changed since the training."
     from scipy.stats import chi2
-
-    rows, noise = [], 1 / max(1, visits_of(events)) + 1 / max(1, profile.visits)
+    rows, noise = [], 1/max(1, visits_of(events))+1/max(1, profile.visits)
     for name, part in drift_bins(profile, events).groupby('variable', sort=False):
-        chance = chi2.ppf(0.99, len(part) - 1) * noise
+        chance = chi2.ppf(.99, len(part)-1)*noise
         psi, most = part.psi.sum(), part.loc[part.psi.idxmax()]
         level = 'ok' if psi < max(watch, chance) else 'watch' if psi < limit else 'drift'
         change = f'{most.bin}: {most.training:.1%} to {most.live:.1%}' if level != 'ok' else ''
@@ -383,17 +339,16 @@ def drift(
 @dataclass(frozen=True, eq=False)
 class Reference:
     "What the live model was trained on, as far as monitoring compares with it."
-
-    profile: Profile | None = None  # None: not known, no drift
-    products: pd.DataFrame | None = None  # product_id, brand
-    n_items: int | None = None  # products of the catalogue
+    profile: Profile|None = None  # None: not known, no drift
+    products: pd.DataFrame|None = None # product_id, brand
+    n_items: int|None = None      # products of the catalogue
 
     @property
-    def trained(self) -> datetime | None:  # end of the data
+    def trained(self) -> datetime|None: # end of the data
         return pd.Timestamp(self.profile.until) if self.profile is not None and self.profile.until else None
 
     @classmethod
-    def from_bundle(cls, bundle: Any) -> 'Reference':  # an open `Bundle`
+    def from_bundle(cls, bundle: Any) -> 'Reference': # an open `Bundle`
         "Read what a server has; without a profile for a bundle that is older than profiles."
         catalogue, stored = bundle.catalogue, bundle.manifest.get('event_profile')
         profile = None if stored is None else Profile.from_dict(stored, bundle.name)
@@ -401,16 +356,15 @@ class Reference:
         return cls(profile, pd.DataFrame({'product_id': bundle.item_ids.ids, 'brand': brands}), bundle.n_items)
 
     @classmethod
-    def from_project(cls, processed: str | Path) -> 'Reference':  # data/processed
+    def from_project(cls, processed: str|Path) -> 'Reference': # data/processed
         "Read a project's training events. Raises `ArtifactError`."
-        products = read_table(Path(processed) / 'products.parquet', 'products', 'data_prep', ['product_id', 'brand'])
+        products = read_table(Path(processed)/'products.parquet', 'products', 'data_prep', ['product_id', 'brand'])
         return cls(Profile.from_training(processed), products, len(products))
 
 # %% ../nbs/10_monitoring.ipynb #ee8700f4
-def _last_exported(path: Path) -> pd.Timestamp | None:  # None: there is no file, or it is empty
+def _last_exported(path: Path) -> pd.Timestamp|None: # None: there is no file, or it is empty
     "Time of the newest event of an export."
-    if not path.is_file():
-        return None
+    if not path.is_file(): return None
     try:
         last = pc.max(pq.read_table(path, columns=['event_time'])['event_time']).as_py()
     except (pa.ArrowException, KeyError, OSError) as err:
@@ -418,68 +372,59 @@ def _last_exported(path: Path) -> pd.Timestamp | None:  # None: there is no file
         raise DataError(expected('export', what, str(err)[:80])) from None
     return None if last is None else pd.Timestamp(last)
 
-
 def _export_rows(events: pd.DataFrame, exported: Path) -> list[tuple]:
     "How many events the export lacks, and by how many seconds it lags behind the newest."
     last = _last_exported(exported)
     late = events[events.event_time > last] if last is not None else events
     start = events.event_time.min() if last is None else last
-    lag = (events.event_time.max() - start).total_seconds() if len(late) else 0.0
+    lag = (events.event_time.max()-start).total_seconds() if len(late) else 0.
     return [('export: events not in it', len(late), ''), ('export: lag', lag, 's')]
 
 # %% ../nbs/10_monitoring.ipynb #mo000015
 def backlog(
-    events: pd.DataFrame,  # from `read_store`
-    spool: str | Path | None = None,  # folder of the API server's spool
-    exported: str | Path | None = None,  # Parquet file that `Store.export_events` wrote
-    trained: datetime | None = None,  # end of the data of the live model
-    now: datetime | None = None,
-) -> pd.DataFrame:  # a row for each number: what, value, unit
+    events: pd.DataFrame,           # from `read_store`
+    spool: str|Path|None = None,    # folder of the API server's spool
+    exported: str|Path|None = None, # Parquet file that `Store.export_events` wrote
+    trained: datetime|None = None,  # end of the data of the live model
+    now: datetime|None = None,
+) -> pd.DataFrame: # a row for each number: what, value, unit
     "Measure what has not arrived yet. Raises `DataError` for an export that cannot be read."
     now, kept, rows = pd.Timestamp(now or datetime.now(UTC)), events[events.event_type != 'shown'], []
-    delay = (events.stored_at - events.event_time).dt.total_seconds()
+    delay = (events.stored_at-events.event_time).dt.total_seconds()
     if delay.notna().any():
-        rows += [
-            ('from event to store, median', delay.median(), 's'),
-            ('from event to store, 95 %', delay.quantile(0.95), 's'),
-        ]
+        rows += [('from event to store, median', delay.median(), 's'),
+                 ('from event to store, 95 %', delay.quantile(.95), 's')]
     if len(kept):
-        rows.append(('since the newest event', (now - kept.event_time.max()).total_seconds(), 's'))
+        rows.append(('since the newest event', (now-kept.event_time.max()).total_seconds(), 's'))
     if spool is not None:
         records, damaged = spool_counts(spool)
         rows += [('spool: records', records, ''), ('spool: damaged', damaged, '')]
-    if exported is not None:
-        rows += _export_rows(kept, Path(exported))
+    if exported is not None: rows += _export_rows(kept, Path(exported))
     if trained is not None:
         since = pd.Timestamp(trained)
-        rows += [
-            ('training: events since', int((kept.event_time >= since).sum()), ''),
-            ('training: age of its data', (now - since).total_seconds(), 's'),
-        ]
+        rows += [('training: events since', int((kept.event_time >= since).sum()), ''),
+                 ('training: age of its data', (now-since).total_seconds(), 's')]
     return pd.DataFrame(rows, columns=['what', 'value', 'unit']).set_index('what').astype({'value': 'float64'})
 
 # %% ../nbs/10_monitoring.ipynb #8d5044ef
 @dataclass(frozen=True)
 class Limits:
     "Values from which on a number is worth a sentence."
-
-    fallback: float = 0.05  # share of lists that did not come from the model server
-    empty: float = 0.01  # share of lists without products
-    p95_ms: float = 200.0  # time of a list
-    export_hours: float = 48.0  # lag of the export
-    spool: int = 1000  # records in the spool
-
+    fallback: float = .05     # share of lists that did not come from the model server
+    empty: float = .01        # share of lists without products
+    p95_ms: float = 200.      # time of a list
+    export_hours: float = 48. # lag of the export
+    spool: int = 1000         # records in the spool
 
 def _about_lists(served: pd.DataFrame, limits: Limits) -> list[str]:
     "Sentences about the lists."
     n = len(served)
-    if not n:
-        return ['No list was given out.']
-    fallback, empty = (served.source == 'fallback').sum() / n, (served.products.map(len) == 0).sum() / n
+    if not n: return ['No list was given out.']
+    fallback, empty = (served.source == 'fallback').sum()/n, (served.products.map(len) == 0).sum()/n
     why = 'of the lists are fallbacks: the model server could not be asked'
     rows = [(fallback, limits.fallback, why), (empty, limits.empty, 'of the lists are empty: filters leave nothing')]
     texts = [f'{share:.1%} {text} (limit {most:.0%}).' for share, most, text in rows if share > most]
-    p95 = served.seconds.quantile(0.95) * 1000
+    p95 = served.seconds.quantile(.95)*1000
     if p95 > limits.p95_ms:
         texts.append(f'One list in 20 takes more than {p95:.0f} ms (limit {limits.p95_ms:.0f} ms).')
     return texts
@@ -488,108 +433,91 @@ def _about_lists(served: pd.DataFrame, limits: Limits) -> list[str]:
 def _about_backlog(values: pd.Series, limits: Limits) -> list[str]:
     "Sentences about what has not arrived."
     texts, lag, records = [], values.get('export: lag', 0), values.get('spool: records', 0)
-    if lag > limits.export_hours * 3600:
+    if lag > limits.export_hours*3600:
         limit = f'(limit {limits.export_hours:.0f})'
-        texts.append(f'The export for training lags {lag / 3600:.0f} hours behind the store {limit}.')
+        texts.append(f'The export for training lags {lag/3600:.0f} hours behind the store {limit}.')
     if records > limits.spool:
         texts.append(f'{records:,.0f} records wait in the spool (limit {limits.spool:,}): is the store down?')
     return texts
 
-
 def findings(
-    served: pd.DataFrame,  # from `read_store`
-    drifted: pd.DataFrame | None = None,  # from `drift`
-    waiting: pd.DataFrame | None = None,  # from `backlog`
+    served: pd.DataFrame,   # from `read_store`
+    drifted: pd.DataFrame|None = None, # from `drift`
+    waiting: pd.DataFrame|None = None, # from `backlog`
     limits: Limits = Limits(),
-) -> list[str]:  # sentences; empty: all is well
+) -> list[str]: # sentences; empty: all is well
     "Say what is not as it should be."
     texts = _about_lists(served, limits)
-    for name, row in drifted.iterrows() if drifted is not None else ():
-        if row.level != 'drift':
-            continue
+    for name, row in (drifted.iterrows() if drifted is not None else ()):
+        if row.level != 'drift': continue
         texts.append(f'{name} of the events has drifted from the training: PSI {row.psi:.2f} ({row.most}).')
-    return texts if waiting is None else texts + _about_backlog(waiting.value, limits)
+    return texts if waiting is None else texts+_about_backlog(waiting.value, limits)
 
 # %% ../nbs/10_monitoring.ipynb #4a70431c
 @dataclass(eq=False)
 class Monitor:
     "A Prometheus collector over the last hours of a store."
-
     # since -> events, served: such as `lambda since: read_store(store, since)`
     read: Callable[[datetime], tuple[pd.DataFrame, pd.DataFrame]]
-    reference: Callable[[], Reference] = Reference  # of the model that is live now; none by default
-    hours: float = 24.0  # looked at
-    every: float = 300.0  # seconds between two looks
-    window: timedelta = timedelta(hours=24)  # of clicks
-    spool: str | Path | None = None  # folder of the API server's spool
-    exported: str | Path | None = None  # Parquet file of the last export for training
+    reference: Callable[[], Reference] = Reference # of the model that is live now; none by default
+    hours: float = 24.            # looked at
+    every: float = 300.           # seconds between two looks
+    window: timedelta = timedelta(hours=24) # of clicks
+    spool: str|Path|None = None   # folder of the API server's spool
+    exported: str|Path|None = None # Parquet file of the last export for training
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     def __post_init__(self):
         self._lock, self._looked, self._series, self._up = threading.Lock(), -math.inf, {}, 0
 
     # nothing is read when it is registered
-    def describe(self) -> list:
-        return []
+    def describe(self) -> list: return []
 
     def _look(self):
         self._looked, start = time.monotonic(), time.perf_counter()
-        try:
-            series, self._up = self.series(), 1
-        except Exception as err:  # whatever it is, the old numbers stay
+        try: series, self._up = self.series(), 1
+        except Exception as err: # whatever it is, the old numbers stay
             self._up, name = 0, type(err).__name__
             text = f'{name}: {err}' if isinstance(err, GnnEcommerceError) else name
             logging.getLogger('gnn_ecommerce.monitor').warning(text)
             return
-        self._series = series | {'look_seconds': ('time of the last look', [], [((), time.perf_counter() - start)])}
+        self._series = series | {'look_seconds': ('time of the last look', [], [((), time.perf_counter()-start)])}
 
 # %% ../nbs/10_monitoring.ipynb #232f499b
-def _rate_series(table: pd.DataFrame) -> dict:  # of `rates`
+def _rate_series(table: pd.DataFrame) -> dict: # of `rates`
     "Click and purchase rates with their bounds, by model version."
     bounds, labels = (('', 'rate'), ('low', 'low'), ('high', 'high')), ['model_version', 'bound']
     return {
-        f'{name}_rate': (
-            f'share of lists that were followed by a {name}',
-            labels,
-            [((v, bound), row[f'{name}_{c}']) for v, row in table.iterrows() for bound, c in bounds],
-        )
+        f'{name}_rate': (f'share of lists that were followed by a {name}', labels,
+                         [((v, bound), row[f'{name}_{c}']) for v, row in table.iterrows() for bound, c in bounds])
         for name in ('click', 'purchase')
     }
 
-
-def _coverage_series(table: pd.DataFrame) -> dict:  # of `coverage`
+def _coverage_series(table: pd.DataFrame) -> dict: # of `coverage`
     "Products by model version; their share of the catalogue if its size is known."
     series = {name: [((v,), n) for v, n in table[name].items()] for name in ('products', 'coverage')}
     text = 'share of the catalogue that was recommended'
     ratio = {'coverage_ratio': (text, ['model_version'], series['coverage'])} if table.coverage.notna().any() else {}
     return {'products': ('different products recommended', ['model_version'], series['products'])} | ratio
 
-
-def _drift_series(table: pd.DataFrame) -> dict:  # of `drift`
+def _drift_series(table: pd.DataFrame) -> dict: # of `drift`
     "Drift of each variable."
     text = 'population stability index of live events against the training'
-    return {
-        'psi': (text, ['variable'], [((v,), x) for v, x in table.psi.items()]),
-        'drift': (
-            '1 if the variable has drifted',
-            ['variable'],
-            [((v,), level == 'drift') for v, level in table.level.items()],
-        ),
-    }
+    return {'psi': (text, ['variable'], [((v,), x) for v, x in table.psi.items()]),
+            'drift': ('1 if the variable has drifted', ['variable'],
+                      [((v,), level == 'drift') for v, level in table.level.items()])}
 
 # %% ../nbs/10_monitoring.ipynb #mo000018
 @patch
-def series(self: Monitor) -> dict[str, tuple[str, list[str], list]]:  # name: help, labels, [(values of labels, number)]
+def series(self: Monitor) -> dict[str, tuple[str, list[str], list]]: # name: help, labels, [(values of labels, number)]
     "Compute what is exported. Lists are followed for `hours`; those before only as far as their window reaches."
-    since = pd.Timestamp(self.now()) - timedelta(hours=self.hours)
+    since = pd.Timestamp(self.now())-timedelta(hours=self.hours)
     (events, served), reference = self.read(since), self.reference()
     live = training_like(events, reference.products)
     types = [((name,), n) for name, n in events.event_type.value_counts().items()]
     lists = served.fillna({'model_version': 'none'}).groupby(['source', 'model_version']).size()
-    series = {
-        'events': ('events by type', ['event_type'], types),
-        'lists': ('lists given out', ['source', 'model_version'], list(lists.items())),
-    }
+    series = {'events': ('events by type', ['event_type'], types),
+              'lists': ('lists given out', ['source', 'model_version'], list(lists.items()))}
     series |= _rate_series(rates(events, served, self.window))
     series |= _coverage_series(coverage(served, reference.n_items))
     if reference.profile is not None and len(live):
@@ -600,54 +528,47 @@ def series(self: Monitor) -> dict[str, tuple[str, list[str], list]]:  # name: he
 
 # %% ../nbs/10_monitoring.ipynb #mo000020
 @patch
-def collect(self: Monitor) -> Iterable:  # prometheus metric families
+def collect(self: Monitor) -> Iterable: # prometheus metric families
     "Yield metric families: prometheus-client calls it at a scrape."
     from prometheus_client.core import GaugeMetricFamily
-
     with self._lock:
-        if time.monotonic() - self._looked >= self.every:
-            self._look()
+        if time.monotonic()-self._looked >= self.every: self._look()
         series, up = self._series, self._up
     yield GaugeMetricFamily('gnn_ecommerce_monitor_up', '1 if the last look at the store succeeded', up)
     for name, (text, labels, rows) in series.items():
         family = GaugeMetricFamily(f'gnn_ecommerce_monitor_{name}', text, labels=labels)
         for values, x in rows:
-            if x == x:
-                family.add_metric([str(v) for v in values], float(x))
+            if x == x: family.add_metric([str(v) for v in values], float(x))
         yield family
 
 # %% ../nbs/10_monitoring.ipynb #8b983367
 def listen(
     monitor: Monitor,
-    port: int = 8002,  # 0: a free one
+    port: int = 8002,         # 0: a free one
     host: str = '127.0.0.1',
-) -> tuple[Any, threading.Thread]:  # the server, whose `server_port` says where; the thread that it runs in
+) -> tuple[Any, threading.Thread]: # the server, whose `server_port` says where; the thread that it runs in
     "Answer Prometheus at `/metrics`, in a thread. Raises `GnnEcommerceError` if the port is taken."
     from prometheus_client import CollectorRegistry, start_http_server
-
     registry = CollectorRegistry()
     registry.register(monitor)
-    try:
-        return start_http_server(port, host, registry)
+    try: return start_http_server(port, host, registry)
     except OSError as err:
         raise GnnEcommerceError(expected('', f'a free port at {host}:{port}', err.strerror or err)) from None
 
 # %% ../nbs/10_monitoring.ipynb #664814fe
 def write_report(
-    output: str | Path,  # the HTML file; the executed notebook stays beside it
-    parameters: dict | None = None,  # of the notebook: database, params, days, window_hours, spool, exported
-    notebook: str | Path = 'nbs/guides/monitoring.ipynb',  # the report
-) -> Path:  # the HTML file
+    output: str|Path,          # the HTML file; the executed notebook stays beside it
+    parameters: dict|None = None, # of the notebook: database, params, days, window_hours, spool, exported
+    notebook: str|Path = 'nbs/guides/monitoring.ipynb', # the report
+) -> Path: # the HTML file
     "Run the report and write it as one HTML file, without code. Raises `StageFailed`, `SettingsError`."
     from nbconvert import HTMLExporter
     from gnn_ecommerce.core import atomic_path
     from gnn_ecommerce.run.pipeline import run_notebook
-
     output = Path(output)
     executed = output.with_suffix('.ipynb')
     run_notebook(notebook, executed, parameters, everything=True)
     exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
     html, _ = exporter.from_filename(str(executed))
-    with atomic_path(output) as tmp:
-        tmp.write_text(html, encoding='utf8')
+    with atomic_path(output) as tmp: tmp.write_text(html, encoding='utf8')
     return output

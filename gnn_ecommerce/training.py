@@ -18,22 +18,8 @@ from fastcore.basics import patch
 from pydantic import Field, model_validator
 
 from gnn_ecommerce.core import (
-    ArtifactError,
-    DataError,
-    GnnEcommerceError,
-    ProjectPaths,
-    StageSettings,
-    array_hash,
-    atomic_path,
-    check_memory,
-    expected,
-    load_settings,
-    progress,
-    read_table,
-    resolve_params,
-    rng,
-    seed_everything,
-    write_json,
+    ArtifactError, DataError, GnnEcommerceError, ProjectPaths, StageSettings, array_hash, atomic_path, check_memory,
+    expected, load_settings, progress, read_table, resolve_params, rng, seed_everything, write_json
 )
 from .filter.graph_filter import GraphFilter
 from .filter.methods import METHODS
@@ -44,14 +30,7 @@ from .graph.kernels import compute_device, own_threads
 from .graph.propagation import Adjacency, Propagation
 from .lightgcn import LightGCNRecommender, init_embedding
 from gnn_ecommerce.models.checkpoint import (
-    TrainState,
-    build_recommender,
-    clear_state,
-    git_commit,
-    library_versions,
-    load_state,
-    save_model,
-    save_state,
+    TrainState, build_recommender, clear_state, git_commit, library_versions, load_state, save_model, save_state
 )
 from .models.losses import Loss, Softmax, make_loss
 from .ranking.evaluation import evaluate
@@ -66,16 +45,14 @@ __all__ = ['TEMPERATURES', 'fixed_params', 'TrainingSettings', 'training_loss', 
 # %% ../nbs/04_training.ipynb #abb66627
 class _ModelSettings(StageSettings):
     "The model, and where its embeddings start."
-
     loss: Literal['softmax', 'bpr', 'sampled_softmax', 'bsl'] = Field(
         'softmax', description='see models/02_losses; bpr is the paper\'s'
     )
     dim: int = Field(64, ge=1, le=4096, description='embedding dimension')
     layers: int = Field(2, ge=0, le=16, description='propagation layers')
-    alpha: list[float] | None = Field(
-        None,
-        description='layer weights, layers + 1 of them; null: 1 / (layers + 1) each, as in the paper, '
-        'or most on the last layer if the short runs that choose the temperature find it better',
+    alpha: list[float]|None = Field(
+        None, description='layer weights, layers + 1 of them; null: 1 / (layers + 1) each, as in the paper, '
+        'or most on the last layer if the short runs that choose the temperature find it better'
     )
     weighted: bool = Field(True, description='propagate along weighted edges; false: every edge counts 1')
     init: Literal['svd', 'normal'] = Field(
@@ -85,52 +62,42 @@ class _ModelSettings(StageSettings):
 # %% ../nbs/04_training.ipynb #41a03b9d
 class _OptimizerSettings(_ModelSettings):
     "Steps and their size."
-
-    epochs: int | None = Field(
-        None,
-        ge=1,
-        le=100_000,
-        description='most epochs; validation may stop earlier; null: as many as fit in 600 steps, from 2 to 60',
+    epochs: int|None = Field(
+        None, ge=1, le=100_000,
+        description='most epochs; validation may stop earlier; null: as many as fit in 600 steps, from 2 to 60'
     )
-    batch: int | None = Field(
-        None,
-        ge=1,
-        description='users a step (softmax), or positives a step (the other losses); '
-        'null: 1024, or a 256th of the users if that is more',
+    batch: int|None = Field(
+        None, ge=1, description='users a step (softmax), or positives a step (the other losses); '
+        'null: 1024, or a 256th of the users if that is more'
     )
-    lr: float = Field(0.02, gt=0, le=10, description='learning rate of Adam at the start')
-    lr_final: float = Field(0.001, ge=0, le=10, description='learning rate at the last epoch')
+    lr: float = Field(.02, gt=0, le=10, description='learning rate of Adam at the start')
+    lr_final: float = Field(.001, ge=0, le=10, description='learning rate at the last epoch')
     schedule: Literal['cosine', 'constant'] = Field('cosine', description='how the rate goes from lr to lr_final')
 
 # %% ../nbs/04_training.ipynb #5fad7eee
 class _LossSettings(_OptimizerSettings):
     "The loss, and where it is computed."
-
-    temperature: float | None = Field(
-        None,
-        gt=0,
-        le=10,
-        description='of the softmax losses; null: chosen on validation by short runs if they are quick',
+    temperature: float|None = Field(
+        None, gt=0, le=10,
+        description='of the softmax losses; null: chosen on validation by short runs if they are quick'
     )
     l2: float = Field(
-        0.0,
-        ge=0,
-        description='weight of the L2 penalty on the batch\'s layer-0 embeddings; the paper has 1e-4 with bpr',
+        0., ge=0,
+        description='weight of the L2 penalty on the batch\'s layer-0 embeddings; the paper has 1e-4 with bpr'
     )
     negatives: int = Field(
         1, ge=1, le=10_000, description='sampled negatives a positive (bpr) or a step (sampled_softmax, bsl)'
     )
     positives: Literal['all', 'bought'] = Field(
-        'all',
-        description='what the loss ranks first: every product of the graph\'s edges, or the bought ones; '
-        'propagation takes all edges',
+        'all', description='what the loss ranks first: every product of the graph\'s edges, or the bought ones; '
+        'propagation takes all edges'
     )
     weighted_positives: bool = Field(
         False, description='softmax losses: a customer\'s products count by edge weight; false: alike'
     )
     device: str = Field(
         'auto',
-        description='where embeddings are trained: cpu, cuda, cuda:1; auto: a GPU if torch sees one, else the CPU',
+        description='where embeddings are trained: cpu, cuda, cuda:1; auto: a GPU if torch sees one, else the CPU'
     )
     precision: Literal['auto', 'bf16', 'fp32'] = Field(
         'auto', description='of the softmax losses\' matrix products; auto: what is faster here'
@@ -139,11 +106,9 @@ class _LossSettings(_OptimizerSettings):
 # %% ../nbs/04_training.ipynb #49b597cc
 class _ValidationSettings(_LossSettings):
     "The metric that chooses."
-
     monitor: str = Field(
-        'ndcg@20',
-        pattern=r'^(recall|precision|ndcg|map|mrr|hit_rate|mark)@\d+$',
-        description='validation metric that chooses',
+        'ndcg@20', pattern=r'^(recall|precision|ndcg|map|mrr|hit_rate|mark)@\d+$',
+        description='validation metric that chooses'
     )
     ks: list[int] = Field([10, 20], min_length=1, description='list lengths of the reported metrics')
     exclude: Literal['bought', 'seen', 'none'] = Field('bought', description='what validation leaves out of the lists')
@@ -156,56 +121,46 @@ class _ValidationSettings(_LossSettings):
 # %% ../nbs/04_training.ipynb #5eb3bf79
 class _FilterSettings(_ValidationSettings):
     "The graph filter in the score."
-
     filter: Literal['auto', 'paths', 'chebyshev', 'regression', 'none'] = Field(
-        'auto',
-        description='graph filter in the score; auto: the best one on validation, '
-        'chebyshev and regression only if each fits filter_budget',
+        'auto', description='graph filter in the score; auto: the best one on validation, '
+        'chebyshev and regression only if each fits filter_budget'
     )
     filter_budget: float = Field(
-        60.0, gt=0, description='seconds that computing the filter may take by estimate, for auto'
+        60., gt=0, description='seconds that computing the filter may take by estimate, for auto'
     )
     filter_n: int = Field(200, ge=1, le=65_535, description='entries kept in a row of the filter\'s item table')
     filter_search: bool = Field(True, description='choose the filter\'s exponents on validation; false: its defaults')
-    filter_params: dict[str, float | int | bool] = Field(
-        {},
-        description='exponents and switches of the filter that are set here, '
-        'such as {alpha: 0.5, diagonal: false}; the others as filter_search says',
+    filter_params: dict[str, float|int|bool] = Field(
+        {}, description='exponents and switches of the filter that are set here, '
+        'such as {alpha: 0.5, diagonal: false}; the others as filter_search says'
     )
     b: list[float] = Field(
-        [0.0, 1.0, 2.0, 3.0, 5.0, 10.0, 15.0, 20.0, 30.0, 50.0, 100.0],
-        min_length=1,
-        description='weights of the filter to choose from on validation',
+        [0., 1., 2., 3., 5., 10., 15., 20., 30., 50., 100.], min_length=1,
+        description='weights of the filter to choose from on validation'
     )
     checkpoint_every: int = Field(1, ge=1, description='epochs between writes of last/')
 
 # %% ../nbs/04_training.ipynb #83a63402
-def fixed_params(s: _FilterSettings) -> dict[str, dict]:  # filter method -> those of `filter_params` that it has
+def fixed_params(s: _FilterSettings) -> dict[str, dict]: # filter method -> those of `filter_params` that it has
     "Sort the filter's exponents by method. Raises `ValueError` for a name that no method has or a value out of range."
     not_exponents = {'method', 'n', 'seed', 'name', 'dtype'}
-    names = {method: GraphFilter(method).params.keys() - not_exponents for method in METHODS}
-    if unknown := set(s.filter_params) - set().union(*names.values()):
-        raise ValueError(
-            expected(
-                'filter_params',
-                f'names among {", ".join(sorted(set().union(*names.values())))}',
-                repr(sorted(unknown)[0]),
-            )
-        )
+    names = {method: GraphFilter(method).params.keys()-not_exponents for method in METHODS}
+    if unknown := set(s.filter_params)-set().union(*names.values()):
+        raise ValueError(expected(
+            'filter_params', f'names among {", ".join(sorted(set().union(*names.values())))}', repr(sorted(unknown)[0])
+        ))
     fixed = {method: {k: v for k, v in s.filter_params.items() if k in names[method]} for method in METHODS}
-    for method, values in fixed.items():
-        GraphFilter(method, **values)
+    for method, values in fixed.items(): GraphFilter(method, **values)
     return fixed
 
 # %% ../nbs/04_training.ipynb #3a20241e
 class TrainingSettings(_FilterSettings):
     "Section `training` of params.yaml."
-
     @model_validator(mode='after')
     def _together(self):
-        if self.alpha is not None and len(self.alpha) != self.layers + 1:
+        if self.alpha is not None and len(self.alpha) != self.layers+1:
             raise ValueError(
-                expected('alpha', f'{self.layers + 1} values of alpha for {self.layers} layers', len(self.alpha))
+                expected('alpha', f'{self.layers+1} values of alpha for {self.layers} layers', len(self.alpha))
             )
         if min(self.b) < 0:
             raise ValueError(expected('b', 'weights >= 0', min(self.b)))
@@ -215,17 +170,14 @@ class TrainingSettings(_FilterSettings):
         return self
 
     @property
-    def cosine(self) -> bool:
-        return self.loss != 'bpr'
-
+    def cosine(self) -> bool: return self.loss != 'bpr'
     @property
     def layer_weights(self) -> torch.Tensor:
-        return torch.tensor(self.alpha or [1 / (self.layers + 1)] * (self.layers + 1))
+        return torch.tensor(self.alpha or [1/(self.layers+1)]*(self.layers+1))
 
 # %% ../nbs/04_training.ipynb #79cc7e54
 #: temperatures that short runs try; the first one if nothing can be tried
-TEMPERATURES = (0.2, 0.1, 0.15, 0.3, 0.45)
-
+TEMPERATURES = (.2, .1, .15, .3, .45)
 
 def training_loss(graph: InteractionGraph, s: TrainingSettings) -> Loss:
     "Make the loss that the settings name, over the pairs of `graph` that are to rank first."
@@ -243,58 +195,46 @@ def training_loss(graph: InteractionGraph, s: TrainingSettings) -> Loss:
 # %% ../nbs/04_training.ipynb #c3e8067e
 def with_batch_size(s: TrainingSettings, graph: InteractionGraph) -> TrainingSettings:
     "Set the batch, if it is open, to what suits the graph."
-    return s if s.batch else s.model_copy(update=dict(batch=max(1024, -(-graph.n_users // 256))))
+    return s if s.batch else s.model_copy(update=dict(batch=max(1024, -(-graph.n_users//256))))
 
-
-def resolve(
-    s: TrainingSettings, graph: InteractionGraph
-) -> TrainingSettings:  # with `epochs`, `batch` and `device` set
+def resolve(s: TrainingSettings, graph: InteractionGraph) -> TrainingSettings: # with `epochs`, `batch` and `device` set
     "Fill in what the settings leave to graph and machine. Raises `DataError` for a graph with nothing to learn."
     if graph.n_edges == 0:
-        raise DataError(
-            expected(
-                'training',
-                'a graph with edges',
-                'none',
-                'look at the filters of graph_build and at what data_prep kept',
-            )
-        )
+        raise DataError(expected('training', 'a graph with edges', 'none',
+                                 'look at the filters of graph_build and at what data_prep kept'))
     if graph.n_items < 2:
         raise DataError(expected('training', 'at least two items to tell apart', graph.n_items))
     s = with_batch_size(s, graph).model_copy(update=dict(device=str(compute_device(s.device))))
-    if s.epochs:
-        return s
-    return s.model_copy(update=dict(epochs=min(60, max(2, 600 // len(training_loss(graph, s))))))
+    if s.epochs: return s
+    return s.model_copy(update=dict(epochs=min(60, max(2, 600//len(training_loss(graph, s))))))
 
 # %% ../nbs/04_training.ipynb #79dced4d
-def memory_needed(graph: InteractionGraph, s: TrainingSettings) -> float:  # bytes
+def memory_needed(graph: InteractionGraph, s: TrainingSettings) -> float: # bytes
     "Estimate a run's peak: embeddings, moments, gradients, the best epoch, its saved copy; scores; graph, filter."
-    tables = 10 * 4 * s.dim * (graph.n_users + graph.n_items)
-    scores = 4 * graph.n_items * with_batch_size(s, graph).batch if s.loss in ('softmax', 'bsl') else 0
+    tables = 10*4*s.dim*(graph.n_users+graph.n_items)
+    scores = 4*graph.n_items*with_batch_size(s, graph).batch if s.loss in ('softmax', 'bsl') else 0
     method = 'paths' if s.filter == 'auto' else s.filter
-    filter = 0 if method == 'none' else 1e9 * estimate_cost(graph, method, s.filter_n).gigabytes
-    return 0.8e9 + tables + scores + 110 * graph.n_edges + filter
+    filter = 0 if method == 'none' else 1e9*estimate_cost(graph, method, s.filter_n).gigabytes
+    return .8e9+tables+scores+110*graph.n_edges+filter
 
 # %% ../nbs/04_training.ipynb #15051b1e
 def learning_rate(
     step: int,  # steps taken so far
-    total: int,  # steps in the whole run
+    total: int, # steps in the whole run
     s: TrainingSettings,
 ) -> float:
     "Compute Adam's rate for the next step."
-    if s.schedule == 'constant':
-        return s.lr
-    return s.lr_final + (s.lr - s.lr_final) * (1 + math.cos(math.pi * min(step / max(total, 1), 1))) / 2
+    if s.schedule == 'constant': return s.lr
+    return s.lr_final+(s.lr-s.lr_final)*(1+math.cos(math.pi*min(step/max(total, 1), 1)))/2
 
 # %% ../nbs/04_training.ipynb #b686bbff
 class Choice(NamedTuple):
     "What is decided before a run begins; `None`: as the settings say."
-
-    temperature: float | None = None  # of the loss
-    alpha: list[float] | None = None  # layer weights
-    precision: str | None = None  # of the loss's matrix products: an interrupted run goes on with what it had
-    table: list[dict] | tuple = ()  # a row a short run: temperature, last_layer, value, epoch, b, filter
-    state: TrainState | None = None  # to begin with: before the first epoch, or a short run that was a whole one
+    temperature: float|None = None  # of the loss
+    alpha: list[float]|None = None  # layer weights
+    precision: str|None = None      # of the loss's matrix products: an interrupted run goes on with what it had
+    table: list[dict]|tuple = ()    # a row a short run: temperature, last_layer, value, epoch, b, filter
+    state: TrainState|None = None   # to begin with: before the first epoch, or a short run that was a whole one
 
     @classmethod
     def of(cls, state: TrainState) -> Choice:
@@ -309,11 +249,9 @@ class Choice(NamedTuple):
 # %% ../nbs/04_training.ipynb #c4e0855b
 class Run:
     "Everything one training run needs. Use `fit`."
-
-    def __init__(
-        self,
+    def __init__(self,
         graph: InteractionGraph,
-        settings: TrainingSettings,  # from `resolve`
+        settings: TrainingSettings, # from `resolve`
         choice: Choice = Choice(),  # what was chosen for them
     ):
         self.graph, self.choice, self.settings = graph, choice, choice.apply_to(settings)
@@ -321,13 +259,11 @@ class Run:
         adjacency = Adjacency.from_graph(graph, weighted=settings.weighted).to(self.device)
         self.propagation = Propagation(adjacency, self.settings.layer_weights)
         self.loss = training_loss(graph, self.settings)
-
     def __repr__(self):
         return f'Run({self.graph}, {self.settings.epochs} epochs of {len(self.loss)} steps, {self.device})'
 
     @property
-    def n_steps(self) -> int:
-        return self.settings.epochs * len(self.loss)
+    def n_steps(self) -> int: return self.settings.epochs*len(self.loss)
 
     def batches(self, epoch: int) -> Iterator:
         "Draw the batches of an epoch, from a stream of the epoch's own."
@@ -335,9 +271,8 @@ class Run:
 
 # %% ../nbs/04_training.ipynb #7b5a0643
 @patch
-def initial_state(
-    self: Run,
-    embedding: torch.Tensor | None = None,  # layer-0 embeddings to start from, taken over; None: `init_embedding`
+def initial_state(self: Run,
+    embedding: torch.Tensor|None = None, # layer-0 embeddings to start from, taken over; None: `init_embedding`
 ) -> TrainState:
     "Make the state before the first epoch."
     s, precision = self.settings, None
@@ -346,45 +281,35 @@ def initial_state(
     if isinstance(self.loss, Softmax):
         precision = 'bf16' if self.loss._dtype(embedding) == torch.bfloat16 else 'fp32'
     return TrainState(
-        embedding,
-        torch.zeros_like(embedding),
-        torch.zeros_like(embedding),
-        embedding.clone(),
-        precision=precision,
-        temperature=self.choice.temperature,
-        alpha=self.choice.alpha,
-        tried=list(self.choice.table),
+        embedding, torch.zeros_like(embedding), torch.zeros_like(embedding), embedding.clone(), precision=precision,
+        temperature=self.choice.temperature, alpha=self.choice.alpha, tried=list(self.choice.table)
     )
 
 # %% ../nbs/04_training.ipynb #90d74137
 class Buffers(NamedTuple):
     "Tables of one epoch, filled again by every step; all (n_users + n_items, d)."
-
-    z: torch.Tensor  # final embeddings
-    grad_z: torch.Tensor  # the loss's gradient there
-    grad_e: torch.Tensor  # and at layer 0
-
+    z: torch.Tensor      # final embeddings
+    grad_z: torch.Tensor # the loss's gradient there
+    grad_e: torch.Tensor # and at layer 0
 
 def _adam(state: TrainState) -> torch.optim.Adam:
     "torch's Adam over the state's own tensors, so that its moments are saved with it."
     optimizer = torch.optim.Adam([state.embedding], fused=True)
     optimizer.state[state.embedding] = dict(
         step=torch.tensor(float(state.step), device=state.embedding.device),
-        exp_avg=state.exp_avg,
-        exp_avg_sq=state.exp_avg_sq,
+        exp_avg=state.exp_avg, exp_avg_sq=state.exp_avg_sq
     )
     return optimizer
 
 # %% ../nbs/04_training.ipynb #95fbdbad
 @patch
-def step(self: Run, optimizer: torch.optim.Optimizer, batch, buffers: Buffers) -> float:  # the loss
+def step(self: Run, optimizer: torch.optim.Optimizer, batch, buffers: Buffers) -> float: # the loss
     "Take one step: forward (the rows that are read), loss, backward, Adam; no update if the loss is not finite."
     e, (z, grad_z, grad_e) = optimizer.param_groups[0]['params'][0], buffers
     l2_grad = torch.zeros_like(e) if self.settings.l2 else None
     self.propagation.forward(e, out=z, rows=self.loss.rows(batch))
     loss = self.loss.step(z, e, batch, grad_z.zero_(), l2_grad)
-    if not math.isfinite(loss):
-        return loss
+    if not math.isfinite(loss): return loss
     self.propagation.backward(grad_z, out=grad_e)
     e.grad = grad_e if l2_grad is None else grad_e.add_(l2_grad)
     optimizer.step()
@@ -392,11 +317,10 @@ def step(self: Run, optimizer: torch.optim.Optimizer, batch, buffers: Buffers) -
 
 # %% ../nbs/04_training.ipynb #edea138d
 @patch
-def run_epoch(
-    self: Run,
-    state: TrainState,  # changed in place
-    on_step: Callable | None = None,  # called after each step with the loss
-) -> float:  # mean loss, NaN as soon as a step's loss is not finite
+def run_epoch(self: Run,
+    state: TrainState,             # changed in place
+    on_step: Callable|None = None, # called after each step with the loss
+) -> float: # mean loss, NaN as soon as a step's loss is not finite
     "Pass over the data once."
     e, losses, optimizer = state.embedding, [], _adam(state)
     buffers = Buffers(torch.empty_like(e), torch.zeros_like(e), torch.zeros_like(e))
@@ -404,53 +328,40 @@ def run_epoch(
         for batch in self.batches(state.epoch):
             optimizer.param_groups[0]['lr'] = learning_rate(state.step, self.n_steps, self.settings)
             losses.append(self.step(optimizer, batch, buffers))
-            if not math.isfinite(losses[-1]):
-                return math.nan
+            if not math.isfinite(losses[-1]): return math.nan
             state.step += 1
-            if on_step:
-                on_step(losses[-1])
+            if on_step: on_step(losses[-1])
     e.grad = None
     return float(np.mean(losses))
-
 
 @patch
 @contextlib.contextmanager
 def _explained_memory(self: Run, e: torch.Tensor) -> Iterator[None]:
     "Say what to lower if a GPU's memory is full."
-    try:
-        yield
+    try: yield
     except torch.OutOfMemoryError as err:
         sizes = f'{len(e):,} x {e.shape[1]} embeddings and batch {self.settings.batch:,}'
-        raise GnnEcommerceError(
-            expected(
-                'training',
-                f'enough memory on {self.device}',
-                f'too little for {sizes}',
-                'lower training.batch or training.dim, or set training.device to cpu',
-            )
-        ) from err
+        raise GnnEcommerceError(expected(
+            'training', f'enough memory on {self.device}', f'too little for {sizes}',
+            'lower training.batch or training.dim, or set training.device to cpu'
+        )) from err
 
 # %% ../nbs/04_training.ipynb #3909337d
 def affordable_methods(graph: InteractionGraph, s: TrainingSettings) -> list[str]:
     "List the filter methods to try: the one that is set, or for `auto` those that fit the budget."
-    if s.filter != 'auto':
-        return [s.filter]
-    budget = s.filter_budget / (1 if s.exclude == 'seen' else 2)  # two passes: with the diagonal and without
-
+    if s.filter != 'auto': return [s.filter]
+    budget = s.filter_budget/(1 if s.exclude == 'seen' else 2) # two passes: with the diagonal and without
     def fits(method, tables):
         return choose_method(graph, budget, method=method, n=s.filter_n, tables=tables) == method
-
     return ['paths', *(method for method, tables in (('chebyshev', 9), ('regression', 7)) if fits(method, tables))]
-
 
 def _pinned(grid: dict[str, tuple], fixed: dict) -> dict[str, tuple]:
     "A grid in which the values that are fixed are the only ones."
     return {name: (fixed[name],) if name in fixed else values for name, values in grid.items()}
 
-
 def _chosen(
     graph: InteractionGraph, s: TrainingSettings, targets: sp.csr_matrix, method: str, refine: bool
-) -> tuple[GraphFilter, pd.DataFrame]:  # the best filter of a method, fitted; what each candidate scored
+) -> tuple[GraphFilter, pd.DataFrame]: # the best filter of a method, fitted; what each candidate scored
     fixed = fixed_params(s)[method]
     grid = _pinned(default_grid(graph, method, s.exclude), fixed)
     return choose_filter(
@@ -461,11 +372,10 @@ def _chosen(
 def make_filters(
     graph: InteractionGraph,
     s: TrainingSettings,
-    targets: sp.csr_matrix,  # validation pairs, to choose exponents on
-) -> tuple[list[GraphFilter], pd.DataFrame | None]:  # one a method, fitted, the best first; what each candidate scored
+    targets: sp.csr_matrix, # validation pairs, to choose exponents on
+) -> tuple[list[GraphFilter], pd.DataFrame|None]: # one a method, fitted, the best first; what each candidate scored
     "Make the graph filters that the score may take."
-    if s.filter == 'none':
-        return [], None
+    if s.filter == 'none': return [], None
     if not s.filter_search:
         method = 'paths' if s.filter == 'auto' else s.filter
         return [GraphFilter(method, n=s.filter_n, **fixed_params(s)[method]).fit(graph)], None
@@ -475,26 +385,25 @@ def make_filters(
     refine = enough and estimate_cost(graph, 'paths', s.filter_n, 20).seconds <= s.filter_budget
     filters, tables = zip(*(_chosen(graph, s, targets, m, refine and m == 'paths') for m in methods))
     best = [table[s.monitor].max() for table in tables]
-    order = [i for i in np.argsort(best, kind='stable')[::-1] if best[i] >= 0.9 * max(best)]
+    order = [i for i in np.argsort(best, kind='stable')[::-1] if best[i] >= .9*max(best)]
     rows = [table.assign(kind=method) for method, table in zip(methods, tables)]
     return [filters[i] for i in order], pd.concat(rows, ignore_index=True)
 
 # %% ../nbs/04_training.ipynb #80f6c039
 class Validation:
     "The metric that chooses, measured with every filter at every weight; the filters are made here, once."
-
     def __init__(self, graph: InteractionGraph, settings: TrainingSettings, targets: sp.csr_matrix):
         self.settings, self.targets, self.users = settings, targets, eval_users(targets, settings)
         self.filters, self.filter_table = make_filters(graph, settings, targets)
 
-    def __call__(self, model: Recommender) -> dict:  # `value` and `b`; `filter`, its method, if there are several
+    def __call__(self, model: Recommender) -> dict: # `value` and `b`; `filter`, its method, if there are several
         "Measure a model with the best filter at its best weight, over at most `eval_users` users."
         s = self.settings
         if self.filters:
             return max(map(lambda f: self._blend(model, f), self.filters), key=lambda row: row['value'])
         k = int(s.monitor.split('@')[1])
         metrics = evaluate(model, self.targets, ks=(k,), exclude=s.exclude, users=self.users).metrics
-        return dict(value=metrics[s.monitor], b=0.0)
+        return dict(value=metrics[s.monitor], b=0.)
 
     def _blend(self, model: Recommender, filter: GraphFilter) -> dict:
         s, both = self.settings, HybridRecommender(model, filter)
@@ -503,13 +412,11 @@ class Validation:
         return row | dict(filter=filter.method) if len(self.filters) > 1 else row
 
 # %% ../nbs/04_training.ipynb #cdc72b6f
-def eval_users(targets: sp.csr_matrix, s: TrainingSettings) -> np.ndarray:  # int (at most eval_users,), ascending
+def eval_users(targets: sp.csr_matrix, s: TrainingSettings) -> np.ndarray: # int (at most eval_users,), ascending
     "Draw users with validation targets, the same ones at every epoch."
     users = np.flatnonzero(np.diff(targets.indptr))
-    if len(users) <= s.eval_users:
-        return users
+    if len(users) <= s.eval_users: return users
     return np.sort(rng(s.seed, 'eval_users').choice(users, s.eval_users, replace=False))
-
 
 @patch
 def recommender(self: Run, embedding: torch.Tensor) -> LightGCNRecommender:
@@ -520,16 +427,16 @@ def recommender(self: Run, embedding: torch.Tensor) -> LightGCNRecommender:
 # %% ../nbs/04_training.ipynb #61ffebed
 def next_epoch(
     run: Run,
-    state: TrainState,  # changed in place; `stopped` is set when the run is over
-    validation: Validation | None,  # None: the last epoch is the best
+    state: TrainState,           # changed in place; `stopped` is set when the run is over
+    validation: Validation|None, # None: the last epoch is the best
     bar: progress,
-) -> dict | None:  # the new row of the history; None if the loss was not finite
+) -> dict|None: # the new row of the history; None if the loss was not finite
     "Train an epoch, validate it, note it."
     s = run.settings
     lr = learning_rate(state.step, run.n_steps, s)
     loss = run.run_epoch(state, lambda loss: (bar.set(loss=loss), bar.step()))
     if not math.isfinite(loss):
-        state.stopped = f'the loss was no number in epoch {state.epoch + 1}'
+        state.stopped = f'the loss was no number in epoch {state.epoch+1}'
         return None
     state.epoch += 1
     row = dict(epoch=state.epoch, loss=loss, lr=lr)
@@ -545,51 +452,46 @@ def _improves(state: TrainState, row: dict) -> bool:
     "Is a row of the history better than all before?"
     return 'value' in row and (state.best_value is None or row['value'] > state.best_value)
 
-
 def _note(state: TrainState, row: dict, s: TrainingSettings, better: bool):
     "Add a row to the history; keep a better epoch; stop if epochs or patience are used up."
     state.history.append(row)
     if better:
         state.best, state.best_epoch = state.embedding.clone(), state.epoch
-        state.best_value, state.best_b, state.best_filter = row.get('value'), row.get('b', 0.0), row.get('filter')
+        state.best_value, state.best_b, state.best_filter = row.get('value'), row.get('b', 0.), row.get('filter')
     since = sum('value' in r for r in state.history if r['epoch'] > state.best_epoch)
-    if state.epoch >= s.epochs:
-        state.stopped = 'all epochs done'
+    if state.epoch >= s.epochs: state.stopped = 'all epochs done'
     elif since >= s.patience:
         state.stopped = f'no better for {since} evaluations'
 
 # %% ../nbs/04_training.ipynb #412954ec
 def pilot_epochs(
     graph: InteractionGraph,
-    s: TrainingSettings,  # from `resolve`
-    steps: int,  # of an epoch
+    s: TrainingSettings, # from `resolve`
+    steps: int,          # of an epoch
     most: float = 2e12,  # operations; those of propagation count five times, because they take that much longer
-) -> int:  # 0 if there is no time for one
+) -> int: # 0 if there is no time for one
     "Count the epochs of a run that tries a temperature."
-    scores = graph.n_users * graph.n_items if s.loss in ('softmax', 'bsl') else graph.n_edges * s.batch
-    return min(s.epochs, int(most // (6 * s.dim * scores + 5 * 8 * s.layers * s.dim * graph.n_edges * steps)))
+    scores = graph.n_users*graph.n_items if s.loss in ('softmax', 'bsl') else graph.n_edges*s.batch
+    return min(s.epochs, int(most//(6*s.dim*scores+5*8*s.layers*s.dim*graph.n_edges*steps)))
 
-
-def last_layer_weights(layers: int) -> list[float]:  # layers + 1, sum 1
+def last_layer_weights(layers: int) -> list[float]: # layers + 1, sum 1
     "Put .6 on the last layer and the rest in equal parts on the others."
-    return [0.4 / layers] * layers + [0.6]
+    return [.4/layers]*layers+[.6]
 
 # %% ../nbs/04_training.ipynb #8768c89e
 def choose_hyperparameters(
     graph: InteractionGraph,
-    s: TrainingSettings,  # from `resolve`
-    validation: Validation | None,  # None: nothing can be chosen
-    on_try: Callable[[dict], None] | None = None,  # called with each epoch's row of the short runs
-    most: float = 2e12,  # operations of a short run, see `pilot_epochs`
+    s: TrainingSettings,         # from `resolve`
+    validation: Validation|None, # None: nothing can be chosen
+    on_try: Callable[[dict], None]|None = None, # called with each epoch's row of the short runs
+    most: float = 2e12,          # operations of a short run, see `pilot_epochs`
 ) -> Choice:
     "Choose temperature and layer weights by short runs; the first temperature if there is no time or no validation."
-    if s.temperature is not None or s.loss == 'bpr':
-        return Choice()
+    if s.temperature is not None or s.loss == 'bpr': return Choice()
     steps = len(training_loss(graph, s))
     epochs = pilot_epochs(graph, s, steps, most)
     default = Choice(TEMPERATURES[0])
-    if validation is None or not epochs:
-        return default
+    if validation is None or not epochs: return default
     first = Run(graph, s, default).initial_state()
     best, table = _try_each(graph, s.model_copy(update=dict(epochs=epochs)), validation, first, on_try)
     begin = best if epochs == s.epochs else first
@@ -598,33 +500,26 @@ def choose_hyperparameters(
 
 # %% ../nbs/04_training.ipynb #4f67f71e
 def _try_each(
-    graph: InteractionGraph, s: TrainingSettings, validation: Validation, first: TrainState, on_try: Callable | None
-) -> tuple[TrainState, list[dict]]:  # where the best short run ended; a row for each
+    graph: InteractionGraph, s: TrainingSettings, validation: Validation, first: TrainState, on_try: Callable|None
+) -> tuple[TrainState, list[dict]]: # where the best short run ended; a row for each
     "Run the candidates one after the other; the layer weights at the temperature that was best."
     best, table = None, []
     candidates = [(t, None) for t in TEMPERATURES]
     if s.alpha is None and s.layers:
         candidates.append((None, last_layer_weights(s.layers)))
-    n_steps = s.epochs * len(training_loss(graph, s))
-    with progress(desc='choose temperature and layer weights', total=n_steps * len(candidates)) as bar:
+    n_steps = s.epochs*len(training_loss(graph, s))
+    with progress(desc='choose temperature and layer weights', total=n_steps*len(candidates)) as bar:
         for n, (temperature, alpha) in enumerate(candidates, 1):
             run = Run(graph, s, Choice(temperature or best.temperature, alpha, first.precision))
             state = run.initial_state(first.embedding.clone())
             while state.stopped is None:
                 row = next_epoch(run, state, validation, bar)
-                if on_try and row:
-                    on_try(row)
-            bar.step(n * n_steps - bar.done)
-            table.append(
-                dict(
-                    temperature=state.temperature,
-                    last_layer=run.propagation.alpha[-1],
-                    value=state.best_value,
-                    epoch=state.best_epoch,
-                    b=state.best_b,
-                    filter=state.best_filter,
-                )
-            )
+                if on_try and row: on_try(row)
+            bar.step(n*n_steps-bar.done)
+            table.append(dict(
+                temperature=state.temperature, last_layer=run.propagation.alpha[-1], value=state.best_value,
+                epoch=state.best_epoch, b=state.best_b, filter=state.best_filter
+            ))
             if best is None or best.best_value is None or (state.best_value or 0) > best.best_value:
                 best = state
     return best, table
@@ -633,117 +528,96 @@ def _try_each(
 @dataclass
 class FitResult:
     "What `fit` returns."
-
-    recommender: Recommender  # of the best epoch, with the best weight of the filter
+    recommender: Recommender          # of the best epoch, with the best weight of the filter
     tensors: dict[str, torch.Tensor]  # what a checkpoint holds
-    scoring: dict  # how they make a score, see `checkpoint.build_recommender`
-    history: pd.DataFrame  # a row an epoch: epoch, loss, lr; value, b and filter (if several) of validation
-    best_epoch: int  # 1-based
-    best_value: float | None  # None without validation targets
-    stopped: str  # why it ended
-    validation: dict  # all metrics of the best epoch on all validation users; empty without targets
-    filter_table: pd.DataFrame | None  # the filter's candidates on validation
-    temperature: float | None = None  # of the loss, None for one that has none
-    temperature_table: pd.DataFrame | None = None  # the short runs, see `Choice.table`; None if there were none
+    scoring: dict                     # how they make a score, see `checkpoint.build_recommender`
+    history: pd.DataFrame             # a row an epoch: epoch, loss, lr; value, b and filter (if several) of validation
+    best_epoch: int                   # 1-based
+    best_value: float|None            # None without validation targets
+    stopped: str                      # why it ended
+    validation: dict                  # all metrics of the best epoch on all validation users; empty without targets
+    filter_table: pd.DataFrame|None   # the filter's candidates on validation
+    temperature: float|None = None    # of the loss, None for one that has none
+    temperature_table: pd.DataFrame|None = None # the short runs, see `Choice.table`; None if there were none
 
 # %% ../nbs/04_training.ipynb #00f92d0c
 def fit(
     graph: InteractionGraph,
     settings: TrainingSettings,
-    targets: sp.csr_matrix | None = None,  # validation pairs (n_users, n_items); None: keep the last epoch
-    folder: str | Path | None = None,  # where `last/` goes; None: nowhere
-    resume: Literal['auto', 'must', 'never'] = 'auto',  # another run: start anew, or refuse
-    on_epoch: Callable | None = None,  # gets each row of the history
-    on_try: Callable | None = None,  # gets each row of the short runs
+    targets: sp.csr_matrix|None = None, # validation pairs (n_users, n_items); None: keep the last epoch
+    folder: str|Path|None = None,       # where `last/` goes; None: nowhere
+    resume: Literal['auto', 'must', 'never'] = 'auto', # another run: start anew, or refuse
+    on_epoch: Callable|None = None,     # gets each row of the history
+    on_try: Callable|None = None,       # gets each row of the short runs
 ) -> FitResult:
     "Train LightGCN and keep the best epoch by validation."
     identity, settings = fingerprint(graph, settings, targets), resolve(settings, graph)
-    validation, last = _validation(graph, settings, targets), Path(folder) / 'last' if folder else None
+    validation, last = _validation(graph, settings, targets), Path(folder)/'last' if folder else None
     state = _interrupted(last, resume, identity, settings.device)
     choice = Choice.of(state) if state else choose_hyperparameters(graph, settings, validation, on_try)
     run = Run(graph, settings, choice)
     if state is None:
         state = replace(choice.state or run.initial_state(), fingerprint=identity)
-    if last and choice.state and state.stopped:
-        save_state(last, state)
+    if last and choice.state and state.stopped: save_state(last, state)
     if on_epoch:
-        for row in state.history:
-            on_epoch(row)
+        for row in state.history: on_epoch(row)
     with progress(desc='training', total=run.n_steps, done=state.step) as bar:
         while state.stopped is None:
             row = next_epoch(run, state, validation, bar)
             if last and (state.stopped or state.epoch % settings.checkpoint_every == 0):
                 save_state(last, state)
-            if on_epoch and row:
-                on_epoch(row)
+            if on_epoch and row: on_epoch(row)
     return _result(run, state, validation)
 
 # %% ../nbs/04_training.ipynb #4ab89e9e
-def targets_hash(targets: sp.csr_matrix | None) -> str:  # sha256
+def targets_hash(targets: sp.csr_matrix|None) -> str: # sha256
     "Hash a targets matrix's structure; of None, nothing."
-    if targets is None:
-        return array_hash()
+    if targets is None: return array_hash()
     return array_hash(targets.indptr.astype(np.int64), targets.indices.astype(np.int64))
 
-
-def fingerprint(graph: InteractionGraph, settings: TrainingSettings, targets: sp.csr_matrix | None) -> str:  # sha256
+def fingerprint(graph: InteractionGraph, settings: TrainingSettings, targets: sp.csr_matrix|None) -> str: # sha256
     "Hash all that decides a run's numbers. The device is left out: a run may continue on another."
     targets = targets if targets is not None and targets.nnz else None
     facts = [graph.hash, settings.model_dump_json(exclude={'device'}), targets_hash(targets)]
     return array_hash(np.array(facts, dtype=object))
 
-
-def _validation(graph: InteractionGraph, s: TrainingSettings, targets: sp.csr_matrix | None) -> Validation | None:
+def _validation(graph: InteractionGraph, s: TrainingSettings, targets: sp.csr_matrix|None) -> Validation|None:
     shape = graph.n_users, graph.n_items
     if targets is not None and targets.shape != shape:
         raise DataError(expected('training', f'validation targets of shape {shape}', targets.shape))
-    if targets is not None and targets.nnz:
-        return Validation(graph, s, targets)
+    if targets is not None and targets.nnz: return Validation(graph, s, targets)
     print('no validation targets: the last epoch is kept and the graph filter stays out (b = 0)')
 
 # %% ../nbs/04_training.ipynb #724a9328
-def _interrupted(last: Path | None, resume: str, identity: str, device: str) -> TrainState | None:
+def _interrupted(last: Path|None, resume: str, identity: str, device: str) -> TrainState|None:
     "Load the interrupted run in `last` if it is this one; forget it otherwise."
-    if last is None:
-        return None
-    try:
-        state = load_state(last, device) if resume != 'never' else None
+    if last is None: return None
+    try: state = load_state(last, device) if resume != 'never' else None
     except ArtifactError as err:
-        if resume == 'must':
-            raise
+        if resume == 'must': raise
         print(f'{err}; starting anew')
         state = None
     if state and state.fingerprint != identity:
         if resume == 'must':
-            raise ArtifactError(
-                expected(
-                    str(last),
-                    'a run with this graph and these settings',
-                    'another',
-                    'delete the folder, or use resume="auto" to start anew',
-                )
-            )
+            raise ArtifactError(expected(
+                str(last), 'a run with this graph and these settings', 'another',
+                'delete the folder, or use resume="auto" to start anew'
+            ))
         print('last/ is of another graph or other settings: starting anew')
         state = None
-    if state:
-        print(f'going on after epoch {state.epoch} of an interrupted run')
-    else:
-        clear_state(last)
+    if state: print(f'going on after epoch {state.epoch} of an interrupted run')
+    else: clear_state(last)
     return state
 
 # %% ../nbs/04_training.ipynb #f9770b1d
-def _result(run: Run, state: TrainState, validation: Validation | None) -> FitResult:
+def _result(run: Run, state: TrainState, validation: Validation|None) -> FitResult:
     "Build the best epoch's recommender and measure it once on all validation users."
     s = run.settings
     if state.best_epoch == 0:
-        raise GnnEcommerceError(
-            expected(
-                'training',
-                'a finite loss',
-                f'none ({state.stopped}, before any epoch was good)',
-                f'try a smaller lr (it is {s.lr}) or a higher temperature',
-            )
-        )
+        raise GnnEcommerceError(expected(
+            'training', 'a finite loss', f'none ({state.stopped}, before any epoch was good)',
+            f'try a smaller lr (it is {s.lr}) or a higher temperature'
+        ))
     if 'no number' in state.stopped:
         print(f'{state.stopped}: epoch {state.best_epoch} is kept')
     tensors, scoring = _checkpoint(run, state, validation.filters if validation else [])
@@ -751,21 +625,14 @@ def _result(run: Run, state: TrainState, validation: Validation | None) -> FitRe
     if validation:
         metrics = evaluate(recommender, validation.targets, ks=tuple(s.ks), exclude=s.exclude).metrics
     return FitResult(
-        recommender,
-        tensors,
-        scoring,
-        pd.DataFrame(state.history),
-        state.best_epoch,
-        state.best_value,
-        state.stopped,
-        metrics,
-        validation.filter_table if validation else None,
+        recommender, tensors, scoring, pd.DataFrame(state.history), state.best_epoch, state.best_value, state.stopped,
+        metrics, validation.filter_table if validation else None,
         temperature=s.temperature if s.loss != 'bpr' else None,
-        temperature_table=pd.DataFrame(state.tried) if state.tried else None,
+        temperature_table=pd.DataFrame(state.tried) if state.tried else None
     )
 
 # %% ../nbs/04_training.ipynb #75ce1220
-def _checkpoint(run: Run, state: TrainState, filters: list[GraphFilter]) -> tuple[dict, dict]:  # tensors, scoring
+def _checkpoint(run: Run, state: TrainState, filters: list[GraphFilter]) -> tuple[dict, dict]: # tensors, scoring
     "Gather what a checkpoint holds: embeddings, layer weights, the filter's table if it has weight."
     tensors = {'embedding.weight': state.best.cpu(), 'alpha': torch.tensor(run.propagation.alpha)}
     scoring = dict(weighted=run.settings.weighted, cosine=run.settings.cosine, b=state.best_b, filter=None)
@@ -776,13 +643,12 @@ def _checkpoint(run: Run, state: TrainState, filters: list[GraphFilter]) -> tupl
     return tensors, scoring
 
 # %% ../nbs/04_training.ipynb #66237918
-def plot_history(history: pd.DataFrame, monitor: str = 'validation', best_epoch: int | None = None):
+def plot_history(history: pd.DataFrame, monitor: str = 'validation', best_epoch: int|None = None):
     "Plot the loss, and the monitored metric if there is one, by epoch. Returns the matplotlib figure."
     import matplotlib.pyplot as plt
-
-    panels = [('loss', 'training loss')] + ([('value', f'validation {monitor}')] if 'value' in history else [])
-    fig, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 2.8), layout='constrained', dpi=80)
-    plt.close(fig)  # shown once, by whoever gets it
+    panels = [('loss', 'training loss')]+([('value', f'validation {monitor}')] if 'value' in history else [])
+    fig, axes = plt.subplots(1, len(panels), figsize=(4.2*len(panels), 2.8), layout='constrained', dpi=80)
+    plt.close(fig) # shown once, by whoever gets it
     for ax, (column, title) in zip(np.atleast_1d(axes), panels):
         rows = history.dropna(subset=[column])
         ax.plot(rows.epoch, rows[column], marker='o', ms=3, color='#0072B2')
@@ -797,46 +663,36 @@ def plot_history(history: pd.DataFrame, monitor: str = 'validation', best_epoch:
 # %% ../nbs/04_training.ipynb #d5fcb479
 class LiveCurve:
     "Redraw `plot_history` in a live notebook after each epoch, at most every `every` seconds; elsewhere do nothing."
-
-    def __init__(self, monitor: str, every: float = 1.0):
-        self.monitor, self.every, self.rows, self.handle, self.last = monitor, every, [], None, 0.0
+    def __init__(self, monitor: str, every: float = 1.):
+        self.monitor, self.every, self.rows, self.handle, self.last = monitor, every, [], None, 0.
         self.live = progress(()).mode == 'bar' and 'ipykernel' in sys.modules
 
     def __call__(self, row: dict):
         self.rows.append(row)
-        if not self.live or time.monotonic() - self.last < self.every:
-            return
+        if not self.live or time.monotonic()-self.last < self.every: return
         from IPython.display import display
-
         fig, self.last = plot_history(pd.DataFrame(self.rows), self.monitor), time.monotonic()
-        if self.handle:
-            self.handle.update(fig)
-        else:
-            self.handle = display(fig, display_id=True)
+        if self.handle: self.handle.update(fig)
+        else: self.handle = display(fig, display_id=True)
 
 # %% ../nbs/04_training.ipynb #f5ede9e8
 def run_training(
-    params: str | Path = 'params.yaml',  # the project's settings
+    params: str|Path = 'params.yaml', # the project's settings
 ) -> FitResult:
     "Stage `training`: fit on the training graph, choose on validation, write checkpoint and report."
     params = resolve_params(params)
     paths, s = ProjectPaths(params.parent), load_settings(TrainingSettings, 'training', params)
     seed_everything(s.seed)
     graph = InteractionGraph.load(paths.graph)
-    targets, cold = graph.encode_pairs(read_table(paths.processed / 'val.parquet', 'targets', 'data_prep'))
-    print(
-        f'{graph.n_users:,} users, {graph.n_items:,} items, {graph.n_edges:,} edges; {targets.nnz:,} validation '
-        f'pairs, {len(cold):,} more with a user or item that the graph does not hold'
-    )
-    check_memory(
-        memory_needed(graph, s),
-        'training',
-        'lower training.dim or training.batch, or leave customers out by graph_build.min_user_events',
-    )
-    with _live(paths.report('training') / 'dvclive', s) as log:
+    targets, cold = graph.encode_pairs(read_table(paths.processed/'val.parquet', 'targets', 'data_prep'))
+    print(f'{graph.n_users:,} users, {graph.n_items:,} items, {graph.n_edges:,} edges; {targets.nnz:,} validation '
+          f'pairs, {len(cold):,} more with a user or item that the graph does not hold')
+    check_memory(memory_needed(graph, s), 'training', 'lower training.dim or training.batch, or leave customers out '
+                 'by graph_build.min_user_events')
+    with _live(paths.report('training')/'dvclive', s) as log:
         result = fit(graph, s, targets, paths.checkpoints, on_epoch=log)
     metadata = save_model(paths.checkpoints, result.tensors, _metadata(result, s, graph, targets, paths.root))
-    (paths.checkpoints / 'last' / 'done').touch()
+    (paths.checkpoints/'last'/'done').touch()
     _report(result, s, paths.report('training'))
     print(f'{metadata["model_version"]}: {_summary(result, s.monitor)}')
     return result
@@ -850,35 +706,25 @@ def _metadata(
         device=compute_device(s.device).type,
         graph_hash=graph.hash,
         targets_hash=targets_hash(targets),
-        n_users=graph.n_users,
-        n_items=graph.n_items,
-        n_edges=graph.n_edges,
-        scheme=graph.scheme,
+        n_users=graph.n_users, n_items=graph.n_items, n_edges=graph.n_edges, scheme=graph.scheme,
         scoring=result.scoring,
         settings=s.model_dump(),
         temperature=result.temperature,
         layer_weights=result.tensors['alpha'].tolist(),
-        best_epoch=result.best_epoch,
-        stopped=result.stopped,
-        monitor=s.monitor,
-        metrics=result.validation,
+        best_epoch=result.best_epoch, stopped=result.stopped, monitor=s.monitor, metrics=result.validation,
         history=_json_rows(result.history),
-        git_commit=git_commit(root),
-        versions=library_versions(),
+        git_commit=git_commit(root), versions=library_versions()
     )
-
 
 def _json_rows(history: pd.DataFrame) -> list[dict]:
     "Turn a table into JSON rows, None for a missing value."
     return [{k: None if pd.isna(v) else v for k, v in row.items()} for row in history.to_dict('records')]
 
-
 def _summary(result: FitResult, monitor: str) -> str:
     "Say in one line how a run ended."
     parts = [f'epoch {result.best_epoch} of {len(result.history)} ({result.stopped})', f'b {result.scoring["b"]:g}']
-    if result.temperature:
-        parts.append(f'temperature {result.temperature:g}')
-    parts.append('layer weights ' + ' '.join(f'{a:.2g}' for a in result.tensors['alpha'].tolist()))
+    if result.temperature: parts.append(f'temperature {result.temperature:g}')
+    parts.append('layer weights '+' '.join(f'{a:.2g}' for a in result.tensors['alpha'].tolist()))
     if monitor in result.validation:
         parts.append(f'validation {monitor} {result.validation[monitor]:.4f}')
     return ', '.join(parts)
@@ -886,28 +732,23 @@ def _summary(result: FitResult, monitor: str) -> str:
 # %% ../nbs/04_training.ipynb #7cc8ad8a
 def _report(result: FitResult, s: TrainingSettings, folder: Path):
     "Write metrics, tables and plot of a run to `reports/training/`."
-    write_json(
-        {
-            **{f'val_{k}': v for k, v in result.validation.items()},
-            'best_epoch': result.best_epoch,
-            'epochs': len(result.history),
-            'b': result.scoring['b'],
-            'temperature': result.temperature,
-            'loss': float(result.history.loss.iloc[result.best_epoch - 1]),
-        },
-        folder / 'metrics.json',
-    )
-    _write_table(result.history, folder / 'history.csv')
-    _write_table(result.filter_table, folder / 'filter.csv')
-    _write_table(result.temperature_table, folder / 'temperature.csv')
-    with atomic_path(folder / 'history.png') as tmp:
+    write_json({
+        **{f'val_{k}': v for k, v in result.validation.items()},
+        'best_epoch': result.best_epoch,
+        'epochs': len(result.history),
+        'b': result.scoring['b'],
+        'temperature': result.temperature,
+        'loss': float(result.history.loss.iloc[result.best_epoch-1]),
+    }, folder/'metrics.json')
+    _write_table(result.history, folder/'history.csv')
+    _write_table(result.filter_table, folder/'filter.csv')
+    _write_table(result.temperature_table, folder/'temperature.csv')
+    with atomic_path(folder/'history.png') as tmp:
         plot_history(result.history, s.monitor, result.best_epoch).savefig(tmp)
 
-
-def _write_table(table: pd.DataFrame | None, path: Path):
+def _write_table(table: pd.DataFrame|None, path: Path):
     "Write a table as CSV; remove an earlier run's if there is none."
-    if table is None:
-        return path.unlink(missing_ok=True)
+    if table is None: return path.unlink(missing_ok=True)
     with atomic_path(path) as tmp:
         table.to_csv(tmp, index=False)
 
@@ -916,10 +757,8 @@ def _write_table(table: pd.DataFrame | None, path: Path):
 def _live(folder: Path, s: TrainingSettings) -> Iterator[Callable[[dict], None]]:
     "Give a function that takes each epoch's row to dvclive and to the live curve."
     from dvclive import Live
-
     curve = LiveCurve(s.monitor)
     with Live(str(folder), save_dvc_exp=False, dvcyaml=None, report=None) as live:
-
         def log(row):
             for name, value in row.items():
                 if name not in ('epoch', 'filter'):
@@ -927,5 +766,4 @@ def _live(folder: Path, s: TrainingSettings) -> Iterator[Callable[[dict], None]]
             live.step = row['epoch']
             live.next_step()
             curve(row)
-
         yield log

@@ -19,43 +19,39 @@ from fastcore.basics import patch
 from ..core import DataError, expected, read_table
 
 # %% ../../nbs/data/03_event_profile.ipynb #1579331f
-PROFILE_TYPES = ('view', 'cart', 'remove_from_cart', 'purchase')  # event types of training
+PROFILE_TYPES = ('view', 'cart', 'remove_from_cart', 'purchase') # event types of training
 UNKNOWN, OTHER = 'not known', 'other'
 
-
-def bin_shares(counts: Any, names: Iterable[str]) -> dict[str, float]:  # bin: share, half an event added to each bin
+def bin_shares(counts: Any, names: Iterable[str]) -> dict[str, float]: # bin: share, half an event added to each bin
     "Turn counts of named bins into shares above 0."
-    n = np.array([float(counts.get(name, 0)) for name in names]) + 0.5
-    return dict(zip(names, (n / n.sum()).tolist()))
+    n = np.array([float(counts.get(name, 0)) for name in names])+.5
+    return dict(zip(names, (n/n.sum()).tolist()))
 
 # %% ../../nbs/data/03_event_profile.ipynb #d2e55a40
 def price_bins(edges: Iterable[float]) -> list[str]:
     "Name the price bins."
     e = [f'{x:.10g}' for x in edges]
-    if not e:
-        return ['any', UNKNOWN]
+    if not e: return ['any', UNKNOWN]
     return [f'below {e[0]}', *(f'{a} to {b}' for a, b in zip(e[:-1], e[1:])), f'from {e[-1]}', UNKNOWN]
-
 
 def price_counts(price: np.ndarray, edges: list[float]) -> dict[str, int]:
     "Count the prices in each bin."
     valid = np.isfinite(price) & (price > 0)
-    n = np.bincount(np.searchsorted(np.asarray(edges, float), price[valid], side='right'), minlength=len(edges) + 1)
+    n = np.bincount(np.searchsorted(np.asarray(edges, float), price[valid], side='right'), minlength=len(edges)+1)
     return dict(zip(price_bins(edges), [*n.tolist(), int((~valid).sum())]))
 
 # %% ../../nbs/data/03_event_profile.ipynb #6094543e
 def brand_counts(
     brands: pd.Series,
-    top: Iterable[str] | None = None,  # by default the 20 most frequent
-) -> dict[str, int]:  # top brands, 'other', 'not known'
+    top: Iterable[str]|None = None, # by default the 20 most frequent
+) -> dict[str, int]: # top brands, 'other', 'not known'
     "Count the brands in `top`."
     n = brands[brands.notna() & (brands != '')].value_counts()
     n = n.iloc[np.lexsort((n.index.to_numpy(str), -n.to_numpy()))]
     top = [str(b) for b in (n.index[:20] if top is None else top)]
     inside = n[n.index.isin(top)]
-    rest = {OTHER: int(n.sum() - inside.sum()), UNKNOWN: int(len(brands) - n.sum())}
+    rest = {OTHER: int(n.sum()-inside.sum()), UNKNOWN: int(len(brands)-n.sum())}
     return {**{b: int(inside.get(b, 0)) for b in top}, **rest}
-
 
 def visits_of(events: pd.DataFrame) -> int:
     "Count customers, each day they came."
@@ -65,17 +61,15 @@ def visits_of(events: pd.DataFrame) -> int:
 @dataclass(frozen=True, eq=False)
 class Profile:
     "What the events of a training looked like: shares of bins."
-
-    events: int  # how many
-    visits: int  # customers, each day they came
-    shares: dict[str, dict[str, float]]  # variable: {bin: share}
-    edges: list[float]  # of the price bins, ascending
-    until: str | None = None  # time of the newest event (ISO 8601, UTC)
-
+    events: int                  # how many
+    visits: int                  # customers, each day they came
+    shares: dict[str, dict[str, float]] # variable: {bin: share}
+    edges: list[float]           # of the price bins, ascending
+    until: str|None = None       # time of the newest event (ISO 8601, UTC)
     def __repr__(self):
         return f'Profile({self.events:,} events in {self.visits:,} visits, {len(self.shares)} variables)'
 
-    def to_dict(self) -> dict:  # for JSON
+    def to_dict(self) -> dict: # for JSON
         return {'kind': 'event_profile', 'layout': 1, **asdict(self)}
 
     @classmethod
@@ -90,16 +84,14 @@ class Profile:
 
 # %% ../../nbs/data/03_event_profile.ipynb #4bea6df9
 @patch(cls_method=True)
-def from_events(
-    cls: Profile,
-    events: pd.DataFrame,  # event_type, event_time, price, brand, user_id
+def from_events(cls: Profile,
+    events: pd.DataFrame, # event_type, event_time, price, brand, user_id
 ) -> Profile:
     "Profile some events. Raises `DataError` for none."
-    if not len(events):
-        raise DataError(expected('profile', 'events', 'none'))
+    if not len(events): raise DataError(expected('profile', 'events', 'none'))
     price = events.price.to_numpy(float)
     valid = price[np.isfinite(price) & (price > 0)]
-    edges = np.unique(np.quantile(valid, np.arange(1, 10) / 10)).tolist() if len(valid) else []
+    edges = np.unique(np.quantile(valid, np.arange(1, 10)/10)).tolist() if len(valid) else []
     brands, hours = brand_counts(events.brand), events.event_time.dt.hour.value_counts().rename(str)
     shares = {
         'event_type': bin_shares(events.event_type.value_counts(), PROFILE_TYPES),
@@ -112,12 +104,11 @@ def from_events(
 
 # %% ../../nbs/data/03_event_profile.ipynb #4f183b94
 @patch(cls_method=True)
-def from_training(
-    cls: Profile,
-    processed: str | Path,  # data/processed: train_events.parquet and products.parquet
+def from_training(cls: Profile,
+    processed: str|Path, # data/processed: train_events.parquet and products.parquet
 ) -> Profile:
     "Profile a project's training events."
     folder, columns = Path(processed), ['user_id', 'product_id', 'event_type', 'event_time', 'price']
-    events = read_table(folder / 'train_events.parquet', 'train_events', 'data_prep', columns)
-    products = read_table(folder / 'products.parquet', 'products', 'data_prep', ['product_id', 'brand'])
+    events = read_table(folder/'train_events.parquet', 'train_events', 'data_prep', columns)
+    products = read_table(folder/'products.parquet', 'products', 'data_prep', ['product_id', 'brand'])
     return cls.from_events(events.assign(brand=events.product_id.map(products.set_index('product_id').brand)))

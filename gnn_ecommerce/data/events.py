@@ -35,27 +35,16 @@ from ..core import DataError, expected
 @dataclass(frozen=True)
 class Layout:
     "The columns of one kind of file."
-
-    name: str  # 'events' or 'products': the setting that names the files, and the table made of them
-    setting: str  # the setting that maps its columns, for messages
+    name: str       # 'events' or 'products': the setting that names the files, and the table made of them
+    setting: str    # the setting that maps its columns, for messages
     columns: tuple  # all of them, in order
-    required: tuple  # those without which no row can be used
-
+    required: tuple # those without which no row can be used
 
 EVENTS = Layout(
     'events',
     'columns',
-    (
-        'event_time',
-        'event_type',
-        'product_id',
-        'category_id',
-        'category_code',
-        'brand',
-        'price',
-        'user_id',
-        'user_session',
-    ),
+    ('event_time', 'event_type', 'product_id', 'category_id', 'category_code', 'brand', 'price', 'user_id',
+     'user_session'),
     ('event_time', 'event_type', 'product_id', 'user_id'),
 )
 PRODUCTS = Layout(
@@ -68,19 +57,17 @@ EVENT_TYPES = ('view', 'cart', 'remove_from_cart', 'purchase')
 
 # %% ../../nbs/data/01_events.ipynb #da6f239d
 def match_columns(
-    header: list[str],  # column names as the file has them
+    header: list[str], # column names as the file has them
     layout: Layout,
-    names: dict[str, str] | None = None,  # our name -> the file's name, if they differ
-) -> tuple[dict[str, int], str]:  # place of each column that is there; why the file cannot be used, or ''
+    names: dict[str, str]|None = None, # our name -> the file's name, if they differ
+) -> tuple[dict[str, int], str]: # place of each column that is there; why the file cannot be used, or ''
     "Find where each column stands in a file."
     column_index, problem = {}, ''
     for column in layout.columns:
         name = (names or {}).get(column, column)
         places = [i for i, h in enumerate(header) if h == name]
-        if places:
-            column_index[column] = places[0]
-        if len(places) > 1:
-            problem = problem or f'column {name} stands twice'
+        if places: column_index[column] = places[0]
+        if len(places) > 1: problem = problem or f'column {name} stands twice'
         if not places and column in layout.required:
             problem = problem or f'no column {name}'
     return column_index, problem
@@ -99,50 +86,44 @@ SYNONYMS = {
     'name': ('title', 'product_name'),
 }
 
-
-def propose_columns(header: list[str], layout: Layout, names: dict[str, str] | None = None) -> dict[str, str]:
+def propose_columns(header: list[str], layout: Layout, names: dict[str, str]|None = None) -> dict[str, str]:
     "Propose a column map, as far as it can be guessed: our name -> the file's name."
     missing = [c for c in layout.required if (names or {}).get(c, c) not in header]
     lower, proposal = {h.strip().lower(): h for h in header if h not in layout.columns}, {}
     synonyms = lambda c: [w for w in (c, *SYNONYMS[c]) if w in lower]
-    for guess in (synonyms, lambda c: difflib.get_close_matches(c, lower, 1, 0.75)):
+    for guess in (synonyms, lambda c: difflib.get_close_matches(c, lower, 1, .75)):
         for column in missing:
             if column not in proposal and (near := guess(column)):
                 proposal[column] = lower.pop(near[0])
     return {c: proposal[c] for c in missing if c in proposal}
 
 # %% ../../nbs/data/01_events.ipynb #cb4314c6
-SUFFIXES = tuple(s + z for s in ('.csv', '.tsv', '.txt') for z in ('', '.gz', '.zst')) + ('.parquet', '.pq')
+SUFFIXES = tuple(s+z for s in ('.csv', '.tsv', '.txt') for z in ('', '.gz', '.zst')) + ('.parquet', '.pq')
 _WHERE = 'data_prep.events'
-
 
 def _check_readable(path: Path):
     "Raise `DataError` unless `path` is a file that can be read."
     if path.is_dir():
         fix = 'give the folder itself, or a pattern such as **/*.parquet'
         raise DataError(expected(_WHERE, f'a file in {path}', 'a folder', fix))
-    try:
-        open(path, 'rb').close()
+    try: open(path, 'rb').close()
     except OSError as err:
         raise DataError(expected(_WHERE, f'a readable file in {path}', err.strerror or err)) from None
 
-
 def _check_exists(path: Path):
-    if os.path.lexists(path):
-        return
+    if os.path.lexists(path): return
     raise DataError(expected(_WHERE, f'events in {path}', 'no such file or folder', 'check data_prep.events'))
 
 # %% ../../nbs/data/01_events.ipynb #320a90ff
-def _split_glob(path: Path) -> tuple[Path, str]:  # the folder, the pattern below it
+def _split_glob(path: Path) -> tuple[Path, str]: # the folder, the pattern below it
     n = next(i for i, part in enumerate(path.parts) if re.search(r'[*?\[]', part))
     return Path(*path.parts[:n]), str(Path(*path.parts[n:]))
 
-
 def find_files(
-    path: str | Path,  # a file, a folder or a glob
-    pattern: str = '*',  # which files of a folder; `**/*.csv` looks into its folders too
-    skip: str | Path | None = None,  # a file to leave out, such as the catalogue
-) -> list[tuple[str, Path]]:  # (name relative to the folder, path), in the order of the names
+    path: str|Path,       # a file, a folder or a glob
+    pattern: str = '*',   # which files of a folder; `**/*.csv` looks into its folders too
+    skip: str|Path|None = None, # a file to leave out, such as the catalogue
+) -> list[tuple[str, Path]]: # (name relative to the folder, path), in the order of the names
     "Find the files that a setting stands for. Raises `DataError` if there is none, or one cannot be read."
     path = Path(path)
     if not os.path.lexists(path) and re.search(r'[*?\[]', str(path)):
@@ -152,30 +133,24 @@ def find_files(
         _check_readable(path)
         return [(path.name, path)]
     skip = Path(skip).resolve() if skip else None
-
     def wanted(file):
         name = file.name.lower()
         catalogue = pattern == '*' and name.startswith('products.')
         return name.endswith(SUFFIXES) and not name.startswith('.') and file.resolve() != skip and not catalogue
-
     files = [file for file in path.glob(pattern) if wanted(file)]
     if not files:
         what = f'files {pattern} that end in {", ".join(SUFFIXES)} in {path}'
         raise DataError(expected(_WHERE, what, 'none', 'check data_prep.events and data_prep.pattern'))
-    for file in files:
-        _check_readable(file)
+    for file in files: _check_readable(file)
     return sorted((file.relative_to(path).as_posix(), file) for file in files)
 
 # %% ../../nbs/data/01_events.ipynb #4c00b21c
-BLOCK = 1 << 22  # bytes read at a time
-
+BLOCK = 1 << 22 # bytes read at a time
 
 def file_format(path: Path) -> str:
     "`gz`, `zst`, `parquet` or `csv`, by a file's first bytes."
-    with open(path, 'rb') as f:
-        head = f.read(4)
-    if head[:2] == b'\x1f\x8b':
-        return 'gz'
+    with open(path, 'rb') as f: head = f.read(4)
+    if head[:2] == b'\x1f\x8b': return 'gz'
     return {b'\x28\xb5\x2f\xfd': 'zst', b'PAR1': 'parquet'}.get(head, 'csv')
 
 # %% ../../nbs/data/01_events.ipynb #d8aed9a3
@@ -189,60 +164,52 @@ def _gz_blocks(path: Path) -> Iterator[bytes]:
             if unpack.eof:
                 data = data.lstrip(b'\0')
                 unpack = zlib.decompressobj(31) if data else unpack
-        if not unpack.eof:
-            raise EOFError('gzip ends too early')
-
+        if not unpack.eof: raise EOFError('gzip ends too early')
 
 def _zst_blocks(path: Path) -> Iterator[bytes]:
     "Unpack Zstandard. Raises `OSError` if data end too early or are damaged."
     with pa.CompressedInputStream(pa.OSFile(str(path)), 'zstd') as f:
-        while block := f.read(1 << 16):
-            yield block
+        while block := f.read(1 << 16): yield block
 
 # %% ../../nbs/data/01_events.ipynb #46e42656
 def unpack(
-    path: Path,  # a gz or zst file
-    to: Path,  # where the unpacked lines go
-) -> bytes | None:  # None, or what is left of the line at which damaged data end
+    path: Path, # a gz or zst file
+    to: Path,   # where the unpacked lines go
+) -> bytes|None: # None, or what is left of the line at which damaged data end
     "Unpack a file. Where it is cut off or damaged, whole lines before that place are kept."
     rest = b''
     with open(to, 'wb') as out:
         try:
             for block in (_gz_blocks if file_format(path) == 'gz' else _zst_blocks)(path):
-                *lines, rest = (rest + block).rsplit(b'\n', 1)
-                for line in lines:
-                    out.write(line + b'\n')
+                *lines, rest = (rest+block).rsplit(b'\n', 1)
+                for line in lines: out.write(line+b'\n')
             out.write(rest)
         except (EOFError, zlib.error, OSError) as err:
-            if getattr(err, 'errno', None):
-                raise
+            if getattr(err, 'errno', None): raise
             return rest
     return None
 
 # %% ../../nbs/data/01_events.ipynb #295b8a04
 def split_record(
-    text: str,  # one record, without its line end
-    delimiter: str,  # one character
-) -> tuple[list[str], str]:  # fields; 'ok', 'open' (ends in a quoted field) or 'bad' (text after a closing quote)
+    text: str,      # one record, without its line end
+    delimiter: str, # one character
+) -> tuple[list[str], str]: # fields; 'ok', 'open' (ends in a quoted field) or 'bad' (text after a closing quote)
     "Split one CSV record into its fields."
     fields, i = [], 0
     while True:
         if text.startswith('"', i):
-            j = i + 1
-            while (j := text.find('"', j)) >= 0 and text.startswith('"', j + 1):
+            j = i+1
+            while (j := text.find('"', j)) >= 0 and text.startswith('"', j+1):
                 j += 2
-            if j < 0:
-                return fields, 'open'
-            fields.append(text[i + 1 : j].replace('""', '"'))
-            i = j + 1
-            if i < len(text) and text[i] != delimiter:
-                return fields, 'bad'
+            if j < 0: return fields, 'open'
+            fields.append(text[i+1:j].replace('""', '"'))
+            i = j+1
+            if i < len(text) and text[i] != delimiter: return fields, 'bad'
         else:
             j = text.find(delimiter, i)
             fields.append(text[i:] if j < 0 else text[i:j])
             i = len(text) if j < 0 else j
-        if i == len(text):
-            return fields, 'ok'
+        if i == len(text): return fields, 'ok'
         i += 1
 
 # %% ../../nbs/data/01_events.ipynb #0a05ad70
@@ -254,89 +221,72 @@ UNTERMINATED, AFTER_QUOTE = 'unterminated quote', 'text after a closing quote'
 TOO_FEW, TOO_MANY, TOO_LONG = 'too few fields', 'too many fields', 'line too long'
 CUT_OFF = 'compressed file is cut off or damaged'
 
-
 @dataclass(frozen=True)
 class Record:
     "What stands at one place of a file."
-
-    lines: int = 1  # how many lines it takes; 0: more lines are needed to tell
-    fields: list | None = None  # its fields; None for a blank or a rejected line
-    problem: str | None = None  # why it is rejected
-    raw: str = ''  # the text as it stands in the file
-
+    lines: int = 1             # how many lines it takes; 0: more lines are needed to tell
+    fields: list|None = None   # its fields; None for a blank or a rejected line
+    problem: str|None = None   # why it is rejected
+    raw: str = ''              # the text as it stands in the file
 
 def _readable(line: bytes) -> str:
     return line[:MAX_RAW].decode('utf8', 'backslashreplace').replace('\0', '\\x00')
 
-
-def _decode_line(line: bytes, encoding: str) -> tuple[str, str | None]:  # text, why the line cannot be used
+def _decode_line(line: bytes, encoding: str) -> tuple[str, str|None]: # text, why the line cannot be used
     "Decode a line, unless its bytes are no text."
-    try:
-        text = line.decode(encoding)
-    except UnicodeDecodeError:
-        return _readable(line), NOT_UTF8
-    if '\0' in text:
-        return _readable(line), NUL
-    if len(line) > MAX_LINE:
-        return text[:MAX_RAW], TOO_LONG
+    try: text = line.decode(encoding)
+    except UnicodeDecodeError: return _readable(line), NOT_UTF8
+    if '\0' in text: return _readable(line), NUL
+    if len(line) > MAX_LINE: return text[:MAX_RAW], TOO_LONG
     return text, None
 
 # %% ../../nbs/data/01_events.ipynb #a1d5844b
 def _quoted_record(lines: list[bytes], at: int, delimiter: str, n_fields: int, encoding: str, more: bool) -> Record:
     "The record whose first line ends inside of quotes: all of its lines, or the first one as a rejected line."
     unterminated = Record(problem=UNTERMINATED, raw=lines[at].decode(encoding))
-    for end in range(at + 2, min(at + MAX_SPAN, len(lines)) + 1):
-        if b'"' not in lines[end - 1]:
-            continue
-        try:
-            text = b'\n'.join(lines[at:end]).decode(encoding)
-        except UnicodeDecodeError:
-            return unterminated
+    for end in range(at+2, min(at+MAX_SPAN, len(lines))+1):
+        if b'"' not in lines[end-1]: continue
+        try: text = b'\n'.join(lines[at:end]).decode(encoding)
+        except UnicodeDecodeError: return unterminated
         fields, state = split_record(text, delimiter)
         if state == 'ok' and len(fields) == n_fields:
-            return Record(end - at, fields, None, text)
-        if state != 'open':
-            return unterminated
-    return Record(0) if more and len(lines) < at + MAX_SPAN else unterminated
+            return Record(end-at, fields, None, text)
+        if state != 'open': return unterminated
+    return Record(0) if more and len(lines) < at+MAX_SPAN else unterminated
 
 # %% ../../nbs/data/01_events.ipynb #b2c68adb
 def parse_record(
     lines: list[bytes],  # lines without their ends
-    at: int,  # where the record begins
+    at: int,             # where the record begins
     delimiter: str,
-    n_fields: int,  # how many fields a record has
+    n_fields: int,       # how many fields a record has
     encoding: str = 'utf-8',
     more: bool = False,  # do lines follow that are not in `lines`?
 ) -> Record:
     "Read the record that begins at `lines[at]`, of one line or several."
     text, problem = _decode_line(lines[at], encoding)
-    if problem:
-        return Record(problem=problem, raw=text)
-    if not text.strip(' '):
-        return Record(raw=text)
+    if problem: return Record(problem=problem, raw=text)
+    if not text.strip(' '): return Record(raw=text)
     fields, state = split_record(text, delimiter)
     if state == 'open':
         return _quoted_record(lines, at, delimiter, n_fields, encoding, more)
-    if state == 'bad':
-        return Record(problem=AFTER_QUOTE, raw=text)
-    if len(fields) == n_fields:
-        return Record(1, fields, None, text)
+    if state == 'bad': return Record(problem=AFTER_QUOTE, raw=text)
+    if len(fields) == n_fields: return Record(1, fields, None, text)
     return Record(problem=TOO_FEW if len(fields) < n_fields else TOO_MANY, raw=text)
 
 # %% ../../nbs/data/01_events.ipynb #e7293308
-MARK = '\x1f'  # first field of a line that stands in for one that was taken out of a file
-
+MARK = '\x1f' # first field of a line that stands in for one that was taken out of a file
 
 def _quotes_inside(
     a: np.ndarray,  # uint8 (n,): a block that begins and ends outside of quotes
     delimiter: int,
-) -> np.ndarray | None:  # bool (n,); None if quotes are not as RFC 4180 has them, or hold a line end
+) -> np.ndarray|None: # bool (n,); None if quotes are not as RFC 4180 has them, or hold a line end
     "Which bytes of a block stand inside of quotes."
     quote = a == 34
     inside = np.bitwise_xor.accumulate(quote.view(np.uint8)).view(bool)
     at = np.flatnonzero(quote)
     opens, closes = at[inside[at]], at[~inside[at]]
-    before, after = a[opens - 1], a[np.minimum(closes + 1, len(a) - 1)]
+    before, after = a[opens-1], a[np.minimum(closes+1, len(a)-1)]
     opens_field = (opens == 0) | (before == delimiter) | (before == 10) | (before == 34)
     closes_field = (after == delimiter) | (after == 10) | (after == 13) | (after == 34)
     holds_line_end = inside & (a == 10)
@@ -345,62 +295,51 @@ def _quotes_inside(
 # %% ../../nbs/data/01_events.ipynb #9ba541a6
 def _is_plain_text(block: bytes, newline: bytes) -> bool:
     "Is a block UTF-8 without NUL and mark, in which every line ends as it should?"
-    if b'\0' in block or MARK.encode() in block:
-        return False
+    if b'\0' in block or MARK.encode() in block: return False
     if not block.isascii():
-        try:
-            block.decode()
-        except UnicodeDecodeError:
-            return False
+        try: block.decode()
+        except UnicodeDecodeError: return False
     returns = block.count(b'\r')
-    if not returns and newline == b'\n':
-        return True
+    if not returns and newline == b'\n': return True
     return newline == b'\r\n' and returns == block.count(b'\r\n') == block.count(b'\n')
 
-
 def is_regular(
-    block: bytes,  # whole lines, the last one with its end
-    delimiter: str,  # one ASCII character
-    n_fields: int,  # how many fields a record has
-    newline: bytes = b'\n',  # or b'\r\n'
+    block: bytes,     # whole lines, the last one with its end
+    delimiter: str,   # one ASCII character
+    n_fields: int,    # how many fields a record has
+    newline: bytes = b'\n', # or b'\r\n'
 ) -> bool:
     "Is every line of a block one well-formed record of `n_fields` fields?"
-    if not _is_plain_text(block, newline):
-        return False
+    if not _is_plain_text(block, newline): return False
     a, d = np.frombuffer(block, np.uint8), ord(delimiter)
     separator = (a == d) | (a == 10)
     if b'"' in block:
-        if (inside := _quotes_inside(a, d)) is None:
-            return False
+        if (inside := _quotes_inside(a, d)) is None: return False
         separator &= ~inside
     at = np.flatnonzero(separator)
-    if len(at) % n_fields:
-        return False
+    if len(at) % n_fields: return False
     ends = (a[at] == 10).reshape(-1, n_fields)
-    lengths = np.diff(at[n_fields - 1 :: n_fields], prepend=-1)
+    lengths = np.diff(at[n_fields-1::n_fields], prepend=-1)
     return bool(ends[:, -1].all() and not ends[:, :-1].any() and lengths.max(initial=0) <= MAX_LINE)
 
 # %% ../../nbs/data/01_events.ipynb #7a3a426b
 NO_HEADER = 'no header'
 
-
 @dataclass(frozen=True)
 class Header:
     "The columns of a file and how its lines are written."
-
-    names: list[str]  # columns as the file calls them
-    column_index: dict[str, int]  # our column -> its place in `names`
-    problem: str = ''  # why no row of the file can be used
+    names: list[str]             # columns as the file calls them
+    column_index: dict[str, int] # our column -> its place in `names`
+    problem: str = ''            # why no row of the file can be used
     delimiter: str = ','
     newline: bytes = b'\n'
-    types: dict = field(default_factory=dict)  # column -> Arrow type, of a Parquet file
-
+    types: dict = field(default_factory=dict) # column -> Arrow type, of a Parquet file
 
 def read_header(
-    line: bytes,  # the first line of a CSV file, with its end
+    line: bytes,               # the first line of a CSV file, with its end
     layout: Layout,
-    names: dict | None = None,  # our column name -> the file's name
-    delimiter: str = 'auto',  # or one character
+    names: dict|None = None,   # our column name -> the file's name
+    delimiter: str = 'auto',   # or one character
     encoding: str = 'utf-8',
 ) -> Header:
     "Find column names and delimiter of a CSV file."
@@ -410,27 +349,25 @@ def read_header(
     ours = {(names or {}).get(c, c) for c in layout.columns}
     best = max(headers, key=lambda d: (len(ours & set(headers[d])), len(headers[d])))
     column_index, problem = match_columns(headers[best], layout, names)
-    if not text.strip(' '):
-        problem = NO_HEADER
+    if not text.strip(' '): problem = NO_HEADER
     return Header(headers[best], column_index, problem, best, b'\r\n' if line.endswith(b'\r\n') else b'\n')
 
 # %% ../../nbs/data/01_events.ipynb #aa5c6ae6
 @dataclass(frozen=True)
 class Source:
     "One file, ready to be read."
-
-    name: str  # as reports call it
-    path: Path  # what the fast reader reads: the file, or a copy that was unpacked or repaired
+    name: str               # as reports call it
+    path: Path              # what the fast reader reads: the file, or a copy that was unpacked or repaired
     layout: Layout
-    format: str  # 'csv' or 'parquet'
+    format: str             # 'csv' or 'parquet'
     header: Header
-    rows: int  # rows in the file, blank lines not counted
-    blank: int = 0  # blank lines
-    lines: int = 0  # lines that the fast reader reads, without the header
-    side: Path | None = None  # table of the rows that it does not see: rejected lines and repaired records
-    side_rows: int = 0  # how many
-    has_placeholders: bool = False  # does a mark stand wherever lines were taken out?
-    cut_off: bool = False  # could the end not be unpacked?
+    rows: int               # rows in the file, blank lines not counted
+    blank: int = 0          # blank lines
+    lines: int = 0          # lines that the fast reader reads, without the header
+    side: Path|None = None  # table of the rows that it does not see: rejected lines and repaired records
+    side_rows: int = 0      # how many
+    has_placeholders: bool = False # does a mark stand wherever lines were taken out?
+    cut_off: bool = False   # could the end not be unpacked?
 
 # %% ../../nbs/data/01_events.ipynb #9cf6c829
 @patch(as_prop=True)
@@ -439,143 +376,121 @@ def notes(self: Source) -> list[str]:
     notes, problem = [], self.header.problem
     if not self.rows and self.format == 'csv':
         notes.append('file is empty' if problem == NO_HEADER else 'file has a header only')
-    if self.cut_off:
-        notes.append(CUT_OFF)
-    if problem:
-        notes.append(problem)
-    if problem or not self.rows:
-        return notes
+    if self.cut_off: notes.append(CUT_OFF)
+    if problem: notes.append(problem)
+    if problem or not self.rows: return notes
     absent = [c for c in self.layout.columns if c not in self.header.column_index]
     unused = [h for i, h in enumerate(self.header.names) if i not in self.header.column_index.values()]
-    if absent:
-        notes.append(f'no column {", ".join(absent)}: left empty')
-    if unused:
-        notes.append(f'column {", ".join(unused)[:200]} not used')
+    if absent: notes.append(f'no column {", ".join(absent)}: left empty')
+    if unused: notes.append(f'column {", ".join(unused)[:200]} not used')
     return notes
 
 # %% ../../nbs/data/01_events.ipynb #9da80cbd
 class RejectWriter:
     "Rejected lines and repaired records of one file, as a Parquet table that is written in batches."
-
     def __init__(self, path: Path, columns: tuple):
         self.path, self.rows, self.writer, self.n = path, [], None, 0
         names = ('problem', 'raw', *columns)
         self.schema = pa.schema([('line', pa.int64()), *((name, pa.string()) for name in names)])
 
-    def add(self, line: int, raw: str, problem: str | None = None, **fields):
+    def add(self, line: int, raw: str, problem: str|None = None, **fields):
         "Add a row: why it is rejected, or its fields (an empty one is missing)."
         values = {k: v or None for k, v in fields.items()}
         self.rows.append(dict(line=line, problem=problem, raw=raw[:MAX_RAW], **values))
         self.n += 1
-        if len(self.rows) == 20_000:
-            self.flush()
+        if len(self.rows) == 20_000: self.flush()
 
     def flush(self):
         self.writer = self.writer or pq.ParquetWriter(self.path, self.schema)
         self.writer.write_table(pa.Table.from_pylist(self.rows, self.schema))
         self.rows = []
 
-    def close(self) -> Path | None:  # the table, None if there are no rows
-        if self.rows:
-            self.flush()
-        if self.writer:
-            self.writer.close()
+    def close(self) -> Path|None: # the table, None if there are no rows
+        if self.rows: self.flush()
+        if self.writer: self.writer.close()
         return self.path if self.n else None
 
 # %% ../../nbs/data/01_events.ipynb #04c7a808
 class RepairedCopy:
     "A copy of a file that is made only if something in the file has to be left out or recoded."
-
     def __init__(self, source: Path, path: Path):
         self.source, self.path, self.out = source, path, None
 
     def begin(self, upto: int):
         "Copy the first `upto` bytes, unless that was done before. The header becomes ASCII."
-        if self.out:
-            return
+        if self.out: return
         self.out = open(self.path, 'wb')
         with open(self.source, 'rb') as f:
             header = f.readline()
             self.out.write(header.decode('ascii', 'replace').encode('ascii', 'replace'))
-            while (left := upto - f.tell()) > 0 and (data := f.read(min(left, BLOCK))):
+            while (left := upto-f.tell()) > 0 and (data := f.read(min(left, BLOCK))):
                 self.out.write(data)
 
     def write(self, data: bytes):
-        if self.out:
-            self.out.write(data)
+        if self.out: self.out.write(data)
 
-    def close(self) -> Path:  # what the fast reader should read
-        if not self.out:
-            return self.source
+    def close(self) -> Path: # what the fast reader should read
+        if not self.out: return self.source
         self.out.close()
         return self.path
 
 # %% ../../nbs/data/01_events.ipynb #d4e28d4d
 class _Scan:
     "One pass over a CSV file whose header is known."
-
     def __init__(self, path: Path, layout: Layout, header: Header, work: Path, encoding: str):
         self.header, self.encoding = header, encoding
         self.side = RejectWriter(work.with_suffix('.side.parquet'), layout.columns)
         self.copy = RepairedCopy(path, work.with_suffix('.copy.csv'))
-        self.line, self.offset = 2, 0  # of the next byte that is not yet used
+        self.line, self.offset = 2, 0 # of the next byte that is not yet used
         self.rows = self.blank = 0
-        self.placeholder = (MARK + header.delimiter * (len(header.names) - 1)).encode() + header.newline
+        self.placeholder = (MARK + header.delimiter*(len(header.names)-1)).encode() + header.newline
 
 # %% ../../nbs/data/01_events.ipynb #376a2d57
 @patch
-def take_regular(self: _Scan, block: bytes) -> bool:  # False, and nothing is taken in, if the block is not regular
+def take_regular(self: _Scan, block: bytes) -> bool: # False, and nothing is taken in, if the block is not regular
     "Pass whole lines on to the fast reader, if all of them are regular."
     data, recoded = block, self.encoding != 'utf-8' and not block.isascii()
     if recoded:
-        try:
-            data = block.decode(self.encoding).encode()
-        except UnicodeDecodeError:
-            return False
+        try: data = block.decode(self.encoding).encode()
+        except UnicodeDecodeError: return False
     if not is_regular(data, self.header.delimiter, len(self.header.names), self.header.newline):
         return False
-    if recoded:
-        self.copy.begin(self.offset)
+    if recoded: self.copy.begin(self.offset)
     self.copy.write(data)
-    n = int(np.count_nonzero(np.frombuffer(block, np.uint8) == 10))  # count would keep other threads waiting
+    n = int(np.count_nonzero(np.frombuffer(block, np.uint8) == 10)) # count would keep other threads waiting
     self.rows += n
     self.line += n
     self.offset += len(block)
     return True
 
-
 @patch
-def take(self: _Scan, block: bytes, more: bool) -> int:  # bytes used
+def take(self: _Scan, block: bytes, more: bool) -> int: # bytes used
     "Take in whole lines. `more`: does the file go on after them?"
-    if not block:
-        return 0
-    if self.header.problem:
-        return self.reject_all(block)
+    if not block: return 0
+    if self.header.problem: return self.reject_all(block)
     return len(block) if self.take_regular(block) else self.irregular(block, more)
 
 # %% ../../nbs/data/01_events.ipynb #f42534b9
-STRETCH = 64  # lines that are looked at together in a block that is not regular
-
+STRETCH = 64 # lines that are looked at together in a block that is not regular
 
 @patch
-def irregular(self: _Scan, block: bytes, more: bool) -> int:  # bytes used
+def irregular(self: _Scan, block: bytes, more: bool) -> int: # bytes used
     "Take in lines of which at least one is not what it should be: regular stretches at once, the others one by one."
     self.copy.begin(self.offset)
     whole = block.split(b'\n')[:-1]
     lines, at, used = [line.removesuffix(b'\r') for line in whole], 0, 0
-    delimiter, n_fields, more = self.header.delimiter, len(self.header.names), more and len(block) < MAX_LINE * 8
-    until = 0  # lines before this one are known to stand in an irregular stretch
+    delimiter, n_fields, more = self.header.delimiter, len(self.header.names), more and len(block) < MAX_LINE*8
+    until = 0 # lines before this one are known to stand in an irregular stretch
     while at < len(lines):
         if at >= until:
-            stretch = b''.join(line + b'\n' for line in whole[at : at + STRETCH])
-            until = at + STRETCH
+            stretch = b''.join(line+b'\n' for line in whole[at:at+STRETCH])
+            until = at+STRETCH
             if self.take_regular(stretch):
-                at, used = min(until, len(lines)), used + len(stretch)
+                at, used = min(until, len(lines)), used+len(stretch)
                 continue
         record = parse_record(lines, at, delimiter, n_fields, self.encoding, more)
-        if not record.lines:
-            break
-        size = sum(len(line) + 1 for line in whole[at : at + record.lines])
+        if not record.lines: break
+        size = sum(len(line)+1 for line in whole[at:at+record.lines])
         self.take_record(record)
         self.offset += size
         used += size
@@ -587,15 +502,12 @@ def irregular(self: _Scan, block: bytes, more: bool) -> int:  # bytes used
 def take_record(self: _Scan, record: Record):
     "Write a record to the copy if the fast reader may see it, else a placeholder there and the record beside it."
     plain = record.fields is not None and not any(c in record.raw for c in ('"', '\r', MARK))
-    if plain:
-        self.copy.write(record.raw.encode() + self.header.newline)
-    else:
-        self.copy.write(self.placeholder * record.lines)
+    if plain: self.copy.write(record.raw.encode()+self.header.newline)
+    else: self.copy.write(self.placeholder*record.lines)
     if record.fields and not plain:
         fields = {c: record.fields[i] for c, i in self.header.column_index.items()}
         self.side.add(self.line, record.raw, None, **fields)
-    if record.problem:
-        self.side.add(self.line, record.raw, record.problem)
+    if record.problem: self.side.add(self.line, record.raw, record.problem)
     blank = record.fields is None and record.problem is None
     self.blank += blank
     self.rows += not blank
@@ -612,9 +524,8 @@ def reject_line(self: _Scan, raw: bytes, length: int, problem: str):
     self.line += 1
     self.offset += length
 
-
 @patch
-def reject_all(self: _Scan, block: bytes) -> int:  # bytes used
+def reject_all(self: _Scan, block: bytes) -> int: # bytes used
     "Reject every line of a block because the file's header is of no use."
     for line in block.split(b'\n')[:-1]:
         if line.strip():
@@ -625,66 +536,52 @@ def reject_all(self: _Scan, block: bytes) -> int:  # bytes used
     return len(block)
 
 # %% ../../nbs/data/01_events.ipynb #0f46e09d
-def _skip_line(file: BinaryIO) -> int:  # bytes up to the next line end
+def _skip_line(file: BinaryIO) -> int: # bytes up to the next line end
     length, end = 0, b''
     while not end.endswith(b'\n') and (end := file.readline(BLOCK)):
         length += len(end)
     return length
 
-
 def _feed(scan: _Scan, file: BinaryIO):
     "Hand a file's lines to a scan, a block at a time."
     header = file.readline()
     scan.offset, carry, more = len(header), b'', True
-    if not header.isascii():
-        scan.copy.begin(scan.offset)
+    if not header.isascii(): scan.copy.begin(scan.offset)
     while more:
         chunk = file.read(BLOCK)
-        data, more = carry + chunk, bool(chunk)
+        data, more = carry+chunk, bool(chunk)
         if not more and data and not data.endswith(b'\n'):
             data += scan.header.newline
-        end = data.rfind(b'\n') + 1
+        end = data.rfind(b'\n')+1
         if not end and len(data) > MAX_LINE:
-            scan.reject_line(data[:MAX_RAW], len(data) + _skip_line(file), TOO_LONG)
+            scan.reject_line(data[:MAX_RAW], len(data)+_skip_line(file), TOO_LONG)
             data = b''
-        carry = data[scan.take(data[:end], more) :]
+        carry = data[scan.take(data[:end], more):]
 
 # %% ../../nbs/data/01_events.ipynb #972262c2
 def scan_csv(
-    name: str,  # as reports call the file
+    name: str,                 # as reports call the file
     path: Path,
     layout: Layout,
     header: Header,
-    work: Path,  # name (without suffix) for files that are made on the way
+    work: Path,                # name (without suffix) for files that are made on the way
     encoding: str = 'utf-8',
-    rest: bytes | None = None,  # what was left of a line at which compressed data ended
+    rest: bytes|None = None,   # what was left of a line at which compressed data ended
 ) -> Source:
     "Look at every line of a file, and set apart those that the fast reader should not see."
     scan = _Scan(path, layout, header, work, encoding)
-    with open(path, 'rb') as file:
-        _feed(scan, file)
-    if rest is not None:
-        scan.side.add(scan.line, _readable(rest), CUT_OFF)
+    with open(path, 'rb') as file: _feed(scan, file)
+    if rest is not None: scan.side.add(scan.line, _readable(rest), CUT_OFF)
     return Source(
-        name,
-        scan.copy.close(),
-        layout,
-        'csv',
-        header,
-        scan.rows + (rest is not None),
-        scan.blank,
-        lines=0 if header.problem else scan.line - 2,
-        side=scan.side.close(),
-        side_rows=scan.side.n,
-        has_placeholders=scan.copy.out is not None,
-        cut_off=rest is not None,
+        name, scan.copy.close(), layout, 'csv', header, scan.rows+(rest is not None), scan.blank,
+        lines=0 if header.problem else scan.line-2, side=scan.side.close(), side_rows=scan.side.n,
+        has_placeholders=scan.copy.out is not None, cut_off=rest is not None,
     )
 
 # %% ../../nbs/data/01_events.ipynb #0799ae61
-def _open_parquet(name: str, path: Path, layout: Layout, names: dict | None) -> Source:
+def _open_parquet(name: str, path: Path, layout: Layout, names: dict|None) -> Source:
     "Read schema and number of rows of a Parquet file. Raises `DataError` if it is damaged."
-    try:
-        file = pq.ParquetFile(path)
+    try: file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as err:
         where, damage = f'data_prep.{layout.name}', f'damage ({str(err)[:80]})'
         fix = 'fetch the file again or take it out'
@@ -696,18 +593,17 @@ def _open_parquet(name: str, path: Path, layout: Layout, names: dict | None) -> 
 
 # %% ../../nbs/data/01_events.ipynb #f835bc17
 def open_file(
-    name: str,  # as reports call it
+    name: str,               # as reports call it
     path: Path,
     layout: Layout,
-    work: Path,  # name (without suffix) for files that are made on the way
-    names: dict | None = None,  # our column name -> the file's name
-    delimiter: str = 'auto',  # or one character
+    work: Path,              # name (without suffix) for files that are made on the way
+    names: dict|None = None, # our column name -> the file's name
+    delimiter: str = 'auto', # or one character
     encoding: str = 'utf-8',
 ) -> Source:
     "Find out what a file is and make it ready for the fast reader."
     packing, rest = file_format(path), None
-    if packing == 'parquet':
-        return _open_parquet(name, path, layout, names)
+    if packing == 'parquet': return _open_parquet(name, path, layout, names)
     if packing != 'csv':
         packed, path = path, work.with_suffix('.unpacked.csv')
         rest = unpack(packed, path)
@@ -725,37 +621,33 @@ def _remedy(source: Source, proposal: dict[str, str]) -> str:
         return f'map them in data_prep.{source.layout.setting}, our name first'
     return f'set data_prep.{source.layout.setting}: {{{", ".join(f"{k}: {v}" for k, v in proposal.items())}}}'
 
-
-def _check_usable(sources: list[Source], layout: Layout, names: dict | None):
+def _check_usable(sources: list[Source], layout: Layout, names: dict|None):
     "Raise `DataError` if not one file has a usable row, with what to do."
-    if any(s.rows and not s.header.problem for s in sources):
-        return
+    if any(s.rows and not s.header.problem for s in sources): return
     where, source = f'data_prep.{layout.name}', next((s for s in sources if s.rows), None)
     if source is None:
         raise DataError(expected(where, layout.name, f'no row in {", ".join(s.name for s in sources[:5])}'))
     columns = ', '.join(source.header.names)[:300]
     utf16 = ' (the file looks like UTF-16: save it as UTF-8)' if '\\xff\\xfe' in columns or '\0' in columns else ''
     required = ', '.join((names or {}).get(c, c) for c in layout.required)
-    fix = _remedy(source, propose_columns(source.header.names, layout, names)) + utf16
+    fix = _remedy(source, propose_columns(source.header.names, layout, names))+utf16
     found = f'{columns} ({source.header.problem})'
     raise DataError(expected(where, f'columns {required} in {source.name}', found, fix))
 
 # %% ../../nbs/data/01_events.ipynb #7f73713a
 def open_files(
-    files: list[tuple[str, Path]],  # as `find_files` gives them
+    files: list[tuple[str, Path]], # as `find_files` gives them
     layout: Layout,
-    work: Path,  # a folder for copies, on a disk with room for what is unpacked
-    names: dict | None = None,  # our column name -> the files' name
-    delimiter: str = 'auto',  # or one character
-    encoding: str = 'utf-8',  # or 'latin-1', 'cp1252'
-    threads: int | None = None,  # files scanned at a time; all cores by default
+    work: Path,            # a folder for copies, on a disk with room for what is unpacked
+    names: dict|None = None, # our column name -> the files' name
+    delimiter: str = 'auto', # or one character
+    encoding: str = 'utf-8', # or 'latin-1', 'cp1252'
+    threads: int|None = None, # files scanned at a time; all cores by default
 ) -> list[Source]:
     "Make files ready to be read. Raises `DataError` if there is not one with the required columns, or no row in any."
-
     def opened(numbered):
         n, (name, path) = numbered
-        return open_file(name, path, layout, work / f'{layout.name}-{n}', names, delimiter, encoding)
-
+        return open_file(name, path, layout, work/f'{layout.name}-{n}', names, delimiter, encoding)
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         sources = list(pool.map(opened, enumerate(files)))
     _check_usable(sources, layout, names)
@@ -764,8 +656,8 @@ def open_files(
 # %% ../../nbs/data/01_events.ipynb #11200a9d
 def connect(
     memory_limit: str = '2GB',  # of DuckDB; what does not fit goes to `work`
-    threads: int | None = None,  # all cores by default
-    work: str | Path | None = None,  # folder for what does not fit in memory
+    threads: int|None = None,   # all cores by default
+    work: str|Path|None = None, # folder for what does not fit in memory
 ) -> ibis.BaseBackend:
     "Open a DuckDB connection of our own."
     folder = {'temp_directory': str(work)} if work else {}
@@ -774,13 +666,8 @@ def connect(
         con.raw_sql(f'SET {option}')
     return con
 
-
-def sql_text(text: str) -> str:
-    return "'" + str(text).replace("'", "''") + "'"
-
-
-def _name(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"'
+def sql_text(text: str) -> str: return "'"+str(text).replace("'", "''")+"'"
+def _name(text: str) -> str: return '"'+text.replace('"', '""')+'"'
 
 # %% ../../nbs/data/01_events.ipynb #91b820c6
 def _csv_sql(s: Source) -> str:
@@ -795,14 +682,13 @@ def _csv_sql(s: Source) -> str:
         f'{problem} AS problem, NULL::VARCHAR AS raw, {ours} '
         f'FROM read_csv({sql_text(s.path)}, columns={{{columns}}}, auto_detect=false, header=true, '
         f'delim={sql_text(s.header.delimiter)}, quote=\'"\', escape=\'"\', '
-        f'strict_mode=true, max_line_size={2 * MAX_LINE}, buffer_size={16 * MAX_LINE})'
+        f'strict_mode=true, max_line_size={2*MAX_LINE}, buffer_size={16*MAX_LINE})'
     )
 
 # %% ../../nbs/data/01_events.ipynb #e6d58c34
 def _parquet_text(s: Source, column: str) -> str:
     "SQL of one Parquet column as text."
-    if column not in s.header.column_index:
-        return f'NULL::VARCHAR AS {column}'
+    if column not in s.header.column_index: return f'NULL::VARCHAR AS {column}'
     original = s.header.names[s.header.column_index[column]]
     name = _name(original)
     text = f'CAST({name} AS VARCHAR)'
@@ -810,7 +696,6 @@ def _parquet_text(s: Source, column: str) -> str:
         integer = f'coalesce(CAST(TRY_CAST({name} AS HUGEINT) AS VARCHAR), {text})'
         text = f'CASE WHEN {name} = trunc({name}) THEN {integer} ELSE {text} END'
     return f'{text} AS {column}'
-
 
 def _parquet_sql(s: Source) -> str:
     "SELECT of the rows of a Parquet file."
@@ -827,49 +712,42 @@ def _parquet_sql(s: Source) -> str:
 # %% ../../nbs/data/01_events.ipynb #2e8541d1
 def _selects(s: Source) -> list[tuple[str, int]]:
     "SELECTs that together give every row of a file, and how many rows each gives."
-    if s.format == 'parquet':
-        return [(_parquet_sql(s), s.rows)]
+    if s.format == 'parquet': return [(_parquet_sql(s), s.rows)]
     lines = [(_csv_sql(s), s.lines)] if s.lines else []
-    if not s.side:
-        return lines
+    if not s.side: return lines
     columns = f'{sql_text(s.name)} AS file, line, NULL::BIGINT AS first, * EXCLUDE (line)'
     return [*lines, (f'SELECT {columns} FROM read_parquet({sql_text(s.side)})', s.side_rows)]
-
 
 def read_rows(
     con: ibis.BaseBackend,  # of `connect`
     sources: list[Source],  # of `open_files`, one layout
-) -> ibis.Table:  # file, line, first, problem, raw, and the layout's columns as text
+) -> ibis.Table: # file, line, first, problem, raw, and the layout's columns as text
     "Every row of every file, as a table that is read anew each time it is asked for."
     name, selects = f'raw_{sources[0].layout.name}', [sql for s in sources for sql, _ in _selects(s)]
     con.raw_sql(f'CREATE OR REPLACE TEMP VIEW {name} AS ' + ' UNION ALL '.join(selects))
     return con.table(name)
 
 # %% ../../nbs/data/01_events.ipynb #4856036b
-TIMESTAMP = "timestamp('UTC')"  # a time in UTC, as Ibis writes the type
-
+TIMESTAMP = "timestamp('UTC')" # a time in UTC, as Ibis writes the type
 
 @ibis.udf.scalar.builtin(signature=((TIMESTAMP,), 'int64'))
 def epoch_us(time):
     "Microseconds since 1970, by DuckDB's own function: Ibis would go through the time zone's calendar, far slower."
 
-
 def _since_1970(number, factor: int):
     "A count since 1970 as a time; the bounds only keep the arithmetic from overflowing."
-    micro = (number * factor).clip(-9e15, 9e15).round().try_cast('int64')
+    micro = (number*factor).clip(-9e15, 9e15).round().try_cast('int64')
     return (ibis.timestamp('1970-01-01 00:00:00') + micro.as_interval('us')).cast(TIMESTAMP)
 
 # %% ../../nbs/data/01_events.ipynb #05274d0d
 def parse_time(
     text: ibis.expr.types.StringValue,
-    form: str = 'auto',  # 'text', 'seconds', 'milliseconds'
-) -> ibis.expr.types.TimestampValue:  # in UTC, to the microsecond; null if the text is no time
+    form: str = 'auto', # 'text', 'seconds', 'milliseconds'
+) -> ibis.expr.types.TimestampValue: # in UTC, to the microsecond; null if the text is no time
     "Read a time from text."
     number = text.try_cast('float64')
-    if form == 'seconds':
-        return _since_1970(number, 10**6)
-    if form == 'milliseconds':
-        return _since_1970(number, 10**3)
+    if form == 'seconds': return _since_1970(number, 10**6)
+    if form == 'milliseconds': return _since_1970(number, 10**3)
     rees46 = text.try_cast('timestamp').epoch_seconds().as_timestamp('s').cast(TIMESTAMP)
     tidy = text.strip().replace('/', '-').replace(' +', '+').replace(' -', '-')
     counted = ibis.cases(
@@ -882,45 +760,38 @@ def parse_time(
     )
 
 # %% ../../nbs/data/01_events.ipynb #1d4ea689
-MISSING = ('', 'NULL', 'null', 'None', '\\N', 'NaN', 'nan')  # texts that stand for no value
-
+MISSING = ('', 'NULL', 'null', 'None', '\\N', 'NaN', 'nan') # texts that stand for no value
 
 def _stands_for_none(text):
     "Is a text one of `MISSING`? (Length first: DuckDB would join with a longer list, dearer than all other checks.)"
     word = ibis.or_(*(text == m for m in MISSING))
     return (text.length() <= max(map(len, MISSING))) & word
 
-
-def is_missing(text):
-    return text.isnull() | _stands_for_none(text)
-
+def is_missing(text): return text.isnull() | _stands_for_none(text)
 
 def is_canonical(text):
     return ibis.coalesce(text.try_cast('int64').cast('string') == text, False)
 
 # %% ../../nbs/data/01_events.ipynb #4c9a4bbc
 def _id_type(n_ids: float, n_canonical: float) -> str:
-    return 'integer' if n_canonical >= 0.99 * n_ids else 'string'
-
+    return 'integer' if n_canonical >= .99*n_ids else 'string'
 
 def guess_id_types(
     con: ibis.BaseBackend,
-    rows: ibis.Table,  # of `read_rows`
+    rows: ibis.Table,         # of `read_rows`
     columns: dict[str, str],  # id column -> 'auto', 'integer' or 'string'
-    limit: int = 10_000,  # rows to look at
-) -> dict[str, str]:  # column -> 'integer' or 'string'
+    limit: int = 10_000,      # rows to look at
+) -> dict[str, str]: # column -> 'integer' or 'string'
     "Resolve `auto` by the first rows."
     t = rows.filter(rows.problem.isnull()).limit(limit)
     auto = [c for c, id_type in columns.items() if id_type == 'auto']
-    if not auto:
-        return dict(columns)
+    if not auto: return dict(columns)
     n_ids = {f'{c}_some': (~is_missing(t[c])).cast('int64').sum() for c in auto}
     n_canonical = {f'{c}_good': is_canonical(t[c]).cast('int64').sum() for c in auto}
     n = con.execute(t.aggregate(**n_ids, **n_canonical)).fillna(0).iloc[0]
     return {**columns, **{c: _id_type(n[f'{c}_some'], n[f'{c}_good']) for c in auto}}
 
-
-def settle_id_types(counts: pd.DataFrame, columns: dict[str, str]) -> dict[str, str]:  # column -> 'integer' or 'string'
+def settle_id_types(counts: pd.DataFrame, columns: dict[str, str]) -> dict[str, str]: # column -> 'integer' or 'string'
     "Resolve `auto` by all rows, from the result of `count_events`."
     n = counts.sum(numeric_only=True)
     settle = lambda c, id_type: _id_type(n[f'{c}_some'], n[f'{c}_good']) if id_type == 'auto' else id_type
@@ -931,18 +802,17 @@ def _canonical(text):
     "Is an id a canonical integer? Null if there is no id."
     return ibis.cases((~is_missing(text), is_canonical(text)))
 
-
 def _id_reasons(text, canonical, column: str, id_type: str) -> list:
     "Why an id cannot be used, as (condition, reason)."
     large = text.re_search('^-?[1-9][0-9]{18,}$')
     no_integer = (~canonical, ibis.cases((large, f'{column} is beyond int64'), else_=f'{column} is not an integer'))
-    return [(canonical.isnull(), f'{column} is missing')] + ([no_integer] if id_type == 'integer' else [])
+    return [(canonical.isnull(), f'{column} is missing')]+([no_integer] if id_type == 'integer' else [])
 
 # %% ../../nbs/data/01_events.ipynb #30a3a18e
 def _reason(t: ibis.Table, id_types: dict[str, str], now: datetime):
     "The first reason why a row of `_with_values` cannot be used, null if it can."
     at = lambda text: ibis.literal(text).cast(TIMESTAMP)
-    late = at((now + timedelta(days=1)).strftime('%Y-%m-%d %H:%M:%S'))
+    late = at((now+timedelta(days=1)).strftime('%Y-%m-%d %H:%M:%S'))
     is_header = t.known_type.isnull() & (t.user_id == t.user_header) & (t.product_id == t.product_header)
     return ibis.cases(
         (t.problem.notnull(), t.problem),
@@ -964,24 +834,22 @@ def _reason(t: ibis.Table, id_types: dict[str, str], now: datetime):
 def _to_id(text, id_type: str):
     return text.try_cast('int64') if id_type == 'integer' else text
 
-
 def _to_price(text, decimal: str = '.'):
     "A number from text."
     number = (text.replace(decimal, '.') if decimal != '.' else text).try_cast('float64')
     return ibis.cases((text.contains('_'), ibis.null('float64')), else_=number)
-
 
 def _or_null(text):
     return ibis.cases((_stands_for_none(text), ibis.null('string')), else_=text)
 
 # %% ../../nbs/data/01_events.ipynb #7ca3fd0d
 def _with_values(
-    rows: ibis.Table,  # of `read_rows`
-    types: dict[str, str],  # event type in the file -> ours
-    names: dict[str, str] | None,
+    rows: ibis.Table,        # of `read_rows`
+    types: dict[str, str],   # event type in the file -> ours
+    names: dict[str, str]|None,
     timestamps: str,
     decimal: str,
-) -> ibis.Table:  # `rows`, with when, number, known_type, {user,product}_header and {user,product}_id_canonical
+) -> ibis.Table: # `rows`, with when, number, known_type, {user,product}_header and {user,product}_id_canonical
     "Read times, prices and event types; null if a text cannot be read."
     t = rows.mutate(
         **{f'{k}_header': ibis.literal((names or {}).get(f'{k}_id', f'{k}_id')) for k in ('user', 'product')},
@@ -995,30 +863,24 @@ def _with_values(
     )
 
 # %% ../../nbs/data/01_events.ipynb #dce2c4b2
-UUID = '________-____-____-____-____________'  # the form of a UUID, for LIKE
-
+UUID = '________-____-____-____-____________' # the form of a UUID, for LIKE
 
 def check_events(
-    rows: ibis.Table,  # of `read_rows`
-    id_types: dict[str, str],  # user_id and product_id -> 'integer' or 'string'
-    event_types: dict[str, str] | None = None,  # the shop's name of an event type -> ours
-    names: dict[str, str] | None = None,  # column map, to know a header in the middle of a file
+    rows: ibis.Table,        # of `read_rows`
+    id_types: dict[str, str], # user_id and product_id -> 'integer' or 'string'
+    event_types: dict[str, str]|None = None, # the shop's name of an event type -> ours
+    names: dict[str, str]|None = None, # column map, to know a header in the middle of a file
     timestamps: str = 'auto',
-    decimal: str = '.',  # the decimal sign in prices
-    now: datetime | None = None,  # events of more than a day later are in the future
-) -> ibis.Table:  # file, line, first, reason, raw, and the columns of `EVENTS` in their types
+    decimal: str = '.',      # the decimal sign in prices
+    now: datetime|None = None, # events of more than a day later are in the future
+) -> ibis.Table: # file, line, first, reason, raw, and the columns of `EVENTS` in their types
     "Give every row its values, and the reason if it cannot be used."
     types = {**{t: t for t in EVENT_TYPES}, **(event_types or {})}
     t = _with_values(rows, types, names, timestamps, decimal)
     t = t.mutate(reason=_reason(t, id_types, now or datetime.now(UTC)))
     session = _or_null(t.user_session)
     return t.select(
-        'file',
-        'line',
-        'first',
-        'reason',
-        'user_id_canonical',
-        'product_id_canonical',
+        'file', 'line', 'first', 'reason', 'user_id_canonical', 'product_id_canonical',
         user_session_uuid=session.like(UUID),
         raw=ibis.cases((t.reason.notnull(), t.raw)),
         event_time=t.when,
@@ -1033,9 +895,9 @@ def check_events(
 # %% ../../nbs/data/01_events.ipynb #07c75702
 def check_products(
     rows: ibis.Table,  # of `read_rows`, layout `PRODUCTS`
-    id_type: str,  # 'integer' or 'string', as the events have it
+    id_type: str,      # 'integer' or 'string', as the events have it
     decimal: str = '.',
-) -> ibis.Table:  # file, line, first, reason, raw and the columns of `PRODUCTS` in their types
+) -> ibis.Table: # file, line, first, reason, raw and the columns of `PRODUCTS` in their types
     "Give every row of a catalogue its values, and the reason if it cannot be used."
     price = _to_price(rows.price, decimal)
     reason = ibis.cases(
@@ -1044,9 +906,7 @@ def check_products(
         else_=ibis.null('string'),
     )
     return rows.select(
-        'file',
-        'line',
-        'first',
+        'file', 'line', 'first',
         reason=reason,
         raw=ibis.cases((reason.notnull(), rows.raw)),
         product_id=_to_id(rows.product_id, id_type),
@@ -1054,15 +914,13 @@ def check_products(
         price=ibis.cases(((price >= 0) & (price <= 1e300), price), else_=ibis.null('float64')),
     )
 
-
 def one_row_a_product(products: ibis.Table) -> ibis.Table:
     "Usable rows of `check_products`, each product once."
     usable = products.filter(products.reason.isnull())
     return usable.group_by('product_id').aggregate(**{c: usable[c].max() for c in PRODUCTS.columns[1:]})
 
 # %% ../../nbs/data/01_events.ipynb #f2325840
-ZSTD = 'FORMAT parquet, PARQUET_VERSION v2, COMPRESSION zstd, COMPRESSION_LEVEL 1'  # half the default's time, same size
-
+ZSTD = 'FORMAT parquet, PARQUET_VERSION v2, COMPRESSION zstd, COMPRESSION_LEVEL 1' # half the default's time, same size
 
 def _stage(con: ibis.BaseBackend, sql: str, path: Path, n_rows: int):
     "Write the rows of a query, which must be `n_rows`."
@@ -1075,15 +933,15 @@ def _stage(con: ibis.BaseBackend, sql: str, path: Path, n_rows: int):
 # %% ../../nbs/data/01_events.ipynb #3f9380a0
 def stage_rows(
     con: ibis.BaseBackend,
-    checked: ibis.Table,  # an expression over `read_rows`: of `check_events` or `check_products`
-    sources: list[Source],  # the files that `read_rows` reads
-    work: Path,  # folder for Parquet files
-) -> ibis.Table:  # the columns of `checked`, `line` complete
+    checked: ibis.Table,   # an expression over `read_rows`: of `check_events` or `check_products`
+    sources: list[Source], # the files that `read_rows` reads
+    work: Path,            # folder for Parquet files
+) -> ibis.Table: # the columns of `checked`, `line` complete
     "Write checked rows to files and read them from there. Raises `DataError` if a file changed since its scan."
     name, sql, staged = sources[0].layout.name, ibis.to_sql(checked, dialect='duckdb'), []
     for select, n_rows in (o for s in sources for o in _selects(s)):
         con.raw_sql(f'CREATE OR REPLACE TEMP VIEW raw_{name} AS {select}')
-        staged.append(work / f'{name}-{len(staged)}.checked.parquet')
+        staged.append(work/f'{name}-{len(staged)}.checked.parquet')
         _stage(con, sql, staged[-1], n_rows)
     read_rows(con, sources)
     con.raw_sql(
@@ -1096,10 +954,10 @@ def stage_rows(
 
 # %% ../../nbs/data/01_events.ipynb #ced07a3b
 def count_events(
-    checked: ibis.Table,  # of `stage_rows`
-) -> ibis.Table:  # file, reason, minute; rows, no_price, no_session, uuid, {user,product}_id_{some,good}
+    checked: ibis.Table, # of `stage_rows`
+) -> ibis.Table: # file, reason, minute; rows, no_price, no_session, uuid, {user,product}_id_{some,good}
     "Count the rows of `check_events` by file, reason and minute since 1970."
-    t = checked.mutate(minute=ibis.cases((checked.reason.isnull(), epoch_us(checked.event_time) // 60_000_000)))
+    t = checked.mutate(minute=ibis.cases((checked.reason.isnull(), epoch_us(checked.event_time)//60_000_000)))
     number = lambda condition: condition.cast('int64').sum()
     return t.group_by('file', 'reason', 'minute').aggregate(
         rows=t.count(),
@@ -1110,41 +968,35 @@ def count_events(
         **{f'{c}_good': number(ibis.coalesce(t[f'{c}_canonical'], False)) for c in ('user_id', 'product_id')},
     )
 
-
-def rejects(
-    checked: ibis.Table,
-) -> ibis.Table:  # file, line, reason, raw (empty for regular lines, see `write_rejects`)
+def rejects(checked: ibis.Table) -> ibis.Table: # file, line, reason, raw (empty for regular lines, see `write_rejects`)
     "Rows that cannot be used, in the order of files and lines."
     bad = checked.filter(checked.reason.notnull())
     return bad.select('file', 'line', 'reason', 'raw').order_by('file', 'line', 'reason', 'raw')
 
-
-def odd_sessions(checked: ibis.Table, limit: int = 3) -> ibis.Table:  # file, line, user_session
+def odd_sessions(checked: ibis.Table, limit: int = 3) -> ibis.Table: # file, line, user_session
     "The first usable rows whose `user_session` is not a UUID."
     odd = checked.filter(checked.reason.isnull(), ~checked.user_session_uuid)
     return odd.select('file', 'line', 'user_session').order_by('file', 'line', 'user_session').limit(limit)
 
 # %% ../../nbs/data/01_events.ipynb #09fa9dd6
 def read_lines(
-    path: Path,  # a file whose records are lines
-    numbers: np.ndarray,  # line numbers, ascending; the first line of a file is 1
+    path: Path,          # a file whose records are lines
+    numbers: np.ndarray, # line numbers, ascending; the first line of a file is 1
 ) -> list[str]:
     "Lines of a file by their numbers, without line ends, the first `MAX_RAW` characters of each."
     texts, first, carry = [], 1, b''
     with open(path, 'rb') as f:
         while len(texts) < len(numbers) and (chunk := f.read(BLOCK) or (carry and b'\n')):
-            block, end, carry = (carry + chunk).rpartition(b'\n')
-            if not end:
-                continue
-            n = block.count(b'\n') + 1
-            wanted = numbers[np.searchsorted(numbers, first) : np.searchsorted(numbers, first + n)]
+            block, end, carry = (carry+chunk).rpartition(b'\n')
+            if not end: continue
+            n = block.count(b'\n')+1
+            wanted = numbers[np.searchsorted(numbers, first):np.searchsorted(numbers, first+n)]
             lines = block.split(b'\n') if len(wanted) else []
-            texts += [_readable(lines[i - first].removesuffix(b'\r'))[:MAX_RAW] for i in wanted]
+            texts += [_readable(lines[i-first].removesuffix(b'\r'))[:MAX_RAW] for i in wanted]
             first += n
     return texts
 
-
-def fill_raw(rejected: pd.DataFrame, sources: list[Source]) -> pd.DataFrame:  # the same
+def fill_raw(rejected: pd.DataFrame, sources: list[Source]) -> pd.DataFrame: # the same
     "Read missing texts of rejected rows, which are in the order of files and lines, from the files."
     paths = {s.name: s.path for s in sources}
     for name, lines in rejected[rejected.raw.isna()].groupby('file').line:
@@ -1154,11 +1006,11 @@ def fill_raw(rejected: pd.DataFrame, sources: list[Source]) -> pd.DataFrame:  # 
 # %% ../../nbs/data/01_events.ipynb #1c7c9520
 def write_rejects(
     con: ibis.BaseBackend,
-    tables: list[ibis.Table],  # of `rejects`
+    tables: list[ibis.Table], # of `rejects`
     sources: list[Source],
-    path: Path,  # a Parquet file; not atomic: the caller sees to that
-    metadata: dict | None = None,  # of the Parquet file
-    batch: int = 50_000,  # rows in memory at a time
+    path: Path,               # a Parquet file; not atomic: the caller sees to that
+    metadata: dict|None = None, # of the Parquet file
+    batch: int = 50_000,      # rows in memory at a time
 ):
     "Write rejected rows with their text."
     text = pa.string()

@@ -24,16 +24,8 @@ from pydantic import Field
 from scipy.special import ndtri
 
 from gnn_ecommerce.core import (
-    ProjectPaths,
-    SettingsError,
-    StageSettings,
-    atomic_path,
-    expected,
-    load_settings,
-    progress,
-    resolve_params,
-    rng,
-    write_json,
+    ProjectPaths, SettingsError, StageSettings, atomic_path, expected, load_settings, progress, resolve_params, rng,
+    write_json
 )
 
 # %% ../../nbs/data/02_sample_data.ipynb #bc0e46cd
@@ -60,75 +52,32 @@ WHOLE_SHOP = {
 # %% ../../nbs/data/02_sample_data.ipynb #d9905bb4
 class SampleDataSettings(StageSettings):
     "Section `sample_data` of params.yaml."
-
     events: int = Field(200_000, ge=1000, le=100_000_000, description='about how many events')
-    users: int | None = Field(
-        None, ge=50, description='how many customers; null: as many for each event as in the whole shop'
-    )
-    items: int | None = Field(None, ge=20, le=200_000, description='how many products in the catalogue; null: likewise')
+    users: int|None = Field(None, ge=50,
+        description='how many customers; null: as many for each event as in the whole shop')
+    items: int|None = Field(None, ge=20, le=200_000, description='how many products in the catalogue; null: likewise')
     months: int = Field(5, ge=1, le=5, description='the first so many of the five months from October 2019 on')
-    taste: float = Field(1.0, ge=0, le=2, description='how strongly customers follow their tastes; 0: popularity alone')
+    taste: float = Field(1., ge=0, le=2, description='how strongly customers follow their tastes; 0: popularity alone')
 
-
-def shop_size(settings: SampleDataSettings) -> tuple[int, int]:  # customers, products
+def shop_size(
+    settings: SampleDataSettings,
+) -> tuple[int, int]: # customers, products
     "Find the size of the shop. Raises `SettingsError` if there are too few events for that many customers."
-    scaled = lambda k, low: max(low, round(settings.events * WHOLE_SHOP[k] / WHOLE_SHOP['events']))
+    scaled = lambda k, low: max(low, round(settings.events*WHOLE_SHOP[k]/WHOLE_SHOP['events']))
     users, items = settings.users or scaled('users', 50), settings.items or scaled('items', 20)
-    if settings.events < 4 * users:
-        what = f'at most a quarter of events ({settings.events // 4})'
+    if settings.events < 4*users:
+        what = f'at most a quarter of events ({settings.events//4})'
         raise SettingsError(expected('sample_data.users', what, users, 'lower users or raise events'))
     return users, items
 
 # %% ../../nbs/data/02_sample_data.ipynb #00514bcb
 NOUNS = (
-    'nail polish',
-    'gel polish',
-    'base coat',
-    'top coat',
-    'cuticle oil',
-    'nail file',
-    'nail brush',
-    'lipstick',
-    'lip gloss',
-    'lip balm',
-    'mascara',
-    'eyeliner',
-    'eye shadow',
-    'eyebrow pencil',
-    'foundation',
-    'concealer',
-    'face powder',
-    'blush',
-    'bronzer',
-    'primer',
-    'face cream',
-    'night cream',
-    'eye cream',
-    'serum',
-    'face mask',
-    'cleanser',
-    'toner',
-    'micellar water',
-    'scrub',
-    'sunscreen',
-    'hand cream',
-    'foot cream',
-    'body lotion',
-    'body oil',
-    'shower gel',
-    'soap',
-    'shampoo',
-    'conditioner',
-    'hair mask',
-    'hair dye',
-    'hair spray',
-    'comb',
-    'make-up brush',
-    'sponge',
-    'tweezers',
-    'perfume',
-    'deodorant',
-    'gift set',
+    'nail polish', 'gel polish', 'base coat', 'top coat', 'cuticle oil', 'nail file', 'nail brush', 'lipstick',
+    'lip gloss', 'lip balm', 'mascara', 'eyeliner', 'eye shadow', 'eyebrow pencil', 'foundation', 'concealer',
+    'face powder', 'blush', 'bronzer', 'primer', 'face cream', 'night cream', 'eye cream', 'serum', 'face mask',
+    'cleanser', 'toner', 'micellar water', 'scrub', 'sunscreen', 'hand cream', 'foot cream', 'body lotion', 'body oil',
+    'shower gel', 'soap', 'shampoo', 'conditioner', 'hair mask', 'hair dye', 'hair spray', 'comb', 'make-up brush',
+    'sponge', 'tweezers', 'perfume', 'deodorant', 'gift set'
 )
 LINES = ('', 'matte', 'gentle', 'pro', 'travel', 'express', 'herbal', 'classic', 'mineral', 'silk', 'vivid', 'fresh')
 CODED = {
@@ -141,233 +90,200 @@ CODED = {
 }
 _FRONT = ('lu', 'mi', 've', 'ro', 'sa', 'ne', 'ki', 'do', 'ba', 'fe', 'zo', 'ta', 'pe', 'ga')
 _BACK = (
-    'mea',
-    'rin',
-    'nova',
-    'lla',
-    'dera',
-    'sia',
-    'mont',
-    'bel',
-    'ren',
-    'sol',
-    'ya',
-    'zen',
-    'ora',
-    'vel',
-    'cia',
-    'dor',
-    'tiq',
-    'lin',
-    'pha',
-    'ska',
+    'mea', 'rin', 'nova', 'lla', 'dera', 'sia', 'mont', 'bel', 'ren', 'sol', 'ya', 'zen', 'ora', 'vel', 'cia', 'dor',
+    'tiq', 'lin', 'pha', 'ska'
 )
-BRANDS = tuple(a + _BACK[(i + 3 * j) % 20] for j in range(20) for i, a in enumerate(_FRONT))
+BRANDS = tuple(a+_BACK[(i+3*j) % 20] for j in range(20) for i, a in enumerate(_FRONT))
 
 # %% ../../nbs/data/02_sample_data.ipynb #8ec5a2d2
 def _label(g, category, brand, coded, plain):
     "What people see of the products; `coded` ones have a category code, `plain` ones no brand."
     n, n_codes = len(category), len(CODED)
-    names = np.array([f'{line} {noun}'.strip() for line in LINES for noun in NOUNS] + list(CODED), object)
-    codes = np.array([''] * (len(names) - n_codes) + list(CODED.values()), object)
-    category = np.where(coded, len(names) - 1 - g.integers(0, n_codes, n), category)
+    names = np.array([f'{line} {noun}'.strip() for line in LINES for noun in NOUNS]+list(CODED), object)
+    codes = np.array(['']*(len(names)-n_codes)+list(CODED.values()), object)
+    category = np.where(coded, len(names)-1-g.integers(0, n_codes, n), category)
     brand = np.where(plain, '', np.array(BRANDS, object)[brand])
-    number = pd.Series(np.arange(n)).groupby([pd.Series(brand), pd.Series(category)]).cumcount() + 1
-    price = np.exp(np.log(4) + g.normal(0, 0.8, len(names))[category] + g.normal(0, 0.5, n)).clip(0.3, 300).round(2)
-    return pd.DataFrame(
-        {
-            'product_id': 5_600_000 + np.cumsum(g.integers(1, 12, n)),
-            'name': [f'{b} {c} {i}'.strip().capitalize() for b, c, i in zip(brand, names[category], number)],
-            'category_id': (1_487_580_000_000_000_000 + np.cumsum(g.integers(1, 10**12, len(names))))[category],
-            'category_code': codes[category],
-            'brand': brand,
-            'price': price,
-        }
-    )
+    number = pd.Series(np.arange(n)).groupby([pd.Series(brand), pd.Series(category)]).cumcount()+1
+    price = np.exp(np.log(4)+g.normal(0, .8, len(names))[category]+g.normal(0, .5, n)).clip(.3, 300).round(2)
+    return pd.DataFrame({
+        'product_id': 5_600_000+np.cumsum(g.integers(1, 12, n)),
+        'name': [f'{b} {c} {i}'.strip().capitalize() for b, c, i in zip(brand, names[category], number)],
+        'category_id': (1_487_580_000_000_000_000+np.cumsum(g.integers(1, 10**12, len(names))))[category],
+        'category_code': codes[category],
+        'brand': brand,
+        'price': price,
+    })
 
 # %% ../../nbs/data/02_sample_data.ipynb #a5ee6d21
-DIM, SET, BEND = 5, 6, 14.0  # taste dimensions, products in a set, how steep taste is
-NOISE, MATES = 0.25, 0.6  # how often a product is picked for its popularity alone, or as a mate of the one before
-
+DIM, SET, BEND = 5, 6, 14. # taste dimensions, products in a set, how steep taste is
+NOISE, MATES = .25, .6    # how often a product is picked for its popularity alone, or as a mate of the one before
 
 @dataclass
 class SampleCatalogue:
     "Products, and the tastes that nobody sees."
-
     products: pd.DataFrame  # product_id, name, category_id, category_code, brand, price; '' if there is none
-    group_share: np.ndarray  # how many people belong to each taste group, (n_groups,)
+    group_share: np.ndarray # how many people belong to each taste group, (n_groups,)
     # [g, i]: g + chance that a member of group g picks a product up to i, (n_groups+1, n_items); last row: popularity
     cdf: np.ndarray
-    sets: np.ndarray  # products in the order of their sets, (n_items,)
-    place: np.ndarray  # the inverse: where each product stands in `sets`, (n_items,)
-    mates: float  # how often a mate is picked
-
-    def __len__(self):
-        return len(self.products)
+    sets: np.ndarray        # products in the order of their sets, (n_items,)
+    place: np.ndarray       # the inverse: where each product stands in `sets`, (n_items,)
+    mates: float            # how often a mate is picked
+    def __len__(self): return len(self.products)
 
     def draw(self, group: np.ndarray, g: np.random.Generator) -> np.ndarray:
         "Draw a product for each entry of `group`, by that group's taste."
-        at = np.searchsorted(self.cdf.ravel(), group + g.random(len(group)), side='right')
-        return np.minimum(at - group * len(self), len(self) - 1)
+        at = np.searchsorted(self.cdf.ravel(), group+g.random(len(group)), side='right')
+        return np.minimum(at-group*len(self), len(self)-1)
 
     def mate(self, item: np.ndarray, g: np.random.Generator) -> np.ndarray:
         "Draw a product of the same set for each entry of `item`."
-        start = self.place[item] // SET * SET
-        return self.sets[start + (g.random(len(item)) * np.minimum(SET, len(self) - start)).astype(np.int64)]
+        start = self.place[item]//SET*SET
+        return self.sets[start+(g.random(len(item))*np.minimum(SET, len(self)-start)).astype(np.int64)]
 
 # %% ../../nbs/data/02_sample_data.ipynb #7bac475f
-def _zipf(n, shift, power=1.0):
+def _zipf(n, shift, power=1.):
     "Probabilities of n things by rank: p_r ~ (r + shift)^-power."
-    p = (np.arange(n) + 1 + shift) ** -power
-    return p / p.sum()
-
+    p = (np.arange(n)+1+shift)**-power
+    return p/p.sum()
 
 def _unit(g, n, dim=DIM):
     "Random points on the sphere."
     x = g.normal(size=(n, dim))
-    return x / np.linalg.norm(x, axis=1, keepdims=True)
-
+    return x/np.linalg.norm(x, axis=1, keepdims=True)
 
 def _about(g, traffic, share):
     "A random set of products with about this share of the traffic: bool, (n_items,)."
-    order = g.permutation(np.flatnonzero(traffic < share / 2))
+    order = g.permutation(np.flatnonzero(traffic < share/2))
     mask = np.zeros(len(traffic), bool)
     mask[order[np.cumsum(traffic[order]) <= share]] = True
     return mask
 
 # %% ../../nbs/data/02_sample_data.ipynb #de7033e2
-def _traffic(p: np.ndarray, share: np.ndarray, set_of: np.ndarray, mates: float) -> np.ndarray:  # (n_items,)
+def _traffic(p: np.ndarray, share: np.ndarray, set_of: np.ndarray, mates: float) -> np.ndarray: # (n_items,)
     "How often each product is picked, by everybody together."
-    alone = (1 - NOISE) * share @ p[:-1] + NOISE * p[-1]
-    return (1 - mates) * alone + mates * (np.bincount(set_of, alone) / np.bincount(set_of))[set_of]
+    alone = (1-NOISE)*share@p[:-1]+NOISE*p[-1]
+    return (1-mates)*alone+mates*(np.bincount(set_of, alone)/np.bincount(set_of))[set_of]
 
 # %% ../../nbs/data/02_sample_data.ipynb #6fd8e78b
 def make_catalogue(
-    n_items: int,  # how many products
+    n_items: int,      # how many products
     seed: int,
-    taste: float = 1.0,  # as in the settings
+    taste: float = 1., # as in the settings
 ) -> SampleCatalogue:
     "Invent the products of a shop."
-    g, mates = rng(seed, 'sample_data', 'catalogue'), MATES * min(1.0, taste)
-    n_categories = min(len(LINES) * len(NOUNS), max(4, round(n_items**0.575)))
-    n_brands = min(len(BRANDS), max(4, round(n_items**0.515)))
-    category = g.choice(n_categories, n_items, p=_zipf(n_categories, 5, 0.8))
+    g, mates = rng(seed, 'sample_data', 'catalogue'), MATES*min(1., taste)
+    n_categories = min(len(LINES)*len(NOUNS), max(4, round(n_items**.575)))
+    n_brands = min(len(BRANDS), max(4, round(n_items**.515)))
+    category = g.choice(n_categories, n_items, p=_zipf(n_categories, 5, .8))
     brand = g.choice(n_brands, n_items, p=_zipf(n_brands, 3))
-    x = _unit(g, n_categories)[category] + 0.7 * _unit(g, n_brands)[brand] + 0.7 * _unit(g, n_items)
-    popularity, groups = g.permutation(_zipf(n_items, 20)), min(256, max(4, round(n_items**0.4)))
-    bend = np.exp(BEND * taste * (_unit(g, groups) @ (x / np.linalg.norm(x, axis=1, keepdims=True)).T))
-    p, share = np.vstack([popularity * bend, popularity]), _zipf(groups, 3, 0.7)
+    x = _unit(g, n_categories)[category]+.7*_unit(g, n_brands)[brand]+.7*_unit(g, n_items)
+    popularity, groups = g.permutation(_zipf(n_items, 20)), min(256, max(4, round(n_items**.4)))
+    bend = np.exp(BEND*taste*(_unit(g, groups)@(x/np.linalg.norm(x, axis=1, keepdims=True)).T))
+    p, share = np.vstack([popularity*bend, popularity]), _zipf(groups, 3, .7)
     p /= p.sum(1, keepdims=True)
     sets = np.lexsort((g.random(n_items), bend.argmax(0)))
     place = np.argsort(sets)
-    traffic = _traffic(p, share, place // SET, mates)
-    coded, plain = (_about(g, traffic, 1 - WHOLE_SHOP['no_category_code']), _about(g, traffic, WHOLE_SHOP['no_brand']))
+    traffic = _traffic(p, share, place//SET, mates)
+    coded, plain = (_about(g, traffic, 1-WHOLE_SHOP['no_category_code']), _about(g, traffic, WHOLE_SHOP['no_brand']))
     cdf = np.cumsum(p, 1)
-    cdf = cdf / cdf[:, -1:] + np.arange(len(p))[:, None]
+    cdf = cdf/cdf[:, -1:]+np.arange(len(p))[:, None]
     return SampleCatalogue(_label(g, category, brand, coded, plain), share, cdf, sets, place, mates)
 
 # %% ../../nbs/data/02_sample_data.ipynb #6f8b5178
-SEGMENTS = pd.DataFrame(
-    [
-        ('viewer', 0.706, 0.83, 1.40, 0.0, 0.0, 0.0, 0.0),
-        ('carter', 0.134, 0.70, 1.25, 0.50, 0.36, 0.0, 0.0),
-        ('undecided', 0.082, 10.0, 1.54, 0.65, 0.60, 0.99, 0.0),
-        ('buyer', 0.078, 16.0, 1.29, 0.68, 0.49, 0.60, 0.67),
-        ('crawler', 1e-5, 4000, 0.80, 0.0, 0.0, 0.0, 0.0),
-    ],
-    columns=['segment', 'share', 'visits', 'spread', 'cart', 'quick', 'remove', 'order'],
-)
-KEEP = 0.6  # removal is this much rarer in a session that ends with an order
+SEGMENTS = pd.DataFrame([
+    ('viewer',    .706,  .83, 1.40, 0.,  0.,  0.,  0.),
+    ('carter',    .134,  .70, 1.25, .50, .36, 0.,  0.),
+    ('undecided', .082, 10.0, 1.54, .65, .60, .99, 0.),
+    ('buyer',     .078, 16.0, 1.29, .68, .49, .60, .67),
+    ('crawler',   1e-5, 4000,  .80, 0.,  0.,  0.,  0.),
+], columns=['segment', 'share', 'visits', 'spread', 'cart', 'quick', 'remove', 'order'])
+KEEP = .6 # removal is this much rarer in a session that ends with an order
 
-
-def events_per_visit() -> np.ndarray:  # (n_segments, 4)
+def events_per_visit() -> np.ndarray: # (n_segments, 4)
     "Expected views, carts, removals and purchases for each product that a customer of a segment looks at."
     s = SEGMENTS
-    bought = s.order * (1 - KEEP * s.remove)
-    return np.column_stack(
-        [1 - s.cart * s.quick * (1 - bought), s.cart, s.cart * s.remove * (1 - s.order * (1 - KEEP)), s.cart * bought]
-    )
+    bought = s.order*(1-KEEP*s.remove)
+    return np.column_stack([1-s.cart*s.quick*(1-bought), s.cart, s.cart*s.remove*(1-s.order*(1-KEEP)), s.cart*bought])
 
 # %% ../../nbs/data/02_sample_data.ipynb #4c4d53fe
 def draw_activity(
     n_users: int,
-    events: int,  # how many to expect from all of them
+    events: int,            # how many to expect from all of them
     g: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:  # segment int8 (n_users,), visits int64 (n_users,)
+) -> tuple[np.ndarray, np.ndarray]: # segment int8 (n_users,), visits int64 (n_users,)
     "Draw the segment of each customer, and how many products they will look at."
-    n = np.floor(SEGMENTS.share / SEGMENTS.share.sum() * n_users).to_numpy(int, copy=True)
-    n[0] += n_users - n.sum()
+    n = np.floor(SEGMENTS.share/SEGMENTS.share.sum()*n_users).to_numpy(int, copy=True)
+    n[0] += n_users-n.sum()
     segment = np.repeat(np.arange(len(n), dtype=np.int8), n)
-    quantiles = lambda m: (np.arange(m) + 0.5) / max(m, 1)
+    quantiles = lambda m: (np.arange(m)+.5)/max(m, 1)
     by_segment = zip(SEGMENTS.visits, SEGMENTS.spread, n)
-    typical = np.concatenate([v * np.exp(s * ndtri(quantiles(m))) for v, s, m in by_segment])
+    typical = np.concatenate([v*np.exp(s*ndtri(quantiles(m))) for v, s, m in by_segment])
     value, (low, high) = events_per_visit().sum(1)[segment], (1e-6, 1e6)
     for _ in range(50):
-        factor = (low * high) ** 0.5
-        low, high = (factor, high) if np.ceil(factor * typical) @ value < events else (low, factor)
+        factor = (low*high)**.5
+        low, high = (factor, high) if np.ceil(factor*typical)@value < events else (low, factor)
     order = g.permutation(n_users)
-    return segment[order], np.ceil(high * typical).astype(np.int64)[order]
+    return segment[order], np.ceil(high*typical).astype(np.int64)[order]
 
 # %% ../../nbs/data/02_sample_data.ipynb #0afb3a0e
-FRESH = 0.82  # interests for each visit: the other visits go to products seen before
-COOL = 0.1  # how likely what is not to a customer's taste goes into the cart, against what is
-
+FRESH = .82 # interests for each visit: the other visits go to products seen before
+COOL = .1   # how likely what is not to a customer's taste goes into the cart, against what is
 
 def draw_interests(
     cat: SampleCatalogue,
-    wanted: np.ndarray,  # how many each customer shall have (fewer if their tastes do not hold as many), (n,)
+    wanted: np.ndarray,     # how many each customer shall have (fewer if their tastes do not hold as many), (n,)
     g: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # customer (0..n-1, sorted), item, liked: (m,) each
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # customer (0..n-1, sorted), item, liked: (m,) each
     "Draw distinct products that customers will look at; `liked`: to their taste, not merely popular."
-    drawn = 2 * wanted
+    drawn = 2*wanted
     user, n = np.repeat(np.arange(len(wanted)), drawn), drawn.sum()
     groups = g.choice(len(cat.group_share), (len(wanted), 3), p=cat.group_share)
-    group = groups[user, np.searchsorted([0.7, 0.92], g.random(n))]
+    group = groups[user, np.searchsorted([.7, .92], g.random(n))]
     liked, mate = g.random(n) >= NOISE, g.random(n) < cat.mates
-    mate[np.cumsum(drawn) - drawn] = False
+    mate[np.cumsum(drawn)-drawn] = False
     item = cat.draw(np.where(liked, group, len(cat.group_share)), g)
     lead = np.maximum.accumulate(np.where(mate, 0, np.arange(n)))
     item, liked = np.where(mate, cat.mate(item[lead], g), item), liked[lead]
-    keep = np.sort(np.unique(user * len(cat) + item, return_index=True)[1])
+    keep = np.sort(np.unique(user*len(cat)+item, return_index=True)[1])
     many = np.bincount(user[keep], minlength=len(wanted))
-    keep = keep[np.arange(len(keep)) - np.repeat(np.cumsum(many) - many, many) < wanted[user[keep]]]
+    keep = keep[np.arange(len(keep))-np.repeat(np.cumsum(many)-many, many) < wanted[user[keep]]]
     return user[keep], item[keep], liked[keep]
 
 # %% ../../nbs/data/02_sample_data.ipynb #ec10af12
 # events of the whole shop
 MONTHS = {'2019-10': 4_102_283, '2019-11': 4_635_837, '2019-12': 3_533_286, '2020-01': 4_264_752, '2020-02': 4_156_682}
-HOURS = np.array([3, 2, 3, 5, 9, 15, 22, 29, 35, 39, 41, 42, 42, 41, 41, 42, 44, 49, 56, 58, 50, 34, 17, 7.0])
+HOURS = np.array([3, 2, 3, 5, 9, 15, 22, 29, 35, 39, 41, 42, 42, 41, 41, 42, 44, 49, 56, 58, 50, 34, 17, 7.])
 
-
-def hourly_traffic(months: int = 5) -> pd.Series:  # indexed by hour (UTC), adds up to 1
+def hourly_traffic(
+    months: int = 5,
+) -> pd.Series: # indexed by hour (UTC), adds up to 1
     "Share of the visits that fall in each hour."
     names = list(MONTHS)[:months]
-    hour = pd.date_range(names[0], pd.Timestamp(names[-1]) + pd.offsets.MonthBegin(), freq='h', inclusive='left')
-    rate = HOURS[hour.hour] * np.where(hour.day_of_week >= 5, 0.88, 1.0)
-    rate *= hour.strftime('%m-%d').map({'11-22': 2.2, '11-29': 1.5, '12-31': 0.5, '01-01': 0.5}).fillna(1.0).to_numpy()
+    hour = pd.date_range(names[0], pd.Timestamp(names[-1])+pd.offsets.MonthBegin(), freq='h', inclusive='left')
+    rate = HOURS[hour.hour]*np.where(hour.day_of_week >= 5, .88, 1.)
+    rate *= hour.strftime('%m-%d').map({'11-22': 2.2, '11-29': 1.5, '12-31': .5, '01-01': .5}).fillna(1.).to_numpy()
     month = hour.strftime('%Y-%m')
-    rate = pd.Series(rate, hour).groupby(month).transform(lambda r: r / r.sum()) * month.map(MONTHS).to_numpy()
-    return rate / rate.sum()
+    rate = pd.Series(rate, hour).groupby(month).transform(lambda r: r/r.sum())*month.map(MONTHS).to_numpy()
+    return rate/rate.sum()
 
 # %% ../../nbs/data/02_sample_data.ipynb #fd2f5339
-RETURN = 0.26  # after a product, chance that the next one is looked at in another session
+RETURN = .26 # after a product, chance that the next one is looked at in another session
 # `first`: visits of the user before this session
 SESSION = np.dtype([('start', 'f8'), ('user', 'i4'), ('first', 'i4'), ('visits', 'i4')])
 
-
 def draw_sessions(
-    visits: np.ndarray,  # of each customer, (n,)
+    visits: np.ndarray,     # of each customer, (n,)
     g: np.random.Generator,
-) -> np.ndarray:  # fields of `SESSION`: customers 0..n-1, `start` in 0..1
+) -> np.ndarray: # fields of `SESSION`: customers 0..n-1, `start` in 0..1
     "Cut customers' visits into sessions and place each in time."
-    user, begin = np.repeat(np.arange(len(visits)), visits), np.cumsum(visits) - visits
+    user, begin = np.repeat(np.arange(len(visits)), visits), np.cumsum(visits)-visits
     new = g.random(len(user)) < RETURN
     new[begin] = True
-    at, arrive, stay = np.flatnonzero(new), g.random(len(visits)), g.random(len(visits)) ** 0.5
+    at, arrive, stay = np.flatnonzero(new), g.random(len(visits)), g.random(len(visits))**.5
     s = np.empty(len(at), SESSION)
     s['user'], s['visits'] = user[at], np.diff(at, append=len(user))
-    s['first'] = at - begin[s['user']]
-    start = (arrive[s['user']] + stay[s['user']] * g.random(len(at))) % 1
+    s['first'] = at-begin[s['user']]
+    start = (arrive[s['user']]+stay[s['user']]*g.random(len(at))) % 1
     s['start'] = start[np.lexsort((start, s['user']))]
     return s
 
@@ -375,64 +291,60 @@ def draw_sessions(
 @dataclass
 class Customers:
     "Who comes, what they are after, and when."
-
     segment: np.ndarray  # row of `SEGMENTS`, int8 (n_users,)
-    visits: np.ndarray  # how many products they look at in all, (n_users,)
-    ptr: np.ndarray  # interests of customer u: from ptr[u] up to ptr[u+1], (n_users+1,)
-    item: np.ndarray  # product of each interest, int32 (n_pairs,)
-    appeal: np.ndarray  # how likely it is to go into the cart, against the mean, float32 (n_pairs,)
-    sessions: np.ndarray  # in order of time, fields of `SESSION`, `start` in seconds since 1970
+    visits: np.ndarray   # how many products they look at in all, (n_users,)
+    ptr: np.ndarray      # interests of customer u: from ptr[u] up to ptr[u+1], (n_users+1,)
+    item: np.ndarray     # product of each interest, int32 (n_pairs,)
+    appeal: np.ndarray   # how likely it is to go into the cart, against the mean, float32 (n_pairs,)
+    sessions: np.ndarray # in order of time, fields of `SESSION`, `start` in seconds since 1970
 
 # %% ../../nbs/data/02_sample_data.ipynb #fb84ff81
-def _draw_some(cat: SampleCatalogue, visits: np.ndarray, g: np.random.Generator) -> tuple:  # four arrays
+def _draw_some(cat: SampleCatalogue, visits: np.ndarray, g: np.random.Generator) -> tuple: # four arrays
     "Interests of some customers (how many, items, appeal), and their sessions."
-    wanted = np.maximum(1, np.round(visits * FRESH)).astype(np.int64)
+    wanted = np.maximum(1, np.round(visits*FRESH)).astype(np.int64)
     user, item, liked = draw_interests(cat, wanted, g)
     count, appeal = np.bincount(user, minlength=len(visits)), np.where(liked, 1, COOL).astype(np.float32)
     return count, item.astype(np.int32), appeal, draw_sessions(visits, g)
 
-
 def draw_customers(
     cat: SampleCatalogue,
     settings: SampleDataSettings,
-    chunk: int = 50_000,  # how many at a time; another number gives another shop
+    chunk: int = 50_000, # how many at a time; another number gives another shop
 ) -> Customers:
     "Draw all customers, with their interests and sessions."
     g = rng(settings.seed, 'sample_data', 'customers')
     segment, visits = draw_activity(shop_size(settings)[0], settings.events, g)
     parts = []
     for low in range(0, len(visits), chunk):
-        parts.append(_draw_some(cat, visits[low : low + chunk], g))
+        parts.append(_draw_some(cat, visits[low:low+chunk], g))
         parts[-1][-1]['user'] += low
     count, item, appeal, sessions = (np.concatenate(p) for p in zip(*parts))
     sessions = sessions[np.argsort(sessions['start'], kind='stable')]
     hours = hourly_traffic(settings.months)
     edges = np.append(0, np.cumsum(hours.to_numpy()))
-    seconds = hours.index[0].timestamp() + 3600 * np.arange(len(edges))
-    sessions['start'] = np.interp(sessions['start'], edges / edges[-1], seconds)
-    return Customers(segment, visits, np.append(0, np.cumsum(count)), item, appeal / appeal.mean(), sessions)
+    seconds = hours.index[0].timestamp()+3600*np.arange(len(edges))
+    sessions['start'] = np.interp(sessions['start'], edges/edges[-1], seconds)
+    return Customers(segment, visits, np.append(0, np.cumsum(count)), item, appeal/appeal.mean(), sessions)
 
 # %% ../../nbs/data/02_sample_data.ipynb #9f515876
 SAMPLE_TYPES = ('view', 'cart', 'remove_from_cart', 'purchase')
 # pair: which interest; session (0, 0): not recorded
 EVENT = np.dtype([('time', 'i8'), ('type', 'i1'), ('pair', 'i4'), ('user', 'i4'), ('session', 'u8', 2)])
 
-
 def _which(people, user, visit, g):
     "The interest that a customer turns to in a visit: the next one when it is due, else one of those before."
     n, total = np.diff(people.ptr)[user], people.visits[user]
-    met = -(-(visit + 1) * n // total)
-    due = met > -(-visit * n // total)
-    return people.ptr[user] + met - 1 - np.where(due, 0, (met * g.random(len(user)) ** 2).astype(np.int64))
-
+    met = -(-(visit+1)*n//total)
+    due = met > -(-visit*n//total)
+    return people.ptr[user]+met-1-np.where(due, 0, (met*g.random(len(user))**2).astype(np.int64))
 
 def _funnel(people, s, user, pair, g):
     "What happens to each looked-at product: masks view, cart, remove, purchase. `s`: number of its session."
     rate = {c: SEGMENTS[c].to_numpy()[people.segment[user]] for c in ('cart', 'quick', 'remove', 'order')}
     order = g.random(len(s))[s] < rate['order']
-    cart = g.random(len(s)) < rate['cart'] * people.appeal[pair]
+    cart = g.random(len(s)) < rate['cart']*people.appeal[pair]
     quick = cart & (g.random(len(s)) < rate['quick'])
-    remove = cart & (g.random(len(s)) < rate['remove'] * np.where(order, KEEP, 1))
+    remove = cart & (g.random(len(s)) < rate['remove']*np.where(order, KEEP, 1))
     purchase = cart & order & ~remove
     return ~quick | purchase, cart, remove, purchase
 
@@ -440,37 +352,35 @@ def _funnel(people, s, user, pair, g):
 def _times_of(sessions, s, begin, g):
     "Seconds at which each product is viewed, put into the cart, removed and ordered; (n,) each."
     visits = sessions['visits']
-    step = 3 + np.exp(g.normal(3.4, 1.0, len(s))).astype(np.int64)
-    gone = np.cumsum(step) - step
-    view = sessions['start'].astype(np.int64)[s] + gone - gone[begin][s]
-    cart = view + 1 + (g.random(len(s)) * (step - 2)).astype(np.int64)
-    remove = cart + 1 + np.exp(g.normal(4.0, 1.0, len(s))).astype(np.int64)
-    order = ((view + step)[begin + visits - 1] + 30 + np.exp(g.normal(4.8, 0.8, len(visits))).astype(np.int64))[s]
+    step = 3+np.exp(g.normal(3.4, 1., len(s))).astype(np.int64)
+    gone = np.cumsum(step)-step
+    view = sessions['start'].astype(np.int64)[s]+gone-gone[begin][s]
+    cart = view+1+(g.random(len(s))*(step-2)).astype(np.int64)
+    remove = cart+1+np.exp(g.normal(4., 1., len(s))).astype(np.int64)
+    order = ((view+step)[begin+visits-1]+30+np.exp(g.normal(4.8, .8, len(visits))).astype(np.int64))[s]
     return view, cart, remove, order
-
 
 def _event(mask, event_type, time, pair, user, session):
     "Events of one type, where `mask` holds."
     events, columns = np.empty(mask.sum(), EVENT), dict(time=time, pair=pair, user=user, session=session)
     events['type'] = event_type
-    for name, values in columns.items():
-        events[name] = values[mask]
+    for name, values in columns.items(): events[name] = values[mask]
     return events
 
 # %% ../../nbs/data/02_sample_data.ipynb #f34c8d29
 def session_events(
     people: Customers,
-    sessions: np.ndarray,  # some of theirs, fields of `SESSION`
+    sessions: np.ndarray,   # some of theirs, fields of `SESSION`
     g: np.random.Generator,
-) -> np.ndarray:  # fields of `EVENT`, in order of time
+) -> np.ndarray: # fields of `EVENT`, in order of time
     "Make all events of some sessions."
     n, visits = len(sessions), sessions['visits']
-    s, begin = np.repeat(np.arange(n), visits), np.cumsum(visits) - visits
+    s, begin = np.repeat(np.arange(n), visits), np.cumsum(visits)-visits
     user = sessions['user'][s]
-    pair = _which(people, user, sessions['first'][s] + np.arange(len(s)) - begin[s], g)
+    pair = _which(people, user, sessions['first'][s]+np.arange(len(s))-begin[s], g)
     happens = _funnel(people, s, user, pair, g)
     times = _times_of(sessions, s, begin, g)
-    name = np.frombuffer(g.bytes(16 * n), np.uint64).reshape(n, 2)
+    name = np.frombuffer(g.bytes(16*n), np.uint64).reshape(n, 2)
     by_type = enumerate(zip(happens, times))
     events = np.concatenate([_event(mask, k, time, pair, user, name[s]) for k, (mask, time) in by_type])
     events['session'][g.random(len(events)) < WHOLE_SHOP['no_session']] = 0
@@ -478,35 +388,25 @@ def session_events(
 
 # %% ../../nbs/data/02_sample_data.ipynb #0a1019a7
 EVENT_COLUMNS = (
-    'event_time',
-    'event_type',
-    'product_id',
-    'category_id',
-    'category_code',
-    'brand',
-    'price',
-    'user_id',
-    'user_session',
+    'event_time', 'event_type', 'product_id', 'category_id', 'category_code', 'brand', 'price', 'user_id',
+    'user_session'
 )
 _HEX = np.array([f'{i:02x}' for i in range(256)], 'S2').view('u1').reshape(256, 2)
 _TWO = np.array([f'{i:02d}' for i in range(60)], 'S2').view('u1').reshape(60, 2)
 
-
 def _strings(chars):
     "Rows of characters, uint8 (n, width), as Arrow strings."
     n, width = chars.shape
-    ends, data = np.arange(n + 1, dtype=np.int32) * width, np.ascontiguousarray(chars)
+    ends, data = np.arange(n+1, dtype=np.int32)*width, np.ascontiguousarray(chars)
     return pa.StringArray.from_buffers(n, pa.py_buffer(ends), pa.py_buffer(data))
-
 
 def _times(time):
     "Seconds since 1970, all of one day, as `2019-10-01 00:00:00 UTC`."
     midnight = f'{pd.Timestamp(time[0], unit="s"):%Y-%m-%d} 00:00:00 UTC'.encode()
     chars = np.tile(np.frombuffer(midnight, 'u1'), (len(time), 1))
     for at, unit, size in ((11, 3600, 24), (14, 60, 60), (17, 1, 60)):
-        chars[:, at : at + 2] = _TWO[time // unit % size]
+        chars[:, at:at+2] = _TWO[time//unit % size]
     return _strings(chars)
-
 
 def _names(session):
     "Session numbers, uint64 (n, 2), as UUIDs; (0, 0) as null."
@@ -517,10 +417,10 @@ def _names(session):
 
 # %% ../../nbs/data/02_sample_data.ipynb #7ea4c69e
 def event_table(
-    products: pd.DataFrame,  # of the catalogue, with the prices of the day
-    events: np.ndarray,  # fields of `EVENT`, all of one day
-    item: np.ndarray,  # product of each event
-    user_ids: np.ndarray,  # by customer
+    products: pd.DataFrame, # of the catalogue, with the prices of the day
+    events: np.ndarray,     # fields of `EVENT`, all of one day
+    item: np.ndarray,       # product of each event
+    user_ids: np.ndarray,   # by customer
 ) -> pa.Table:
     "Write events as the rows of a REES46 file."
     texts = products.category_code, products.brand, [f'{x:.2f}' for x in products.price]
@@ -538,9 +438,8 @@ def event_table(
 # %% ../../nbs/data/02_sample_data.ipynb #399e5b4b
 class Tally:
     "Counts of what has been written."
-
     def __init__(self, people: Customers, n_items: int):
-        self.by_month = {}  # month -> events by type, (4,)
+        self.by_month = {} # month -> events by type, (4,)
         self.by_user = np.zeros((len(people.segment), len(SAMPLE_TYPES)), np.int32)
         self.by_item = np.zeros(n_items, np.int64)
         self.pairs = np.zeros(len(people.item), bool)
@@ -549,7 +448,7 @@ class Tally:
     def add(self, month: str, events: np.ndarray, item: np.ndarray):
         "Count some events; `item`: their products."
         n_types = len(SAMPLE_TYPES)
-        self.by_month[month] = self.by_month.get(month, 0) + np.bincount(events['type'], minlength=n_types)
+        self.by_month[month] = self.by_month.get(month, 0)+np.bincount(events['type'], minlength=n_types)
         np.add.at(self.by_user, (events['user'], events['type']), 1)
         self.by_item += np.bincount(item, minlength=len(self.by_item))
         self.pairs[events['pair']] = True
@@ -565,31 +464,32 @@ def metrics(self: Tally, products: pd.DataFrame) -> dict:
         'users': int((n_types > 0).sum()),
         'items': int((self.by_item > 0).sum()),
         'pairs': int(self.pairs.sum()),
-        **{f'share_{t}': n / total for t, n in zip(SAMPLE_TYPES, sum(self.by_month.values()))},
-        'one_type_users': (n_types == 1).sum() / (n_types > 0).sum(),
+        **{f'share_{t}': n/total for t, n in zip(SAMPLE_TYPES, sum(self.by_month.values()))},
+        'one_type_users': (n_types == 1).sum()/(n_types > 0).sum(),
         'per_user_type_mean': each.mean(),
         'per_user_type_median': np.median(each),
         'per_user_type_p75': np.percentile(each, 75),
         'per_user_type_max': int(each.max()),
-        **{f'no_{c}': self.by_item[products[c] == ''].sum() / total for c in ('category_code', 'brand')},
-        'no_session': self.no_session / total,
+        **{f'no_{c}': self.by_item[products[c] == ''].sum()/total for c in ('category_code', 'brand')},
+        'no_session': self.no_session/total,
         'sessions': self.sessions,
     }
 
 # %% ../../nbs/data/02_sample_data.ipynb #81e47d69
 def event_days(
-    people: Customers, settings: SampleDataSettings
-):  # -> iterator of (day, fields of `EVENT` in order of time)
+    people: Customers,
+    settings: SampleDataSettings,
+): # -> iterator of (day, fields of `EVENT` in order of time)
     "Make all events, day by day."
     hours = hourly_traffic(settings.months).index
-    days = pd.date_range(hours[0], hours[-1] + pd.Timedelta(hours=1), freq='D')
+    days = pd.date_range(hours[0], hours[-1]+pd.Timedelta(hours=1), freq='D')
     midnight = days.as_unit('s').asi8
     cut, late = np.searchsorted(people.sessions['start'], midnight), np.empty(0, EVENT)
-    for d in progress(range(len(days) - 1), 'days of the sample shop'):
+    for d in progress(range(len(days)-1), 'days of the sample shop'):
         g = rng(settings.seed, 'sample_data', 'day', d)
-        events = np.concatenate([late, session_events(people, people.sessions[cut[d] : cut[d + 1]], g)])
+        events = np.concatenate([late, session_events(people, people.sessions[cut[d]:cut[d+1]], g)])
         events = events[np.argsort(events['time'], kind='stable')]
-        today, late = np.split(events, [np.searchsorted(events['time'], midnight[d + 1])])
+        today, late = np.split(events, [np.searchsorted(events['time'], midnight[d+1])])
         yield days[d], today
 
 # %% ../../nbs/data/02_sample_data.ipynb #7dfbf807
@@ -597,69 +497,63 @@ def write_month_files(
     cat: SampleCatalogue,
     people: Customers,
     settings: SampleDataSettings,
-    folder: Path,  # gets an events-YYYY-MM.csv for each month
+    folder: Path, # gets an events-YYYY-MM.csv for each month
 ) -> Tally:
     "Write all events, sorted by time."
     g, tally, file = rng(settings.seed, 'sample_data', 'files'), Tally(people, len(cat)), None
     n = len(people.segment)
-    user_ids = 380_000_000 + np.cumsum(g.integers(1, max(2, 220_000_000 // n), n))
+    user_ids = 380_000_000+np.cumsum(g.integers(1, max(2, 220_000_000//n), n))
     options = pacsv.WriteOptions(include_header=False, quoting_style='none')
     try:
         for day, events in event_days(people, settings):
             if file is None or day.day == 1:
-                if file:
-                    file.close()
-                month, file = f'{day:%Y-%m}', open(folder / f'events-{day:%Y-%m}.csv', 'wb')
-                file.write((','.join(EVENT_COLUMNS) + '\n').encode())
-                discount = g.choice([1, 0.9, 0.8], len(cat), p=[0.8, 0.12, 0.08])
-                products = cat.products.assign(price=cat.products.price * discount)
+                if file: file.close()
+                month, file = f'{day:%Y-%m}', open(folder/f'events-{day:%Y-%m}.csv', 'wb')
+                file.write((','.join(EVENT_COLUMNS)+'\n').encode())
+                discount = g.choice([1, .9, .8], len(cat), p=[.8, .12, .08])
+                products = cat.products.assign(price=cat.products.price*discount)
             item = people.item[events['pair']]
             tally.add(month, events, item)
             if len(events):
                 pacsv.write_csv(event_table(products, events, item, user_ids), file, options)
     finally:
-        if file:
-            file.close()
+        if file: file.close()
     return tally
 
 # %% ../../nbs/data/02_sample_data.ipynb #c48167fc
 @dataclass
 class SampleShop:
     "What `run_sample_data` made."
-
-    metrics: dict  # as in reports/sample_data/metrics.json
-    months: pd.DataFrame  # events by month and type
-    item_events: np.ndarray  # events of each product, (n_items,)
-    user_events: np.ndarray  # events of each customer, (n_users,)
-
+    metrics: dict           # as in reports/sample_data/metrics.json
+    months: pd.DataFrame    # events by month and type
+    item_events: np.ndarray # events of each product, (n_items,)
+    user_events: np.ndarray # events of each customer, (n_users,)
     def __repr__(self):
         m = self.metrics
         size = f'{m["events"]:,} events of {m["users"]:,} users on {m["items"]:,} items'
         return f'{size}, {m["share_purchase"]:.1%} of them purchases'
 
-
 def against_whole_shop(
-    metrics: dict,  # of a run
-) -> pd.DataFrame:  # columns whole_shop, sample
+    metrics: dict, # of a run
+) -> pd.DataFrame: # columns whole_shop, sample
     "Put a run's numbers beside the whole shop's; what grows with the shop is counted for each thousand events."
-
     def comparable(m):
-        sizes = {f'{k} per 1,000 events': 1000 * m[k] / m['events'] for k in ('users', 'items', 'pairs')}
+        sizes = {f'{k} per 1,000 events': 1000*m[k]/m['events'] for k in ('users', 'items', 'pairs')}
         return {**sizes, **{k: m[k] for k in list(WHOLE_SHOP)[4:]}}
-
     return pd.DataFrame({'whole_shop': comparable(WHOLE_SHOP), 'sample': comparable(metrics)}).rename_axis('figure')
 
 # %% ../../nbs/data/02_sample_data.ipynb #74443efe
-def plot_shop(shop: SampleShop):  # -> matplotlib Figure
+def plot_shop(
+    shop: SampleShop,
+): # -> matplotlib Figure
     "Plot events by month and type, the popularity of products, the activity of customers."
     from matplotlib.figure import Figure
-
     fig = Figure(figsize=(11, 2.8), dpi=70, layout='constrained')
     months, popular, active = fig.subplots(1, 3)
-    shop.months.plot.bar(stacked=True, ax=months, rot=30, width=0.8, title='events by month')
-    months.set_ylim(top=1.35 * shop.months.sum(axis=1).max())
+    shop.months.plot.bar(stacked=True, ax=months, rot=30, width=.8, title='events by month')
+    months.set_ylim(top=1.35*shop.months.sum(axis=1).max())
     months.legend(ncols=2, fontsize='small', loc='upper center')
-    popular.loglog(np.arange(len(shop.item_events)) + 1, np.sort(shop.item_events)[::-1])
+    popular.loglog(np.arange(len(shop.item_events))+1, np.sort(shop.item_events)[::-1])
     popular.set(title='popularity of the products', xlabel='rank', ylabel='events')
     n, users = np.unique(shop.user_events[shop.user_events > 0], return_counts=True)
     active.loglog(n, np.cumsum(users[::-1])[::-1])
@@ -668,24 +562,24 @@ def plot_shop(shop: SampleShop):  # -> matplotlib Figure
 
 # %% ../../nbs/data/02_sample_data.ipynb #fb39682e
 def run_sample_data(
-    params: str | Path = 'params.yaml',  # the project's settings; the project is the folder that they are in
+    params: str|Path = 'params.yaml', # the project's settings; the project is the folder that they are in
 ) -> SampleShop:
     "Stage `sample_data`: invent a shop, write it to data/raw/sample and report on it. Raises `SettingsError`."
     settings = load_settings(SampleDataSettings, 'sample_data', params)
     paths = ProjectPaths(resolve_params(params).parent)
     cat = make_catalogue(shop_size(settings)[1], settings.seed, settings.taste)
     people = draw_customers(cat, settings)
-    with atomic_path(paths.raw / 'sample') as folder:
+    with atomic_path(paths.raw/'sample') as folder:
         folder.mkdir()
-        cat.products.to_csv(folder / 'products.csv', index=False, float_format='%.2f', lineterminator='\n')
+        cat.products.to_csv(folder/'products.csv', index=False, float_format='%.2f', lineterminator='\n')
         tally = write_month_files(cat, people, settings, folder)
     months = pd.DataFrame(tally.by_month, SAMPLE_TYPES).T
     shop = SampleShop(tally.metrics(cat.products), months, tally.by_item, tally.by_user.sum(1))
     report = paths.report('sample_data')
-    write_json(shop.metrics, report / 'metrics.json')
-    with atomic_path(report / 'against_whole_shop.csv') as tmp:
+    write_json(shop.metrics, report/'metrics.json')
+    with atomic_path(report/'against_whole_shop.csv') as tmp:
         against_whole_shop(shop.metrics).to_csv(tmp)
-    with atomic_path(report / 'overview.png') as tmp:
+    with atomic_path(report/'overview.png') as tmp:
         plot_shop(shop).savefig(tmp, dpi=80)
     print(f'sample_data: {shop}')
     return shop

@@ -26,70 +26,65 @@ __all__ = ['EVENT_COLORS', 'spread', 'walk_weights', 'PathSearch', 'best_paths',
 # %% ../../nbs/explain/02_paths.ipynb #9cfc255b
 def spread(
     adjacency: Adjacency,
-    x: np.ndarray,  # float64 (n,), mostly zeros
-) -> np.ndarray:  # float64 (n,), A x
+    x: np.ndarray, # float64 (n,), mostly zeros
+) -> np.ndarray: # float64 (n,), A x
     "Take one step of walks: the rows of A that are reached, or the whole product if that is most of it."
     nodes = np.flatnonzero(x)
     ptr = adjacency.indptr.numpy()
-    if (ptr[nodes + 1] - ptr[nodes]).sum() > adjacency.nnz // 4:
+    if (ptr[nodes+1]-ptr[nodes]).sum() > adjacency.nnz//4:
         return adjacency.matmul(torch.from_numpy(x.astype(np.float32))[:, None])[:, 0].numpy().astype(np.float64)
     row, node, value = neighbours(adjacency, nodes)
-    return np.bincount(node, x[nodes][row] * value, adjacency.num_nodes)
-
+    return np.bincount(node, x[nodes][row]*value, adjacency.num_nodes)
 
 def walk_weights(
     adjacency: Adjacency,
-    alpha: Iterable[float],  # layer weights
-    start: int,  # node (users first)
-) -> np.ndarray:  # float64 (n,)
+    alpha: Iterable[float], # layer weights
+    start: int,             # node (users first)
+) -> np.ndarray: # float64 (n,)
     "sum over l of alpha_l (A^l)[start]: how much of each node's layer-0 embedding is in the start's final one."
     x = np.zeros(adjacency.num_nodes)
     x[start] = 1
-    total = alpha[0] * x
+    total = alpha[0]*x
     for a in alpha[1:]:
         x = spread(adjacency, x)
-        total += a * x
+        total += a*x
     return total
 
 # %% ../../nbs/explain/02_paths.ipynb #b127719a
 class PathSearch:
     "The largest paths of one length between two nodes, best first: iterate over (contribution, nodes)."
-
-    def __init__(
-        self,
+    def __init__(self,
         adjacency: Adjacency,
-        weight: np.ndarray,  # float64 (n,), |E|^2 of each node
-        alpha: list[float],  # layer weights, none negative
-        start: int,
-        end: int,  # nodes
-        length: int,  # steps
+        weight: np.ndarray,   # float64 (n,), |E|^2 of each node
+        alpha: list[float],   # layer weights, none negative
+        start: int, end: int, # nodes
+        length: int,          # steps
     ):
         self.A, self.weight, self.start, self.length = adjacency, weight, start, length
-        layers = len(alpha) - 1
-        self.c = [alpha[l] * alpha[length - l] if length - layers <= l <= layers else 0.0 for l in range(length + 1)]
+        layers = len(alpha)-1
+        self.c = [alpha[l]*alpha[length-l] if length-layers <= l <= layers else 0. for l in range(length+1)]
         h = np.zeros(adjacency.num_nodes)
         h[end] = 1
         self.H, self.F = [h], [np.zeros_like(h)]
-        for r in range(1, length):
-            self._back(r, start if r == length - 1 else None)
+        for r in range(1, length): self._back(r, start if r == length-1 else None)
 
 # %% ../../nbs/explain/02_paths.ipynb #e378a926
 @patch
-def _back(self: PathSearch, r: int, towards: int | None):
+def _back(self: PathSearch, r: int, towards: int|None):
     "H_r and F_r from those of r-1; only at the neighbours of `towards` if that is given."
-    h, f, c = self.H[-1], self.F[-1], self.c[self.length - r + 1]
+    h, f, c = self.H[-1], self.F[-1], self.c[self.length-r+1]
     new_h, new_f = np.zeros_like(h), np.zeros_like(f)
     if towards is None:
         nodes = np.flatnonzero(h)
         row, node, value = neighbours(self.A, nodes)
-        ahead = c * self.weight[nodes] * h[nodes] + f[nodes]
-        np.maximum.at(new_h, node, value * h[nodes][row])
-        np.maximum.at(new_f, node, value * ahead[row])
+        ahead = c*self.weight[nodes]*h[nodes]+f[nodes]
+        np.maximum.at(new_h, node, value*h[nodes][row])
+        np.maximum.at(new_f, node, value*ahead[row])
     else:
         nodes = np.unique(neighbours(self.A, np.array([towards]))[1])
         row, node, value = neighbours(self.A, nodes)
-        np.maximum.at(new_h, nodes[row], value * h[node])
-        np.maximum.at(new_f, nodes[row], value * (c * self.weight[node] * h[node] + f[node]))
+        np.maximum.at(new_h, nodes[row], value*h[node])
+        np.maximum.at(new_f, nodes[row], value*(c*self.weight[node]*h[node]+f[node]))
     self.H.append(new_h)
     self.F.append(new_f)
 
@@ -97,60 +92,51 @@ def _back(self: PathSearch, r: int, towards: int | None):
 @dataclass(eq=False, slots=True)
 class _Branch:
     "The continuations of one beginning, best first."
-
-    nodes: tuple  # the beginning
-    next: np.ndarray  # int (m,), the node that follows
-    product: np.ndarray  # float64 (m,), product of A so far
+    nodes: tuple       # the beginning
+    next: np.ndarray   # int (m,), the node that follows
+    product: np.ndarray # float64 (m,), product of A so far
     terms: np.ndarray  # float64 (m,), sum of alpha_l alpha_(k-l) |E|^2 so far
-    promise: np.ndarray  # float64 (m,), the most that can come of it; descending
-
+    promise: np.ndarray # float64 (m,), the most that can come of it; descending
 
 @patch
 def branches(self: PathSearch, nodes: tuple, product: float, terms: float, n: int) -> _Branch:
     "List all continuations of a beginning."
-    at, left = len(nodes), self.length - len(nodes)
+    at, left = len(nodes), self.length-len(nodes)
     _, node, value = neighbours(self.A, np.array(nodes[-1:]))
     h = self.H[left][node]
-    node, value, h = node[h > 0], value[h > 0].astype(np.float64) * product, h[h > 0]
-    terms = terms + self.c[at] * self.weight[node]
-    promise = value * (terms * h + self.F[left][node])
+    node, value, h = node[h > 0], value[h > 0].astype(np.float64)*product, h[h > 0]
+    terms = terms+self.c[at]*self.weight[node]
+    promise = value*(terms*h+self.F[left][node])
     order = np.argsort(-promise, kind='stable')
-    if left <= 1:
-        order = order[:n]
+    if left <= 1: order = order[:n]
     return _Branch(nodes, node[order], value[order], terms[order], promise[order])
-
 
 @patch
 def root(self: PathSearch, n: int) -> _Branch:
     "The beginning of everything: the start alone."
-    return self.branches((self.start,), 1.0, self.c[0] * self.weight[self.start], n)
+    return self.branches((self.start,), 1., self.c[0]*self.weight[self.start], n)
 
 # %% ../../nbs/explain/02_paths.ipynb #cca89eb7
 def best_paths(
-    searches: list[PathSearch],  # one for each length
-    n: int,  # how many paths
-    most: int = 5_000_000,  # continuations looked at before the search gives up
-) -> tuple[list[tuple[float, tuple]], bool]:  # (contribution, nodes), largest first; did the search end before `most`?
+    searches: list[PathSearch], # one for each length
+    n: int,                     # how many paths
+    most: int = 5_000_000,      # continuations looked at before the search gives up
+) -> tuple[list[tuple[float, tuple]], bool]: # (contribution, nodes), largest first; did the search end before `most`?
     "Find the n largest paths, each exact; fewer if the search gives up."
     heap, paths, count, seen = [], [], itertools.count(), 0
-
     def push(search, branch, at):
         if at < len(branch.next) and branch.promise[at] > 0:
             heapq.heappush(heap, (-branch.promise[at], next(count), search, branch, at))
-
-    for search in searches:
-        push(search, search.root(n), 0)
+    for search in searches: push(search, search.root(n), 0)
     while heap and len(paths) < n:
-        if seen > most:
-            return paths, False
+        if seen > most: return paths, False
         promise, _, search, branch, at = heapq.heappop(heap)
-        nodes = branch.nodes + (int(branch.next[at]),)
-        push(search, branch, at + 1)
-        if len(nodes) == search.length + 1:
-            paths.append((-promise, nodes))
+        nodes = branch.nodes+(int(branch.next[at]),)
+        push(search, branch, at+1)
+        if len(nodes) == search.length+1: paths.append((-promise, nodes))
         else:
             after = search.branches(nodes, branch.product[at], branch.terms[at], n)
-            seen += 1 + len(after.next)
+            seen += 1+len(after.next)
             push(search, after, 0)
     return paths, True
 
@@ -158,7 +144,6 @@ def best_paths(
 @dataclass(frozen=True, eq=False)
 class Walks:
     "One score as paths, learned similarity and the rest; `table.share` sums to it."
-
     graph: InteractionGraph
     user: int
     item: int
@@ -166,17 +151,17 @@ class Walks:
     #: columns kind ('filter path', 'other filter paths', 'filter', 'path', 'other paths', 'similarity', 'bias'), share,
     #: path (tuple of indices, customer first; empty if the row is no path)
     table: pd.DataFrame
-    paths: float  # share of all paths that LightGCN's walks make
-    similarity: float  # share of walks whose ends are joined by learned similarity
-    filter: float  # share of the graph filter
-    complete: bool  # were the asked-for paths all found?
+    paths: float         # share of all paths that LightGCN's walks make
+    similarity: float    # share of walks whose ends are joined by learned similarity
+    filter: float        # share of the graph filter
+    complete: bool       # were the asked-for paths all found?
 
     @property
     def coverage(self) -> float:
         "The part that the listed paths are of all paths, the filter's among them; NaN if there is none."
         t = self.table
         every = t.share[t.kind.isin(['filter path', 'path', 'other filter paths', 'other paths'])].sum()
-        return float(t.share[t.kind.isin(['filter path', 'path'])].sum() / every) if every else np.nan
+        return float(t.share[t.kind.isin(['filter path', 'path'])].sum()/every) if every else np.nan
 
     def text(self, path: tuple) -> str:
         "Write a path for people: ids of customers, labels of products."
@@ -185,129 +170,103 @@ class Walks:
 
 # %% ../../nbs/explain/02_paths.ipynb #969348ac
 @patch
-def _squared(self: Explainer) -> np.ndarray:  # float64 (n_users + n_items,)
+def _squared(self: Explainer) -> np.ndarray: # float64 (n_users + n_items,)
     "|E|^2 of every node; made at the first call, and kept."
     if 'squared' not in self.__dict__:
         self.squared = np.einsum('nd,nd->n', self.embedding, self.embedding, dtype=np.float64)
     return self.squared
 
-
 @patch
-def _walk_sums(self: Explainer, start: int, end: int) -> tuple[float, float, float]:  # paths, similarity, c
+def _walk_sums(self: Explainer, start: int, end: int) -> tuple[float, float, float]: # paths, similarity, c
     "What walks that meet and walks that do not add to the score of two nodes, and what both are divided by."
     p, q = (walk_weights(self.adjacency, self.alpha, x) for x in (start, end))
-    z_u, z_i = (x[at] @ self.embedding[at] for x, at in ((o, np.flatnonzero(o)) for o in (p, q)))
-    c = np.maximum(np.linalg.norm(z_u), 1e-12) * np.maximum(np.linalg.norm(z_i), 1e-12) if self.cosine else 1.0
-    paths = float((p * q) @ self._squared() / c)
-    return paths, float(z_u @ z_i / c) - paths, c
+    z_u, z_i = (x[at]@self.embedding[at] for x, at in ((o, np.flatnonzero(o)) for o in (p, q)))
+    c = np.maximum(np.linalg.norm(z_u), 1e-12)*np.maximum(np.linalg.norm(z_i), 1e-12) if self.cosine else 1.
+    paths = float((p*q)@self._squared()/c)
+    return paths, float(z_u@z_i/c)-paths, c
 
 # %% ../../nbs/explain/02_paths.ipynb #8927b37f
 @patch
-def _filter_rows(self: Explainer, s: Shares, n: int) -> list[tuple]:  # kind, share, path
+def _filter_rows(self: Explainer, s: Shares, n: int) -> list[tuple]: # kind, share, path
     "The graph filter's rows of `Walks.table`."
-    if self.filter is None:
-        return []
+    if self.filter is None: return []
     total, item = float(s.filter.sum()), int(s.items[0])
     if not self._has_paths():
         return [('filter', float(v), (s.user, int(x))) for x, v in zip(s.history, s.filter[:, 0]) if v]
     x, v, share = self.filter_paths(s.user, item)
     top = np.lexsort((v, x, -share))[:n]
     rows = [('filter path', float(share[k]), (s.user, int(x[k]), int(v[k]), item)) for k in top]
-    return [*rows, ('other filter paths', total - float(share[top].sum()), ())]
-
+    return [*rows, ('other filter paths', total-float(share[top].sum()), ())]
 
 @patch
 def _best_rows(self: Explainer, start: int, end: int, c: float, n: int, most: int) -> tuple[list[tuple], float, bool]:
     "The n heaviest paths of LightGCN as rows of `Walks.table`, the share of them all, and whether all were found."
-    lengths = range(1, 2 * len(self.alpha) - 1, 2) if n else ()
+    lengths = range(1, 2*len(self.alpha)-1, 2) if n else ()
     searches = [PathSearch(self.adjacency, self._squared(), self.alpha, start, end, k) for k in lengths]
     best, complete = best_paths(searches, n, most)
-
-    def indices(nodes):
-        return tuple(x - self.graph.n_users if j % 2 else x for j, x in enumerate(nodes))
-
-    return [('path', v / c, indices(nodes)) for v, nodes in best], sum(v for v, _ in best) / c, complete
+    def indices(nodes): return tuple(x-self.graph.n_users if j % 2 else x for j, x in enumerate(nodes))
+    return [('path', v/c, indices(nodes)) for v, nodes in best], sum(v for v, _ in best)/c, complete
 
 # %% ../../nbs/explain/02_paths.ipynb #e8b29068
 @patch
-def walks(
-    self: Explainer,
-    user: int,  # user index
-    item: int,  # item index
-    n: int = 10,  # paths to list of each kind; 0: the sums alone
-    most: int = 5_000_000,  # see `best_paths`
+def walks(self: Explainer,
+    user: int,                 # user index
+    item: int,                 # item index
+    n: int = 10,               # paths to list of each kind; 0: the sums alone
+    most: int = 5_000_000,     # see `best_paths`
 ) -> Walks:
     "Split a score into paths and learned similarity. Raises `GnnEcommerceError` for negative layer weights if n > 0."
     s = self.shares(user, [item])
     if n and min(self.alpha) < 0:
-        raise GnnEcommerceError(
-            expected(
-                'walks',
-                'layer weights >= 0, with which a path can only add to the score',
-                f'{min(self.alpha):g}',
-                'take n=0 for the sums alone',
-            )
-        )
-    start, end = s.user, self.graph.n_users + int(s.items[0])
+        raise GnnEcommerceError(expected('walks', 'layer weights >= 0, with which a path can only add to the score',
+            f'{min(self.alpha):g}', 'take n=0 for the sums alone'))
+    start, end = s.user, self.graph.n_users+int(s.items[0])
     paths, similarity, c = self._walk_sums(start, end)
     best, listed, complete = self._best_rows(start, end, c, n if paths > 0 else 0, most)
-    rows = [*self._filter_rows(s, n), *best, ('other paths', paths - listed, ()), ('similarity', similarity, ())]
-    if s.bias.any():
-        rows.append(('bias', float(s.bias[0]), ()))
+    rows = [*self._filter_rows(s, n), *best, ('other paths', paths-listed, ()), ('similarity', similarity, ())]
+    if s.bias.any(): rows.append(('bias', float(s.bias[0]), ()))
     table = pd.DataFrame(rows, columns=['kind', 'share', 'path'])
-    return Walks(
-        self.graph,
-        s.user,
-        int(s.items[0]),
-        float(s.score[0]),
-        table,
-        paths,
-        similarity,
-        float(s.filter.sum()),
-        complete,
-    )
+    return Walks(self.graph, s.user, int(s.items[0]), float(s.score[0]), table, paths, similarity,
+        float(s.filter.sum()), complete)
 
 # %% ../../nbs/explain/02_paths.ipynb #8a5326c0
 def _distances(
     adjacency: Adjacency,
-    start: int,  # node
-    depth: int,  # steps at most
+    start: int,       # node
+    depth: int,       # steps at most
     # int (n,), steps from the other end, -1 unknown: only nodes on a path of at most `depth` steps are entered
-    other: np.ndarray | None = None,
-    free: int = 0,  # steps from the start in which that is not asked
-) -> tuple[np.ndarray, np.ndarray]:  # int32 (n,) steps, -1 not reached; float64 (n,) weight of the shortest ways there
+    other: np.ndarray|None = None,
+    free: int = 0,    # steps from the start in which that is not asked
+) -> tuple[np.ndarray, np.ndarray]: # int32 (n,) steps, -1 not reached; float64 (n,) weight of the shortest ways there
     "Search in breadth from a node."
     n = adjacency.num_nodes
     steps, mass = np.full(n, -1, np.int32), np.zeros(n)
     steps[start], mass[start] = 0, 1
     x = mass.copy()
-    for d in range(1, depth + 1):
+    for d in range(1, depth+1):
         x = spread(adjacency, x)
         x[steps >= 0] = 0
-        if other is not None and d > free:
-            x[(other < 0) | (other > depth - d)] = 0
+        if other is not None and d > free: x[(other < 0) | (other > depth-d)] = 0
         new = np.flatnonzero(x)
-        if not len(new):
-            break
+        if not len(new): break
         steps[new], mass[new] = d, x[new]
     return steps, mass
 
 # %% ../../nbs/explain/02_paths.ipynb #3e60832a
 def _between(adjacency: Adjacency, a: int, b: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Steps from `a` (n,), weight of the connection (n,), and which nodes are on a path of at most `length` steps (n,)."
-    near, _ = _distances(adjacency, a, (length + 1) // 2)
-    back, back_mass = _distances(adjacency, b, length, near, length // 2)
+    near, _ = _distances(adjacency, a, (length+1)//2)
+    back, back_mass = _distances(adjacency, b, length, near, length//2)
     steps, mass = _distances(adjacency, a, length, back)
-    return steps, mass * back_mass, (steps >= 0) & (back >= 0) & (steps + back <= length)
+    return steps, mass*back_mass, (steps >= 0) & (back >= 0) & (steps+back <= length)
 
-
-def heaviest_path(adjacency: Adjacency, a: int, b: int, steps, mass, on) -> list[int]:  # nodes from b back to a
+def heaviest_path(adjacency: Adjacency, a: int, b: int, steps, mass, on) -> list[int]: # nodes from b back to a
     "Follow the heaviest of the shortest paths back, with the arrays of `_between`."
     nodes = [b]
     while nodes[-1] != a:
         _, node, value = neighbours(adjacency, np.array(nodes[-1:]))
-        back = on[node] & (steps[node] == steps[nodes[-1]] - 1)
-        nodes.append(int(node[back][np.argmax(mass[node[back]] * value[back])]))
+        back = on[node] & (steps[node] == steps[nodes[-1]]-1)
+        nodes.append(int(node[back][np.argmax(mass[node[back]]*value[back])]))
     return nodes
 
 # %% ../../nbs/explain/02_paths.ipynb #ce4604a5
@@ -318,124 +277,102 @@ def _add_nodes(view: Any, graph: InteractionGraph, nodes: np.ndarray, steps: np.
             key, id = ('user', x), graph.user_ids.ids[x]
             label = f'user {id}'
         else:
-            key = ('item', x - graph.n_users)
+            key = ('item', x-graph.n_users)
             id, label = graph.item_ids.ids[key[1]], graph.item_label(key[1])
         view.add_node(key, kind=key[0], index=key[1], id=id, label=label, hop=int(steps[x]))
-
 
 def _view(graph: InteractionGraph, nodes: np.ndarray, steps: np.ndarray, cut: int) -> Any:
     "networkx graph of some nodes (users first) and all edges between them."
     import networkx as nx
-
     view, n = nx.Graph(cut=cut), graph.n_users
     _add_nodes(view, graph, nodes, steps)
     inside = np.zeros(graph.n_items, bool)
-    inside[nodes[nodes >= n] - n] = True
+    inside[nodes[nodes >= n]-n] = True
     edges = np.concatenate([graph.edges_of(user=int(u)) for u in nodes[nodes < n]])
     edges = edges[inside[graph.item[edges]]]
     columns = [c for c in graph.edges.columns if c.startswith('n_')] if graph.edges is not None else []
     counts = {c: graph.edges[c].to_numpy() for c in columns}
     for e, u, i in zip(edges.tolist(), graph.user[edges].tolist(), graph.item[edges].tolist()):
-        view.add_edge(
-            ('user', u),
-            ('item', i),
-            weight=float(graph.weight[e]),
-            purchased=bool(graph.purchased[e]),
-            **{c: int(values[e]) for c, values in counts.items()},
-        )
+        view.add_edge(('user', u), ('item', i), weight=float(graph.weight[e]), purchased=bool(graph.purchased[e]),
+            **{c: int(values[e]) for c, values in counts.items()})
     return view
 
 # %% ../../nbs/explain/02_paths.ipynb #c16a2511
 def connection(
     graph: InteractionGraph,
-    user: int,  # user index
-    item: int,  # item index
+    user: int,            # user index
+    item: int,            # item index
     max_length: int = 5,  # steps of a path, at most
-    max_nodes: int = 200,  # nodes, at most
-    adjacency: Adjacency | None = None,  # of the graph, if it is at hand
-) -> Any:  # networkx.Graph as of `InteractionGraph.neighbourhood`; graph['cut'] counts nodes left out
+    max_nodes: int = 200, # nodes, at most
+    adjacency: Adjacency|None = None, # of the graph, if it is at hand
+) -> Any: # networkx.Graph as of `InteractionGraph.neighbourhood`; graph['cut'] counts nodes left out
     "Cut out the part of the graph between a user and an item, for networkx."
     graph.edges_of(user=user), graph.edges_of(item=item)
-    A, a, b = adjacency or Adjacency.from_graph(graph), int(user), graph.n_users + int(item)
+    A, a, b = adjacency or Adjacency.from_graph(graph), int(user), graph.n_users+int(item)
     steps, mass, on = _between(A, a, b, max_length)
     if not on[b]:
         far = int(_distances(A, a, A.num_nodes)[0][b])
-        if far < 0:
-            return _view(graph, np.array([a, b]), np.zeros(A.num_nodes, np.int32), 0)
+        if far < 0: return _view(graph, np.array([a, b]), np.zeros(A.num_nodes, np.int32), 0)
         steps, mass, on = _between(A, a, b, far)
     nodes, one = np.flatnonzero(on), heaviest_path(A, a, b, steps, mass, on)
     order = np.lexsort((nodes, -mass[nodes], ~np.isin(nodes, one)))
-    kept = nodes[order][: max(max_nodes, len(one))]
-    return _view(graph, kept[np.argsort(steps[kept], kind='stable')], steps, len(nodes) - len(kept))
+    kept = nodes[order][:max(max_nodes, len(one))]
+    return _view(graph, kept[np.argsort(steps[kept], kind='stable')], steps, len(nodes)-len(kept))
 
 # %% ../../nbs/explain/02_paths.ipynb #ce37aa12
 def shortest_paths(
-    view: Any,  # networkx graph from `connection`
-    user: int,  # user index
-    item: int,  # item index
-    n: int = 5,  # paths at most
-    max_length: int = 5,  # steps of the longer ones at most; the shortest come whatever their length
-) -> pd.DataFrame:  # kind ('shortest path', 'simple path'), length, path (indices, customer first); shorter first
+    view: Any,           # networkx graph from `connection`
+    user: int,           # user index
+    item: int,           # item index
+    n: int = 5,          # paths at most
+    max_length: int = 5, # steps of the longer ones at most; the shortest come whatever their length
+) -> pd.DataFrame: # kind ('shortest path', 'simple path'), length, path (indices, customer first); shorter first
     "List shortest paths, then the next longer ones that enter no node twice; none if nothing connects."
     import networkx as nx
-
     a, b, paths = ('user', int(user)), ('item', int(item)), []
     if nx.has_path(view, a, b):
         first = nx.shortest_path(view, a, b)
         paths = [first, *(p for p in itertools.islice(nx.all_shortest_paths(view, a, b), n) if p != first)]
         for path in nx.shortest_simple_paths(view, a, b) if len(paths) < n else ():
-            if len(path) - 1 > max_length or len(paths) >= n:
-                break
-            if len(path) > len(first):
-                paths.append(path)
+            if len(path)-1 > max_length or len(paths) >= n: break
+            if len(path) > len(first): paths.append(path)
     names = ['simple path', 'shortest path']
-    rows = [(names[len(p) == len(paths[0])], len(p) - 1, tuple(i for _, i in p)) for p in paths[:n]]
+    rows = [(names[len(p) == len(paths[0])], len(p)-1, tuple(i for _, i in p)) for p in paths[:n]]
     return pd.DataFrame(rows, columns=['kind', 'length', 'path'])
 
 # %% ../../nbs/explain/02_paths.ipynb #50c2898c
 #: colours of event types that people with any colour vision can tell apart (Okabe & Ito)
 EVENT_COLORS = {
-    'purchase': '#D55E00',
-    'cart': '#E69F00',
-    'view': '#0072B2',
-    'remove_from_cart': '#CC79A7',
-    'other': '#999999',
+    'purchase': '#D55E00', 'cart': '#E69F00', 'view': '#0072B2', 'remove_from_cart': '#CC79A7', 'other': '#999999'
 }
-
 
 def edge_event(
     graph: InteractionGraph,
-    user: int,  # user index
-    item: int,  # item index
-) -> str:  # 'purchase', 'cart', 'view', ...; '' if there is no such edge
+    user: int, # user index
+    item: int, # item index
+) -> str: # 'purchase', 'cart', 'view', ...; '' if there is no such edge
     "The strongest thing that happened between a user and an item."
     edges = graph.edges_of(user=user)
     edges = edges[graph.item[edges] == item]
-    if not len(edges):
-        return ''
-    if graph.purchased[edges[0]]:
-        return 'purchase'
+    if not len(edges): return ''
+    if graph.purchased[edges[0]]: return 'purchase'
     counts = graph.edges.iloc[edges[0]] if graph.edges is not None else {}
     return next((t for t in EVENT_COLORS if counts.get(f'n_{t}', 0) > 0), 'other')
 
 # %% ../../nbs/explain/02_paths.ipynb #bd1ced3d
-def _stops(path: tuple, last: int) -> list[tuple[int, str, int]]:  # column, kind ('user' or 'item'), index
+def _stops(path: tuple, last: int) -> list[tuple[int, str, int]]: # column, kind ('user' or 'item'), index
     "A path's nodes and the columns they stand in; its end stands in the last one."
-    columns = [*range(len(path) - 1), last]
+    columns = [*range(len(path)-1), last]
     return [(c, 'item' if j % 2 else 'user', int(x)) for j, (c, x) in enumerate(zip(columns, path))]
 
-
-def _flows(paths: list[tuple], shares: np.ndarray) -> tuple[dict, dict]:  # stop -> share; (stop, stop) -> share
+def _flows(paths: list[tuple], shares: np.ndarray) -> tuple[dict, dict]: # stop -> share; (stop, stop) -> share
     "Shares that pass through each stop and each line."
-    last, node, line = max(len(p) for p in paths) - 1, {}, {}
+    last, node, line = max(len(p) for p in paths)-1, {}, {}
     for path, share in zip(paths, shares):
         stops = _stops(path, last)
-        for stop in stops:
-            node[stop] = node.get(stop, 0) + share
-        for step in zip(stops, stops[1:]):
-            line[step] = line.get(step, 0) + share
+        for stop in stops: node[stop] = node.get(stop, 0)+share
+        for step in zip(stops, stops[1:]): line[step] = line.get(step, 0)+share
     return node, line
-
 
 def _line_event(graph: InteractionGraph, a: tuple, b: tuple) -> str:
     "The strongest event between two stops."
@@ -445,31 +382,24 @@ def _line_event(graph: InteractionGraph, a: tuple, b: tuple) -> str:
 # %% ../../nbs/explain/02_paths.ipynb #bdf02057
 def picture(
     graph: InteractionGraph,
-    paths: list[tuple],  # tuples of indices, customer first, all with the same two ends
-    shares: Iterable[float] | None = None,  # of each path; 1 each by default
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # nodes and lines, columns as below
+    paths: list[tuple], # tuples of indices, customer first, all with the same two ends
+    shares: Iterable[float]|None = None, # of each path; 1 each by default
+) -> tuple[pd.DataFrame, pd.DataFrame]: # nodes and lines, columns as below
     "Nodes in columns (y from 0, the top, to 1) and the lines between them (start and end are rows of nodes)."
     shares = np.ones(len(paths)) if shares is None else np.asarray(list(shares), np.float64)
     node, line = _flows(paths, shares)
     order = sorted(node, key=lambda s: (s[0], -node[s], s[2]))
     size = np.bincount([s[0] for s in order])
-    first = np.cumsum(size) - size
-
+    first = np.cumsum(size)-size
     def names(kind, x):
-        if kind == 'item':
-            return graph.item_ids.ids[x], graph.item_label(x)
+        if kind == 'item': return graph.item_ids.ids[x], graph.item_label(x)
         return graph.user_ids.ids[x], f'customer {graph.user_ids.ids[x]}'
-
-    rows = [
-        (c, kind, x, *names(kind, x), (k - first[c] + 0.5) / size[c], node[c, kind, x])
-        for k, (c, kind, x) in enumerate(order)
-    ]
+    rows = [(c, kind, x, *names(kind, x), (k-first[c]+.5)/size[c], node[c, kind, x])
+        for k, (c, kind, x) in enumerate(order)]
     at = {s: k for k, s in enumerate(order)}
     lines = [(at[a], at[b], share, _line_event(graph, a, b)) for (a, b), share in line.items()]
-    return (
-        pd.DataFrame(rows, columns=['column', 'kind', 'index', 'id', 'label', 'y', 'share']),
-        pd.DataFrame(lines, columns=['start', 'end', 'share', 'event']),
-    )
+    return (pd.DataFrame(rows, columns=['column', 'kind', 'index', 'id', 'label', 'y', 'share']),
+        pd.DataFrame(lines, columns=['start', 'end', 'share', 'event']))
 
 # %% ../../nbs/explain/02_paths.ipynb #2edb93fb
 def _draw_lines(ax: Any, nodes: pd.DataFrame, lines: pd.DataFrame):
@@ -477,37 +407,25 @@ def _draw_lines(ax: Any, nodes: pd.DataFrame, lines: pd.DataFrame):
     widest = max(lines.share.max(), 1e-30)
     for event, part in lines.groupby('event', sort=False):
         for k, (a, b, share, _) in enumerate(part.itertuples(index=False)):
-            ax.plot(
-                nodes.column[[a, b]],
-                -nodes.y[[a, b]],
-                color=EVENT_COLORS.get(event, '#999999'),
-                lw=0.6 + 6 * share / widest,
-                alpha=0.75,
-                zorder=1,
-                solid_capstyle='round',
-                label=event if k == 0 else None,
-            )
-
+            ax.plot(nodes.column[[a, b]], -nodes.y[[a, b]], color=EVENT_COLORS.get(event, '#999999'),
+                lw=.6+6*share/widest, alpha=.75, zorder=1, solid_capstyle='round', label=event if k == 0 else None)
 
 def draw_paths(
-    nodes: pd.DataFrame,  # from `picture`
-    lines: pd.DataFrame,  # from `picture`
-    ax: Any = None,  # matplotlib axes; new ones by default
-) -> Any:  # the axes
+    nodes: pd.DataFrame, # from `picture`
+    lines: pd.DataFrame, # from `picture`
+    ax: Any = None,      # matplotlib axes; new ones by default
+) -> Any: # the axes
     "Draw paths in columns: width of a line is its share, colour its event type."
     import matplotlib.pyplot as plt
-
     if ax is None:
-        ax = plt.subplots(
-            figsize=(1.5 + 2.1 * nodes.column.max(), 0.5 + 0.55 * nodes.column.value_counts().max()), dpi=80
-        )[1]
+        ax = plt.subplots(figsize=(1.5+2.1*nodes.column.max(), .5+.55*nodes.column.value_counts().max()), dpi=80)[1]
     _draw_lines(ax, nodes, lines)
     for kind, marker in (('user', 'o'), ('item', 's')):
         part = nodes[nodes.kind == kind]
         ax.scatter(part.column, -part.y, marker=marker, s=45, color='#333333', zorder=2)
     for row in nodes.itertuples():
         ax.annotate(row.label, (row.column, -row.y), (0, 7), textcoords='offset points', ha='center', fontsize=7)
-    ax.set(xlim=(-0.5, nodes.column.max() + 0.5), ylim=(-1.02, 0.05))
+    ax.set(xlim=(-.5, nodes.column.max()+.5), ylim=(-1.02, .05))
     ax.set_axis_off()
-    ax.legend(frameon=False, fontsize=7, loc='lower center', ncols=5, bbox_to_anchor=(0.5, -0.12))
+    ax.legend(frameon=False, fontsize=7, loc='lower center', ncols=5, bbox_to_anchor=(.5, -.12))
     return ax

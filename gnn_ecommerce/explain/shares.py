@@ -31,19 +31,17 @@ __all__ = ['Explainer', 'Shares', 'entries', 'find', 'table_entries', 'neighbour
 # %% ../../nbs/explain/01_shares.ipynb #f0987e47
 class Explainer:
     "Splits scores of LightGCN, with or without a graph filter, into shares that add up to them."
-
-    def __init__(
-        self,
-        graph: InteractionGraph,  # the training graph
-        embedding: torch.Tensor | np.ndarray,  # layer-0 embeddings E, (n_users + n_items, d), users first
-        alpha: Iterable[float],  # layer weights, (layers + 1,)
-        weighted: bool = True,  # does A carry the edges' weights?
-        cosine: bool = True,  # score = cosine; False: dot product
-        filter: GraphFilter | None = None,  # graph filter in the score, fitted to `graph`
-        b: float = 0.0,  # its weight
-        item_bias: np.ndarray | None = None,  # (n_items,), added to the score
-        event_weights: dict[str, float] | None = None,  # event type -> what one event counts, for shares by event type
-        model_version: str = '',  # of the checkpoint
+    def __init__(self,
+        graph: InteractionGraph,             # the training graph
+        embedding: torch.Tensor|np.ndarray,  # layer-0 embeddings E, (n_users + n_items, d), users first
+        alpha: Iterable[float],              # layer weights, (layers + 1,)
+        weighted: bool = True,               # does A carry the edges' weights?
+        cosine: bool = True,                 # score = cosine; False: dot product
+        filter: GraphFilter|None = None,     # graph filter in the score, fitted to `graph`
+        b: float = 0.,                       # its weight
+        item_bias: np.ndarray|None = None,   # (n_items,), added to the score
+        event_weights: dict[str, float]|None = None, # event type -> what one event counts, for shares by event type
+        model_version: str = '',             # of the checkpoint
     ):
         E = torch.as_tensor(embedding).detach().to('cpu', torch.float32).contiguous()
         _check_model(graph, E, filter)
@@ -54,125 +52,97 @@ class Explainer:
         self.after, self.item_embedding = self._propagate()
 
 # %% ../../nbs/explain/01_shares.ipynb #778732ba
-def _check_model(graph: InteractionGraph, embedding: torch.Tensor, filter: GraphFilter | None):
+def _check_model(graph: InteractionGraph, embedding: torch.Tensor, filter: GraphFilter|None):
     "Raise `GnnEcommerceError` unless embeddings and filter belong to the graph."
-    n = graph.n_users + graph.n_items
+    n = graph.n_users+graph.n_items
     if embedding.ndim != 2 or len(embedding) != n:
-        raise GnnEcommerceError(
-            expected(
-                'embedding',
-                f'({n}, d), a row for each user and item of the graph',
-                tuple(embedding.shape),
-                'the model belongs to another graph',
-            )
-        )
+        raise GnnEcommerceError(expected('embedding', f'({n}, d), a row for each user and item of the graph',
+            tuple(embedding.shape), 'the model belongs to another graph'))
     if filter is not None and (filter.history is None or filter.history.shape != (graph.n_users, graph.n_items)):
         raise GnnEcommerceError(expected('filter', 'a graph filter fitted to this graph', 'another', 'call fit(graph)'))
 
-
 @patch
 def __repr__(self: Explainer):
-    kind = f'{len(self.alpha) - 1} layers, {"cosine" if self.cosine else "dot"}'
+    kind = f'{len(self.alpha)-1} layers, {"cosine" if self.cosine else "dot"}'
     part = f', filter {self.filter.method} with b {self.b:g}' if self.filter else ''
     return f'Explainer({self.graph}, {kind}{part})'
 
 # %% ../../nbs/explain/01_shares.ipynb #bca3a566
 @patch
-def _polynomial(self: Explainer, first: int) -> torch.Tensor:  # (n_users + n_items, d)
+def _polynomial(self: Explainer, first: int) -> torch.Tensor: # (n_users + n_items, d)
     "sum over l >= first of alpha_l A^(l-first) E."
-    return Propagation(self.adjacency, self.alpha[first:] or [0.0]).forward(torch.from_numpy(self.embedding))
-
+    return Propagation(self.adjacency, self.alpha[first:] or [0.]).forward(torch.from_numpy(self.embedding))
 
 @patch
-def _propagate(self: Explainer) -> tuple[np.ndarray, np.ndarray]:  # float32 (n_items, d) each
+def _propagate(self: Explainer) -> tuple[np.ndarray, np.ndarray]: # float32 (n_items, d) each
     "Y and the final embeddings of the products."
     after = self._polynomial(1)
     z = self.adjacency.matmul(after, add=torch.from_numpy(self.embedding), beta=self.alpha[0])
-    return tuple(t[self.graph.n_users :].numpy().copy() for t in (after, z))
+    return tuple(t[self.graph.n_users:].numpy().copy() for t in (after, z))
 
 # %% ../../nbs/explain/01_shares.ipynb #26668807
 @patch(cls_method=True)
-def from_tensors(
-    cls: Explainer,
+def from_tensors(cls: Explainer,
     graph: InteractionGraph,
-    tensors: dict[str, torch.Tensor],  # `embedding.weight`, `alpha`, and `filter.*` if the score has that part
-    scoring: dict,  # `weighted`, `cosine`, `b`, `filter` (the table's settings, or None)
-    event_weights: dict[str, float] | None = None,  # see the constructor
-    filter: GraphFilter | None = None,  # the score's, if it is at hand
-    model_version: str = '',  # see the constructor
+    tensors: dict[str, torch.Tensor], # `embedding.weight`, `alpha`, and `filter.*` if the score has that part
+    scoring: dict,                    # `weighted`, `cosine`, `b`, `filter` (the table's settings, or None)
+    event_weights: dict[str, float]|None = None, # see the constructor
+    filter: GraphFilter|None = None,  # the score's, if it is at hand
+    model_version: str = '',          # see the constructor
 ) -> Explainer:
     "Explain what `training.fit` returned, or a checkpoint holds."
     filter = build_filter(graph, tensors, scoring) if filter is None else filter
-    return cls(
-        graph,
-        tensors['embedding.weight'],
-        tensors['alpha'],
-        scoring['weighted'],
-        scoring['cosine'],
-        filter,
-        scoring['b'],
-        event_weights=event_weights,
-        model_version=model_version,
-    )
+    return cls(graph, tensors['embedding.weight'], tensors['alpha'], scoring['weighted'], scoring['cosine'], filter,
+        scoring['b'], event_weights=event_weights, model_version=model_version)
 
 # %% ../../nbs/explain/01_shares.ipynb #505d345b
 @patch(cls_method=True)
-def from_checkpoint(
-    cls: Explainer,
-    folder: str | Path,  # `model-checkpoints/lightgcn`
-    graph: InteractionGraph,  # the graph that it was trained on
-    event_weights: dict[str, float] | None = None,  # see the constructor
-) -> Explainer:  # with `model_version` set
+def from_checkpoint(cls: Explainer,
+    folder: str|Path,        # `model-checkpoints/lightgcn`
+    graph: InteractionGraph, # the graph that it was trained on
+    event_weights: dict[str, float]|None = None, # see the constructor
+) -> Explainer: # with `model_version` set
     "Explain a checkpoint. Raises `ArtifactError` if it is damaged or belongs to another graph."
     tensors, metadata = load_model(folder)
     if metadata['graph_hash'] != graph.hash:
-        raise ArtifactError(
-            expected(
-                'checkpoint',
-                f'one of this graph (hash {graph.hash[:12]})',
-                f'one of another ({metadata["graph_hash"][:12]})',
-                'run `dvc repro training`',
-            )
-        )
-    return cls.from_tensors(graph, tensors, metadata['scoring'], event_weights, model_version=metadata['model_version'])
+        raise ArtifactError(expected('checkpoint', f'one of this graph (hash {graph.hash[:12]})',
+            f'one of another ({metadata["graph_hash"][:12]})', 'run `dvc repro training`'))
+    return cls.from_tensors(graph, tensors, metadata['scoring'], event_weights,
+        model_version=metadata['model_version'])
 
 # %% ../../nbs/explain/01_shares.ipynb #2dea56a0
 @dataclass(frozen=True, eq=False)
 class Shares:
     "Scores of one customer, split by first step: `own + bias + embedding.sum(0) + filter.sum(0)` is `score`."
-
     graph: InteractionGraph
-    user: int  # user index
-    items: np.ndarray  # int (k,) items that are explained
-    score: np.ndarray  # float64 (k,), as the recommender computes it
-    own: np.ndarray  # float64 (k,), share of the customer's own embedding
-    bias: np.ndarray  # float64 (k,), share of the item bias
-    history: np.ndarray  # int (h,) products of the history
-    embedding: np.ndarray  # float64 (h, k), share of each through LightGCN
-    filter: np.ndarray  # float64 (h, k), share of each through the graph filter
-    events: np.ndarray  # float64 (h, t), how a product's share is divided over event types; rows sum to 1
-    event_types: tuple[str, ...]  # (t,)
-    scale: np.ndarray  # float64 (k,), what a deviation is measured against: |z_u| |z_i| / c + |filter part|
+    user: int               # user index
+    items: np.ndarray       # int (k,) items that are explained
+    score: np.ndarray       # float64 (k,), as the recommender computes it
+    own: np.ndarray         # float64 (k,), share of the customer's own embedding
+    bias: np.ndarray        # float64 (k,), share of the item bias
+    history: np.ndarray     # int (h,) products of the history
+    embedding: np.ndarray   # float64 (h, k), share of each through LightGCN
+    filter: np.ndarray      # float64 (h, k), share of each through the graph filter
+    events: np.ndarray      # float64 (h, t), how a product's share is divided over event types; rows sum to 1
+    event_types: tuple[str, ...] # (t,)
+    scale: np.ndarray       # float64 (k,), what a deviation is measured against: |z_u| |z_i| / c + |filter part|
 
     @property
-    def products(self) -> np.ndarray:  # float64 (h, k)
+    def products(self) -> np.ndarray: # float64 (h, k)
         "Share of each product of the history, both parts together."
-        return self.embedding + self.filter
-
+        return self.embedding+self.filter
     @property
-    def total(self) -> np.ndarray:  # float64 (k,)
+    def total(self) -> np.ndarray: # float64 (k,)
         "Sum of all shares; the score, but for rounding."
-        return self.products.sum(0) + self.own + self.bias
+        return self.products.sum(0)+self.own+self.bias
 
 # %% ../../nbs/explain/01_shares.ipynb #93e2015c
 @patch
-def deviation_from(
-    self: Shares,
-    score: np.ndarray,  # float (k,)
-) -> np.ndarray:  # float64 (k,)
+def deviation_from(self: Shares,
+    score: np.ndarray, # float (k,)
+) -> np.ndarray: # float64 (k,)
     "Measure how far the shares are from adding up to a score, as a part of its scale."
-    return np.abs(self.total - score) / np.maximum(self.scale, 1e-30)
-
+    return np.abs(self.total-score)/np.maximum(self.scale, 1e-30)
 
 @patch
 def _column(self: Shares, item: int) -> int:
@@ -186,255 +156,208 @@ def _column(self: Shares, item: int) -> int:
 # %% ../../nbs/explain/01_shares.ipynb #efdce33f
 def entries(
     ptr: np.ndarray,  # int (n+1,), row r has the entries ptr[r]..ptr[r+1]
-    rows: np.ndarray,  # int (m,)
-) -> tuple[np.ndarray, np.ndarray]:  # int (t,) position in `rows`, int (t,) place of the entry
+    rows: np.ndarray, # int (m,)
+) -> tuple[np.ndarray, np.ndarray]: # int (t,) position in `rows`, int (t,) place of the entry
     "List all entries of some rows of a matrix in CSR."
-    first, count = ptr[rows], ptr[np.asarray(rows) + 1] - ptr[rows]
+    first, count = ptr[rows], ptr[np.asarray(rows)+1]-ptr[rows]
     row = np.repeat(np.arange(len(count)), count)
-    return row, np.arange(len(row)) + np.repeat(first - (np.cumsum(count) - count), count)
-
+    return row, np.arange(len(row))+np.repeat(first-(np.cumsum(count)-count), count)
 
 def find(
-    values: np.ndarray,  # int (t,)
+    values: np.ndarray, # int (t,)
     among: np.ndarray,  # int (m,), ascending
-) -> np.ndarray:  # int (t,), position in `among`, -1 if it is not there
+) -> np.ndarray: # int (t,), position in `among`, -1 if it is not there
     "Find values in a sorted list."
-    if not len(among):
-        return np.full(len(values), -1)
-    at = np.minimum(np.searchsorted(among, values), len(among) - 1)
+    if not len(among): return np.full(len(values), -1)
+    at = np.minimum(np.searchsorted(among, values), len(among)-1)
     return np.where(among[at] == values, at, -1)
-
 
 def table_entries(
     table: ItemTable,
-    rows: np.ndarray,  # int (h,)
-    columns: np.ndarray,  # int (k,)
-) -> np.ndarray:  # float64 (h, k)
+    rows: np.ndarray,    # int (h,)
+    columns: np.ndarray, # int (k,)
+) -> np.ndarray: # float64 (h, k)
     "W at some rows and columns; 0 where the table has no entry."
     wanted, back = np.unique(columns, return_inverse=True)
     row, place = entries(table.indptr, rows)
     at = find(table.indices[place], wanted)
     out = np.zeros((len(rows), len(wanted)))
-    out[row[at >= 0], at[at >= 0]] = table.values[place[at >= 0]].astype(np.float64) * table.scale
+    out[row[at >= 0], at[at >= 0]] = table.values[place[at >= 0]].astype(np.float64)*table.scale
     return out[:, back]
 
 # %% ../../nbs/explain/01_shares.ipynb #1c8ea63c
 def _index(values, n: int, what: str) -> np.ndarray:
     "Return indices as int64 (k,). Raises `GnnEcommerceError` if one is out of range."
     index = np.atleast_1d(np.asarray(values))
-    if not index.size:
-        return np.zeros(0, np.int64)
+    if not index.size: return np.zeros(0, np.int64)
     if index.dtype.kind not in 'iu' or index.ndim != 1:
-        raise GnnEcommerceError(
-            expected(
-                what, 'indices', f'{index.dtype} {index.shape}', f'encode ids with graph.{what.rstrip("s")}_ids.encode'
-            )
-        )
+        raise GnnEcommerceError(expected(what, 'indices', f'{index.dtype} {index.shape}',
+            f'encode ids with graph.{what.rstrip("s")}_ids.encode'))
     if index.min() < 0 or index.max() >= n:
-        raise GnnEcommerceError(expected(what, f'indices in 0..{n - 1}', f'{index.min()}..{index.max()}'))
+        raise GnnEcommerceError(expected(what, f'indices in 0..{n-1}', f'{index.min()}..{index.max()}'))
     return index.astype(np.int64)
 
 # %% ../../nbs/explain/01_shares.ipynb #68ec71a9
 @patch
-def _first_step(self: Explainer, user: int, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # float64 (d,), (h, d)
+def _first_step(self: Explainer, user: int, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]: # float64 (d,), (h, d)
     "alpha_0 E_u, and A_ux Y_x of each edge of the user: z_u is the sum of all."
     value = self.adjacency.values.numpy()[edges].astype(np.float64)
-    return self.alpha[0] * self.embedding[user].astype(np.float64), value[:, None] * self.after[self.graph.item[edges]]
-
+    return self.alpha[0]*self.embedding[user].astype(np.float64), value[:, None]*self.after[self.graph.item[edges]]
 
 @patch
 def _filter_scale(self: Explainer, edges: np.ndarray) -> float:
     "d_u^-1/2 of a customer with these edges; 0 without any."
     degree = float(self.filter.history.data[edges].sum(dtype=np.float64))
-    return degree**-0.5 if degree > 0 else 0.0
-
+    return degree**-.5 if degree > 0 else 0.
 
 @patch
-def _filter_step(self: Explainer, edges: np.ndarray, items: np.ndarray) -> np.ndarray:  # float64 (h, k)
+def _filter_step(self: Explainer, edges: np.ndarray, items: np.ndarray) -> np.ndarray: # float64 (h, k)
     "Share of each edge of the user through the graph filter."
-    if self.filter is None or not len(edges):
-        return np.zeros((len(edges), len(items)))
+    if self.filter is None or not len(edges): return np.zeros((len(edges), len(items)))
     w = self.filter.history.data[edges].astype(np.float64)
-    return (
-        self.b
-        * self._filter_scale(edges)
-        * w[:, None]
-        * table_entries(self.filter.table, self.graph.item[edges], items)
-    )
+    return self.b*self._filter_scale(edges)*w[:, None]*table_entries(self.filter.table, self.graph.item[edges], items)
 
 # %% ../../nbs/explain/01_shares.ipynb #45de4169
 @patch
-def _z(self: Explainer, user: int) -> np.ndarray:  # float64 (d,)
+def _z(self: Explainer, user: int) -> np.ndarray: # float64 (d,)
     "Compute the customer's final embedding."
     own, step = self._first_step(user, self.graph.edges_of(user=user))
-    return own + step.sum(0)
-
+    return own+step.sum(0)
 
 @patch
-def _z_items(self: Explainer, items: np.ndarray) -> np.ndarray:  # float64 (k, d)
+def _z_items(self: Explainer, items: np.ndarray) -> np.ndarray: # float64 (k, d)
     "Final embeddings of some products."
     return self.item_embedding[items].astype(np.float64)
 
-
 @patch
-def _norms(
-    self: Explainer,
-    z_u: np.ndarray,  # float64 (d,), or (m, d) for several forms of a customer
-    z_i: np.ndarray,  # float64 (k, d)
-) -> np.ndarray:  # float64 (k,), or (m, k)
+def _norms(self: Explainer,
+    z_u: np.ndarray, # float64 (d,), or (m, d) for several forms of a customer
+    z_i: np.ndarray, # float64 (k, d)
+) -> np.ndarray: # float64 (k,), or (m, k)
     "c: what dot products are divided by."
-    if not self.cosine:
-        return np.ones(len(z_i))
+    if not self.cosine: return np.ones(len(z_i))
     length = np.linalg.norm(z_u) if z_u.ndim == 1 else np.linalg.norm(z_u, axis=1)[:, None]
-    return np.maximum(length, 1e-12) * np.maximum(np.linalg.norm(z_i, axis=1), 1e-12)
+    return np.maximum(length, 1e-12)*np.maximum(np.linalg.norm(z_i, axis=1), 1e-12)
 
 # %% ../../nbs/explain/01_shares.ipynb #a3491bd0
 @patch
-def _event_parts(
-    self: Explainer, edges: np.ndarray
-) -> tuple[tuple[str, ...], np.ndarray]:  # names (t,), float64 (h, t)
+def _event_parts(self: Explainer, edges: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]: # names (t,), float64 (h, t)
     "Event types, and the part that each has in an edge."
     columns = [c for c in (self.graph.edges.columns if self.graph.edges is not None else []) if c.startswith('n_')]
     if not columns:
         bought = self.graph.purchased[edges].astype(np.float64)
-        return ('purchase', 'other'), np.stack([bought, 1 - bought], 1)
+        return ('purchase', 'other'), np.stack([bought, 1-bought], 1)
     types = tuple(c.removeprefix('n_') for c in columns)
     count = np.stack([self.graph.edges[c].to_numpy()[edges] for c in columns], 1).astype(np.float64)
-    into = count * np.maximum([self.event_weights.get(t, 1.0) for t in types], 0)
+    into = count*np.maximum([self.event_weights.get(t, 1.) for t in types], 0)
     into = np.where(into.sum(1, keepdims=True) > 0, into, count)
     total = into.sum(1, keepdims=True)
-    return types, np.divide(into, total, out=np.full_like(into, 1 / len(types)), where=total > 0)
+    return types, np.divide(into, total, out=np.full_like(into, 1/len(types)), where=total > 0)
 
 # %% ../../nbs/explain/01_shares.ipynb #153cdaec
 @patch
-def shares(
-    self: Explainer,
-    user: int,  # user index
-    items: Iterable[int],  # item indices, such as the user's recommendations
+def shares(self: Explainer,
+    user: int,            # user index
+    items: Iterable[int], # item indices, such as the user's recommendations
 ) -> Shares:
     "Split the scores of `items` for `user`. Raises `GnnEcommerceError` for an index that the graph does not have."
     graph, items = self.graph, _index(items, self.graph.n_items, 'items')
     user = int(_index(user, graph.n_users, 'users')[0])
     edges, z_i = graph.edges_of(user=user), self._z_items(items)
     own, step = self._first_step(user, edges)
-    z_u = own + step.sum(0)
+    z_u = own+step.sum(0)
     c, filter = self._norms(z_u, z_i), self._filter_step(edges, items)
     bias = np.zeros(len(items)) if self.item_bias is None else np.asarray(self.item_bias, np.float64)[items]
-    score = z_i @ z_u / c + filter.sum(0) + bias
-    scale = np.linalg.norm(z_u) * np.linalg.norm(z_i, axis=1) / c + np.abs(filter.sum(0)) + np.abs(bias)
+    score = z_i@z_u/c+filter.sum(0)+bias
+    scale = np.linalg.norm(z_u)*np.linalg.norm(z_i, axis=1)/c+np.abs(filter.sum(0))+np.abs(bias)
     types, events = self._event_parts(edges)
-    return Shares(
-        graph,
-        user,
-        items,
-        score,
-        z_i @ own / c,
-        bias,
-        graph.item[edges],
-        step @ z_i.T / c,
-        filter,
-        events,
-        types,
-        scale,
-    )
+    return Shares(graph, user, items, score, z_i@own/c, bias, graph.item[edges], step@z_i.T/c, filter, events, types,
+        scale)
 
 # %% ../../nbs/explain/01_shares.ipynb #8f60f529
 @patch
-def table(
-    self: Shares,
-    item: int,  # one of `items`
-    n: int | None = None,  # products to list, the rest in one row; None: all
-) -> pd.DataFrame:  # kind ('product', 'rest', 'self', 'bias'), item, label, events, share, embedding, filter
+def table(self: Shares,
+    item: int,          # one of `items`
+    n: int|None = None, # products to list, the rest in one row; None: all
+) -> pd.DataFrame: # kind ('product', 'rest', 'self', 'bias'), item, label, events, share, embedding, filter
     "List one product's shares, largest first; the column `share` sums to the score."
     at, label = self._column(item), self.graph.item_label
     order = np.lexsort((self.history, -self.products[:, at]))
-    shown, rest = (order, order[:0]) if n is None or len(order) <= n + 1 else (order[:n], order[n:])
+    shown, rest = (order, order[:0]) if n is None or len(order) <= n+1 else (order[:n], order[n:])
     main = [self.event_types[e] for e in self.events[shown].argmax(1)]
-    rows = [
-        ('product', int(self.history[e]), label(int(self.history[e])), event, self.embedding[e, at], self.filter[e, at])
-        for e, event in zip(shown, main)
-    ]
+    rows = [('product', int(self.history[e]), label(int(self.history[e])), event, self.embedding[e, at],
+        self.filter[e, at]) for e, event in zip(shown, main)]
     if len(rest):
         parts = self.embedding[rest, at].sum(), self.filter[rest, at].sum()
         rows.append(('rest', -1, f'{len(rest)} other products', '', *parts))
-    rows.append(('self', -1, 'the customer as such', '', self.own[at], 0.0))
-    if self.bias.any():
-        rows.append(('bias', -1, 'the product as such', '', self.bias[at], 0.0))
+    rows.append(('self', -1, 'the customer as such', '', self.own[at], 0.))
+    if self.bias.any(): rows.append(('bias', -1, 'the product as such', '', self.bias[at], 0.))
     table = pd.DataFrame(rows, columns=['kind', 'item', 'label', 'events', 'embedding', 'filter'])
-    table.insert(4, 'share', table.embedding + table['filter'])
+    table.insert(4, 'share', table.embedding+table['filter'])
     return table
 
 # %% ../../nbs/explain/01_shares.ipynb #f7b91534
 @patch
-def by_event_type(self: Shares) -> pd.DataFrame:  # a row for each item; columns event types, `self`, and `bias` if any
+def by_event_type(self: Shares) -> pd.DataFrame: # a row for each item; columns event types, `self`, and `bias` if any
     "Sum shares by the type of event with which the customer met the products; rows sum to the score."
     items = pd.Index(self.items, name='item')
-    table = pd.DataFrame(self.products.T @ self.events, columns=list(self.event_types), index=items)
+    table = pd.DataFrame(self.products.T@self.events, columns=list(self.event_types), index=items)
     table['self'] = self.own
-    if self.bias.any():
-        table['bias'] = self.bias
+    if self.bias.any(): table['bias'] = self.bias
     return table
 
 # %% ../../nbs/explain/01_shares.ipynb #e96d82b1
 def neighbours(
     adjacency: Adjacency,
-    nodes: np.ndarray,  # int (m,) rows
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # int (t,) position in `nodes`, int (t,) neighbour, float32 (t,) A
+    nodes: np.ndarray,    # int (m,) rows
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # int (t,) position in `nodes`, int (t,) neighbour, float32 (t,) A
     "List all entries of some rows of A."
     row, place = entries(adjacency.indptr.numpy(), nodes)
     return row, adjacency.indices.numpy()[place], adjacency.values.numpy()[place]
 
-
 @patch
-def _beyond(self: Explainer) -> np.ndarray:  # float32 (n_users, d)
+def _beyond(self: Explainer) -> np.ndarray: # float32 (n_users, d)
     "Y' of the customers; made at the first call, and kept."
     if 'beyond' not in self.__dict__:
-        self.beyond = self._polynomial(2)[: self.graph.n_users].numpy().copy()
+        self.beyond = self._polynomial(2)[:self.graph.n_users].numpy().copy()
     return self.beyond
 
 # %% ../../nbs/explain/01_shares.ipynb #fdfad96a
 @patch
-def _through_people(self: Explainer, s: Shares) -> tuple[np.ndarray, np.ndarray]:  # float64 (k,), float64 (k,)
+def _through_people(self: Explainer, s: Shares) -> tuple[np.ndarray, np.ndarray]: # float64 (k,), float64 (k,)
     "What passes through other customers who have the item too, and what comes back from the customer."
     graph, z, c = self.graph, self._z_items(s.items), self._norms(self._z(s.user), self._z_items(s.items))
     a = self.adjacency.values.numpy()[graph.edges_of(user=s.user)].astype(np.float64)
-    row, v, value = neighbours(self.adjacency, graph.n_users + s.history.astype(np.int64))
-    reach = np.bincount(v, a[row] * value, graph.n_users)
-
-    def through(v, k):
-        return float(reach[v] @ (self._beyond()[v] @ z[k])) / c[k]
-
+    row, v, value = neighbours(self.adjacency, graph.n_users+s.history.astype(np.int64))
+    reach = np.bincount(v, a[row]*value, graph.n_users)
+    def through(v, k): return float(reach[v]@(self._beyond()[v]@z[k]))/c[k]
     having = [graph.user[graph.edges_of(item=int(i))] for i in s.items]
     both = np.array([through(v[v != s.user], k) for k, v in enumerate(having)])
     return both, np.array([through(np.array([s.user]), k) for k in range(len(z))])
 
 # %% ../../nbs/explain/01_shares.ipynb #898164b7
 @patch
-def _counted(self: Explainer) -> tuple[np.ndarray | None, np.ndarray]:  # bool (E,) or None for all; float64 (n_users,)
+def _counted(self: Explainer) -> tuple[np.ndarray|None, np.ndarray]: # bool (E,) or None for all; float64 (n_users,)
     "Which edges the filter's table counts (see `cap_history`), and d_v^-gamma, what it multiplies a customer with."
     if 'counted' not in self.__dict__:
         base, settings = self.filter.base, self.filter.settings
         degree = np.bincount(self.graph.user, weights=base.data, minlength=self.graph.n_users)
-        scale = np.where(degree > 0, np.maximum(degree, 1e-300) ** -settings.gamma, 0)
+        scale = np.where(degree > 0, np.maximum(degree, 1e-300)**-settings.gamma, 0)
         self.counted = under_cap(base, settings.cap), scale
     return self.counted
-
 
 @patch
 def _path_terms(self: Explainer, history: np.ndarray, item: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Paths x - v - item of the filter's table: positions in the history, customers v, and the terms of their sum."
     graph, w, (order, ptr), (kept, scale) = self.graph, self.filter.base.data, self.graph.item_order, self._counted()
-
-    def weight(e):
-        return w[e] * (1 if kept is None else kept[e])
-
+    def weight(e): return w[e]*(1 if kept is None else kept[e])
     to_item, (x, place) = graph.edges_of(item=item), entries(ptr, history)
     e = order[place]
     at = find(graph.user[e], graph.user[to_item])
     x, e, at = x[at >= 0], e[at >= 0], to_item[at[at >= 0]]
-    term = weight(e) * weight(at) * scale[graph.user[e]]
+    term = weight(e)*weight(at)*scale[graph.user[e]]
     if c := self.filter.settings.closeness:
-        term = term * decay(abs(graph.ages[e] - graph.ages[at]), c)
+        term = term*decay(abs(graph.ages[e]-graph.ages[at]), c)
     return x[term > 0], graph.user[e][term > 0].astype(np.int64), term[term > 0]
 
 # %% ../../nbs/explain/01_shares.ipynb #70ff4476
@@ -443,30 +366,26 @@ def _has_paths(self: Explainer) -> bool:
     "Is there a graph filter that is a sum over paths?"
     return self.filter is not None and self.filter.method == 'paths'
 
-
 @patch
-def filter_paths(
-    self: Explainer,
-    user: int,  # user index
-    item: int,  # item index
-    rows: np.ndarray | None = None,  # positions in the history of the products that are asked for; None: all
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # int (m,) products x, int (m,) customers v, float64 (m,) shares
+def filter_paths(self: Explainer,
+    user: int, # user index
+    item: int, # item index
+    rows: np.ndarray|None = None, # positions in the history of the products that are asked for; None: all
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # int (m,) products x, int (m,) customers v, float64 (m,) shares
     "List every path u - x - v - item of the graph filter; none unless it is of kind `paths`."
     edges = self.graph.edges_of(user=user)
     total = self._filter_step(edges, np.array([item]))[:, 0] if self._has_paths() else np.zeros(len(edges))
     asked = np.flatnonzero(total) if rows is None else np.asarray(rows)[total[rows] != 0]
     edges, total = edges[asked], total[asked]
-    if not len(edges):
-        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
+    if not len(edges): return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
     x, v, term = self._path_terms(self.graph.item[edges], item)
-    return self.graph.item[edges][x].astype(np.int64), v, total[x] * term / np.bincount(x, term, len(edges))[x]
+    return self.graph.item[edges][x].astype(np.int64), v, total[x]*term/np.bincount(x, term, len(edges))[x]
 
 # %% ../../nbs/explain/01_shares.ipynb #f432409e
 @patch
 def _add_filter(self: Explainer, table: pd.DataFrame, s: Shares):
     "Add the graph filter's part: to people if it is of kind `paths`, else as a column `filter`."
-    if self.filter is None:
-        return
+    if self.filter is None: return
     if not self._has_paths():
         table['filter'] = s.filter.sum(0)
         return
@@ -478,23 +397,20 @@ def _add_filter(self: Explainer, table: pd.DataFrame, s: Shares):
 
 # %% ../../nbs/explain/01_shares.ipynb #28588275
 @patch
-def people(
-    self: Explainer,
-    user: int,  # user index
-    items: Iterable[int],  # item indices
-) -> pd.DataFrame:  # a row for each item, see below; rows sum to the score
+def people(self: Explainer,
+    user: int,            # user index
+    items: Iterable[int], # item indices
+) -> pd.DataFrame: # a row for each item, see below; rows sum to the score
     "Split scores by the people in between: customers who share a product with the user, and have the item or not."
     s = self.shares(user, items)
     edges, z = self.graph.edges_of(user=s.user), self._z_items(s.items)
     c, a = self._norms(self._z(s.user), z), self.adjacency.values.numpy()[edges].astype(np.float64)
-    first = self.alpha[1] if len(self.alpha) > 1 else 0.0
-    products = first * z @ (a @ self.embedding[self.graph.n_users + s.history]) / c
+    first = self.alpha[1] if len(self.alpha) > 1 else 0.
+    products = first*z@(a@self.embedding[self.graph.n_users+s.history])/c
     both, back = self._through_people(s)
-    other = s.embedding.sum(0) - products - back - both
-    table = pd.DataFrame(
-        dict(self=s.own, products=products, people_with_both=both, other_people=other, yourself=back),
-        index=pd.Index(s.items, name='item'),
-    )
+    other = s.embedding.sum(0)-products-back-both
+    table = pd.DataFrame(dict(self=s.own, products=products, people_with_both=both, other_people=other, yourself=back),
+        index=pd.Index(s.items, name='item'))
     self._add_filter(table, s)
     return table if not s.bias.any() else table.assign(bias=s.bias)
 
@@ -502,161 +418,130 @@ def people(
 def _random_shop(draw: np.random.Generator, seed: int) -> tuple[InteractionGraph, dict]:
     "A random graph. Every second one has the order of its edges, and exponents of a filter that uses it."
     n_users, n_items = int(draw.integers(2, 60)), int(draw.integers(2, 50))
-    graph = random_graph(n_users, n_items, int(draw.integers(1, n_users * n_items // 2 + 2)), seed)
-    if seed % 2:
-        return graph, {}
+    graph = random_graph(n_users, n_items, int(draw.integers(1, n_users*n_items//2+2)), seed)
+    if seed % 2: return graph, {}
     order = rng(seed, 'order')
     graph = replace(graph, edges=pd.DataFrame({'position': order.permutation(graph.n_edges)}))
     return graph, dict(recency=float(order.uniform(0, 1.5)), closeness=float(order.uniform(0, 1)))
 
-
 def _random_filter(draw: np.random.Generator, kind: str, weighted: bool, order: dict) -> GraphFilter:
     "A graph filter, not yet fitted."
     n = int(draw.integers(1, 30))
-    if kind == 'paths':
-        return GraphFilter(kind, n, weighted, **order)
-    return GraphFilter(kind, n, weighted, rank=5, recency=order.get('recency', 0.0))
+    if kind == 'paths': return GraphFilter(kind, n, weighted, **order)
+    return GraphFilter(kind, n, weighted, rank=5, recency=order.get('recency', 0.))
 
 # %% ../../nbs/explain/01_shares.ipynb #95fce383
 def random_case(
-    seed: int,  # the same seed gives the same case
-) -> tuple[Explainer, object]:  # the explainer, and the recommender whose scores it explains
+    seed: int, # the same seed gives the same case
+) -> tuple[Explainer, object]: # the explainer, and the recommender whose scores it explains
     "Make a random graph, model and way of scoring, for tests."
     draw = rng(seed, 'random_case')
     graph, order = _random_shop(draw, seed)
-    layers, weighted, cosine, part = (
-        int(draw.integers(0, 6)),
-        bool(draw.integers(2)),
-        bool(draw.integers(2)),
-        draw.integers(4),
-    )
+    layers, weighted, cosine, part = (int(draw.integers(0, 6)), bool(draw.integers(2)), bool(draw.integers(2)),
+        draw.integers(4))
     size = int(draw.choice([1, 4, 16]))
-    E = torch.from_numpy(draw.standard_normal((graph.n_users + graph.n_items, size), np.float32))
-    alpha = draw.random(layers + 1) if draw.integers(2) else np.full(layers + 1, 1 / (layers + 1))
-    b = float(part in (1, 2)) * float(draw.uniform(0.1, 10))
+    E = torch.from_numpy(draw.standard_normal((graph.n_users+graph.n_items, size), np.float32))
+    alpha = draw.random(layers+1) if draw.integers(2) else np.full(layers+1, 1/(layers+1))
+    b = float(part in (1, 2))*float(draw.uniform(.1, 10))
     filter = _random_filter(draw, 'paths' if part == 1 else 'chebyshev', weighted, order).fit(graph) if b else None
     bias = draw.standard_normal(graph.n_items).astype(np.float32) if part == 3 else None
     z = Propagation(Adjacency.from_graph(graph, weighted), list(alpha)).forward(E)
-    model = LightGCNRecommender(z[: graph.n_users], z[graph.n_users :], graph, cosine)
-    if bias is not None:
-        model.set_embedding(model.user_embedding, model.item_embedding, bias)
+    model = LightGCNRecommender(z[:graph.n_users], z[graph.n_users:], graph, cosine)
+    if bias is not None: model.set_embedding(model.user_embedding, model.item_embedding, bias)
     explainer = Explainer(graph, E, alpha, weighted, cosine, filter, b, bias)
     return explainer, HybridRecommender(model, filter, b) if b else model
 
 # %% ../../nbs/explain/01_shares.ipynb #062d856b
 @patch
-def _edge_weights(self: Explainer, edges: np.ndarray) -> np.ndarray:  # float64 (h,)
+def _edge_weights(self: Explainer, edges: np.ndarray) -> np.ndarray: # float64 (h,)
     "w_ux as the adjacency counts it."
     return self.graph.weight[edges].astype(np.float64) if self.weighted else np.ones(len(edges))
 
-
 @patch
-def _scores_with(
-    self: Explainer,
-    user: int,
-    edges: np.ndarray,
+def _scores_with(self: Explainer,
+    user: int, edges: np.ndarray,
     keep: np.ndarray,  # bool (m, h), which edges are left in each case
-    items: np.ndarray,  # int (k,)
-) -> np.ndarray:  # float64 (m, k)
+    items: np.ndarray, # int (k,)
+) -> np.ndarray: # float64 (m, k)
     "Score `items` as if only a part of the customer's edges were there."
     own, step = self._first_step(user, edges)
     z_i, w, keep = self._z_items(items), self._edge_weights(edges), np.asarray(keep, np.float64)
     with np.errstate(divide='ignore', invalid='ignore'):
-        growth = np.where(keep @ w > 0, np.sqrt(w.sum() / (keep @ w)), 0.0)
-    z_u = own + growth[:, None] * (keep @ step)
-    score = z_u @ z_i.T / self._norms(z_u, z_i)
+        growth = np.where(keep@w > 0, np.sqrt(w.sum()/(keep@w)), 0.)
+    z_u = own+growth[:, None]*(keep@step)
+    score = z_u@z_i.T/self._norms(z_u, z_i)
     if self.filter is not None and len(edges):
-        each = self._filter_step(edges, items) / self._filter_scale(edges)
-        score = score + np.array([self._filter_scale(edges[k > 0]) for k in keep])[:, None] * (keep @ each)
-    return score if self.item_bias is None else score + np.asarray(self.item_bias, np.float64)[items]
+        each = self._filter_step(edges, items)/self._filter_scale(edges)
+        score = score+np.array([self._filter_scale(edges[k > 0]) for k in keep])[:, None]*(keep@each)
+    return score if self.item_bias is None else score+np.asarray(self.item_bias, np.float64)[items]
 
 # %% ../../nbs/explain/01_shares.ipynb #6313138e
 @patch
-def what_if(
-    self: Explainer,
-    user: int,  # user index
-    without: Iterable[int],  # item indices: products of the history whose events are taken away
-    items: Iterable[int],  # item indices whose scores are asked for
-) -> pd.DataFrame:  # a row for each item: before, after, change, and share (of what is taken away, in `before`)
+def what_if(self: Explainer,
+    user: int,              # user index
+    without: Iterable[int], # item indices: products of the history whose events are taken away
+    items: Iterable[int],   # item indices whose scores are asked for
+) -> pd.DataFrame: # a row for each item: before, after, change, and share (of what is taken away, in `before`)
     "Score items without some of the customer's events. Raises `GnnEcommerceError` for a product outside the history."
     s, without = self.shares(user, items), _index(without, self.graph.n_items, 'items')
     strange = without[~np.isin(without, s.history)]
     if len(strange):
-        raise GnnEcommerceError(
-            expected('without', f'products of the history of user {s.user}', strange[0], 'there is no event with it')
-        )
+        raise GnnEcommerceError(expected('without', f'products of the history of user {s.user}', strange[0],
+            'there is no event with it'))
     gone = np.isin(s.history, without)
     after = self._scores_with(s.user, self.graph.edges_of(user=s.user), ~gone[None], s.items)[0]
-    changes = dict(before=s.score, after=after, change=after - s.score, share=s.products[gone].sum(0))
+    changes = dict(before=s.score, after=after, change=after-s.score, share=s.products[gone].sum(0))
     return pd.DataFrame(changes, index=pd.Index(s.items, name='item'))
 
 # %% ../../nbs/explain/01_shares.ipynb #1bca37ae
 def _growth_without_one(
-    weight: np.ndarray,  # float64 (h,)
-) -> np.ndarray:  # float64 (h,)
+    weight: np.ndarray, # float64 (h,)
+) -> np.ndarray: # float64 (h,)
     "Factor by which the other edges grow if one is taken out; 0 if none is left."
-    left = np.maximum(weight.sum() - weight, 0) if len(weight) > 1 else np.zeros(1)
+    left = np.maximum(weight.sum()-weight, 0) if len(weight) > 1 else np.zeros(1)
     with np.errstate(divide='ignore'):
-        return np.where(left > 0, np.sqrt(weight.sum() / left), 0.0)
-
+        return np.where(left > 0, np.sqrt(weight.sum()/left), 0.)
 
 @patch
-def effects(
-    self: Explainer,
-    shares: Shares,  # from `shares`
-) -> np.ndarray:  # float64 (h, k), `-what_if(...).change` for each product of the history
+def effects(self: Explainer,
+    shares: Shares, # from `shares`
+) -> np.ndarray: # float64 (h, k), `-what_if(...).change` for each product of the history
     "By how much each score would fall if one product of the history alone were taken out."
     edges = self.graph.edges_of(user=shares.user)
-    if not len(edges):
-        return np.zeros((0, len(shares.items)))
+    if not len(edges): return np.zeros((0, len(shares.items)))
     own, step = self._first_step(shares.user, edges)
     z_i = self._z_items(shares.items)
-    z_u = own + _growth_without_one(self._edge_weights(edges))[:, None] * (step.sum(0) - step)
-    after = z_u @ z_i.T / self._norms(z_u, z_i)
+    z_u = own+_growth_without_one(self._edge_weights(edges))[:, None]*(step.sum(0)-step)
+    after = z_u@z_i.T/self._norms(z_u, z_i)
     if self.filter is not None:
         growth = _growth_without_one(self.filter.history.data[edges].astype(np.float64))
-        after += growth[:, None] * (shares.filter.sum(0) - shares.filter)
-    return shares.score - shares.bias - after
+        after += growth[:, None]*(shares.filter.sum(0)-shares.filter)
+    return shares.score-shares.bias-after
 
 # %% ../../nbs/explain/01_shares.ipynb #d8df19c8
 @patch
-def without_edges(
-    self: Explainer,
-    user: int,  # user index
-    without: Iterable[int],  # item indices of the edges to remove
-) -> Explainer:  # on the smaller graph, same embeddings, filter computed again
+def without_edges(self: Explainer,
+    user: int,              # user index
+    without: Iterable[int], # item indices of the edges to remove
+) -> Explainer: # on the smaller graph, same embeddings, filter computed again
     "Explain the graph without some of a customer's edges. Costs a propagation, and a table of the graph filter if any."
     graph = self.graph
     smaller = graph.subset(~((graph.user == user) & np.isin(graph.item, np.asarray(without))))
     filter = GraphFilter(**self.filter.params).fit(smaller) if self.filter is not None else None
-    return Explainer(
-        smaller,
-        self.embedding,
-        self.alpha,
-        self.weighted,
-        self.cosine,
-        filter,
-        self.b,
-        self.item_bias,
-        self.event_weights,
-    )
+    return Explainer(smaller, self.embedding, self.alpha, self.weighted, self.cosine, filter, self.b, self.item_bias,
+        self.event_weights)
 
 # %% ../../nbs/explain/01_shares.ipynb #7712352f
-def _deletion_order(explainer: Explainer, s: Shares, order: str, draw: np.random.Generator) -> np.ndarray:  # int (h,)
+def _deletion_order(explainer: Explainer, s: Shares, order: str, draw: np.random.Generator) -> np.ndarray: # int (h,)
     "Positions in the history, first to go first."
-    if order == 'random':
-        return draw.permutation(len(s.history))
-    if order == 'share':
-        value = s.products[:, 0]
-    elif order == 'effect':
-        value = explainer.effects(s)[:, 0]
-    elif order == 'popularity':
-        value = explainer.graph.item_popularity('seen')[s.history]
+    if order == 'random': return draw.permutation(len(s.history))
+    if order == 'share': value = s.products[:, 0]
+    elif order == 'effect': value = explainer.effects(s)[:, 0]
+    elif order == 'popularity': value = explainer.graph.item_popularity('seen')[s.history]
     else:
         orders = "'share', 'effect', 'popularity' or 'random'"
         raise GnnEcommerceError(expected('order', orders, repr(order)))
     return np.argsort(-value, kind='stable')
-
 
 @patch
 def _score_again(self: Explainer, s: Shares, without: np.ndarray) -> float:
@@ -667,7 +552,7 @@ def _score_again(self: Explainer, s: Shares, without: np.ndarray) -> float:
 @patch
 def _scores_left(self: Explainer, s: Shares, rank: np.ndarray, fractions: Iterable[float], again: bool) -> np.ndarray:
     "The one explained score after each fraction of the history is out, products of low rank first."
-    keep = rank >= np.ceil(np.array(fractions) * len(rank) - 1e-9)[:, None]
+    keep = rank >= np.ceil(np.array(fractions)*len(rank)-1e-9)[:, None]
     if again:
         return np.array([self._score_again(s, s.history[~k]) if (~k).any() else s.score[0] for k in keep])
     return self._scores_with(s.user, self.graph.edges_of(user=s.user), keep, s.items)[:, 0]
@@ -675,48 +560,42 @@ def _scores_left(self: Explainer, s: Shares, rank: np.ndarray, fractions: Iterab
 # %% ../../nbs/explain/01_shares.ipynb #265d3928
 def deletion_curve(
     explainer: Explainer,
-    pairs: np.ndarray,  # int (n, 2), user and explained item of each case
-    fractions: Iterable[float] = (0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1),  # of the history that is taken out, rounded up
-    orders: Iterable[str] = ('effect', 'share', 'popularity', 'random'),  # what goes first
-    draws: int = 5,  # random orders for each case
-    again: bool = False,  # propagate again in the smaller graph, rather than fold in; slow
+    pairs: np.ndarray,      # int (n, 2), user and explained item of each case
+    fractions: Iterable[float] = (0, .05, .1, .2, .3, .5, .75, 1), # of the history that is taken out, rounded up
+    orders: Iterable[str] = ('effect', 'share', 'popularity', 'random'), # what goes first
+    draws: int = 5,         # random orders for each case
+    again: bool = False,    # propagate again in the smaller graph, rather than fold in; slow
     seed: int = 0,
-) -> pd.DataFrame:  # order, removed (fraction), score (mean over the cases), left (mean of score / whole score)
+) -> pd.DataFrame: # order, removed (fraction), score (mean over the cases), left (mean of score / whole score)
     "Measure how scores fall as products leave the history. Cases whose score is not above 0 are left out."
     rows, draw = [], rng(seed, 'deletion')
     for user, item in pairs:
         s = explainer.shares(int(user), [int(item)])
-        if s.score[0] <= 0 or not len(s.history):
-            continue
+        if s.score[0] <= 0 or not len(s.history): continue
         for name in orders:
             for _ in range(draws if name == 'random' else 1):
                 rank = np.argsort(_deletion_order(explainer, s, name, draw))
                 scores = explainer._scores_left(s, rank, fractions, again)
-                rows += [(name, f, x, x / s.score[0]) for f, x in zip(fractions, scores)]
+                rows += [(name, f, x, x/s.score[0]) for f, x in zip(fractions, scores)]
     table = pd.DataFrame(rows, columns=['order', 'removed', 'score', 'left'])
     return table.groupby(['order', 'removed'], sort=False, as_index=False).mean()
 
 # %% ../../nbs/explain/01_shares.ipynb #c16d3635
 def removal_correlation(
     explainer: Explainer,
-    pairs: np.ndarray,  # int (n, 2), user and explained item of each case
-    again: bool = False,  # propagate again in the smaller graph, rather than fold in; slow
-    least: int = 4,  # products in the history that a case must have
-) -> pd.DataFrame:  # a row for each case: user, item; effect, share, popularity, random (Spearman)
+    pairs: np.ndarray,   # int (n, 2), user and explained item of each case
+    again: bool = False, # propagate again in the smaller graph, rather than fold in; slow
+    least: int = 4,      # products in the history that a case must have
+) -> pd.DataFrame: # a row for each case: user, item; effect, share, popularity, random (Spearman)
     "Correlate shares with the fall of the score if one product is taken out, for each case."
     draw, rows = rng(0, 'removal'), []
     popular = explainer.graph.item_popularity('seen')
-
-    def rank(x):
-        return pd.Series(x).rank().to_numpy()
-
+    def rank(x): return pd.Series(x).rank().to_numpy()
     for user, item in np.asarray(pairs).tolist():
         s = explainer.shares(user, [item])
-        if len(s.history) < least:
-            continue
+        if len(s.history) < least: continue
         effect = fall = explainer.effects(s)[:, 0]
-        if again:
-            fall = s.score[0] - np.array([explainer._score_again(s, [x]) for x in s.history])
+        if again: fall = s.score[0]-np.array([explainer._score_again(s, [x]) for x in s.history])
         guesses = effect, s.products[:, 0], popular[s.history], draw.random(len(s.history))
         with np.errstate(invalid='ignore', divide='ignore'):
             rows.append((user, item, *(np.corrcoef(rank(x), rank(fall))[0, 1] for x in guesses)))
@@ -724,27 +603,19 @@ def removal_correlation(
 
 # %% ../../nbs/explain/01_shares.ipynb #e6a56aad
 def plot_deletion(
-    curves: dict[str, pd.DataFrame],  # title -> what `deletion_curve` returned
+    curves: dict[str, pd.DataFrame], # title -> what `deletion_curve` returned
 ):
     "Draw deletion curves side by side. Returns the matplotlib figure."
     import matplotlib.pyplot as plt
-
-    fig = plt.figure(figsize=(3.2 * len(curves) + 0.6, 2.8), layout='constrained', dpi=80)
+    fig = plt.figure(figsize=(3.2*len(curves)+.6, 2.8), layout='constrained', dpi=80)
     colors = dict(effect='#009E73', share='#0072B2', popularity='#D55E00', random='#999999')
     for ax, (title, curve) in zip(np.atleast_1d(fig.subplots(1, len(curves), sharey=True)), curves.items()):
         for name, part in curve.groupby('order', sort=False):
-            ax.plot(
-                100 * part.removed, 100 * part.left, marker='o', ms=3, color=colors.get(name), label=f'{name} first'
-            )
+            ax.plot(100*part.removed, 100*part.left, marker='o', ms=3, color=colors.get(name), label=f'{name} first')
         ax.set(xlabel='% of the history taken out', title=title)
         ax.spines[['top', 'right']].set_visible(False)
     fig.axes[0].set_ylabel('% of the score left')
-    fig.legend(
-        *fig.axes[0].get_legend_handles_labels(),
-        loc='outside lower center',
-        ncols=4 if len(curves) > 1 else 2,
-        frameon=False,
-        fontsize=8,
-    )
+    fig.legend(*fig.axes[0].get_legend_handles_labels(), loc='outside lower center',
+        ncols=4 if len(curves) > 1 else 2, frameon=False, fontsize=8)
     plt.close(fig)
     return fig

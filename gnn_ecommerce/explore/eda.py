@@ -16,7 +16,9 @@ import pandas as pd
 from fastcore.basics import patch
 from scipy import sparse
 
-from ..core import DataError, ProjectPaths, check_table, expected, load_settings, resolve_params
+from gnn_ecommerce.core import (
+    DataError, ProjectPaths, check_table, expected, load_settings, resolve_params
+)
 from ..data_prep import COLOURS, DataPrepSettings, activity, copy_table, prepare, reject_reasons
 from ..data.events import EVENT_TYPES, connect
 from ..graph_build import GraphBuildSettings, event_count, filter_edges, find_scheme, pair_table
@@ -33,34 +35,28 @@ __all__ = ['OVERVIEW', 'STEPS', 'RATES', 'OPTIONAL', 'ALTERNATIVES', 'ShopEvents
 @dataclass
 class ShopEvents:
     "A shop's clean events in a database, with room on disk. Close it, or use it as a context."
+    con: ibis.BaseBackend        # DuckDB
+    events: ibis.Table           # the columns of events.parquet, `split` among them
+    work: tempfile.TemporaryDirectory # files on their way
+    rejects: ibis.Table|None = None   # rows that could not be used: file, line, reason, raw
+    graph_build: GraphBuildSettings = field(default_factory=GraphBuildSettings) # of the project
+    root: Path|None = None       # the project's folder
+    made: dict = field(default_factory=dict, repr=False) # what `keep` computed
 
-    con: ibis.BaseBackend  # DuckDB
-    events: ibis.Table  # the columns of events.parquet, `split` among them
-    work: tempfile.TemporaryDirectory  # files on their way
-    rejects: ibis.Table | None = None  # rows that could not be used: file, line, reason, raw
-    graph_build: GraphBuildSettings = field(default_factory=GraphBuildSettings)  # of the project
-    root: Path | None = None  # the project's folder
-    made: dict = field(default_factory=dict, repr=False)  # what `keep` computed
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc):
-        self.close()
-
+    def __enter__(self): return self
+    def __exit__(self, *exc): self.close()
     def close(self):
         "Disconnect, and remove what was on its way."
         self.con.disconnect()
         self.work.cleanup()
 
-    def keep(
-        self,
-        name: str,  # of the file
-        make: Callable[[], ibis.Table],  # makes the expression
+    def keep(self,
+        name: str, # of the file
+        make: Callable[[], ibis.Table], # makes the expression
     ) -> ibis.Table:
         "Compute a table at its first use, into a file."
         if name not in self.made:
-            path = Path(self.work.name) / f'{name}.parquet'
+            path = Path(self.work.name)/f'{name}.parquet'
             copy_table(self.con, make(), path, name)
             self.made[name] = self.con.read_parquet(path, table_name=f'eda_{name}')
         return self.made[name]
@@ -71,25 +67,23 @@ class ShopEvents:
 
 # %% ../../nbs/explore/01_eda.ipynb #f125f589
 def _source(
-    source: Path,  # params.yaml of a project, or a file, folder or glob of events
-    folder: Path,  # where cleaned events go
+    source: Path, # params.yaml of a project, or a file, folder or glob of events
+    folder: Path, # where cleaned events go
 ) -> tuple[ProjectPaths, DataPrepSettings, GraphBuildSettings]:
     "Where events are, how to clean them, and how to build a graph of them."
     if source.suffix not in ('.yaml', '.yml'):
         return ProjectPaths(folder), DataPrepSettings(events=str(source.absolute())), GraphBuildSettings()
     params = resolve_params(source)
-    settings = [
-        load_settings(cls, stage, params)
-        for cls, stage in ((DataPrepSettings, 'data_prep'), (GraphBuildSettings, 'graph_build'))
-    ]
+    settings = [load_settings(cls, stage, params)
+                for cls, stage in ((DataPrepSettings, 'data_prep'), (GraphBuildSettings, 'graph_build'))]
     return ProjectPaths(params.parent), *settings
 
 # %% ../../nbs/explore/01_eda.ipynb #ace9e7cf
 def open_shop(
-    source: str | Path,  # params.yaml of a project, or a file, folder or glob of events
-    memory_limit: str = '2GB',  # of DuckDB; what does not fit goes to disk
-    threads: int | None = None,  # None: all cores
-    scratch: str | Path | None = None,  # folder for what goes to disk; None: the system's temporary folder
+    source: str|Path,          # params.yaml of a project, or a file, folder or glob of events
+    memory_limit: str = '2GB', # of DuckDB; what does not fit goes to disk
+    threads: int|None = None,  # None: all cores
+    scratch: str|Path|None = None, # folder for what goes to disk; None: the system's temporary folder
 ) -> ShopEvents:
     "Open a shop's events, cleaned first if need be. Raises `DataError` if there are none, or as `data_prep` does."
     work = tempfile.TemporaryDirectory(prefix='gnn_ecommerce_eda_', dir=scratch)
@@ -97,83 +91,60 @@ def open_shop(
     con.raw_sql('SET preserve_insertion_order=false')
     paths, settings, graph_build = _source(Path(source).expanduser(), folder)
     place = paths.interim
-    if not (place / 'events.parquet').is_file():
+    if not (place/'events.parquet').is_file():
         prepare(con, settings, paths, folder)
         place = folder
     for name in ('events', 'rejects'):
-        check_table(place / f'{name}.parquet', name, 'data_prep')
-    events, rejects = (
-        con.read_parquet(place / f'{name}.parquet', table_name=f'eda_{name}') for name in ('events', 'rejects')
-    )
+        check_table(place/f'{name}.parquet', name, 'data_prep')
+    events, rejects = (con.read_parquet(place/f'{name}.parquet', table_name=f'eda_{name}')
+                       for name in ('events', 'rejects'))
     return ShopEvents(con, events, work, rejects, graph_build, paths.root)
 
 # %% ../../nbs/explore/01_eda.ipynb #ba0d4350
 OVERVIEW = [
-    'events',
-    'customers',
-    'products',
-    'sessions',
-    'purchases',
-    'orders',
-    'buyers',
-    'buyers_share',
-    'products_bought',
-    'turnover',
-    'first',
-    'last',
-    'days',
+    'events', 'customers', 'products', 'sessions', 'purchases', 'orders', 'buyers', 'buyers_share', 'products_bought',
+    'turnover', 'first', 'last', 'days',
 ]
-
 
 def _order(events: ibis.Table) -> ibis.Value:
     "What holds the purchases of one order together: the session, or else the day."
     return ibis.coalesce(events.user_session, events.event_time.date().cast('string'))
 
-
-def overview(shop: ShopEvents) -> pd.Series:  # OVERVIEW
+def overview(
+    shop: ShopEvents,
+) -> pd.Series: # OVERVIEW
     "Count how large the shop is, over what time, and how much of it is buying."
     e = shop.events
     bought = e.event_type == 'purchase'
-    row = shop.frame(
-        e.aggregate(
-            events=e.count(),
-            customers=e.user_id.nunique(),
-            products=e.product_id.nunique(),
-            sessions=e.user_session.nunique(),
-            purchases=bought.sum(),
-            buyers=e.user_id.nunique(where=bought),
-            products_bought=e.product_id.nunique(where=bought),
-            turnover=e.price.sum(where=bought),
-            first=e.event_time.min(),
-            last=e.event_time.max(),
-        )
-    ).iloc[0]
+    row = shop.frame(e.aggregate(
+        events=e.count(), customers=e.user_id.nunique(), products=e.product_id.nunique(),
+        sessions=e.user_session.nunique(), purchases=bought.sum(), buyers=e.user_id.nunique(where=bought),
+        products_bought=e.product_id.nunique(where=bought), turnover=e.price.sum(where=bought),
+        first=e.event_time.min(), last=e.event_time.max(),
+    )).iloc[0]
     if row.events == 0:
         raise DataError(expected('events', 'at least one', 'none', 'check data_prep.events'))
     purchases = e.filter(bought)
     row['orders'] = shop.frame(purchases.select('user_id', order=_order(purchases)).distinct().count())
-    row['days'] = (row['last'].normalize() - row['first'].normalize()).days + 1
-    row['buyers_share'] = row.buyers / row.customers
-    row['turnover'] = round(float(row.turnover), 2) if pd.notna(row.turnover) else 0.0
+    row['days'] = (row['last'].normalize()-row['first'].normalize()).days+1
+    row['buyers_share'] = row.buyers/row.customers
+    row['turnover'] = round(float(row.turnover), 2) if pd.notna(row.turnover) else 0.
     return row[OVERVIEW].rename('shop')
 
 # %% ../../nbs/explore/01_eda.ipynb #c3c1cc92
-_CALENDAR = {'month': 'M', 'week': 'W', 'day': 'D'}  # period -> unit
-_CLOCK = {'hour': 24, 'weekday': 7}  # period -> how many there are
-
+_CALENDAR = {'month': 'M', 'week': 'W', 'day': 'D'} # period -> unit
+_CLOCK = {'hour': 24, 'weekday': 7} # period -> how many there are
 
 def events_by(
     shop: ShopEvents,
-    period: Literal['month', 'week', 'day', 'hour', 'weekday'] = 'day',  # weekday 0 is Monday
-) -> pd.DataFrame:  # index: period; columns: event types that occur
+    period: Literal['month', 'week', 'day', 'hour', 'weekday'] = 'day', # weekday 0 is Monday
+) -> pd.DataFrame: # index: period; columns: event types that occur
     "Count events by period and type."
     if period not in (*_CALENDAR, *_CLOCK):
         raise DataError(expected('period', f'one of {", ".join((*_CALENDAR, *_CLOCK))}', repr(period)))
     time = shop.events.event_time
-    if period in _CALENDAR:
-        at = time.truncate(_CALENDAR[period])
-    else:
-        at = time.hour() if period == 'hour' else time.day_of_week.index()
+    if period in _CALENDAR: at = time.truncate(_CALENDAR[period])
+    else: at = time.hour() if period == 'hour' else time.day_of_week.index()
     df = shop.frame(shop.events.group_by(at=at, event_type=shop.events.event_type).aggregate(n=shop.events.count()))
     wide = df.pivot_table(index='at', columns='event_type', values='n', aggfunc='sum', fill_value=0)
     if period in _CLOCK:
@@ -185,9 +156,7 @@ def events_by(
 def _new_axes(ax: Any, size: tuple[float, float], n: int = 1) -> Any:
     "The axes given, or new ones (a row of `n`) that follow the size."
     import matplotlib.pyplot as plt
-
     return ax if ax is not None else plt.subplots(1, n, figsize=size, dpi=80, layout='constrained')[1]
-
 
 def _bare(ax: Any):
     "No frame above and at the right; thousands with a comma."
@@ -196,39 +165,35 @@ def _bare(ax: Any):
         if type(axis.get_major_formatter()).__name__ == 'ScalarFormatter':
             axis.set_major_formatter('{x:,.5g}' if axis.get_view_interval()[1] < 10 else '{x:,.0f}')
 
-
-def _error(middle: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:  # float (2, n)
+def _error(middle: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray: # float (2, n)
     "Lengths of an error bar; 0 if there is no interval."
-    return np.nan_to_num(np.clip([middle - low, high - middle], 0, None))
+    return np.nan_to_num(np.clip([middle-low, high-middle], 0, None))
 
 # %% ../../nbs/explore/01_eda.ipynb #8a63fda5
 def _stack(ax: Any, table: pd.DataFrame, x: Any, period: str):
     "Draw columns on top of each other: areas by day, bars otherwise."
-    width, bottom = 6.5 if period == 'week' else 0.85, np.zeros(len(table))
+    width, bottom = 6.5 if period == 'week' else .85, np.zeros(len(table))
     for event_type in table:
-        top, look = bottom + table[event_type].to_numpy(), dict(color=COLOURS[event_type], label=event_type)
+        top, look = bottom+table[event_type].to_numpy(), dict(color=COLOURS[event_type], label=event_type)
         if period == 'day':
             ax.fill_between(x, bottom, top, step='post', lw=0, **look)
-        else:
-            ax.bar(x, table[event_type], width, bottom, **look)
+        else: ax.bar(x, table[event_type], width, bottom, **look)
         bottom = top
     ax.legend(fontsize=8, frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
 
 # %% ../../nbs/explore/01_eda.ipynb #65814cc3
 def plot_events_by(
-    table: pd.DataFrame,  # of `events_by`
-    ax: Any = None,  # matplotlib axes; new ones by default
-) -> Any:  # the axes
+    table: pd.DataFrame, # of `events_by`
+    ax: Any = None,      # matplotlib axes; new ones by default
+) -> Any: # the axes
     "Plot events by period, stacked by type."
     from matplotlib.dates import ConciseDateFormatter
-
     period, ax = table.index.name, _new_axes(ax, (7, 2.6))
     if period in ('week', 'day'):
         table = table.asfreq({'day': 'D', 'week': '7D'}[period], fill_value=0)
         _stack(ax, table, table.index, period)
         ax.xaxis.set_major_formatter(ConciseDateFormatter(ax.xaxis.get_major_locator()))
-    else:
-        _stack(ax, table, np.arange(len(table)), period)
+    else: _stack(ax, table, np.arange(len(table)), period)
     if period == 'month':
         ax.set_xticks(np.arange(len(table)), table.index.strftime('%b %Y'), rotation=0 if len(table) < 8 else 60)
     if period == 'weekday':
@@ -239,64 +204,53 @@ def plot_events_by(
 
 # %% ../../nbs/explore/01_eda.ipynb #0922f898
 @patch(as_prop=True)
-def pairs(self: ShopEvents) -> ibis.Table:  # user_id, product_id, counts n_* by event type, n_events
+def pairs(self: ShopEvents) -> ibis.Table: # user_id, product_id, counts n_* by event type, n_events
     "One row a customer and product, over all events."
     e = self.events
     counts = {f'n_{event_type}': event_count(e, event_type).cast('int32') for event_type in EVENT_TYPES}
-    return self.keep(
-        'pairs', lambda: e.group_by('user_id', 'product_id').aggregate(**counts, n_events=e.count().cast('int32'))
-    )
-
+    return self.keep('pairs', lambda: e.group_by('user_id', 'product_id').aggregate(
+        **counts, n_events=e.count().cast('int32')))
 
 @patch(as_prop=True)
-def products(self: ShopEvents) -> ibis.Table:  # product_id, brand, category, price
+def products(self: ShopEvents) -> ibis.Table: # product_id, brand, category, price
     "One row a product, with what its events say of it."
     e = self.events
-    return self.keep(
-        'products',
-        lambda: e.group_by('product_id').aggregate(
-            brand=e.brand.max(),
-            category=ibis.coalesce(e.category_code.max(), e.category_id.max()),
-            price=e.price.mean().round(2),
-        ),
-    )
+    return self.keep('products', lambda: e.group_by('product_id').aggregate(
+        brand=e.brand.max(), category=ibis.coalesce(e.category_code.max(), e.category_id.max()),
+        price=e.price.mean().round(2)))
 
 # %% ../../nbs/explore/01_eda.ipynb #dea2b3e1
 def wilson(
-    k: np.ndarray,  # successes
-    n: np.ndarray,  # trials
-    z: float = 1.96,  # 1.96: 95 %
-) -> tuple[np.ndarray, np.ndarray]:  # low, high; nan for no trials
+    k: np.ndarray,   # successes
+    n: np.ndarray,   # trials
+    z: float = 1.96, # 1.96: 95 %
+) -> tuple[np.ndarray, np.ndarray]: # low, high; nan for no trials
     "Interval of a share (Wilson, 1927), which holds for small numbers too."
     k, n = np.asarray(k, float), np.asarray(n, float)
     with np.errstate(divide='ignore', invalid='ignore'):
-        p, q = k / n, z * z / n
-        middle, half = (p + q / 2) / (1 + q), z * np.sqrt(p * (1 - p) / n + q / n / 4) / (1 + q)
-    return middle - half, middle + half
+        p, q = k/n, z*z/n
+        middle, half = (p+q/2)/(1+q), z*np.sqrt(p*(1-p)/n+q/n/4)/(1+q)
+    return middle-half, middle+half
 
 # %% ../../nbs/explore/01_eda.ipynb #631baa10
 def price_bounds(
-    prices: np.ndarray,  # prices, any order
+    prices: np.ndarray, # prices, any order
     buckets: int = 6,
-) -> list[float]:  # ascending, distinct; one fewer than buckets, or less where prices are few
+) -> list[float]: # ascending, distinct; one fewer than buckets, or less where prices are few
     "Round bounds that put about as many prices into each bucket."
     prices = np.asarray(prices, float)
     prices = prices[np.isfinite(prices) & (prices > 0)]
-    if not len(prices):
-        return []
-    cuts = np.quantile(prices, np.arange(1, buckets) / buckets)
+    if not len(prices): return []
+    cuts = np.quantile(prices, np.arange(1, buckets)/buckets)
     return sorted({float(f'{c:.2g}') for c in cuts})
-
 
 def _bucket(price: ibis.Value, bounds: list[float]) -> ibis.Value:
     "Number of the bucket, 0 for the cheapest; null without a price."
     below = [(price < b, i) for i, b in enumerate(bounds)]
     return ibis.cases((price.isnull(), ibis.null('int64')), *below, else_=len(bounds))
 
-
 def _bucket_names(bounds: list[float]) -> list[str]:
-    if not bounds:
-        return ['any price']
+    if not bounds: return ['any price']
     return [
         f'below {bounds[0]:g}',
         *(f'{a:g} to {b:g}' for a, b in zip(bounds, bounds[1:])),
@@ -306,8 +260,7 @@ def _bucket_names(bounds: list[float]) -> list[str]:
 # %% ../../nbs/explore/01_eda.ipynb #056fc91b
 STEPS = ['pairs', 'viewed', 'carted', 'bought', 'viewed_carted', 'carted_bought', 'viewed_bought']
 
-
-def _product_steps(shop: ShopEvents) -> ibis.Table:  # STEPS by product, and the columns of `products`
+def _product_steps(shop: ShopEvents) -> ibis.Table: # STEPS by product, and the columns of `products`
     "How many pairs of each product come to which step."
     p = shop.pairs
     v, c, b = p.n_view > 0, p.n_cart > 0, p.n_purchase > 0
@@ -319,8 +272,8 @@ def _top_groups(df: pd.DataFrame, top: int, none: str) -> pd.DataFrame:
     "The groups with most pairs, then the others as one row, then those without a name."
     named = df.drop(index=none, errors='ignore').sort_values('pairs', ascending=False, kind='stable')
     head, rest = named.iloc[:top], named.iloc[top:]
-    others = rest.sum().to_frame(f'{len(rest):,} other{"s" * (len(rest) != 1)}').T
-    return pd.concat([head, others[: len(rest)], df[df.index == none]])
+    others = rest.sum().to_frame(f'{len(rest):,} other{"s"*(len(rest) != 1)}').T
+    return pd.concat([head, others[:len(rest)], df[df.index == none]])
 
 # %% ../../nbs/explore/01_eda.ipynb #b3b65bbd
 RATES = {
@@ -329,12 +282,11 @@ RATES = {
     'view_to_purchase': ('viewed_bought', 'viewed'),
 }
 
-
 def _rates(df: pd.DataFrame) -> pd.DataFrame:
     "Rates and their 95 % intervals beside the counts."
     for name, (k, n) in RATES.items():
         with np.errstate(invalid='ignore', divide='ignore'):
-            df[name] = df[k].to_numpy(float) / df[n].to_numpy(float)
+            df[name] = df[k].to_numpy(float)/df[n].to_numpy(float)
         df[f'{name}_low'], df[f'{name}_high'] = wilson(df[k], df[n])
     return df
 
@@ -342,9 +294,9 @@ def _rates(df: pd.DataFrame) -> pd.DataFrame:
 def funnel(
     shop: ShopEvents,
     by: Literal['all', 'brand', 'category', 'price'] = 'all',
-    top: int = 12,  # brands or categories with most pairs; the others are one row
-    buckets: int = 6,  # of prices
-) -> pd.DataFrame:  # index: group; STEPS, three rates and their intervals; a rate of no pairs is nan
+    top: int = 12,   # brands or categories with most pairs; the others are one row
+    buckets: int = 6, # of prices
+) -> pd.DataFrame: # index: group; STEPS, three rates and their intervals; a rate of no pairs is nan
     "Count pairs of customer and product from view to cart to purchase."
     if by not in ('all', 'brand', 'category', 'price'):
         raise DataError(expected('by', 'all, brand, category or price', repr(by)))
@@ -352,11 +304,9 @@ def funnel(
     if by == 'price':
         bounds = price_bounds(shop.frame(shop.products.select('price')).price, buckets)
         key, names = _bucket(each.price, bounds), dict(enumerate(_bucket_names(bounds)))
-    else:
-        key = ibis.literal('all') if by == 'all' else each[by]
+    else: key = ibis.literal('all') if by == 'all' else each[by]
     df = shop.frame(each.mutate(key=key).group_by('key').aggregate(**{step: each[step].sum() for step in STEPS}))
-    if names:
-        df = df.sort_values('key', ignore_index=True)
+    if names: df = df.sort_values('key', ignore_index=True)
     df['key'] = (df.key.map(names) if names else df.key).astype(object)
     df['key'] = df.key.where(df.key.notna(), none)
     df = df.set_index('key').astype('int64')
@@ -364,40 +314,37 @@ def funnel(
 
 # %% ../../nbs/explore/01_eda.ipynb #240e45f8
 def plot_funnel(
-    table: pd.DataFrame,  # of `funnel`
-    ax: Any = None,  # matplotlib axes; new ones by default
-) -> Any:  # the axes
+    table: pd.DataFrame, # of `funnel`
+    ax: Any = None,      # matplotlib axes; new ones by default
+) -> Any: # the axes
     "Plot pairs at each step, and the share of the step before that comes that far."
     ax, row = _new_axes(ax, (6, 2)), table.sum()
     names, counts = ['looked at', 'into the cart', 'bought'], [row.viewed, row.carted, row.bought]
-    notes = [
-        '',
-        f'{row.viewed_carted / max(row.viewed, 1):.1%} of what was looked at',
-        f'{row.carted_bought / max(row.carted, 1):.1%} of what was in the cart',
-    ]
+    notes = ['', f'{row.viewed_carted/max(row.viewed, 1):.1%} of what was looked at',
+             f'{row.carted_bought/max(row.carted, 1):.1%} of what was in the cart']
     ax.barh(names, counts, color=[COLOURS[event_type] for event_type in ('view', 'cart', 'purchase')])
     for i, (n, note) in enumerate(zip(counts, notes)):
         ax.text(n, i, f' {int(n):,}   {note}', va='center', fontsize=8)
     ax.invert_yaxis()
-    ax.margins(x=0.45)
+    ax.margins(x=.45)
     ax.set(xlabel='pairs of customer and product')
     _bare(ax)
     return ax
 
 # %% ../../nbs/explore/01_eda.ipynb #1e1aa939
 def plot_rates(
-    table: pd.DataFrame,  # of `funnel` by brand, category or price
-    axes: Any = None,  # three matplotlib axes; new ones by default
-) -> Any:  # the axes
+    table: pd.DataFrame, # of `funnel` by brand, category or price
+    axes: Any = None,    # three matplotlib axes; new ones by default
+) -> Any: # the axes
     "Plot rates of each group with their 95 % intervals; the dashed line is the whole shop."
-    axes, y = _new_axes(axes, (9, 1 + 0.26 * len(table)), 3), np.arange(len(table))[::-1]
+    axes, y = _new_axes(axes, (9, 1+.26*len(table)), 3), np.arange(len(table))[::-1]
     total = _rates(table[STEPS].sum().to_frame('all').T).loc['all']
     look = dict(fmt='o', ms=4, color='#0072b2', ecolor='#9ecae1', elinewidth=3)
     for i, (ax, name) in enumerate(zip(axes, RATES)):
         middle, low, high = (table[c].to_numpy(float) for c in (name, f'{name}_low', f'{name}_high'))
         ax.errorbar(middle, y, xerr=_error(middle, low, high), **look)
         ax.axvline(total[name], color='#d55e00', ls='--', lw=1)
-        ax.set_yticks(y, [str(group)[:28] for group in table.index] if i == 0 else [''] * len(y), fontsize=8)
+        ax.set_yticks(y, [str(group)[:28] for group in table.index] if i == 0 else ['']*len(y), fontsize=8)
         ax.set(title=name.replace('_', ' '), xlim=(0, None))
         ax.xaxis.set_major_formatter('{x:.0%}')
         ax.title.set_fontsize(9)
@@ -406,23 +353,23 @@ def plot_rates(
 
 # %% ../../nbs/explore/01_eda.ipynb #2b003bfa
 def tails(
-    shop: ShopEvents, what: Literal['events', 'purchases'] = 'events'
-) -> pd.DataFrame:  # of ('user' or 'item'), events, count
+    shop: ShopEvents,
+    what: Literal['events', 'purchases'] = 'events',
+) -> pd.DataFrame: # of ('user' or 'item'), events, count
     "Count customers, and products, by their number of events (or purchases; those with none are left out)."
     if what not in ('events', 'purchases'):
         raise DataError(expected('what', 'events or purchases', repr(what)))
     e = shop.events
     return activity(shop.con, e if what == 'events' else e.filter(e.event_type == 'purchase'))
 
-
 def lorenz(
-    table: pd.DataFrame,  # of `tails`
+    table: pd.DataFrame, # of `tails`
     of: Literal['user', 'item'],
-) -> tuple[np.ndarray, np.ndarray]:  # share of the users or items, busiest first, 0..1; share of the events
+) -> tuple[np.ndarray, np.ndarray]: # share of the users or items, busiest first, 0..1; share of the events
     "Lorenz curve: what share of the events the busiest have."
     df = table[table.of == of].sort_values('events', ascending=False)
     n, count = df.events.to_numpy(float), df['count'].to_numpy(float)
-    return np.r_[0, np.cumsum(count) / count.sum()], np.r_[0, np.cumsum(n * count) / (n * count).sum()]
+    return np.r_[0, np.cumsum(count)/count.sum()], np.r_[0, np.cumsum(n*count)/(n*count).sum()]
 
 # %% ../../nbs/explore/01_eda.ipynb #4ce5ba77
 def _tail_row(table: pd.DataFrame, of: str) -> dict:
@@ -430,93 +377,82 @@ def _tail_row(table: pd.DataFrame, of: str) -> dict:
     df = table[table.of == of]
     n, count = df.events.to_numpy(), df['count'].to_numpy()
     x, y = lorenz(table, of)
-    at = lambda q: int(n[min(np.searchsorted(np.cumsum(count), q * count.sum()), len(n) - 1)])
+    at = lambda q: int(n[min(np.searchsorted(np.cumsum(count), q*count.sum()), len(n)-1)])
     top = lambda share: round(float(np.interp(share, x, y)), 4)
     return {
-        'number': int(count.sum()),
-        'mean': round((n * count).sum() / count.sum(), 2),
-        'median': at(0.5),
-        '90 %': at(0.9),
-        '99 %': at(0.99),
-        'most': int(n.max()),
-        'with one event': round(count[n == 1].sum() / count.sum(), 4),
-        'busiest 1 % have': top(0.01),
-        'busiest 10 % have': top(0.1),
+        'number': int(count.sum()), 'mean': round((n*count).sum()/count.sum(), 2), 'median': at(.5), '90 %': at(.9),
+        '99 %': at(.99), 'most': int(n.max()), 'with one event': round(count[n == 1].sum()/count.sum(), 4),
+        'busiest 1 % have': top(.01), 'busiest 10 % have': top(.1),
     }
 
 # %% ../../nbs/explore/01_eda.ipynb #dba87ee8
 def tail_summary(
-    table: pd.DataFrame,  # of `tails`
-) -> pd.DataFrame:  # one row for users and one for items
+    table: pd.DataFrame, # of `tails`
+) -> pd.DataFrame: # one row for users and one for items
     "Mean, quantiles and largest; what share has one event only; what share of the events the busiest have."
     rows = pd.DataFrame({f'{of}s': _tail_row(table, of) for of in table.of.unique()}).T
     return rows.astype({column: 'int64' for column in ('number', 'median', '90 %', '99 %', 'most')})
 
 # %% ../../nbs/explore/01_eda.ipynb #9e1370a9
-_SIDES = {'user': ('customers', '#0072b2'), 'item': ('products', '#d55e00')}  # name and colour
-
+_SIDES = {'user': ('customers', '#0072b2'), 'item': ('products', '#d55e00')} # name and colour
 
 def _plot_tail(ax: Any, df: pd.DataFrame, **look):
     "How many have at least that many, both axes logarithmic."
     ax.loglog(df.events, df['count'][::-1].cumsum()[::-1], drawstyle='steps-post', **look)
-    ax.grid(alpha=0.25)
-
+    ax.grid(alpha=.25)
 
 def plot_tails(
-    table: pd.DataFrame,  # of `tails`
+    table: pd.DataFrame, # of `tails`
     of: Literal['user', 'item'] = 'user',
-    axes: Any = None,  # two matplotlib axes; new ones by default
-    what: str = 'events',  # what is counted, for the labels
-) -> Any:  # the axes
+    axes: Any = None,    # two matplotlib axes; new ones by default
+    what: str = 'events', # what is counted, for the labels
+) -> Any: # the axes
     "Plot how many have at least that many events, both axes logarithmic; and the Lorenz curve."
     axes, (name, colour) = _new_axes(axes, (8, 2.8), 2), _SIDES[of]
     _plot_tail(axes[0], table[table.of == of], color=colour)
     axes[0].set(xlabel=what, ylabel=f'{name} with at least that many')
     axes[1].plot(*lorenz(table, of), color=colour)
-    axes[1].plot([0, 1], [0, 1], color='#999999', lw=0.8, ls=':')
+    axes[1].plot([0, 1], [0, 1], color='#999999', lw=.8, ls=':')
     axes[1].set(xlabel=f'{name}, busiest first', ylabel=f'share of the {what}')
-    axes[1].grid(alpha=0.25)
+    axes[1].grid(alpha=.25)
     for axis in (axes[1].xaxis, axes[1].yaxis):
         axis.set_major_formatter('{x:.0%}')
-    for ax in axes:
-        _bare(ax)
+    for ax in axes: _bare(ax)
     return axes
 
 # %% ../../nbs/explore/01_eda.ipynb #05ed8ffa
 def orders(
     shop: ShopEvents,
-) -> ibis.Table:  # user_id, time (of the first purchase), number (0 for the first order), days (since the order before)
+) -> ibis.Table: # user_id, time (of the first purchase), number (0 for the first order), days (since the order before)
     "One row an order, numbered by time for each customer."
-
     def make():
         p = shop.events.filter(shop.events.event_type == 'purchase')
         o = p.group_by('user_id', order=_order(p)).aggregate(time=p.event_time.min())
         w = ibis.window(group_by='user_id', order_by=['time', 'order'])
-        days = (o.time.epoch_seconds() - o.time.lag().over(w).epoch_seconds()) / 86400
+        days = (o.time.epoch_seconds()-o.time.lag().over(w).epoch_seconds())/86400
         return o.mutate(number=ibis.row_number().over(w), days=days).select('user_id', 'number', 'days', time='time')
-
     return shop.keep('orders', make)
 
 # %% ../../nbs/explore/01_eda.ipynb #18b6766f
 def returned_by_month(
     shop: ShopEvents,
-    within: int = 30,  # days
-) -> pd.DataFrame:  # index: month of the first order; buyers, returned, share
+    within: int = 30, # days
+) -> pd.DataFrame: # index: month of the first order; buyers, returned, share
     "How many buyers come back within some days, of those whose days are over."
     o = orders(shop)
     end = shop.frame(shop.events.aggregate(end=shop.events.event_time.max())).end[0]
     first = o.filter(o.number == 0).select('user_id', month=o.time.truncate('M'), time=o.time)
     soon = o.filter((o.number == 1) & (o.days <= within)).select(returned='user_id')
-    old_enough = first.filter(first.time <= ibis.literal(end - pd.Timedelta(days=within)))
+    old_enough = first.filter(first.time <= ibis.literal(end-pd.Timedelta(days=within)))
     both = old_enough.left_join(soon, old_enough.user_id == soon.returned)
     months = both.group_by('month').aggregate(buyers=both.count(), returned=both.returned.count()).order_by('month')
-    return shop.frame(months).set_index('month').assign(share=lambda d: d.returned / d.buyers)
+    return shop.frame(months).set_index('month').assign(share=lambda d: d.returned/d.buyers)
 
 # %% ../../nbs/explore/01_eda.ipynb #4671d812
 def repeat_purchase(
     shop: ShopEvents,
-    within: int = 30,  # days
-) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:  # orders -> buyers; days -> returns; see `returned_by_month`
+    within: int = 30, # days
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]: # orders -> buyers; days -> returns; see `returned_by_month`
     "Count orders of a buyer, days between orders (whole ones), and how many come back."
     o = orders(shop)
     each = o.group_by('user_id').aggregate(orders=o.count())
@@ -527,26 +463,24 @@ def repeat_purchase(
 
 # %% ../../nbs/explore/01_eda.ipynb #d5526983
 def plot_repeat(
-    tables: tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame],  # of `repeat_purchase`
-    axes: Any = None,  # three matplotlib axes; new ones by default
-    most: int = 10,  # orders from which buyers are one bar
-) -> Any:  # the axes
+    tables: tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame], # of `repeat_purchase`
+    axes: Any = None, # three matplotlib axes; new ones by default
+    most: int = 10,   # orders from which buyers are one bar
+) -> Any: # the axes
     "Plot orders of a buyer; days between orders; the share that returned, by month, with its 95 % interval."
     (many, gaps, months), axes = tables, _new_axes(axes, (9, 2.6), 3)
-    bars = many.groupby(many.orders.clip(upper=most)).buyers.sum().reindex(range(1, most + 1), fill_value=0)
+    bars = many.groupby(many.orders.clip(upper=most)).buyers.sum().reindex(range(1, most+1), fill_value=0)
     axes[0].bar(bars.index, bars, color='#0072b2')
-    ticks = dict(xticks=[1, most // 2, most], xticklabels=['1', str(most // 2), f'{most}+'])
+    ticks = dict(xticks=[1, most//2, most], xticklabels=['1', str(most//2), f'{most}+'])
     axes[0].set(xlabel='orders', ylabel='buyers', **ticks)
-    if len(gaps):
-        axes[1].bar(gaps.days, gaps.returns, 1.0, color='#0072b2')
+    if len(gaps): axes[1].bar(gaps.days, gaps.returns, 1., color='#0072b2')
     axes[1].set(xlabel='days since the order before', ylabel='orders')
     error, x = _error(months.share, *wilson(months.returned, months.buyers)), np.arange(len(months))
     axes[2].errorbar(x, months.share, yerr=error, fmt='o', color='#0072b2', ecolor='#9ecae1', elinewidth=3)
     axes[2].set(xlabel='month of the first order', ylabel='bought again', ylim=(0, None))
     axes[2].set_xticks(x, months.index.strftime('%b'))
     axes[2].yaxis.set_major_formatter('{x:.0%}')
-    for ax in axes:
-        _bare(ax)
+    for ax in axes: _bare(ax)
     return axes
 
 # %% ../../nbs/explore/01_eda.ipynb #f166c2df
@@ -554,66 +488,50 @@ def _cut_at_pauses(events: ibis.Table, pause: float) -> ibis.Table:
     "Number the sessions of each customer: a new one begins after a pause, in minutes."
     by = dict(group_by='user_id', order_by='event_time')
     seconds = events.event_time.epoch_seconds()
-    new = (seconds - seconds.lag().over(ibis.window(**by)) > 60 * pause).fill_null(True).cast('int64')
+    new = (seconds-seconds.lag().over(ibis.window(**by)) > 60*pause).fill_null(True).cast('int64')
     events = events.mutate(new=new)
     return events.mutate(key=events.new.sum().over(ibis.cumulative_window(**by)).cast('string'))
 
 # %% ../../nbs/explore/01_eda.ipynb #b8b4f56b
 def sessions(
     shop: ShopEvents,
-    pause: float = 30.0,  # minutes that end a session, if the shop does not name them
-) -> ibis.Table:  # n_events, n_products, minutes, carted, bought
+    pause: float = 30., # minutes that end a session, if the shop does not name them
+) -> ibis.Table: # n_events, n_products, minutes, carted, bought
     "One row a session."
-
     def make():
         e = shop.events
-        named = shop.frame(e.aggregate(share=e.user_session.notnull().mean())).share[0] >= 0.5
+        named = shop.frame(e.aggregate(share=e.user_session.notnull().mean())).share[0] >= .5
         e = e.filter(e.user_session.notnull()).mutate(key=e.user_session) if named else _cut_at_pauses(e, pause)
-        return (
-            e.group_by('user_id', 'key')
-            .aggregate(
-                n_events=e.count(),
-                n_products=e.product_id.nunique(),
-                minutes=(e.event_time.max().epoch_seconds() - e.event_time.min().epoch_seconds()) / 60,
-                carted=(e.event_type == 'cart').any(),
-                bought=(e.event_type == 'purchase').any(),
-            )
-            .drop('user_id', 'key')
-        )
-
+        return e.group_by('user_id', 'key').aggregate(
+            n_events=e.count(), n_products=e.product_id.nunique(),
+            minutes=(e.event_time.max().epoch_seconds()-e.event_time.min().epoch_seconds())/60,
+            carted=(e.event_type == 'cart').any(), bought=(e.event_type == 'purchase').any(),
+        ).drop('user_id', 'key')
     return shop.keep('sessions', make)
 
 # %% ../../nbs/explore/01_eda.ipynb #dc846930
 #: most products of a bucket of sessions -> its name
 _SESSION_SIZES = {1: '1', 2: '2', 3: '3', 5: '4 to 5', 10: '6 to 10', 20: '11 to 20', 50: '21 to 50'}
 
-
 def session_lengths(
     shop: ShopEvents,
-) -> pd.DataFrame:  # index: products looked at; sessions, events, median minutes, carted, bought, two rates
+) -> pd.DataFrame: # index: products looked at; sessions, events, median minutes, carted, bought, two rates
     "Group sessions by how many products they touch: how long they are, how often they end in cart and purchase."
     s, names = sessions(shop), [*_SESSION_SIZES.values(), 'over 50']
     small = [(s.n_products <= most, i) for i, most in enumerate(_SESSION_SIZES)]
     bucket = ibis.cases(*small, else_=len(small))
-    df = shop.frame(
-        s.group_by(bucket=bucket)
-        .aggregate(
-            sessions=s.count(),
-            events=s.n_events.sum(),
-            minutes=s.minutes.approx_median(),
-            carted=s.carted.cast('int64').sum(),
-            bought=s.bought.cast('int64').sum(),
-        )
-        .order_by('bucket')
-    )
+    df = shop.frame(s.group_by(bucket=bucket).aggregate(
+        sessions=s.count(), events=s.n_events.sum(), minutes=s.minutes.approx_median(),
+        carted=s.carted.cast('int64').sum(), bought=s.bought.cast('int64').sum(),
+    ).order_by('bucket'))
     df = df.assign(products=df.bucket.map(dict(enumerate(names)))).drop(columns='bucket').set_index('products')
-    return df.assign(cart_rate=df.carted / df.sessions, purchase_rate=df.bought / df.sessions)
+    return df.assign(cart_rate=df.carted/df.sessions, purchase_rate=df.bought/df.sessions)
 
 # %% ../../nbs/explore/01_eda.ipynb #4c74eab6
 def plot_sessions(
-    table: pd.DataFrame,  # of `session_lengths`
-    axes: Any = None,  # two matplotlib axes; new ones by default
-) -> Any:  # the axes
+    table: pd.DataFrame, # of `session_lengths`
+    axes: Any = None,    # two matplotlib axes; new ones by default
+) -> Any: # the axes
     "Plot how many sessions touch how many products, and how often they fill the cart and end in a purchase."
     axes, x = _new_axes(axes, (8, 2.8), 2), np.arange(len(table))
     axes[0].bar(x, table.sessions, color='#0072b2')
@@ -633,19 +551,19 @@ def plot_sessions(
 # %% ../../nbs/explore/01_eda.ipynb #a99f746d
 OPTIONAL = ['category_id', 'category_code', 'brand', 'price', 'user_session']
 
-
 def missing(
     shop: ShopEvents,
-) -> pd.DataFrame:  # index: column; one column a month, and `all`: share of the events without a value
+) -> pd.DataFrame: # index: column; one column a month, and `all`: share of the events without a value
     "Share of the events in which an optional column is empty, by month."
     e = shop.events
     empty = {column: e[column].isnull().sum() for column in OPTIONAL}
     df = shop.frame(e.group_by(month=e.event_time.truncate('M')).aggregate(n=e.count(), **empty).order_by('month'))
     share = df[OPTIONAL].div(df.n, axis=0).set_axis(df.month.dt.strftime('%Y-%m')).T
-    return share.assign(all=df[OPTIONAL].sum() / df.n.sum()).rename_axis(index='column', columns=None)
+    return share.assign(all=df[OPTIONAL].sum()/df.n.sum()).rename_axis(index='column', columns=None)
 
-
-def rejected(shop: ShopEvents) -> pd.DataFrame:  # reason, rows, first
+def rejected(
+    shop: ShopEvents,
+) -> pd.DataFrame: # reason, rows, first
     "Count rows that could not be used, by reason."
     if shop.rejects is None:
         return pd.DataFrame({'reason': [], 'rows': [], 'first': []})
@@ -664,20 +582,19 @@ def _heat_map(ax: Any, table: pd.DataFrame, columns: list[str], cmap: str, vmax:
     ax.tick_params(length=0)
     return ax
 
-
 def plot_missing(
-    table: pd.DataFrame,  # of `missing`
-    ax: Any = None,  # matplotlib axes; new ones by default
-) -> Any:  # the axes
+    table: pd.DataFrame, # of `missing`
+    ax: Any = None,      # matplotlib axes; new ones by default
+) -> Any: # the axes
     "Plot columns down, months across, the darker the more is missing."
-    ax = _new_axes(ax, (1.8 + 0.75 * table.shape[1], 0.6 + 0.35 * len(table)))
-    return _heat_map(ax, table, list(table.columns), 'Oranges', 1, 0.6)
+    ax = _new_axes(ax, (1.8+.75*table.shape[1], .6+.35*len(table)))
+    return _heat_map(ax, table, list(table.columns), 'Oranges', 1, .6)
 
 # %% ../../nbs/explore/01_eda.ipynb #32c11af2
 def busiest(
     shop: ShopEvents,
-    n: int = 300,  # how many customers
-) -> pd.DataFrame:  # user_id, events, products, purchases, days, hours_a_day, events_an_hour, suspicious
+    n: int = 300, # how many customers
+) -> pd.DataFrame: # user_id, events, products, purchases, days, hours_a_day, events_an_hour, suspicious
     "List the busiest customers: hours of their longest day, events of their busiest hour."
     e = shop.events
     top = e.group_by('user_id').aggregate(events=e.count()).order_by(ibis.desc('events'), 'user_id').limit(n)
@@ -685,11 +602,9 @@ def busiest(
     hour = t.group_by('user_id', day=t.event_time.truncate('D'), hour=t.event_time.hour()).aggregate(n=t.count())
     day = hour.group_by('user_id', 'day').aggregate(hours=hour.count(), most=hour.n.max())
     span = day.group_by('user_id').aggregate(
-        days=day.count(), hours_a_day=day.hours.max(), events_an_hour=day.most.max()
-    )
+        days=day.count(), hours_a_day=day.hours.max(), events_an_hour=day.most.max())
     each = t.group_by('user_id').aggregate(
-        events=t.count(), products=t.product_id.nunique(), purchases=event_count(t, 'purchase')
-    )
+        events=t.count(), products=t.product_id.nunique(), purchases=event_count(t, 'purchase'))
     order = dict(by=['events', 'user_id'], ascending=[False, True], ignore_index=True)
     df = shop.frame(each.join(span, 'user_id')).sort_values(**order)
     return df.assign(suspicious=(df.purchases == 0) & ((df.hours_a_day >= 18) | (df.events_an_hour >= 300)))
@@ -697,34 +612,23 @@ def busiest(
 # %% ../../nbs/explore/01_eda.ipynb #0c6e3691
 def user_limits(
     shop: ShopEvents,
-    limits: tuple[int, ...] = (100, 200, 500, 1000, 2000, 5000),  # candidates for graph_build.max_user_events
-) -> pd.DataFrame:  # index: limit; users, and shares of users, events and purchases that it would remove
+    limits: tuple[int, ...] = (100, 200, 500, 1000, 2000, 5000), # candidates for graph_build.max_user_events
+) -> pd.DataFrame: # index: limit; users, and shares of users, events and purchases that it would remove
     "What a limit on the events of one customer would remove."
     p = shop.pairs
     each = p.group_by('user_id').aggregate(n=p.n_events.sum(), bought=p.n_purchase.sum())
-
-    def totals(limit):  # of customers above a limit
+    def totals(limit): # of customers above a limit
         above = each.n > limit
-        return {
-            f'users_{limit}': above.sum(),
-            f'events_{limit}': each.n.sum(where=above),
-            f'purchases_{limit}': each.bought.sum(where=above),
-        }
-
+        return {f'users_{limit}': above.sum(), f'events_{limit}': each.n.sum(where=above),
+                f'purchases_{limit}': each.bought.sum(where=above)}
     sums = {name: value.fill_null(0) for limit in (-1, *limits) for name, value in totals(limit).items()}
     row = shop.frame(each.aggregate(**sums)).iloc[0]
-    users, events, purchases = (
-        [int(row[f'{name}_{limit}']) for limit in limits] for name in ('users', 'events', 'purchases')
-    )
-    return pd.DataFrame(
-        dict(
-            users=users,
-            users_share=np.array(users) / row['users_-1'],
-            events_share=np.array(events) / row['events_-1'],
-            purchases_share=np.array(purchases) / max(row['purchases_-1'], 1),
-        ),
-        index=pd.Index(limits, name='limit'),
-    )
+    users, events, purchases = ([int(row[f'{name}_{limit}']) for limit in limits]
+                                for name in ('users', 'events', 'purchases'))
+    return pd.DataFrame(dict(
+        users=users, users_share=np.array(users)/row['users_-1'], events_share=np.array(events)/row['events_-1'],
+        purchases_share=np.array(purchases)/max(row['purchases_-1'], 1),
+    ), index=pd.Index(limits, name='limit'))
 
 # %% ../../nbs/explore/01_eda.ipynb #e604abed
 #: group of `busiest` -> colour and mark
@@ -734,19 +638,17 @@ _BUSY_GROUPS = {
     'no purchase, and up for 18 hours or 300 events an hour': ('#d55e00', 'X'),
 }
 
-
 def plot_busiest(
-    table: pd.DataFrame,  # of `busiest`
-    ax: Any = None,  # matplotlib axes; new ones by default
-) -> Any:  # the axes
+    table: pd.DataFrame, # of `busiest`
+    ax: Any = None,      # matplotlib axes; new ones by default
+) -> Any: # the axes
     "Plot events of the busiest customers against their busiest hour; colour: bought, did not, looks like a robot."
     ax, (bought, none, robot) = _new_axes(ax, (6.5, 2.8)), _BUSY_GROUPS
     group = np.where(table.suspicious, robot, np.where(table.purchases > 0, bought, none))
     for name, (colour, mark) in _BUSY_GROUPS.items():
         part = table[group == name]
-        look = dict(s=16, marker=mark, color=colour, alpha=0.8, label=f'{name} ({len(part)})')
-        if len(part):
-            ax.scatter(part.events_an_hour, part.events, **look)
+        look = dict(s=16, marker=mark, color=colour, alpha=.8, label=f'{name} ({len(part)})')
+        if len(part): ax.scatter(part.events_an_hour, part.events, **look)
     ax.set(xscale='log', yscale='log', xlabel='events in the busiest hour', ylabel='events')
     ax.legend(fontsize=7, frameon=False, loc='upper left', bbox_to_anchor=(1, 1))
     _bare(ax)
@@ -756,13 +658,11 @@ def plot_busiest(
 @dataclass
 class Pairs:
     "Pairs of the training events as arrays."
-
-    user: np.ndarray  # int32 (E,)
-    item: np.ndarray  # int32 (E,)
-    n_events: np.ndarray  # int32 (E,)
-    bought: np.ndarray  # bool (E,)
+    user: np.ndarray     # int32 (E,)
+    item: np.ndarray     # int32 (E,)
+    n_events: np.ndarray # int32 (E,)
+    bought: np.ndarray   # bool (E,)
     weighed: np.ndarray  # bool (E,): the scheme gives the pair a weight above 0
-
 
 def _read_pairs(shop: ShopEvents) -> Pairs:
     "Weigh the pairs of the training part, and index them in the order of their ids."
@@ -782,7 +682,9 @@ def _read_pairs(shop: ShopEvents) -> Pairs:
     return Pairs(*(table[name].to_numpy() for name in names))
 
 # %% ../../nbs/explore/01_eda.ipynb #d39a1846
-def train_pairs(shop: ShopEvents) -> Pairs:
+def train_pairs(
+    shop: ShopEvents,
+) -> Pairs:
     "Read the pairs of customer and product in the training part. Raises `DataError` if there are none."
     if 'pairs of training' not in shop.made:
         shop.made['pairs of training'] = _read_pairs(shop)
@@ -791,34 +693,24 @@ def train_pairs(shop: ShopEvents) -> Pairs:
 # %% ../../nbs/explore/01_eda.ipynb #47b855f9
 #: alternatives that `filter_effects` tries beside the project's own settings
 ALTERNATIVES = (
-    {'min_user_events': 2},
-    {'min_user_events': 5},
-    {'min_user_events': 10},
-    {'min_item_events': 5},
-    {'min_item_events': 20},
-    {'max_user_events': 2000},
-    {'max_user_events': 500},
-    {'k_core': 2},
-    {'k_core': 3},
-    {'k_core': 5},
-    {'k_core': 10},
+    {'min_user_events': 2}, {'min_user_events': 5}, {'min_user_events': 10},
+    {'min_item_events': 5}, {'min_item_events': 20}, {'max_user_events': 2000}, {'max_user_events': 500},
+    {'k_core': 2}, {'k_core': 3}, {'k_core': 5}, {'k_core': 10},
 )
 
-
-def _remains(p: Pairs, settings: GraphBuildSettings) -> dict:  # users, items, edges, events, bought
+def _remains(p: Pairs, settings: GraphBuildSettings) -> dict: # users, items, edges, events, bought
     "Count what is left after the filters; 0 if nothing is."
     columns = ['users', 'items', 'edges', 'events']
     try:
         keep, log = filter_edges(p.user, p.item, p.n_events, p.weighed.astype(np.float32), settings)
-    except DataError:
-        return dict.fromkeys((*columns, 'bought'), 0)
+    except DataError: return dict.fromkeys((*columns, 'bought'), 0)
     return {**log.iloc[-1][columns], 'bought': int(p.bought[keep].sum())}
 
 # %% ../../nbs/explore/01_eda.ipynb #d8e51265
 def filter_effects(
     shop: ShopEvents,
-    alternatives: tuple[dict, ...] = ALTERNATIVES,  # settings of graph_build, each tried by itself
-) -> pd.DataFrame:  # index: setting; shares that remain of users, items, edges, events, bought (pairs)
+    alternatives: tuple[dict, ...] = ALTERNATIVES, # settings of graph_build, each tried by itself
+) -> pd.DataFrame: # index: setting; shares that remain of users, items, edges, events, bought (pairs)
     "What the filters of `graph_build` leave of the training graph: as configured, and with one setting at a time."
     no_filter = dict(max_user_events=None, min_user_events=1, min_item_events=1, k_core=1)
     none = shop.graph_build.model_copy(update=no_filter)
@@ -827,22 +719,24 @@ def filter_effects(
         tried[', '.join(f'{k} {v}' for k, v in setting.items())] = none.model_copy(update=setting)
     left = {name: _remains(train_pairs(shop), settings) for name, settings in tried.items()}
     total = left['no filter']
-    shares = {name: {k: counts[k] / max(total[k], 1) for k in counts} for name, counts in left.items()}
+    shares = {name: {k: counts[k]/max(total[k], 1) for k in counts} for name, counts in left.items()}
     return pd.DataFrame(shares).T.astype('float64').rename_axis('setting')
 
 # %% ../../nbs/explore/01_eda.ipynb #ea4c117a
 def plot_filters(
-    table: pd.DataFrame,  # of `filter_effects`
-    ax: Any = None,  # matplotlib axes; new ones by default
-) -> Any:  # the axes
+    table: pd.DataFrame, # of `filter_effects`
+    ax: Any = None,      # matplotlib axes; new ones by default
+) -> Any: # the axes
     "Plot settings down, what remains across."
     names = dict(users='customers', items='products', edges='edges', events='events', bought='bought pairs')
-    ax = _new_axes(ax, (5.8, 0.7 + 0.27 * len(table)))
-    _heat_map(ax, table, [names[c] for c in table], 'Blues', 1.15, 0.7).xaxis.tick_top()
+    ax = _new_axes(ax, (5.8, .7+.27*len(table)))
+    _heat_map(ax, table, [names[c] for c in table], 'Blues', 1.15, .7).xaxis.tick_top()
     return ax
 
 # %% ../../nbs/explore/01_eda.ipynb #343f51fd
-def degree_counts(shop: ShopEvents) -> pd.DataFrame:  # of ('user' or 'item'), events (here: edges), count; as `tails`
+def degree_counts(
+    shop: ShopEvents,
+) -> pd.DataFrame: # of ('user' or 'item'), events (here: edges), count; as `tails`
     "Count customers and products of the training graph by their number of edges."
     p, parts = train_pairs(shop), []
     for of, index in (('user', p.user), ('item', p.item)):
@@ -853,16 +747,16 @@ def degree_counts(shop: ShopEvents) -> pd.DataFrame:  # of ('user' or 'item'), e
 # %% ../../nbs/explore/01_eda.ipynb #c45f8feb
 def components(
     shop: ShopEvents,
-) -> pd.DataFrame:  # users, items, edges, components: pieces of one size in one row, the largest first
+) -> pd.DataFrame: # users, items, edges, components: pieces of one size in one row, the largest first
     "Count connected components of the training graph by their size."
     p = train_pairs(shop)
     user, item = p.user[p.weighed], p.item[p.weighed]
-    n_users, n_items = int(user.max()) + 1, int(item.max()) + 1
-    nodes = n_users + n_items
-    square = sparse.csr_array((np.ones(len(user), np.int8), (user, item + np.int32(n_users))), shape=(nodes, nodes))
+    n_users, n_items = int(user.max())+1, int(item.max())+1
+    nodes = n_users+n_items
+    square = sparse.csr_array((np.ones(len(user), np.int8), (user, item+np.int32(n_users))), shape=(nodes, nodes))
     label = sparse.csgraph.connected_components(square, directed=False)[1]
     used = np.r_[np.bincount(user, minlength=n_users), np.bincount(item, minlength=n_items)] > 0
-    count = lambda labels: np.bincount(labels, minlength=label.max() + 1)
+    count = lambda labels: np.bincount(labels, minlength=label.max()+1)
     of_users, of_items = label[:n_users][used[:n_users]], label[n_users:][used[n_users:]]
     df = pd.DataFrame(dict(users=count(of_users), items=count(of_items), edges=count(label[user])))
     sizes = df[df.edges > 0].groupby(['users', 'items', 'edges']).size().rename('components').reset_index()
@@ -872,22 +766,22 @@ def components(
 def _plot_components(ax: Any, table: pd.DataFrame):
     "How much of the graph its largest component holds."
     total = table[['users', 'items', 'edges']].mul(table.components, axis=0).sum()
-    share, names = table.iloc[0][['users', 'items', 'edges']] / total, ['customers', 'products', 'edges']
+    share, names = table.iloc[0][['users', 'items', 'edges']]/total, ['customers', 'products', 'edges']
     ax.barh(names, share, color='#0072b2', label='largest component')
-    others = f'{table.components.sum() - 1:,} other components'
-    ax.barh(names, 1 - share, left=share, color='#bdbdbd', label=others)
+    others = f'{table.components.sum()-1:,} other components'
+    ax.barh(names, 1-share, left=share, color='#bdbdbd', label=others)
     for i, v in enumerate(share):
-        ax.text(0.02, i, f'{v:.2%}', va='center', color='white', fontsize=8)
+        ax.text(.02, i, f'{v:.2%}', va='center', color='white', fontsize=8)
     ax.invert_yaxis()
     ax.xaxis.set_major_formatter('{x:.0%}')
-    ax.legend(fontsize=8, frameon=False, loc='lower center', bbox_to_anchor=(0.5, 1), ncols=2)
+    ax.legend(fontsize=8, frameon=False, loc='lower center', bbox_to_anchor=(.5, 1), ncols=2)
 
 # %% ../../nbs/explore/01_eda.ipynb #bcc9c86f
 def plot_graph(
-    degrees: pd.DataFrame,  # of `degree_counts`
-    components: pd.DataFrame,  # of `components`
-    axes: Any = None,  # two matplotlib axes; new ones by default
-) -> Any:  # the axes
+    degrees: pd.DataFrame,    # of `degree_counts`
+    components: pd.DataFrame, # of `components`
+    axes: Any = None,         # two matplotlib axes; new ones by default
+) -> Any: # the axes
     "Plot degrees of customers and products, and how much of the graph its largest component holds."
     axes = _new_axes(axes, (8.5, 2.8), 2)
     for of, (name, colour) in _SIDES.items():
@@ -896,17 +790,16 @@ def plot_graph(
     axes[0].set(xlabel='edges', ylabel='with at least that many')
     axes[0].legend(fontsize=8, frameon=False)
     _plot_components(axes[1], components)
-    for ax in axes:
-        _bare(ax)
+    for ax in axes: _bare(ax)
     return axes
 
 # %% ../../nbs/explore/01_eda.ipynb #23b49205
 def _new_by_period(
     shop: ShopEvents,
-    column: str,  # user_id or product_id
-    name: str,  # 'users' or 'items', for the columns
-    unit: str,  # of `truncate`
-) -> pd.DataFrame:  # index: at; `name`, purchases, events, and each of them of new ones
+    column: str, # user_id or product_id
+    name: str,   # 'users' or 'items', for the columns
+    unit: str,   # of `truncate`
+) -> pd.DataFrame: # index: at; `name`, purchases, events, and each of them of new ones
     "Count who is there in each period, and who is there for the first time."
     e = shop.events
     first = e.group_by(column).aggregate(born=e.event_time.min().truncate(unit))
@@ -914,30 +807,24 @@ def _new_by_period(
     t = each.join(first, column)
     new = t['at'] == t.born
     total = {name: t.count(), 'purchases': t.p.sum(), 'events': t.n.sum()}
-    of_new = {
-        f'new_{name}': new.sum(),
-        f'purchases_new_{name}': t.p.sum(where=new).fill_null(0),
-        f'events_new_{name}': t.n.sum(where=new).fill_null(0),
-    }
+    of_new = {f'new_{name}': new.sum(), f'purchases_new_{name}': t.p.sum(where=new).fill_null(0),
+              f'events_new_{name}': t.n.sum(where=new).fill_null(0)}
     return shop.frame(t.group_by('at').aggregate(**total, **of_new)).set_index('at').astype('int64')
 
 # %% ../../nbs/explore/01_eda.ipynb #95f9eec8
 def cold(
     shop: ShopEvents,
-    period: Literal['auto', 'day', 'week', 'month'] = 'auto',  # auto: weeks, or days in less than three weeks of data
-) -> pd.DataFrame:  # index: period; users, items, purchases and events, those of new ones, and the shares
+    period: Literal['auto', 'day', 'week', 'month'] = 'auto', # auto: weeks, or days in less than three weeks of data
+) -> pd.DataFrame: # index: period; users, items, purchases and events, those of new ones, and the shares
     "Count new customers and products by period. In the first period everybody is new."
-    if period == 'auto':
-        period = 'week' if overview(shop).days >= 21 else 'day'
+    if period == 'auto': period = 'week' if overview(shop).days >= 21 else 'day'
     users = _new_by_period(shop, 'user_id', 'users', _CALENDAR[period])
     items = _new_by_period(shop, 'product_id', 'items', _CALENDAR[period]).drop(columns=['purchases', 'events'])
     df = users.join(items).sort_index().rename_axis(period)
     return df.assign(
-        new_users_share=df.new_users / df.users,
-        purchases_new_users_share=df.purchases_new_users / df.purchases.where(df.purchases > 0),
-        new_items_share=df.new_items / df['items'],
-        events_new_items_share=df.events_new_items / df.events,
-    )
+        new_users_share=df.new_users/df.users,
+        purchases_new_users_share=df.purchases_new_users/df.purchases.where(df.purchases > 0),
+        new_items_share=df.new_items/df['items'], events_new_items_share=df.events_new_items/df.events)
 
 # %% ../../nbs/explore/01_eda.ipynb #9d603f36
 #: share of `cold` -> label, colour and mark
@@ -947,14 +834,12 @@ _COLD_LINES = {
     'events_new_items_share': ('events on new products', '#009e73', '^'),
 }
 
-
 def plot_cold(
-    table: pd.DataFrame,  # of `cold`
-    ax: Any = None,  # matplotlib axes; new ones by default
-) -> Any:  # the axes
+    table: pd.DataFrame, # of `cold`
+    ax: Any = None,      # matplotlib axes; new ones by default
+) -> Any: # the axes
     "Plot shares of new customers, their purchases, and events on new products, from the second period on."
     from matplotlib.dates import ConciseDateFormatter
-
     ax, df = _new_axes(ax, (7, 2.6)), table.iloc[1:]
     for column, (label, colour, mark) in _COLD_LINES.items():
         ax.plot(df.index, df[column], marker=mark, ms=4, color=colour, label=label)

@@ -30,60 +30,45 @@ __all__ = ['PALETTE', 'EVENT_SHAPES', 'EVENT_NAMES', 'TEMPLATE', 'SPLIT_NAMES', 
 PALETTE = ['#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7', '#56B4E9', '#F0E442', '#999999']
 EVENT_SHAPES = {'purchase': 'star', 'cart': 'square', 'view': 'circle', 'remove_from_cart': 'x', 'other': 'diamond'}
 EVENT_NAMES = {
-    'purchase': 'purchase',
-    'cart': 'cart',
-    'view': 'view',
-    'remove_from_cart': 'out of the cart',
-    'other': 'other',
+    'purchase': 'purchase', 'cart': 'cart', 'view': 'view', 'remove_from_cart': 'out of the cart', 'other': 'other',
     '': 'learned similarity',
 }
 _GRID = 'rgba(128,128,128,.25)'
 
 _font = dict(family='system-ui, -apple-system, Segoe UI, sans-serif', size=12, color='#222222')
 _hover = dict(bgcolor='#222222', bordercolor='#222222', font=dict(color='white', size=12), align='left', namelength=-1)
-TEMPLATE = go.layout.Template(
-    layout=dict(
-        font=_font,
-        paper_bgcolor='white',
-        plot_bgcolor='white',
-        colorway=PALETTE,
-        margin=dict(l=8, r=8, t=34, b=8),
-        hoverlabel=_hover,
-        title=dict(x=0, xref='container', pad=dict(l=8), font=dict(size=13)),
-        xaxis=dict(showgrid=True, gridcolor=_GRID, zerolinecolor='rgba(128,128,128,.6)', automargin=True, ticks=''),
-        yaxis=dict(showgrid=False, zeroline=False, automargin=True, ticks=''),
-        legend=dict(orientation='h', y=-0.02, yanchor='top', x=0, font=dict(size=11)),
-        modebar=dict(orientation='h', bgcolor='rgba(0,0,0,0)', color='#888888', activecolor='#0072B2'),
-    )
-)
+TEMPLATE = go.layout.Template(layout=dict(
+    font=_font, paper_bgcolor='white', plot_bgcolor='white', colorway=PALETTE, margin=dict(l=8, r=8, t=34, b=8),
+    hoverlabel=_hover, title=dict(x=0, xref='container', pad=dict(l=8), font=dict(size=13)),
+    xaxis=dict(showgrid=True, gridcolor=_GRID, zerolinecolor='rgba(128,128,128,.6)', automargin=True, ticks=''),
+    yaxis=dict(showgrid=False, zeroline=False, automargin=True, ticks=''),
+    legend=dict(orientation='h', y=-.02, yanchor='top', x=0, font=dict(size=11)),
+    modebar=dict(orientation='h', bgcolor='rgba(0,0,0,0)', color='#888888', activecolor='#0072B2'),
+))
 
 # %% ../../nbs/explore/03_figures.ipynb #74a729d2
 def short(text: str, n: int = 24) -> str:
     "Cut a text to at most n characters."
-    return text if len(text) <= n else text[: n - 1].rstrip() + '…'
-
+    return text if len(text) <= n else text[:n-1].rstrip()+'…'
 
 def safe(text) -> str:
     "Escape a text for plotly, which reads a few tags."
     return html.escape(str(text), quote=False)
 
-
 def wrapped(text: str, n: int = 50) -> str:
     "Break a text into lines of about n characters, escaped."
     words, lines = str(text).split(), ['']
     for word in words:
-        if lines[-1] and len(lines[-1]) + 1 + len(word) > n:
-            lines.append(word)
-        else:
-            lines[-1] = f'{lines[-1]} {word}'.strip()
+        if lines[-1] and len(lines[-1])+1+len(word) > n: lines.append(word)
+        else: lines[-1] = f'{lines[-1]} {word}'.strip()
     return '<br>'.join(map(safe, lines))
 
 # %% ../../nbs/explore/03_figures.ipynb #1a16fab0
 def blank(
-    title: str = '',  # title
-    height: int = 240,  # px
-    traces: list[dict] | None = None,  # taken as they are, which is ten times as quick as asking plotly to check them
-    **layout,  # more of plotly's layout
+    title: str = '',   # title
+    height: int = 240, # px
+    traces: list[dict]|None = None, # taken as they are, which is ten times as quick as asking plotly to check them
+    **layout,          # more of plotly's layout
 ) -> go.Figure:
     "Make a figure with the template."
     layout = dict(template=TEMPLATE, title=dict(text=title), height=height, **layout)
@@ -91,18 +76,18 @@ def blank(
 
 # %% ../../nbs/explore/03_figures.ipynb #236f1405
 def empty_figure(
-    reason: str,  # why there is nothing to draw
-    height: int = 160,  # px
+    reason: str,       # why there is nothing to draw
+    height: int = 160, # px
 ) -> go.Figure:
     "Make a figure that says why it is empty."
     fig = blank(height=height, xaxis=dict(visible=False), yaxis=dict(visible=False))
-    centre = dict(x=0.5, y=0.5, xref='paper', yref='paper')
+    centre = dict(x=.5, y=.5, xref='paper', yref='paper')
     return fig.add_annotation(text=wrapped(reason, 70), showarrow=False, **centre, font=dict(size=13))
 
 # %% ../../nbs/explore/03_figures.ipynb #3b85cbb9
 def by_day(
-    events: pd.DataFrame,  # from `ExplorerState.timeline`
-) -> pd.DataFrame:  # event_time (day), event_type, count, name, item
+    events: pd.DataFrame, # from `ExplorerState.timeline`
+) -> pd.DataFrame: # event_time (day), event_type, count, name, item
     "Put the events of one type on one day into one row."
     day = pd.to_datetime(events.event_time).dt.floor('D')
     groups = events.assign(event_time=day).groupby(['event_time', 'event_type'], sort=True)
@@ -111,40 +96,26 @@ def by_day(
 
 # %% ../../nbs/explore/03_figures.ipynb #27db40a4
 def _lane(
-    part: pd.DataFrame,  # events of one type; with a column `count`, one row a day
+    part: pd.DataFrame, # events of one type; with a column `count`, one row a day
     event_type: str,
 ) -> dict:
     "A trace with the events of one type."
     daily, name = 'count' in part, EVENT_NAMES[event_type]
-
     def text(r):
         times = f', {r.count} events' if daily else ''
         price = '' if daily or pd.isna(r.price) else f'<br>price {r.price:.2f}'
-        return f'<b>{safe(short(r.name, 60))}</b><br>{name}{times}<br>{str(r.event_time)[: 10 if daily else 16]}{price}'
-
-    marker = dict(
-        color=EVENT_COLORS[event_type],
-        symbol=EVENT_SHAPES[event_type],
-        size=7 + 3 * np.log2(part['count']) if daily else np.full(len(part), 10),
-        line=dict(color='white', width=0.7),
-        opacity=0.85,
-    )
-    return dict(
-        type='scatter',
-        x=part.event_time.to_numpy(),
-        y=[name] * len(part),
-        mode='markers',
-        name=name,
-        customdata=part.item.to_numpy(),
-        hovertext=list(map(text, part.itertuples())),
-        hoverinfo='text',
-        marker=marker,
-    )
+        return f'<b>{safe(short(r.name, 60))}</b><br>{name}{times}<br>{str(r.event_time)[:10 if daily else 16]}{price}'
+    marker = dict(color=EVENT_COLORS[event_type], symbol=EVENT_SHAPES[event_type],
+                  size=7+3*np.log2(part['count']) if daily else np.full(len(part), 10),
+                  line=dict(color='white', width=.7), opacity=.85)
+    return dict(type='scatter', x=part.event_time.to_numpy(), y=[name]*len(part), mode='markers', name=name,
+                customdata=part.item.to_numpy(), hovertext=list(map(text, part.itertuples())), hoverinfo='text',
+                marker=marker)
 
 # %% ../../nbs/explore/03_figures.ipynb #1d42d218
 def history_figure(
     state: ExplorerState,
-    most: int = 400,  # events that have a mark each
+    most: int = 400, # events that have a mark each
 ) -> go.Figure:
     "Draw the customer's events by time."
     events = state.timeline()
@@ -157,75 +128,62 @@ def history_figure(
         events = by_day(events)
     lanes = [(kind, part) for kind in EVENT_COLORS if len(part := events[events.event_type == kind])]
     drawn = [_lane(part, event_type) for event_type, part in reversed(lanes)]
-    return blank(
-        title,
-        70 + 34 * max(len(lanes), 2),
-        drawn,
-        showlegend=False,
-        hovermode='closest',
-        yaxis=dict(showgrid=True, gridcolor=_GRID),
-    )
+    return blank(title, 70+34*max(len(lanes), 2), drawn, showlegend=False, hovermode='closest',
+                 yaxis=dict(showgrid=True, gridcolor=_GRID))
 
 # %% ../../nbs/explore/03_figures.ipynb #c88e2185
 def _from_left(stop: tuple, lines: dict, y: dict) -> float:
     "Where the lines to a node come from, on average."
-    ends = [(abs(share) + 1e-12, y[start]) for (start, end, *_), share in lines.items() if end == stop]
-    return sum(weight * at for weight, at in ends) / sum(weight for weight, _ in ends) if ends else 0.0
-
+    ends = [(abs(share)+1e-12, y[start]) for (start, end, *_), share in lines.items() if end == stop]
+    return sum(weight*at for weight, at in ends)/sum(weight for weight, _ in ends) if ends else 0.
 
 def _heights(nodes: dict, lines: dict, last: int) -> dict:
     "Where each node stands in its column: near those that its lines come from."
     y = {}
-    for column in range(last + 1):
+    for column in range(last+1):
         here = [stop for stop in nodes if stop[0] == column]
         here.sort(key=lambda stop, done=dict(y): (_from_left(stop, lines, done), -nodes[stop], str(stop[2])))
-        y |= {stop: (k + 0.5) / len(here) for k, stop in enumerate(here)}
+        y |= {stop: (k+.5)/len(here) for k, stop in enumerate(here)}
     return y
 
 # %% ../../nbs/explore/03_figures.ipynb #0e30ba46
-def _stops(path: tuple, last: int) -> list[tuple]:  # (column, 'user' or 'item', index)
+def _stops(path: tuple, last: int) -> list[tuple]: # (column, 'user' or 'item', index)
     "Nodes of a path; the product stands in the last column."
     inner = [(j, 'item' if j % 2 else 'user', int(x)) for j, x in enumerate(path[:-1]) if x is not None]
     return [*inner, (last, 'item', int(path[-1]))]
 
 # %% ../../nbs/explore/03_figures.ipynb #55a379c8
 def layers(
-    paths: list[tuple],  # tuples of indices, customer first; None stands for learned similarity
-    shares: np.ndarray,  # float (n,) of each path
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # nodes: column, role (user, item, lane), index, y (0 top to 1), share; lines
+    paths: list[tuple], # tuples of indices, customer first; None stands for learned similarity
+    shares: np.ndarray, # float (n,) of each path
+) -> tuple[pd.DataFrame, pd.DataFrame]: # nodes: column, role (user, item, lane), index, y (0 top to 1), share; lines
     "Put paths into columns: nodes, and lines (start, end, left, right, share) between neighbouring columns."
-    last, nodes, lines = max(map(len, paths)) - 1, {}, {}
+    last, nodes, lines = max(map(len, paths))-1, {}, {}
     for path, share in zip(paths, shares):
         stops = _stops(path, last)
-        nodes[stops[0]] = nodes.get(stops[0], 0.0) + share
+        nodes[stops[0]] = nodes.get(stops[0], 0.)+share
         for a, b in zip(stops, stops[1:]):
-            chain = [a, *((j, 'lane', (a[1:], b[1:])) for j in range(a[0] + 1, b[0])), b]
+            chain = [a, *((j, 'lane', (a[1:], b[1:])) for j in range(a[0]+1, b[0])), b]
             for step in zip(chain, chain[1:]):
-                lines[*step, a[1:], b[1:]] = lines.get((*step, a[1:], b[1:]), 0.0) + share
-            for stop in chain[1:]:
-                nodes[stop] = nodes.get(stop, 0.0) + share
+                lines[*step, a[1:], b[1:]] = lines.get((*step, a[1:], b[1:]), 0.)+share
+            for stop in chain[1:]: nodes[stop] = nodes.get(stop, 0.)+share
     y = _heights(nodes, lines, last)
     row = {stop: k for k, stop in enumerate(y)}
     node_rows = [(*s[:2], s[2] if s[1] != 'lane' else -1, y[s], nodes[s]) for s in y]
     line_rows = [(row[a], row[b], left, right, share) for (a, b, left, right), share in lines.items()]
-    return (
-        pd.DataFrame(node_rows, columns=['column', 'role', 'index', 'y', 'share']),
-        pd.DataFrame(line_rows, columns=['start', 'end', 'left', 'right', 'share']),
-    )
+    return (pd.DataFrame(node_rows, columns=['column', 'role', 'index', 'y', 'share']),
+            pd.DataFrame(line_rows, columns=['start', 'end', 'left', 'right', 'share']))
 
 # %% ../../nbs/explore/03_figures.ipynb #6cad985d
 def _bow(a: tuple, b: tuple, n: int = 17) -> tuple[np.ndarray, np.ndarray]:
     "An S-shaped line."
     t = np.linspace(0, 1, n)
-    return a[0] + (b[0] - a[0]) * t, a[1] + (b[1] - a[1]) * (3 * t**2 - 2 * t**3)
+    return a[0]+(b[0]-a[0])*t, a[1]+(b[1]-a[1])*(3*t**2-2*t**3)
 
 # %% ../../nbs/explore/03_figures.ipynb #8575aa0f
-def _step(
-    state: ExplorerState, left: tuple, right: tuple
-) -> tuple[str, str]:  # event ('' for learned similarity), text
+def _step(state: ExplorerState, left: tuple, right: tuple) -> tuple[str, str]: # event ('' for learned similarity), text
     "What a step of a path is."
-    if left[0] == right[0]:
-        return '', 'learned similarity'
+    if left[0] == right[0]: return '', 'learned similarity'
     (_, item), (_, user) = sorted((left, right))
     graph = state.model.graph
     name = wrapped(short_name(graph, item))
@@ -239,19 +197,9 @@ def _path_line(a: Any, b: Any, event: str, text: str, line: dict) -> dict:
     "A trace for one line; its ends know the nodes that they belong to."
     x, y = _bow((a.column, -a.y), (b.column, -b.y))
     ends = [[n.role, int(n['index'])] if n.role != 'lane' else None for n in (a, b)]
-    return dict(
-        type='scatter',
-        x=x.round(3),
-        y=y.round(4),
-        customdata=[ends[0], *[None] * (len(x) - 2), ends[1]],
-        mode='lines',
-        line=line,
-        opacity=0.8,
-        hovertext=text,
-        hoverinfo='text',
-        name=EVENT_NAMES.get(event, event),
-        legendgroup=event or 'learned',
-    )
+    return dict(type='scatter', x=x.round(3), y=y.round(4), customdata=[ends[0], *[None]*(len(x)-2), ends[1]],
+                mode='lines', line=line, opacity=.8, hovertext=text, hoverinfo='text',
+                name=EVENT_NAMES.get(event, event), legendgroup=event or 'learned')
 
 # %% ../../nbs/explore/03_figures.ipynb #c69790c3
 def _path_lines(state: ExplorerState, nodes: pd.DataFrame, lines: pd.DataFrame, weighted: bool) -> list[dict]:
@@ -260,30 +208,27 @@ def _path_lines(state: ExplorerState, nodes: pd.DataFrame, lines: pd.DataFrame, 
     for r in lines.sort_values('share', key=abs).itertuples():
         event, text = _step(state, r.left, r.right)
         if weighted and score:
-            text += f'<br>{100 * r.share / score:.1f} % of the score'
-        width = 1.2 + 9 * abs(r.share) / widest if weighted else 2.5
+            text += f'<br>{100*r.share/score:.1f} % of the score'
+        width = 1.2+9*abs(r.share)/widest if weighted else 2.5
         dash = 'dot' if not event else 'dash' if r.share < 0 else 'solid'
         line = dict(color=EVENT_COLORS.get(event, '#999999'), width=width, dash=dash)
-        traces.append(
-            _path_line(nodes.loc[r.start], nodes.loc[r.end], event, text, line) | dict(showlegend=event not in seen)
-        )
+        traces.append(_path_line(nodes.loc[r.start], nodes.loc[r.end], event, text, line) | dict(
+            showlegend=event not in seen))
         seen.add(event)
     return traces
 
 # %% ../../nbs/explore/03_figures.ipynb #37e5f3c2
 def _hint(state: ExplorerState, role: str, index: int, column: int, last: int) -> str:
     "What a node is, or what a click on it does."
-    if column == last:
-        return 'the recommended product'
-    if role == 'item':
-        return 'click: why this product?'
+    if column == last: return 'the recommended product'
+    if role == 'item': return 'click: why this product?'
     return 'the customer' if index == state.view.user else 'click: go to this customer'
 
 # %% ../../nbs/explore/03_figures.ipynb #baea43b4
 def _path_nodes(state: ExplorerState, nodes: pd.DataFrame) -> list[dict]:
     "Customers as circles, products as squares, with their names."
     graph, last, traces = state.model.graph, nodes.column.max(), []
-    room = max(11, int(76 / (last + 1)))
+    room = max(11, int(76/(last+1)))
     for role, symbol in (('user', 'circle'), ('item', 'square')):
         part, label, hover = nodes[nodes.role == role], [], []
         for column, i in zip(part.column, part['index']):
@@ -294,106 +239,74 @@ def _path_nodes(state: ExplorerState, nodes: pd.DataFrame) -> list[dict]:
             hover.append(f'<b>{title}</b><br>{_hint(state, role, i, column, last)}')
         place = ['bottom center' if column in (0, last) else 'top center' for column in part.column]
         marker = dict(symbol=symbol, size=13, color='#666666', line=dict(color='white', width=1.5))
-        traces.append(
-            dict(
-                type='scatter',
-                x=part.column.to_numpy(),
-                y=-part.y.to_numpy(),
-                mode='markers+text',
-                marker=marker,
-                text=label,
-                textposition=place,
-                textfont=dict(size=11),
-                cliponaxis=False,
-                showlegend=False,
-                customdata=[[role, int(i)] for i in part['index']],
-                hovertext=hover,
-                hoverinfo='text',
-            )
-        )
+        traces.append(dict(
+            type='scatter', x=part.column.to_numpy(), y=-part.y.to_numpy(), mode='markers+text', marker=marker,
+            text=label, textposition=place, textfont=dict(size=11), cliponaxis=False, showlegend=False,
+            customdata=[[role, int(i)] for i in part['index']], hovertext=hover, hoverinfo='text'))
     return traces
 
 # %% ../../nbs/explore/03_figures.ipynb #d7da651c
 def _why_no_paths(state: ExplorerState) -> str:
     "Why there is no path to draw."
-    if state.selection.item is None:
-        return 'Choose a customer and a product.'
+    if state.selection.item is None: return 'Choose a customer and a product.'
     if not state.view.personal:
         return 'No path: nothing is known of this customer, and the list shows what most customers buy.'
     weighted = state.selection.mode == 'shares'
-    return 'No path leads to this product' + (': its whole score is learned similarity.' if weighted else '.')
-
+    return 'No path leads to this product'+(': its whole score is learned similarity.' if weighted else '.')
 
 def _column_names(last: int) -> list[str]:
-    if last == 1:
-        return ['customer', 'recommended']
-    between = [('other customers', 'their products')[j % 2] for j in range(max(last - 2, 0))]
+    if last == 1: return ['customer', 'recommended']
+    between = [('other customers', 'their products')[j % 2] for j in range(max(last-2, 0))]
     return ['customer', 'history', *between, 'recommended']
 
 # %% ../../nbs/explore/03_figures.ipynb #300fa8a4
-def paths_figure(state: ExplorerState) -> go.Figure:
+def paths_figure(
+    state: ExplorerState,
+) -> go.Figure:
     "Draw the chosen product's paths in columns."
     table, weighted = state.paths(), state.selection.mode == 'shares'
-    if not len(table):
-        return empty_figure(_why_no_paths(state))
+    if not len(table): return empty_figure(_why_no_paths(state))
     nodes, lines = layers(list(table.path), table.share.to_numpy() if weighted else np.ones(len(table)))
     rows, last = int(nodes.column.value_counts().max()), int(nodes.column.max())
     paths = f'{len(table)} path{"s" if len(table) > 1 else ""}'
-    listed = f'the shortest {paths}, {len(table.path.iloc[0]) - 1} steps at least'
+    listed = f'the shortest {paths}, {len(table.path.iloc[0])-1} steps at least'
     if weighted:
-        listed = f'the heaviest {paths}, {100 * table.part.sum():.1f} % of the score'
+        listed = f'the heaviest {paths}, {100*table.part.sum():.1f} % of the score'
     title = f'{safe(short(short_name(state.model.graph, state.selection.item), 40))}: {listed}'
     traces = [*_path_lines(state, nodes, lines, weighted), *_path_nodes(state, nodes)]
-    fig = blank(title, int(min(120 + 44 * rows, 720)), traces, hovermode='closest')
-    fig.update_xaxes(
-        range=[-0.42, last + 0.47],
-        tickvals=list(range(last + 1)),
-        ticktext=_column_names(last),
-        side='top',
-        showgrid=False,
-        zeroline=False,
-        fixedrange=True,
-    )
-    fig.update_yaxes(range=[-1, 0.5 / rows if rows > 2 else 0], visible=False, fixedrange=True)
+    fig = blank(title, int(min(120+44*rows, 720)), traces, hovermode='closest')
+    fig.update_xaxes(range=[-.42, last+.47], tickvals=list(range(last+1)), ticktext=_column_names(last), side='top',
+                     showgrid=False, zeroline=False, fixedrange=True)
+    fig.update_yaxes(range=[-1, .5/rows if rows > 2 else 0], visible=False, fixedrange=True)
     return fig.update_layout(margin=dict(t=66))
 
 # %% ../../nbs/explore/03_figures.ipynb #97ace150
 SPLIT_NAMES = {'products': 'your products', 'events': 'kinds of events', 'people': 'people between', 'paths': 'paths'}
 _LIGHT = ('#E69F00', '#56B4E9', '#F0E442', '#BBBBBB', '#999999', '#CC79A7')
 
-
 def _split_color(split: str, part: str, k: int) -> str:
     "A colour for the k-th part of a split; event types have their own, what is not a product is grey."
-    if split == 'events' and part in EVENT_COLORS:
-        return EVENT_COLORS[part]
+    if split == 'events' and part in EVENT_COLORS: return EVENT_COLORS[part]
     return {'rest': '#BBBBBB', 'self': '#999999', 'bias': '#777777'}.get(part, PALETTE[k % 7])
 
 # %% ../../nbs/explore/03_figures.ipynb #9ee06287
 def _share_bar(r: Any, color: str, score: float) -> dict:
     "A trace for one part of a split."
-    value = r.share * (100 / score if score > 0 else 1.0)
-    room = int(0.52 * abs(value)) if score > 0 else 12
+    value = r.share*(100/score if score > 0 else 1.)
+    room = int(.52*abs(value)) if score > 0 else 12
     percent = f'{value:.1f} % of the score ({r.share:+.4g})' if score > 0 else f'{r.share:+.4g}'
     return dict(
-        type='bar',
-        y=[SPLIT_NAMES[r.split]],
-        x=[value],
-        orientation='h',
-        name=safe(r.label),
-        customdata=[r.kind],
+        type='bar', y=[SPLIT_NAMES[r.split]], x=[value], orientation='h', name=safe(r.label), customdata=[r.kind],
         marker=dict(color=color, line=dict(color='white', width=1)),
         text=[safe(short(r.label, room)) if min(room, len(r.label)) >= 5 else ''],
-        textposition='inside',
-        insidetextanchor='middle',
-        textangle=0,
-        constraintext='inside',
+        textposition='inside', insidetextanchor='middle', textangle=0, constraintext='inside',
         textfont=dict(size=11, color='black' if color in _LIGHT else 'white'),
-        hovertext=[f'<b>{wrapped(r.label)}</b><br>{percent}'],
-        hoverinfo='text',
-    )
+        hovertext=[f'<b>{wrapped(r.label)}</b><br>{percent}'], hoverinfo='text')
 
 # %% ../../nbs/explore/03_figures.ipynb #a67ff3ff
-def shares_figure(state: ExplorerState) -> go.Figure:
+def shares_figure(
+    state: ExplorerState,
+) -> go.Figure:
     "Draw the chosen product's score, taken apart four ways."
     if state.selection.item is None:
         return empty_figure('Choose a customer and a product.')
@@ -406,10 +319,10 @@ def shares_figure(state: ExplorerState) -> go.Figure:
     bars = []
     for split, part in table.groupby('split', sort=False):
         for k, r in enumerate(part.itertuples()):
-            if abs(r.share * (100 / score if score > 0 else 1.0)) >= 1e-9 * (100 / score if score > 0 else 1.0):
+            if abs(r.share*(100/score if score > 0 else 1.)) >= 1e-9*(100/score if score > 0 else 1.):
                 bars.append(_share_bar(r, _split_color(split, r.kind, k), score))
     title = f'score {score:.3g}, taken apart four ways'
-    fig = blank(title, 250, bars, barmode='relative', showlegend=False, bargap=0.35)
+    fig = blank(title, 250, bars, barmode='relative', showlegend=False, bargap=.35)
     unit = '% of the score' if score > 0 else 'share'
     fig.update_xaxes(title=dict(text=unit, font=dict(size=11)), zeroline=True)
     return fig.update_yaxes(autorange='reversed')
@@ -417,37 +330,24 @@ def shares_figure(state: ExplorerState) -> go.Figure:
 # %% ../../nbs/explore/03_figures.ipynb #16f79aed
 _LEGEND_ABOVE = dict(y=1, yanchor='bottom', x=1, xanchor='right')
 
-
 def _effect_bars(state: ExplorerState, table: pd.DataFrame) -> list[dict]:
     "A trace for the fall of the score, and one for the share in it."
     percent, bars = state.score() > 0, []
-    unit = 100 / state.score() if percent else 1.0
+    unit = 100/state.score() if percent else 1.
     names = (('fall of the score', 'effect', PALETTE[3]), ('share in the score', 'share', PALETTE[5]))
     for name, column, color in names:
-        text = [
-            f'<b>{wrapped(product)}</b><br>{name}: {value * unit:.1f}{" % of the score" if percent else ""}'
-            for product, value in zip(table.name, table[column])
-        ]
-        bars.append(
-            dict(
-                type='bar',
-                y=list(range(len(table))),
-                x=(table[column] * unit).to_numpy(),
-                orientation='h',
-                name=name,
-                marker=dict(color=color),
-                hovertext=text,
-                hoverinfo='text',
-                customdata=table.item.to_numpy(),
-            )
-        )
+        text = [f'<b>{wrapped(product)}</b><br>{name}: {value*unit:.1f}{" % of the score" if percent else ""}'
+                for product, value in zip(table.name, table[column])]
+        bars.append(dict(
+            type='bar', y=list(range(len(table))), x=(table[column]*unit).to_numpy(), orientation='h', name=name,
+            marker=dict(color=color), hovertext=text, hoverinfo='text', customdata=table.item.to_numpy()))
     return bars
 
 # %% ../../nbs/explore/03_figures.ipynb #49cfd266
 def _falls_figure(state: ExplorerState, table: pd.DataFrame) -> go.Figure:
     "The fall of the score without each single product."
-    title, height = 'without one product of the history, the score would fall by', 110 + 30 * len(table)
-    fig = blank(title, height, _effect_bars(state, table), bargap=0.3, barmode='group')
+    title, height = 'without one product of the history, the score would fall by', 110+30*len(table)
+    fig = blank(title, height, _effect_bars(state, table), bargap=.3, barmode='group')
     names = [safe(short(name, 30)) for name in table.name]
     fig.update_yaxes(autorange='reversed', tickvals=list(range(len(table))), ticktext=names)
     unit = '% of the score' if state.score() > 0 else 'share'
@@ -458,49 +358,27 @@ def _falls_figure(state: ExplorerState, table: pd.DataFrame) -> go.Figure:
 def _move_traces(table: pd.DataFrame, places: list[str]) -> list[dict]:
     "A grey line for each product, and its ends before and after."
     y, grey = list(range(len(table))), dict(color='#999999', width=2)
-    traces = [
-        dict(
-            type='scatter', x=[r.before, r.after], y=[k, k], mode='lines', line=grey, hoverinfo='skip', showlegend=False
-        )
-        for k, r in zip(y, table.itertuples())
-    ]
-    text = [
-        f'<b>{wrapped(n)}</b><br>score {b:.3g} → {a:.3g}<br>place {p}'
-        for n, b, a, p in zip(table.name, table.before, table.after, places)
-    ]
-    markers = dict(
-        before=dict(symbol='circle-open', size=11, color=PALETTE[0], line=dict(width=2)),
-        after=dict(symbol='circle', size=11, color=PALETTE[3]),
-    )
-    return traces + [
-        dict(
-            type='scatter',
-            x=table[name].to_numpy(),
-            y=y,
-            mode='markers',
-            name=name,
-            marker=marker,
-            hovertext=text,
-            hoverinfo='text',
-            customdata=table.item.to_numpy(),
-        )
-        for name, marker in markers.items()
-    ]
+    traces = [dict(type='scatter', x=[r.before, r.after], y=[k, k], mode='lines', line=grey, hoverinfo='skip',
+                   showlegend=False) for k, r in zip(y, table.itertuples())]
+    text = [f'<b>{wrapped(n)}</b><br>score {b:.3g} → {a:.3g}<br>place {p}'
+            for n, b, a, p in zip(table.name, table.before, table.after, places)]
+    markers = dict(before=dict(symbol='circle-open', size=11, color=PALETTE[0], line=dict(width=2)),
+                   after=dict(symbol='circle', size=11, color=PALETTE[3]))
+    return traces+[dict(type='scatter', x=table[name].to_numpy(), y=y, mode='markers', name=name, marker=marker,
+                        hovertext=text, hoverinfo='text', customdata=table.item.to_numpy())
+                   for name, marker in markers.items()]
 
 # %% ../../nbs/explore/03_figures.ipynb #5608adc6
 def _moves_figure(state: ExplorerState) -> go.Figure:
     "The list before and after, a line for each product."
     table, without = state.effect(), sorted(state.selection.without)
     gone = ', '.join(short(short_name(state.model.graph, i), 24) for i in without[:3])
-    if len(without) > 3:
-        gone += f' and {len(without) - 3} more'
+    if len(without) > 3: gone += f' and {len(without)-3} more'
     places = [f'{b} → {a}' if a else f'{b} → below {len(table)}' for b, a in zip(table.rank_before, table.rank_after)]
-    notes = [
-        dict(x=1.01, xref='paper', xanchor='left', y=k, text=place, showarrow=False, font=dict(size=11))
-        for k, place in enumerate(places)
-    ]
+    notes = [dict(x=1.01, xref='paper', xanchor='left', y=k, text=place, showarrow=False, font=dict(size=11))
+             for k, place in enumerate(places)]
     traces = _move_traces(table, places)
-    fig = blank(f'without {safe(gone)}', 100 + 30 * len(table), traces, showlegend=True, annotations=notes)
+    fig = blank(f'without {safe(gone)}', 100+30*len(table), traces, showlegend=True, annotations=notes)
     names = [safe(short(name, 30)) for name in table.name]
     fig.update_yaxes(autorange='reversed', tickvals=list(range(len(table))), ticktext=names)
     fig.update_xaxes(title=dict(text='score', font=dict(size=11)))
@@ -509,7 +387,7 @@ def _moves_figure(state: ExplorerState) -> go.Figure:
 # %% ../../nbs/explore/03_figures.ipynb #33029159
 def effect_figure(
     state: ExplorerState,
-    n: int = 8,  # products of the history at most
+    n: int = 8, # products of the history at most
 ) -> go.Figure:
     "Draw what taking products out of the history does."
     if state.selection.item is None or not state.view.explained:
@@ -521,18 +399,16 @@ def effect_figure(
 # %% ../../nbs/explore/03_figures.ipynb #1147d093
 _SHAPES = ['circle', 'square', 'diamond', 'triangle-up', 'cross', 'triangle-down', 'pentagon']
 
-
 def groups_of(
-    table: pd.DataFrame,  # with columns `brand` and `category`
-    by: str,  # 'brand' or 'category': of a category 'a.b.c', 'a.b'
-    most: int = 7,  # groups that are named
-) -> pd.Series:  # the group's name; 'other' for small ones, 'unknown' if there is none
+    table: pd.DataFrame, # with columns `brand` and `category`
+    by: str,             # 'brand' or 'category': of a category 'a.b.c', 'a.b'
+    most: int = 7,       # groups that are named
+) -> pd.Series: # the group's name; 'other' for small ones, 'unknown' if there is none
     "Choose what products are coloured by. Raises `GnnEcommerceError` for another column."
     if by not in ('brand', 'category'):
         raise GnnEcommerceError(expected('by', "'brand' or 'category'", repr(by)))
     name = table[by].astype(str)
-    if by == 'category':
-        name = name.str.split('.').str[:2].str.join('.')
+    if by == 'category': name = name.str.split('.').str[:2].str.join('.')
     name = name.where(name != '', 'unknown')
     return name.where(name.isin([*name[name != 'unknown'].value_counts().index[:most], 'unknown']), 'other')
 
@@ -545,19 +421,16 @@ _PLACES = {
     'chosen': ('chosen', dict(color='#D55E00', symbol='star', size=18, line=dict(width=2.5))),
 }
 
-
 def _group_marker(k: int, name: str) -> dict:
     "Colour and shape of the k-th group."
     if name in _GREY:
         return dict(color='#999999', symbol='circle', size=5)
     return dict(color=PALETTE[k], symbol=_SHAPES[k], size=7)
 
-
 def _by_size(group: pd.Series) -> list[str]:
     "Names of groups, the largest first; what has no name of its own comes last."
     names = list(group[~group.isin(_GREY)].value_counts().index)
-    return names + [name for name in _GREY if (group == name).any()]
-
+    return names+[name for name in _GREY if (group == name).any()]
 
 def _map_text(r: Any) -> str:
     brand, category = safe(r.brand) or 'no brand', safe(r.category) or 'no category'
@@ -566,8 +439,8 @@ def _map_text(r: Any) -> str:
 # %% ../../nbs/explore/03_figures.ipynb #7eff5784
 def map_figure(
     state: ExplorerState,
-    by: str = 'brand',  # 'brand' or 'category'
-    method: str = 'auto',  # 'umap', 'pca' or 'auto'
+    by: str = 'brand',    # 'brand' or 'category'
+    method: str = 'auto', # 'umap', 'pca' or 'auto'
 ) -> go.Figure:
     "Draw products by their embeddings. The customer's history, list and chosen product are ringed."
     table = state.item_map(method)
@@ -576,36 +449,24 @@ def map_figure(
     group, kept = groups_of(table, by), table.attrs.get('kept', np.nan)
     title = f'{len(table):,} products by {by}, {table.attrs["method"].upper()}'
     if not np.isnan(kept):
-        title += f'; {100 * kept:.0f} % of nearest neighbours kept'
+        title += f'; {100*kept:.0f} % of nearest neighbours kept'
     fig, text = blank(title, 520, hovermode='closest'), np.array(list(map(_map_text, table.itertuples())), object)
-
     def add(rows, name, marker, **more):
         part = table[rows]
-        fig.add_scatter(
-            x=part.x.round(4),
-            y=part.y.round(4),
-            mode='markers',
-            name=name,
-            marker=marker,
-            customdata=part.item,
-            hovertext=text[rows],
-            hoverinfo='text',
-            **more,
-        )
-
+        fig.add_scatter(x=part.x.round(4), y=part.y.round(4), mode='markers', name=name, marker=marker,
+                        customdata=part.item, hovertext=text[rows], hoverinfo='text', **more)
     for k, name in reversed(list(enumerate(_by_size(group)))):
-        opacity = 0.35 if name in _GREY else 0.8
+        opacity = .35 if name in _GREY else .8
         add((group == name).to_numpy(), safe(name), _group_marker(k, name), opacity=opacity)
     for place, (name, marker) in _PLACES.items():
         rows = (table.place == place).to_numpy()
-        if rows.any():
-            add(rows, name, marker)
+        if rows.any(): add(rows, name, marker)
     fig.update_xaxes(showticklabels=False, showgrid=False, zeroline=False)
     return fig.update_yaxes(showticklabels=False, zeroline=False).update_layout(legend=dict(traceorder='reversed'))
 
 # %% ../../nbs/explore/03_figures.ipynb #b437504a
 def asset(
-    name: str,  # of a file beside this module
+    name: str, # of a file beside this module
 ) -> str:
     "Read a script, a style or a template of the explorer."
     return files('gnn_ecommerce.explore').joinpath(name).read_text(encoding='utf8')
@@ -615,11 +476,9 @@ def figure_json(fig: go.Figure) -> dict:
     "Make a figure that JSON can hold."
     return json.loads(fig.to_json())
 
-
 def money(price: float) -> str:
     "Write a price; '' if there is none."
     return '' if pd.isna(price) else f'{price:,.2f}'
-
 
 def history_text(history: pd.DataFrame) -> str:
     "Sum a history up in a line."
@@ -630,58 +489,45 @@ def history_text(history: pd.DataFrame) -> str:
 def _product_page(state: ExplorerState, item: int, modes: list[str], tops: list[int]) -> dict:
     "What the page shows of one product."
     state.pick(item)
-
     def paths(mode, top):
         state.show(mode, top)
         return figure_json(paths_figure(state))
-
     return dict(
         paths={mode: [paths(mode, top) for top in tops] for mode in modes},
-        shares=figure_json(shares_figure(state)),
-        effect=figure_json(effect_figure(state)),
-        similar=[f'{r.name} ({r.cosine:.2f})' for r in state.similar(5).itertuples()],
-    )
+        shares=figure_json(shares_figure(state)), effect=figure_json(effect_figure(state)),
+        similar=[f'{r.name} ({r.cosine:.2f})' for r in state.similar(5).itertuples()])
 
 # %% ../../nbs/explore/03_figures.ipynb #12a8d60b
 def _customer_page(state: ExplorerState, user_id: Any, modes: list[str], tops: list[int]) -> dict:
     "What the page shows of one customer."
     state.choose(user_id)
-    listed = [
-        dict(rank=int(r.rank), item=int(r.item), name=r.name, brand=r.brand, price=money(r.price), reason=r.reason)
-        for r in state.recommendations().itertuples()
-    ]
+    listed = [dict(rank=int(r.rank), item=int(r.item), name=r.name, brand=r.brand, price=money(r.price),
+                   reason=r.reason) for r in state.recommendations().itertuples()]
     products = {r['item']: _product_page(state, r['item'], modes, tops) for r in listed}
-    return dict(
-        id=str(state.id),
-        note=state.view.note,
-        about=history_text(state.history()),
-        list=listed,
-        timeline=figure_json(history_figure(state)),
-        products=products,
-    )
+    return dict(id=str(state.id), note=state.view.note, about=history_text(state.history()), list=listed,
+                timeline=figure_json(history_figure(state)), products=products)
 
 # %% ../../nbs/explore/03_figures.ipynb #c0b449bd
 def _library(path: Path, inline: bool) -> str:
     "The tag that brings plotly.js, inside of the page or from a file beside it."
     script = get_plotlyjs()
     if inline:
-        return '<script>' + script.replace('</script', '<\\/script') + '</script>'
-    with atomic_path(path.parent / 'plotly.min.js') as tmp:
+        return '<script>'+script.replace('</script', '<\\/script')+'</script>'
+    with atomic_path(path.parent/'plotly.min.js') as tmp:
         tmp.write_text(script, encoding='utf8')
     return '<script src="plotly.min.js"></script>'
 
 # %% ../../nbs/explore/03_figures.ipynb #82cffb5e
 def page(
-    state: ExplorerState,  # is not changed
-    path: str | Path,  # an .html file
-    customers: list | None = None,  # ids; by default the one that is looked at
-    tops: tuple[int, ...] = (3, 5, 10),  # how many paths the slider offers
-    inline: bool = True,  # plotly.js inside the file; False: in plotly.min.js beside it
-    title: str = 'Why these products?',  # heading
-) -> Path:  # the file
+    state: ExplorerState,        # is not changed
+    path: str|Path,              # an .html file
+    customers: list|None = None, # ids; by default the one that is looked at
+    tops: tuple[int, ...] = (3, 5, 10), # how many paths the slider offers
+    inline: bool = True,         # plotly.js inside the file; False: in plotly.min.js beside it
+    title: str = 'Why these products?', # heading
+) -> Path: # the file
     "Write an HTML file that needs neither kernel nor network. Raises `GnnEcommerceError` without a customer."
-    if customers is None:
-        customers = [] if state.id is None else [state.id]
+    if customers is None: customers = [] if state.id is None else [state.id]
     if not customers:
         raise GnnEcommerceError(expected('customers', 'at least one id', 'none', 'choose a customer first'))
     state, path, tops = state.copy(), Path(path), list(tops)
@@ -690,13 +536,7 @@ def page(
     data = json.dumps(dict(customers=pages, modes=modes, mode_names=MODES, tops=tops), allow_nan=False)
     footer = f'{html.escape(repr(state.model.recommender))}. Shares are exact: each bar adds up to the score.'
     whole = Template(asset('page.html')).substitute(
-        title=html.escape(title),
-        style=asset('style.css'),
-        script=asset('page.js'),
-        footer=footer,
-        library=_library(path, inline),
-        data=data.replace('<', '\\u003c'),
-    )
-    with atomic_path(path) as tmp:
-        tmp.write_text(whole, encoding='utf8')
+        title=html.escape(title), style=asset('style.css'), script=asset('page.js'), footer=footer,
+        library=_library(path, inline), data=data.replace('<', '\\u003c'))
+    with atomic_path(path) as tmp: tmp.write_text(whole, encoding='utf8')
     return path

@@ -17,20 +17,12 @@ from plotly.offline import get_plotlyjs
 from ..core import GnnEcommerceError, expected
 from ..graph.wording import short_name
 from gnn_ecommerce.explore.figures import (
-    asset,
-    effect_figure,
-    history_figure,
-    history_text,
-    map_figure,
-    money,
-    page,
-    paths_figure,
-    shares_figure,
+    asset, effect_figure, history_figure, history_text, map_figure, money, page, paths_figure, shares_figure
 )
 from .state import CUSTOMER_GROUPS, MODES, MOST_PATHS, TABLES, ExplorerState
 from ..graph.kernels import load_compiler
 
-load_compiler()  # at the import, not when somebody waits for a picture
+load_compiler() # at the import, not when somebody waits for a picture
 
 # %% auto #0
 __all__ = ['MODE_TIPS', 'EXPORTS', 'plotly_module', 'Library', 'Plot', 'Rows', 'Saver', 'PathExplorer']
@@ -39,24 +31,17 @@ __all__ = ['MODE_TIPS', 'EXPORTS', 'plotly_module', 'Library', 'Plot', 'Rows', '
 @functools.cache
 def plotly_module() -> bytes:
     "Make a JavaScript module whose default export is plotly.js."
-    return '\n'.join(
-        [
-            'const module = {exports: {}}, exports = module.exports, define = undefined;',
-            get_plotlyjs(),
-            'export default module.exports.react ? module.exports : globalThis.Plotly;',
-        ]
-    ).encode()
-
+    return '\n'.join([
+        'const module = {exports: {}}, exports = module.exports, define = undefined;', get_plotlyjs(),
+        'export default module.exports.react ? module.exports : globalThis.Plotly;',
+    ]).encode()
 
 class Library(anywidget.AnyWidget):
     "plotly.js for all plots of a page: it comes when the page asks for it, after the lists have been drawn."
-
     _esm = asset('library.js')
-
     def __init__(self):
         super().__init__(layout=w.Layout(display='none'))
         self.on_msg(self._answer)
-
     def _answer(self, _, message: dict, __):
         if message.get('event') == 'want':
             self.send(dict(event='plotly.js'), [plotly_module()])
@@ -64,26 +49,20 @@ class Library(anywidget.AnyWidget):
 # %% ../../nbs/explore/04_page.ipynb #c708a2f3
 class Plot(anywidget.AnyWidget):
     "A plotly figure."
-
-    figure = t.Unicode('{}').tag(sync=True)  # as JSON
-    label = t.Unicode('').tag(sync=True)  # what it is, for screen readers and file names
-    clicked = t.Dict().tag(sync=True)  # what was clicked last: data, count
+    figure = t.Unicode('{}').tag(sync=True) # as JSON
+    label = t.Unicode('').tag(sync=True)    # what it is, for screen readers and file names
+    clicked = t.Dict().tag(sync=True)       # what was clicked last: data, count
     _esm = asset('plot.js')
-
-    def __init__(self, label: str):
-        super().__init__(label=label)
-
-    def show(self, fig):
-        self.figure = fig.to_json()
+    def __init__(self, label: str): super().__init__(label=label)
+    def show(self, fig): self.figure = fig.to_json()
 
 # %% ../../nbs/explore/04_page.ipynb #4a5db479
 class Rows(anywidget.AnyWidget):
     "A table whose rows can be chosen; choosing sends the row's key."
-
-    heads = t.List().tag(sync=True)  # names of the columns; one that begins with '#' holds numbers
-    rows = t.List().tag(sync=True)  # dicts: key, cells (texts), detail (below the first text), on (the switch)
-    selected = t.Any(None).tag(sync=True)  # key of the chosen row
-    toggle = t.Unicode('').tag(sync=True)  # what the switch is called; '' for none
+    heads = t.List().tag(sync=True)       # names of the columns; one that begins with '#' holds numbers
+    rows = t.List().tag(sync=True)        # dicts: key, cells (texts), detail (below the first text), on (the switch)
+    selected = t.Any(None).tag(sync=True) # key of the chosen row
+    toggle = t.Unicode('').tag(sync=True) # what the switch is called; '' for none
     label = t.Unicode('').tag(sync=True)  # what the list is, for screen readers
     empty = t.Unicode('Nothing here.').tag(sync=True)
     _css = asset('style.css')
@@ -92,9 +71,7 @@ class Rows(anywidget.AnyWidget):
 # %% ../../nbs/explore/04_page.ipynb #90043967
 class Saver(anywidget.AnyWidget):
     "Hands texts to the browser as files."
-
     _esm = asset('saver.js')
-
     def save(self, name: str, text: str, mime: str = 'text/csv'):
         self.send(dict(name=name, text=text, mime=mime))
 
@@ -104,25 +81,20 @@ def _box(*inside, **layout) -> w.Box:
     box = w.VBox(inside, layout=w.Layout(overflow='visible', **layout))
     return box.add_class('gx')
 
-
 def _line(*inside) -> w.Box:
     "Widgets side by side, in as many lines as it takes."
     layout = w.Layout(flex_flow='row wrap', align_items='center', overflow='visible')
     return w.HBox(inside, layout=layout).add_class('gx')
 
-
-def _head(text: str) -> w.HTML:
-    return w.HTML(f'<h3>{text}</h3>')
+def _head(text: str) -> w.HTML: return w.HTML(f'<h3>{text}</h3>')
 
 # %% ../../nbs/explore/04_page.ipynb #a874749a
 class PathExplorer:
     "Customers, their recommendations, and why, to click through."
-
-    def __init__(
-        self,
-        recommender: Any,  # see `explore.state.find_explainer`; or an `ExplorerState`
-        customer: Any = None,  # id to begin with; an interesting one by default
-        **options,  # of `ExplorerState`
+    def __init__(self,
+        recommender: Any,     # see `explore.state.find_explainer`; or an `ExplorerState`
+        customer: Any = None, # id to begin with; an interesting one by default
+        **options,            # of `ExplorerState`
     ):
         self.state = recommender if isinstance(recommender, ExplorerState) else ExplorerState(recommender, **options)
         self._make_customer_controls()
@@ -132,61 +104,44 @@ class PathExplorer:
         self._arrange()
         self._connect()
         self._connect_pictures()
-        if customer is not None:
-            self.state.choose(customer)
-        elif self.state.id is None:
-            self.state.surprise()
+        if customer is not None: self.state.choose(customer)
+        elif self.state.id is None: self.state.surprise()
         self._find()
         self._draw_customer()
 
     @classmethod
-    def from_project(cls, project: str | Path | None = None, customer: Any = None, **options) -> PathExplorer:
+    def from_project(cls, project: str|Path|None = None, customer: Any = None, **options) -> PathExplorer:
         "Explore a trained project; see `ExplorerState.from_project`."
         return cls(ExplorerState.from_project(project, **options), customer)
 
-    def __repr__(self):
-        return f'PathExplorer({self.state})'
-
+    def __repr__(self): return f'PathExplorer({self.state})'
     def _ipython_display_(self):
         from IPython.display import display
-
         display(self.view)
 
 # %% ../../nbs/explore/04_page.ipynb #42047ff9
-def _width(width: str = 'auto') -> w.Layout:
-    return w.Layout(width=width)
-
+def _width(width: str = 'auto') -> w.Layout: return w.Layout(width=width)
 
 @patch
 def _make_customer_controls(self: PathExplorer):
     "What chooses a customer."
     wide = dict(description_width='initial')
-    self.search = w.Text(
-        placeholder='id, or its beginning',
-        description='Customer',
-        continuous_update=True,
-        style=wide,
-        layout=_width('190px'),
-    )
+    self.search = w.Text(placeholder='id, or its beginning', description='Customer', continuous_update=True,
+                         style=wide, layout=_width('190px'))
     groups = [(label, group) for group, label in CUSTOMER_GROUPS.items()]
     self.group = w.Dropdown(options=groups, value='all', description='of', style=wide, layout=_width('135px'))
     self.matches, self._quiet = w.Dropdown(options=[], description='', layout=_width('160px')), False
-    self.lucky = w.Button(
-        description='Surprise me',
-        icon='random',
-        button_style='primary',
-        layout=_width(),
-        tooltip='a customer with something to see',
-    )
-    self.back = w.Button(
-        description='Back', icon='arrow-left', tooltip='the customer before this one', layout=_width(), disabled=True
-    )
+    self.lucky = w.Button(description='Surprise me', icon='random', button_style='primary', layout=_width(),
+                          tooltip='a customer with something to see')
+    self.back = w.Button(description='Back', icon='arrow-left', tooltip='the customer before this one',
+                         layout=_width(), disabled=True)
 
 # %% ../../nbs/explore/04_page.ipynb #b8e8ca79
-MODE_TIPS = {'shares': 'the paths that carry most of the score', 'shortest': 'the paths with the fewest steps'}
+MODE_TIPS = {
+    'shares': 'the paths that carry most of the score', 'shortest': 'the paths with the fewest steps'
+}
 EXPORTS = {
-    'csv': ('CSV', 'the chosen table'),
-    'png': ('PNG', 'the picture of the paths'),
+    'csv': ('CSV', 'the chosen table'), 'png': ('PNG', 'the picture of the paths'),
     'svg': ('SVG', 'the picture of the paths'),
     'html': ('Page', 'this customer as one HTML file that needs no kernel'),
 }
@@ -197,23 +152,11 @@ def _make_product_controls(self: PathExplorer):
     "What chooses how reasons are shown."
     wide, chosen = dict(description_width='initial'), self.state.selection
     modes = [m for m in MODES if m == 'shortest' or self.state.model.explainer is not None]
-    self.mode = w.ToggleButtons(
-        options=[(MODES[m], m) for m in modes],
-        tooltips=[MODE_TIPS[m] for m in modes],
-        value=chosen.mode,
-        style=dict(button_width='auto'),
-    )
-    self.top = w.IntSlider(
-        value=chosen.top,
-        min=1,
-        max=MOST_PATHS,
-        description='paths',
-        continuous_update=False,
-        style=wide,
-        layout=_width('250px'),
-    )
+    self.mode = w.ToggleButtons(options=[(MODES[m], m) for m in modes], tooltips=[MODE_TIPS[m] for m in modes],
+                                value=chosen.mode, style=dict(button_width='auto'))
+    self.top = w.IntSlider(value=chosen.top, min=1, max=MOST_PATHS, description='paths', continuous_update=False,
+                           style=wide, layout=_width('250px'))
     self.reset = w.Button(description='Put everything back', icon='undo', layout=_width(), disabled=True)
-
 
 @patch
 def _make_other_controls(self: PathExplorer):
@@ -224,10 +167,8 @@ def _make_other_controls(self: PathExplorer):
     self.method = w.Dropdown(options=methods, description='map', style=wide, layout=_width('220px'))
     tables = [(name.replace('_', ' '), name) for name in TABLES]
     self.table = w.Dropdown(options=tables, description='table', style=wide, layout=_width('220px'))
-    self.exports = {
-        file_type: w.Button(description=label, icon='download', tooltip=tip, layout=_width())
-        for file_type, (label, tip) in EXPORTS.items()
-    }
+    self.exports = {file_type: w.Button(description=label, icon='download', tooltip=tip, layout=_width())
+                    for file_type, (label, tip) in EXPORTS.items()}
 
 # %% ../../nbs/explore/04_page.ipynb #32061c5a
 @patch
@@ -237,19 +178,12 @@ def _make_parts(self: PathExplorer):
     self.timeline, self.paths, self.shares = Plot('history'), Plot('paths'), Plot('shares')
     self.effect, self.map = Plot('effect'), Plot('map')
     self.list = Rows(heads=['#', 'product', 'brand', '#price'], label='recommendations', empty='No recommendations.')
-    self.history = Rows(
-        heads=['product', 'brand', 'last event'], label='history', toggle='what if not?', empty='No history.'
-    )
-    self.similar = Rows(
-        heads=['product', 'brand', '#price', '#cosine', '#customers of both'],
-        label='similar products',
-        empty='This recommender has no embedding of products.',
-    )
-    self.people = Rows(
-        heads=['customer', '#cosine', '#products', '#in common'],
-        label='similar customers',
-        empty='No similar customers: the model does not know this one.',
-    )
+    self.history = Rows(heads=['product', 'brand', 'last event'], label='history', toggle='what if not?',
+                        empty='No history.')
+    self.similar = Rows(heads=['product', 'brand', '#price', '#cosine', '#customers of both'],
+                        label='similar products', empty='This recommender has no embedding of products.')
+    self.people = Rows(heads=['customer', '#cosine', '#products', '#in common'], label='similar customers',
+                       empty='No similar customers: the model does not know this one.')
 
 # %% ../../nbs/explore/04_page.ipynb #600e1913
 @patch
@@ -265,10 +199,8 @@ def _arrange(self: PathExplorer):
     )
     lists, histories, neighbours = (w.Box(pair).add_class('gx-cols') for pair in pairs)
     maps = _box(_line(self.by, self.method), self.map)
-    self.tabs = w.Tab(
-        [_box(self.about, self.timeline, lists, histories), maps, neighbours],
-        titles=['Customer', 'Map of products', 'Similar'],
-    )
+    self.tabs = w.Tab([_box(self.about, self.timeline, lists, histories), maps, neighbours],
+                      titles=['Customer', 'Map of products', 'Similar'])
     find = _line(self.search, self.group, self.matches, self.count, self.lucky, self.back)
     export = _line(w.HTML('<b>Take along:</b>'), self.table, *self.exports.values())
     self.view = _box(Library(), self.saver, find, self.note, self.tabs, export)
@@ -306,50 +238,39 @@ def _connect_pictures(self: PathExplorer):
 
 # %% ../../nbs/explore/04_page.ipynb #077a68da
 @patch
-def choose(
-    self: PathExplorer,
-    user_id: Any,  # id of a customer
+def choose(self: PathExplorer,
+    user_id: Any, # id of a customer
 ):
     "Look at another customer."
     self.state.choose(user_id)
     self._draw_customer()
 
-
 @patch
-def pick(
-    self: PathExplorer,
-    item: int,  # item index
+def pick(self: PathExplorer,
+    item: int, # item index
 ):
     "Look at another product."
     self.state.pick(item)
     self._draw_product()
 
-
 @patch
-def toggle(
-    self: PathExplorer,
-    item: int,  # a product of the history
+def toggle(self: PathExplorer,
+    item: int, # a product of the history
 ):
     "Take a product out of the history, or put it back."
-    try:
-        self.state.toggle(item)
-    except GnnEcommerceError as err:
-        self._say(str(err))
-    else:
-        self._draw_lists()
+    try: self.state.toggle(item)
+    except GnnEcommerceError as err: self._say(str(err))
+    else: self._draw_lists()
 
 # %% ../../nbs/explore/04_page.ipynb #b360dc60
 @patch
 def _click_node(self: PathExplorer, data: Any):
     "Go to the node or mark that was clicked."
     role, index = data if isinstance(data, list) and len(data) == 2 else ('', None)
-    if not isinstance(index, int) or index < 0:
-        return
-    if role == 'item':
-        self.pick(index)
+    if not isinstance(index, int) or index < 0: return
+    if role == 'item': self.pick(index)
     elif index != self.state.view.user:
         self.choose(self.state.model.graph.user_ids.ids[index])
-
 
 @patch
 def _say(self: PathExplorer, text: str):
@@ -378,29 +299,24 @@ def _draw_customer(self: PathExplorer):
     self.timeline.show(history_figure(state))
     self.people.rows = [
         dict(key=_plain(r.user_id), cells=[str(r.user_id), f'{r.cosine:.2f}', str(r.products), str(r.both)])
-        for r in state.similar_customers().itertuples()
-    ]
+        for r in state.similar_customers().itertuples()]
     self._draw_lists()
 
 # %% ../../nbs/explore/04_page.ipynb #71819a20
 @patch
-def _draw_lists(
-    self: PathExplorer,
-    most: int = 200,  # products of the history that are listed
+def _draw_lists(self: PathExplorer,
+    most: int = 200, # products of the history that are listed
 ):
     "Draw the list and the history, then the product."
     history = self.state.history()
     self.reset.disabled = not self.state.selection.without
     self.list.rows = [
         dict(key=int(r.item), cells=[_rank(r), r.name, r.brand, money(r.price)], detail=r.reason)
-        for r in self.state.recommendations().itertuples()
-    ]
-    rows = [
-        dict(key=int(r.item), cells=[r.name, r.brand, _last_event(r)], on=bool(r.removed))
-        for r in history.head(most).itertuples()
-    ]
-    more = [dict(key=None, cells=[f'and {len(history) - most:,} earlier products', '', ''])]
-    self.history.rows = rows + (more if len(history) > most else [])
+        for r in self.state.recommendations().itertuples()]
+    rows = [dict(key=int(r.item), cells=[r.name, r.brand, _last_event(r)], on=bool(r.removed))
+            for r in history.head(most).itertuples()]
+    more = [dict(key=None, cells=[f'and {len(history)-most:,} earlier products', '', ''])]
+    self.history.rows = rows+(more if len(history) > most else [])
     self._draw_product()
 
 # %% ../../nbs/explore/04_page.ipynb #84fcc6e6
@@ -408,23 +324,20 @@ def _draw_lists(
 def _plain(user_id: Any) -> Any:
     return user_id.item() if hasattr(user_id, 'item') else user_id
 
-
 def _rank(r: Any) -> str:
     return str(r.rank) if r.rank == r.rank_before else f'{r.rank} (was {r.rank_before})'
 
-
 def _last_event(r: Any) -> str:
     "What was last done with a product, and when; its date does not break."
-    date = ', ' + str(r.last_time)[:10].replace('-', '\u2011') if hasattr(r, 'last_time') else ''
-    return r.event.replace('_', ' ') + date
+    date = ', '+str(r.last_time)[:10].replace('-', '\u2011') if hasattr(r, 'last_time') else ''
+    return r.event.replace('_', ' ')+date
 
 # %% ../../nbs/explore/04_page.ipynb #73ae6404
 @patch
 def _draw_product(self: PathExplorer):
     "Draw what depends on the chosen product."
     state, item = self.state, self.state.selection.item
-    for rows in (self.list, self.history):
-        rows.selected = item
+    for rows in (self.list, self.history): rows.selected = item
     self._draw_paths()
     self.shares.show(shares_figure(state))
     self.effect.show(effect_figure(state))
@@ -432,16 +345,12 @@ def _draw_product(self: PathExplorer):
     self.near.value = _head(like).value
     self.similar.rows = [
         dict(key=int(r.item), cells=[r.name, r.brand, money(r.price), f'{r.cosine:.2f}', str(r.both)])
-        for r in state.similar().itertuples()
-    ]
+        for r in state.similar().itertuples()]
     self.top.disabled = not state.view.personal
-    if self.tabs.selected_index == 1:
-        self._draw_map()
-
+    if self.tabs.selected_index == 1: self._draw_map()
 
 @patch
-def _draw_paths(self: PathExplorer):
-    self.paths.show(paths_figure(self.state))
+def _draw_paths(self: PathExplorer): self.paths.show(paths_figure(self.state))
 
 # %% ../../nbs/explore/04_page.ipynb #937877ee
 @patch
@@ -449,12 +358,9 @@ def _draw_map(self: PathExplorer):
     "Draw the map of products; a word first if it takes long."
     if self.method.value == 'umap' and not self.state.model.has_map('umap'):
         self._say('Making the map, once: up to a minute.')
-    try:
-        self.map.show(map_figure(self.state, self.by.value, self.method.value))
-    except GnnEcommerceError as err:
-        self._say(str(err))
-    else:
-        self._say(self.state.view.note)
+    try: self.map.show(map_figure(self.state, self.by.value, self.method.value))
+    except GnnEcommerceError as err: self._say(str(err))
+    else: self._say(self.state.view.note)
 
 # %% ../../nbs/explore/04_page.ipynb #eef9fd1d
 @patch
@@ -468,20 +374,17 @@ def _export(self: PathExplorer, file_type: str):
         product = state.model.graph.item_ids.ids[item] if item is not None else ''
         return self.paths.send(dict(image=file_type, name=f'{name}_product_{product}'))
     with tempfile.TemporaryDirectory() as folder:
-        text = page(state, Path(folder) / 'page.html').read_text(encoding='utf8')
+        text = page(state, Path(folder)/'page.html').read_text(encoding='utf8')
     self.saver.save(f'{name}.html', text, 'text/html')
 
-
 @patch
-def save(
-    self: PathExplorer,
-    path: str | Path,  # .html: a page; .csv: the list
-    **options,  # of `explore.figures.page`
-) -> Path:  # the file
+def save(self: PathExplorer,
+    path: str|Path, # .html: a page; .csv: the list
+    **options,      # of `explore.figures.page`
+) -> Path: # the file
     "Write what is looked at. Raises `GnnEcommerceError` for another ending."
     path = Path(path)
-    if path.suffix == '.html':
-        return page(self.state, path, **options)
+    if path.suffix == '.html': return page(self.state, path, **options)
     if path.suffix != '.csv':
         fix = 'pictures are saved by the buttons PNG and SVG, in the browser'
         raise GnnEcommerceError(expected('path', '.html or .csv', repr(path.name), fix))

@@ -19,16 +19,8 @@ from fastcore.basics import patch
 
 from ..models.checkpoint import build_recommender, load_model
 from gnn_ecommerce.core import (
-    ArtifactError,
-    GnnEcommerceError,
-    ProjectPaths,
-    atomic_path,
-    expected,
-    load_settings,
-    project_root,
-    read_json,
-    resolve_params,
-    rng,
+    ArtifactError, GnnEcommerceError, ProjectPaths, atomic_path, expected, load_settings, project_root, read_json,
+    resolve_params, rng
 )
 from ..explainability import event_weights
 from ..graph.wording import short_name
@@ -46,19 +38,19 @@ __all__ = ['EVENT_COLUMNS', 'CUSTOMER_GROUPS', 'MODES', 'MOST_PATHS', 'TABLES', 
            'ExplorerState']
 
 # %% ../../nbs/explore/02_state.ipynb #7f79d923
-def _filter_alone(model: GraphFilter, weights: dict[str, float] | None) -> tuple[Recommender, Explainer]:
+def _filter_alone(model: GraphFilter, weights: dict[str, float]|None) -> tuple[Recommender, Explainer]:
     "A graph filter as a hybrid whose embeddings are zero, and its explainer."
     graph = model._fitted()
-    zero = np.zeros((graph.n_users + graph.n_items, 1), np.float32)
-    embedding = EmbeddingRecommender(zero[: graph.n_users], zero[graph.n_users :], graph)
-    explainer = Explainer(graph, zero, [1.0], model.weighted, False, model, 1.0, event_weights=weights)
-    return HybridRecommender(embedding, model, 1.0, model.name), explainer
+    zero = np.zeros((graph.n_users+graph.n_items, 1), np.float32)
+    embedding = EmbeddingRecommender(zero[:graph.n_users], zero[graph.n_users:], graph)
+    explainer = Explainer(graph, zero, [1.], model.weighted, False, model, 1., event_weights=weights)
+    return HybridRecommender(embedding, model, 1., model.name), explainer
 
 # %% ../../nbs/explore/02_state.ipynb #bf753ceb
 def find_explainer(
-    model: Any,  # result of `training.fit`, recommender of `load_checkpoint`, `GraphFilter`, any fitted `Recommender`
-    weights: dict[str, float] | None = None,  # event type -> what one event counts, for shares by event type
-) -> tuple[Recommender, Explainer | None]:  # the explainer is None if the score cannot be taken apart
+    model: Any, # result of `training.fit`, recommender of `load_checkpoint`, `GraphFilter`, any fitted `Recommender`
+    weights: dict[str, float]|None = None, # event type -> what one event counts, for shares by event type
+) -> tuple[Recommender, Explainer|None]: # the explainer is None if the score cannot be taken apart
     "Find a recommender and its explainer. Raises `GnnEcommerceError` for something else, or without a graph."
     if hasattr(model, 'tensors') and hasattr(model, 'scoring'):
         graph_filter = getattr(model.recommender, 'filter_part', None)
@@ -67,8 +59,7 @@ def find_explainer(
     if not isinstance(model, Recommender):
         what = 'a Recommender or the result of training.fit'
         raise GnnEcommerceError(expected('recommender', what, type(model).__name__))
-    if isinstance(model, GraphFilter):
-        return _filter_alone(model, weights)
+    if isinstance(model, GraphFilter): return _filter_alone(model, weights)
     graph, folder = model._fitted(), getattr(model, 'folder', None)
     return model, (Explainer.from_checkpoint(folder, graph, weights) if folder else None)
 
@@ -76,37 +67,29 @@ def find_explainer(
 #: columns of one customer's events
 EVENT_COLUMNS = ['event_time', 'event_type', 'product_id', 'price']
 
-
 class ProjectEvents:
     "The training events of a project, one customer at a time."
-
-    def __init__(
-        self,
+    def __init__(self,
         paths: ProjectPaths,
-        graph: InteractionGraph,  # whose customers the model knows
-    ):
-        self.paths, self.graph = paths, graph
+        graph: InteractionGraph, # whose customers the model knows
+    ): self.paths, self.graph = paths, graph
 
-    def of(
-        self,
-        user_id: Any,  # id of a customer
-    ) -> pd.DataFrame:  # columns EVENT_COLUMNS, by time
+    def of(self,
+        user_id: Any, # id of a customer
+    ) -> pd.DataFrame: # columns EVENT_COLUMNS, by time
         "Read the events of one customer; none if the file is gone."
-        file = self.paths.processed / 'train_events.parquet'
-        if not file.is_file():
-            return pd.DataFrame(columns=EVENT_COLUMNS)
+        file = self.paths.processed/'train_events.parquet'
+        if not file.is_file(): return pd.DataFrame(columns=EVENT_COLUMNS)
         table = pq.read_table(file, columns=EVENT_COLUMNS, filters=[('user_id', '==', user_id)])
         return table.to_pandas().sort_values('event_time', kind='stable', ignore_index=True)
 
     @cached_property
-    def outside(self) -> pd.DataFrame:  # user_id, product_id, bought
+    def outside(self) -> pd.DataFrame: # user_id, product_id, bought
         "What customers outside the graph did: in the training events and, if they bought, in the validation period."
-        train, val = (self.paths.processed / f'{name}.parquet' for name in ('train_events', 'val'))
+        train, val = (self.paths.processed/f'{name}.parquet' for name in ('train_events', 'val'))
         parts = [outside_users(train, self.graph)] if train.is_file() else []
-        if val.is_file():
-            parts.append(read_val(val, self.graph)[1])
-        if parts:
-            return pd.concat(parts, ignore_index=True)
+        if val.is_file(): parts.append(read_val(val, self.graph)[1])
+        if parts: return pd.concat(parts, ignore_index=True)
         ids = dict(user_id=self.graph.user_ids.ids[:0], product_id=self.graph.item_ids.ids[:0])
         return pd.DataFrame({**ids, 'bought': np.zeros(0, bool)})
 
@@ -114,49 +97,44 @@ class ProjectEvents:
 @dataclass(frozen=True, eq=False)
 class ExplorerModel:
     "A recommender, what explains it, and the events of its customers."
-
     recommender: Recommender
-    explainer: Explainer | None = None  # None: lists and shortest paths only
-    events: Any = None  # such as `ProjectEvents`; None: what the graph knows
-    k: int = 10  # recommendations of a list
-    exclude: str = 'bought'  # what of the history is left out of the lists: bought, seen, none
-    also_exclude: sp.csr_array | None = None  # (n_users, n_items) pairs that are left out as well
-    seed: int = 0  # of "surprise me"
-    maps: dict = field(default_factory=dict, init=False, repr=False)  # of `item_points`
+    explainer: Explainer|None = None # None: lists and shortest paths only
+    events: Any = None      # such as `ProjectEvents`; None: what the graph knows
+    k: int = 10             # recommendations of a list
+    exclude: str = 'bought' # what of the history is left out of the lists: bought, seen, none
+    also_exclude: sp.csr_array|None = None # (n_users, n_items) pairs that are left out as well
+    seed: int = 0           # of "surprise me"
+    maps: dict = field(default_factory=dict, init=False, repr=False) # of `item_points`
 
     @cached_property
-    def graph(self) -> InteractionGraph:
-        return self.recommender._fitted()
+    def graph(self) -> InteractionGraph: return self.recommender._fitted()
 
     @cached_property
-    def popular(self) -> Popular:
-        return Popular().fit(self.graph)
+    def popular(self) -> Popular: return Popular().fit(self.graph)
 
     @cached_property
-    def group_masks(self) -> dict[str, np.ndarray | None]:  # bool (n_users,), None for all
+    def group_masks(self) -> dict[str, np.ndarray|None]: # bool (n_users,), None for all
         "Which customers of the graph are in which of CUSTOMER_GROUPS."
         g = self.graph
         bought, active = np.bincount(g.user, g.purchased, g.n_users) > 0, np.diff(g.user_ptr) > 0
         return {'all': None, 'buyers': bought, 'viewers': active & ~bought, 'new': ~active}
 
     @cached_property
-    def outside_ids(self) -> np.ndarray:  # sorted
+    def outside_ids(self) -> np.ndarray: # sorted
         "Ids of the customers outside the graph."
         ids = self.graph.user_ids.ids
-        if self.events is None:
-            return ids[:0]
+        if self.events is None: return ids[:0]
         return np.sort(self.events.outside.user_id.unique()).astype(ids.dtype)
 
 # %% ../../nbs/explore/02_state.ipynb #add91594
 @patch(cls_method=True)
-def from_project(
-    cls: ExplorerModel,
-    project: str | Path | None = None,  # folder or params file; None: the project around the current folder
-    **options,  # see the class
+def from_project(cls: ExplorerModel,
+    project: str|Path|None = None, # folder or params file; None: the project around the current folder
+    **options,                     # see the class
 ) -> ExplorerModel:
     "Read the model of a trained project. Raises `ArtifactError` naming the stage that has not run."
     given = Path(project) if project is not None else project_root()
-    params = resolve_params(given / 'params.yaml' if given.is_dir() else given)
+    params = resolve_params(given/'params.yaml' if given.is_dir() else given)
     paths = ProjectPaths(params.parent)
     settings = load_settings(InferenceSettings, 'inference', params)
     graph = InteractionGraph.load(paths.graph)
@@ -164,66 +142,49 @@ def from_project(
     if metadata['graph_hash'] != graph.hash:
         what = 'a checkpoint of this graph'
         raise ArtifactError(expected(paths.checkpoints, what, 'one of another', 'run `dvc repro training`'))
-    weights = event_weights(read_json(paths.graph / 'graph.json', 'graph_build').get('settings', {}))
+    weights = event_weights(read_json(paths.graph/'graph.json', 'graph_build').get('settings', {}))
     recommender = build_recommender(graph, tensors, metadata['scoring'])
     graph_filter = getattr(recommender, 'filter_part', None)
     explainer = Explainer.from_tensors(graph, tensors, metadata['scoring'], weights, graph_filter)
-    val = paths.processed / 'val.parquet'
+    val = paths.processed/'val.parquet'
     defaults = dict(exclude=settings.exclude, also_exclude=read_val(val, graph)[0] if val.is_file() else None)
     return cls(recommender, explainer, ProjectEvents(paths, graph), **defaults | options)
 
 # %% ../../nbs/explore/02_state.ipynb #56621eab
 @patch
-def facts(
-    self: ExplorerModel,
-    items: np.ndarray,  # int (m,) item indices
-) -> pd.DataFrame:  # item, product_id, name, brand, category, price; empty text and NaN if unknown
+def facts(self: ExplorerModel,
+    items: np.ndarray, # int (m,) item indices
+) -> pd.DataFrame: # item, product_id, name, brand, category, price; empty text and NaN if unknown
     "Describe some products. One without a name is called by brand and category, or by its number."
     g, items = self.graph, np.asarray(items, np.int64)
     table = g.items.iloc[items] if g.items is not None else pd.DataFrame(index=items)
-
     def text(column):
-        if column not in table:
-            return np.full(len(items), '', object)
+        if column not in table: return np.full(len(items), '', object)
         return table[column].fillna('').astype(str).to_numpy()
-
     price = np.full(len(items), np.nan)
     if 'price' in table:
         price = pd.to_numeric(table['price'], errors='coerce').to_numpy(float)
     names = [short_name(g, int(i)) for i in items]
-    return pd.DataFrame(
-        dict(
-            item=items,
-            product_id=g.item_ids.ids[items],
-            name=names,
-            brand=text('brand'),
-            category=text('category_code'),
-            price=price,
-        )
-    )
+    return pd.DataFrame(dict(item=items, product_id=g.item_ids.ids[items], name=names,
+                             brand=text('brand'), category=text('category_code'), price=price))
 
 # %% ../../nbs/explore/02_state.ipynb #4a88ae18
 #: event counts of the graph -> one and several of them in words
 _COUNT_WORDS = dict(
-    n_view=('view', 'views'),
-    n_cart=('cart', 'carts'),
-    n_remove_from_cart=('removal from the cart', 'removal from the cart'),
-    n_purchase=('purchase', 'purchases'),
+    n_view=('view', 'views'), n_cart=('cart', 'carts'),
+    n_remove_from_cart=('removal from the cart', 'removal from the cart'), n_purchase=('purchase', 'purchases'),
 )
 
-
 @patch
-def pair(
-    self: ExplorerModel,
-    user: int,  # user index
-    item: int,  # item index
-) -> str:  # '2 views, 1 purchase, 2019-10-03 to 2019-11-20'
+def pair(self: ExplorerModel,
+    user: int, # user index
+    item: int, # item index
+) -> str: # '2 views, 1 purchase, 2019-10-03 to 2019-11-20'
     "Say what happened between a customer and a product, and when."
     g = self.graph
     edges = g.edges_of(user=user)
     edges = edges[g.item[edges] == item]
-    if not len(edges):
-        return 'no event'
+    if not len(edges): return 'no event'
     row = g.edges.iloc[edges[0]] if g.edges is not None else {}
     counts = [f'{int(row[c])} {words[int(row[c] > 1)]}' for c, words in _COUNT_WORDS.items() if c in row and row[c] > 0]
     dates = sorted({str(row[c])[:10] for c in ('first_time', 'last_time') if c in row})
@@ -234,46 +195,40 @@ def pair(
 @patch
 def path_text(self: ExplorerModel, path: tuple) -> str:
     "Put a path into words; '...' stands for learned similarity."
-
     def name(position, index):
-        if index is None:
-            return '...'
-        is_item = position % 2 or position == len(path) - 1
+        if index is None: return '...'
+        is_item = position % 2 or position == len(path)-1
         return short_name(self.graph, index) if is_item else f'customer {self.graph.user_ids.ids[index]}'
-
     return ' - '.join(name(*step) for step in enumerate(path))
 
 # %% ../../nbs/explore/02_state.ipynb #5b15c62e
-def _integer_ranges(prefix: str) -> list[tuple[int, int]]:  # from..to, the shortest integers first
+def _integer_ranges(prefix: str) -> list[tuple[int, int]]: # from..to, the shortest integers first
     "Ranges of the int64 that are written with a prefix."
     sign, digits = (-1, prefix[1:]) if prefix.startswith('-') else (1, prefix)
     if not (digits.isascii() and digits.isdigit()) or (digits[0] == '0' and digits != '0'):
         return []
-    ranges, low, high = [], int(digits), int(digits) + 1
+    ranges, low, high = [], int(digits), int(digits)+1
     while low < 2**63:
-        first, last = (low, min(high, 2**63 - 1)) if sign > 0 else (-high + 1, -low + 1)
-        ranges.append((max(first, -(2**63)), last))
-        if low == 0:
-            break
-        low, high = low * 10, high * 10
+        first, last = (low, min(high, 2**63-1)) if sign > 0 else (-high+1, -low+1)
+        ranges.append((max(first, -2**63), last))
+        if low == 0: break
+        low, high = low*10, high*10
     return ranges
 
 # %% ../../nbs/explore/02_state.ipynb #8d61398f
 def prefix_ranges(
-    ids: np.ndarray,  # sorted: int64, or texts
-    prefix: str,  # the beginning of an id
-) -> list[tuple[int, int]]:  # positions from..to; ranges do not overlap, the shortest ids first
+    ids: np.ndarray, # sorted: int64, or texts
+    prefix: str,     # the beginning of an id
+) -> list[tuple[int, int]]: # positions from..to; ranges do not overlap, the shortest ids first
     "Find the ids that begin with a text."
-    if not prefix:
-        return [(0, len(ids))]
+    if not prefix: return [(0, len(ids))]
     if ids.dtype == object:
-        return [(bisect_left(ids, prefix), bisect_left(ids, prefix + chr(0x10FFFF)))]
+        return [(bisect_left(ids, prefix), bisect_left(ids, prefix+chr(0x10ffff)))]
     ranges = [np.searchsorted(ids, np.array(r, np.int64)).tolist() for r in _integer_ranges(prefix)]
     return [(first, last) for first, last in ranges if first < last]
 
 # %% ../../nbs/explore/02_state.ipynb #e62fb7de
 CUSTOMER_GROUPS = {'all': 'everybody', 'buyers': 'buyers', 'viewers': 'never bought', 'new': 'new'}
-
 
 def _check_group(group: str):
     if group not in CUSTOMER_GROUPS:
@@ -281,23 +236,21 @@ def _check_group(group: str):
 
 # %% ../../nbs/explore/02_state.ipynb #bf72565a
 @patch
-def find(
-    self: ExplorerModel,
-    prefix: str = '',  # the beginning of an id
-    group: str = 'all',  # one of CUSTOMER_GROUPS
-    n: int = 50,  # ids to list at most
-) -> tuple[list, int]:  # ids, and how many there are
+def find(self: ExplorerModel,
+    prefix: str = '',   # the beginning of an id
+    group: str = 'all', # one of CUSTOMER_GROUPS
+    n: int = 50,        # ids to list at most
+) -> tuple[list, int]: # ids, and how many there are
     "Find customers by the beginning of their id."
     _check_group(group)
     prefix, matches, count = str(prefix).strip(), [], 0
     places = [(self.graph.user_ids.ids, self.group_masks[group])]
-    if group == 'new':
-        places.append((self.outside_ids, None))
+    if group == 'new': places.append((self.outside_ids, None))
     for ids, mask in places:
         for first, last in prefix_ranges(ids, prefix):
-            inside = np.arange(first, last) if mask is None else first + np.flatnonzero(mask[first:last])
+            inside = np.arange(first, last) if mask is None else first+np.flatnonzero(mask[first:last])
             count += len(inside)
-            matches += ids[inside[: max(n - len(matches), 0)]].tolist()
+            matches += ids[inside[:max(n-len(matches), 0)]].tolist()
     return matches, count
 
 # %% ../../nbs/explore/02_state.ipynb #ea993405
@@ -305,28 +258,26 @@ def find(
 def _interest(self: ExplorerModel, user: int) -> tuple:
     "What makes a customer worth a look; compare these."
     g = self.graph
-    start, stop = g.user_ptr[user], g.user_ptr[user + 1]
+    start, stop = g.user_ptr[user], g.user_ptr[user+1]
     edges = g.edges.iloc[start:stop] if g.edges is not None else pd.DataFrame()
     event_types = sum(bool((edges[c] > 0).any()) for c in edges if c.startswith('n_'))
-    return stop - start <= 50, bool(g.purchased[start:stop].any()), event_types, stop - start
+    return stop-start <= 50, bool(g.purchased[start:stop].any()), event_types, stop-start
 
 # %% ../../nbs/explore/02_state.ipynb #7b8e6ab2
 @patch
-def draw_customer(
-    self: ExplorerModel,
-    group: str = 'all',  # one of CUSTOMER_GROUPS
-    number: int = 1,  # of the draw; the same one gives the same customer
+def draw_customer(self: ExplorerModel,
+    group: str = 'all',   # one of CUSTOMER_GROUPS
+    number: int = 1,      # of the draw; the same one gives the same customer
     current: Any = None,  # id that is not drawn again
-    among: int = 200,  # customers drawn, an eighth of all at most
-) -> Any:  # id, None if there is nobody
+    among: int = 200,     # customers drawn, an eighth of all at most
+) -> Any: # id, None if there is nobody
     "Draw a customer with something to see."
     _check_group(group)
     mask, ids = self.group_masks[group], self.graph.user_ids.ids
     users = np.arange(self.graph.n_users) if mask is None else np.flatnonzero(mask)
     candidates = np.concatenate([ids[users], self.outside_ids]) if group == 'new' else users
-    if not len(candidates):
-        return None
-    size = min(among, max(2, len(candidates) // 8), len(candidates))
+    if not len(candidates): return None
+    size = min(among, max(2, len(candidates)//8), len(candidates))
     drawn = rng(self.seed, 'surprise', number).choice(candidates, size, replace=False)
     if len(drawn) > 1:
         drawn = drawn[(drawn if group == 'new' else ids[drawn]) != current]
@@ -335,11 +286,9 @@ def draw_customer(
 # %% ../../nbs/explore/02_state.ipynb #f85dd008
 class CustomerView:
     "The tables of one customer."
-
-    def __init__(
-        self,
+    def __init__(self,
         model: ExplorerModel,
-        user_id: Any = None,  # as `parse_id` returns it; None: nobody yet
+        user_id: Any = None, # as `parse_id` returns it; None: nobody yet
     ):
         self.model, self.graph, self.id = model, model.graph, user_id
         index = -1 if user_id is None else int(self.graph.user_ids.encode([user_id], unknown='mask')[0])
@@ -347,11 +296,10 @@ class CustomerView:
         self.made = cache(lambda table, *key: getattr(self, table)(*key))
 
     @cached_property
-    def note(self) -> str:
-        return self._note()
+    def note(self) -> str: return self._note()
 
     @cached_property
-    def edges(self) -> np.ndarray:  # int
+    def edges(self) -> np.ndarray: # int
         "The customer's edges in the graph."
         return self.graph.edges_of(user=self.user) if self.user is not None else np.zeros(0, np.int64)
 
@@ -367,26 +315,20 @@ class CustomerView:
 
 # %% ../../nbs/explore/02_state.ipynb #0064a759
 @patch
-def parse_id(
-    self: ExplorerModel,
-    user_id: Any,  # an id, or what somebody typed
-) -> Any:  # text or int, as the graph's ids are; another text as it stands
+def parse_id(self: ExplorerModel,
+    user_id: Any, # an id, or what somebody typed
+) -> Any: # text or int, as the graph's ids are; another text as it stands
     "Read the id of a customer."
     text = str(user_id).strip()
-    if self.graph.user_ids.is_text:
-        return text
-    if isinstance(user_id, np.generic):
-        user_id = user_id.item()
-    if isinstance(user_id, int):
-        return user_id
+    if self.graph.user_ids.is_text: return text
+    if isinstance(user_id, np.generic): user_id = user_id.item()
+    if isinstance(user_id, int): return user_id
     digits = text.removeprefix('-')
     return int(text) if digits.isascii() and digits.isdigit() and len(text) < 19 else text
 
-
 @patch
-def view(
-    self: ExplorerModel,
-    user_id: Any,  # see `parse_id`
+def view(self: ExplorerModel,
+    user_id: Any, # see `parse_id`
 ) -> CustomerView:
     "Look at a customer."
     return CustomerView(self, self.parse_id(user_id))
@@ -397,33 +339,30 @@ def _history(self: CustomerView) -> pd.DataFrame:
     g = self.graph
     table = self.model.facts(g.item[self.edges])
     table['event'] = [edge_event(g, self.user, int(i)) for i in table.item]
-    for column in g.edges.columns if g.edges is not None else []:
+    for column in (g.edges.columns if g.edges is not None else []):
         table[column] = g.edges[column].iloc[self.edges].array
     table['weight'] = g.weight[self.edges].astype(float)
     by = ['last_time', 'weight'] if 'last_time' in table else ['weight']
     return table.sort_values(by, ascending=False, kind='stable', ignore_index=True)
 
-
 @patch
-def history(
-    self: CustomerView,
-    without: frozenset = frozenset(),  # items taken out
-) -> pd.DataFrame:  # columns of `facts`, event, counts n_*, first_time, last_time, weight, removed; latest first
+def history(self: CustomerView,
+    without: frozenset = frozenset(), # items taken out
+) -> pd.DataFrame: # columns of `facts`, event, counts n_*, first_time, last_time, weight, removed; latest first
     "List the products of the customer's history, as the graph has them."
     table = self.made('_history')
     return table.assign(removed=table.item.isin(without))
 
 # %% ../../nbs/explore/02_state.ipynb #dae57653
 @patch
-def _events(self: CustomerView) -> pd.DataFrame:  # EVENT_COLUMNS
+def _events(self: CustomerView) -> pd.DataFrame: # EVENT_COLUMNS
     "The customer's single events, if there is a file of them."
     if self.model.events is None or self.id is None or isinstance(self.id, str) != self.graph.user_ids.is_text:
         return pd.DataFrame(columns=EVENT_COLUMNS)
     return self.model.events.of(self.id)
 
-
 @patch
-def timeline(self: CustomerView) -> pd.DataFrame:  # event_time, event_type, item (-1: unknown), product_id, name, price
+def timeline(self: CustomerView) -> pd.DataFrame: # event_time, event_type, item (-1: unknown), product_id, name, price
     "List the customer's events by time; empty if no date is known."
     rows, g = self.made('_events'), self.graph
     if not len(rows):
@@ -437,7 +376,7 @@ def timeline(self: CustomerView) -> pd.DataFrame:  # event_time, event_type, ite
 
 # %% ../../nbs/explore/02_state.ipynb #14f1b9a1
 @patch
-def own_outside(self: CustomerView) -> pd.DataFrame:  # product_id, bought
+def own_outside(self: CustomerView) -> pd.DataFrame: # product_id, bought
     "What a customer outside the graph did."
     events, ids = self.model.events, self.graph.user_ids
     if events is None or self.user is not None or isinstance(self.id, str) != ids.is_text:
@@ -448,8 +387,7 @@ def own_outside(self: CustomerView) -> pd.DataFrame:  # product_id, bought
 @patch
 def _note(self: CustomerView) -> str:
     "What a person should know about the customer; '' if there is nothing to explain."
-    if self.id is None or self.personal:
-        return ''
+    if self.id is None or self.personal: return ''
     popular = 'The list shows what most customers buy.'
     if self.user is not None:
         return f'Customer {self.id} has no history in the graph. {popular}'
@@ -468,11 +406,9 @@ def _note(self: CustomerView) -> str:
 def _shares(self: CustomerView, items: tuple[int, ...]) -> Shares:
     return self.model.explainer.shares(self.user, np.asarray(items, np.int64))
 
-
 @patch
-def shares(
-    self: CustomerView,
-    items: np.ndarray,  # int (m,) item indices
+def shares(self: CustomerView,
+    items: np.ndarray, # int (m,) item indices
 ) -> Shares:
     "Split the scores of some products exactly. Raises `GnnEcommerceError` if they cannot be split."
     if not self.explained:
@@ -480,24 +416,20 @@ def shares(
         raise GnnEcommerceError(expected('shares', what, 'none'))
     return self.made('_shares', tuple(int(i) for i in items))
 
-
 @patch
-def score(
-    self: CustomerView,
-    item: int | None,  # item index
+def score(self: CustomerView,
+    item: int|None, # item index
 ) -> float:
     "Score of a product, with the whole history; NaN if it cannot be split."
     return float(self.shares([item]).score[0]) if self.explained and item is not None else np.nan
 
 # %% ../../nbs/explore/02_state.ipynb #8b6af096
 @patch
-def _popular(self: CustomerView) -> tuple[np.ndarray, np.ndarray]:  # int (k,), float (k,)
+def _popular(self: CustomerView) -> tuple[np.ndarray, np.ndarray]: # int (k,), float (k,)
     "What is recommended to a customer without history, except what they bought."
     model, mine = self.model, self.own_outside()
-    if model.exclude == 'bought':
-        mine = mine[mine.bought]
-    if model.exclude == 'none':
-        mine = mine[:0]
+    if model.exclude == 'bought': mine = mine[mine.bought]
+    if model.exclude == 'none': mine = mine[:0]
     items = self.graph.item_ids.encode(mine.product_id.to_numpy(), unknown='mask')
     items = np.unique(items[items >= 0])
     row = (np.ones(len(items), bool), items, np.array([0, len(items)]))
@@ -512,8 +444,7 @@ def _reasons(self: CustomerView, items: np.ndarray) -> list[str]:
         bought = self.graph.item_popularity('bought')
         return [f'Because many customers bought it ({bought[i]:,}).' for i in items]
     explainer = self.model.explainer
-    if explainer is None:
-        return [''] * len(items)
+    if explainer is None: return ['']*len(items)
     shares = self.shares(items)
     effects = explainer.effects(shares)
     return [explainer.sentence(shares, int(i), effects) for i in items]
@@ -521,48 +452,42 @@ def _reasons(self: CustomerView, items: np.ndarray) -> list[str]:
 # %% ../../nbs/explore/02_state.ipynb #284c2ebf
 @patch
 def _list(self: CustomerView, without: frozenset) -> pd.DataFrame:
-    if without:
-        return self._list_without(without)
+    if without: return self._list_without(without)
     model = self.model
-    if self.id is None:
-        items, scores = np.zeros(0, np.int64), np.zeros(0)
+    if self.id is None: items, scores = np.zeros(0, np.int64), np.zeros(0)
     elif self.personal:
         lists = model.recommender.recommend(np.array([self.user]), model.k, model.exclude, model.also_exclude)
         items, scores = (x[0] for x in lists)
-    else:
-        items, scores = self._popular()
+    else: items, scores = self._popular()
     table = model.facts(items[items >= 0])
-    table.insert(0, 'rank', np.arange(1, len(table) + 1))
+    table.insert(0, 'rank', np.arange(1, len(table)+1))
     table['score'] = scores[items >= 0].astype(float)
     table['reason'] = self._reasons(table.item.to_numpy())
     return table.assign(rank_before=table['rank'], score_before=table.score)
 
-
 @patch
-def recommendations(
-    self: CustomerView,
-    without: frozenset = frozenset(),  # items taken out of the history
-) -> pd.DataFrame:  # rank, columns of `facts`, score, reason, rank_before (0: it was not in the list), score_before
+def recommendations(self: CustomerView,
+    without: frozenset = frozenset(), # items taken out of the history
+) -> pd.DataFrame: # rank, columns of `facts`, score, reason, rank_before (0: it was not in the list), score_before
     "The customer's list, best first."
     return self.made('_list', without)
 
 # %% ../../nbs/explore/02_state.ipynb #58cdd98e
 @patch
-def _scores(self: CustomerView, without: frozenset) -> tuple[np.ndarray, np.ndarray]:  # float64 (n_items,), twice
+def _scores(self: CustomerView, without: frozenset) -> tuple[np.ndarray, np.ndarray]: # float64 (n_items,), twice
     "Scores of all products before and after, in parts that fit into memory."
-    n, step = self.graph.n_items, max(64, 4_000_000 // max(1, len(self.edges)))
-    items = [np.arange(start, min(start + step, n)) for start in range(0, n, step)]
+    n, step = self.graph.n_items, max(64, 4_000_000//max(1, len(self.edges)))
+    items = [np.arange(start, min(start+step, n)) for start in range(0, n, step)]
     parts = [self.model.explainer.what_if(self.user, sorted(without), part) for part in items]
     return np.concatenate([p.before for p in parts]), np.concatenate([p.after for p in parts])
 
-
 def _ranked(
     scores: np.ndarray,  # float (n_items,)
-    allowed: np.ndarray,  # bool (n_items,)
-) -> np.ndarray:  # item indices, best first; of equal scores the smaller index
+    allowed: np.ndarray, # bool (n_items,)
+) -> np.ndarray: # item indices, best first; of equal scores the smaller index
     "Put the allowed items in order."
     order = np.lexsort((np.arange(len(scores)), -np.where(allowed, scores, -np.inf)))
-    return order[: int(allowed.sum())]
+    return order[:int(allowed.sum())]
 
 # %% ../../nbs/explore/02_state.ipynb #639ec888
 @patch
@@ -570,28 +495,22 @@ def _list_without(self: CustomerView, without: frozenset) -> pd.DataFrame:
     model, (before, after) = self.model, self.made('_scores', without)
     mask = model.recommender._mask(np.array([self.user]), model.exclude, model.also_exclude)
     allowed = np.ones(self.graph.n_items, bool)
-    if mask is not None:
-        allowed[mask.indices] = False
+    if mask is not None: allowed[mask.indices] = False
     order, rank = _ranked(before, allowed), np.zeros(len(before), np.int64)
-    rank[order] = np.arange(1, len(order) + 1)
-    items = _ranked(after, allowed)[: model.k]
+    rank[order] = np.arange(1, len(order)+1)
+    items = _ranked(after, allowed)[:model.k]
     table = model.facts(items)
-    table.insert(0, 'rank', np.arange(1, len(table) + 1))
+    table.insert(0, 'rank', np.arange(1, len(table)+1))
     whole = self.recommendations()
     reasons = dict(zip(whole.item, whole.reason))
-    return table.assign(
-        score=after[items],
-        reason=[reasons.get(int(i), 'New in the list.') for i in items],
-        rank_before=rank[items],
-        score_before=before[items],
-    )
+    return table.assign(score=after[items], reason=[reasons.get(int(i), 'New in the list.') for i in items],
+                        rank_before=rank[items], score_before=before[items])
 
 # %% ../../nbs/explore/02_state.ipynb #6a0c50e3
 @patch
-def effect(
-    self: CustomerView,
-    without: frozenset,  # items taken out of the history
-) -> pd.DataFrame:  # columns of `facts`, before, after, change, rank_before, rank_after (0: no longer in the list)
+def effect(self: CustomerView,
+    without: frozenset, # items taken out of the history
+) -> pd.DataFrame: # columns of `facts`, before, after, change, rank_before, rank_after (0: no longer in the list)
     "What taking products out does to the list as it was; empty while nothing is taken out."
     old = self.recommendations()
     if not without:
@@ -599,14 +518,12 @@ def effect(
     new, after = self.recommendations(without), self.made('_scores', without)[1][old.item]
     rank = dict(zip(new.item, new['rank']))
     table = old.drop(columns=['rank', 'score', 'reason', 'score_before'])
-    return table.assign(
-        before=old.score, after=after, change=after - old.score, rank_after=[rank.get(i, 0) for i in old.item]
-    )
+    return table.assign(before=old.score, after=after, change=after-old.score,
+                        rank_after=[rank.get(i, 0) for i in old.item])
 
 # %% ../../nbs/explore/02_state.ipynb #ebf098d4
 MODES = {'shares': 'exact shares', 'shortest': 'shortest paths'}
 MOST_PATHS = 20
-
 
 @patch
 def _walks(self: CustomerView, item: int) -> pd.DataFrame:
@@ -614,17 +531,15 @@ def _walks(self: CustomerView, item: int) -> pd.DataFrame:
     explainer = self.model.explainer
     return explainer.walks(self.user, item, MOST_PATHS if min(explainer.alpha) >= 0 else 0).table
 
-
 @patch
-def _heaviest(self: CustomerView, item: int) -> pd.DataFrame:  # kind, share, part, path
+def _heaviest(self: CustomerView, item: int) -> pd.DataFrame: # kind, share, part, path
     table, score = self.made('_walks', item), self.score(item)
     table = table[table.kind.isin(['path', 'filter path', 'filter'])]
     table = table.sort_values('share', ascending=False, kind='stable', key=abs).head(MOST_PATHS)
-    return table.assign(part=table.share / score if score else np.nan).reset_index(drop=True)
-
+    return table.assign(part=table.share/score if score else np.nan).reset_index(drop=True)
 
 @patch
-def _shortest(self: CustomerView, item: int) -> pd.DataFrame:  # kind, share, part, path
+def _shortest(self: CustomerView, item: int) -> pd.DataFrame: # kind, share, part, path
     explainer = self.model.explainer
     view = connection(self.graph, self.user, item, adjacency=explainer.adjacency if explainer else None)
     return shortest_paths(view, self.user, item, MOST_PATHS).assign(share=np.nan, part=np.nan)
@@ -637,14 +552,12 @@ def _paths(self: CustomerView, item: int, mode: str) -> pd.DataFrame:
     table['text'] = [self.model.path_text(p) for p in table.path]
     return table[['kind', 'share', 'part', 'path', 'text']]
 
-
 @patch
-def paths(
-    self: CustomerView,
-    item: int | None,  # item index
-    mode: str = 'shares',  # one of MODES
-    top: int = 5,  # paths at most
-) -> pd.DataFrame:  # kind, share, part (of the score), path (tuple of indices, customer first), text
+def paths(self: CustomerView,
+    item: int|None, # item index
+    mode: str = 'shares', # one of MODES
+    top: int = 5,   # paths at most
+) -> pd.DataFrame: # kind, share, part (of the score), path (tuple of indices, customer first), text
     "The `top` heaviest or shortest paths to a product."
     if item is None or not self.personal:
         return pd.DataFrame(columns=['kind', 'share', 'part', 'path', 'text'])
@@ -653,22 +566,11 @@ def paths(
 # %% ../../nbs/explore/02_state.ipynb #401b8db5
 #: what parts of a score are called
 _PART_LABELS = {
-    'self': 'own taste',
-    'bias': 'liked in general',
-    'people_with_both': 'people who have both',
-    'other_people': 'other people',
-    'products': 'similar products',
-    'yourself': 'own history again',
-    'filter': 'graph filter',
-    'path': 'paths',
-    'filter path': 'paths',
-    'other paths': 'paths',
-    'other filter paths': 'paths',
-    'similarity': 'learned similarity',
-    'purchase': 'purchases',
-    'view': 'views',
-    'cart': 'carts',
-    'remove_from_cart': 'taken out of the cart',
+    'self': 'own taste', 'bias': 'liked in general', 'people_with_both': 'people who have both',
+    'other_people': 'other people', 'products': 'similar products', 'yourself': 'own history again',
+    'filter': 'graph filter', 'path': 'paths', 'filter path': 'paths', 'other paths': 'paths',
+    'other filter paths': 'paths', 'similarity': 'learned similarity', 'purchase': 'purchases', 'view': 'views',
+    'cart': 'carts', 'remove_from_cart': 'taken out of the cart',
 }
 
 # %% ../../nbs/explore/02_state.ipynb #c278fd7d
@@ -677,35 +579,31 @@ def _product_split(self: CustomerView, item: int, n: int) -> list[tuple]:
     shares = self.shares([item])
     part, history = shares.products[:, 0], shares.history
     order = np.argsort(-np.abs(part), kind='stable')
-    rows = [
-        ('products', f'product {int(history[e])}', short_name(self.graph, int(history[e])), part[e]) for e in order[:n]
-    ]
+    rows = [('products', f'product {int(history[e])}', short_name(self.graph, int(history[e])), part[e])
+            for e in order[:n]]
     if len(order) > n:
-        rows.append(('products', 'rest', f'{len(order) - n} other products', part[order[n:]].sum()))
+        rows.append(('products', 'rest', f'{len(order)-n} other products', part[order[n:]].sum()))
     rows.append(('products', 'self', _PART_LABELS['self'], shares.own[0]))
-    return rows + [('products', 'bias', _PART_LABELS['bias'], shares.bias[0])] * bool(shares.bias[0])
+    return rows+[('products', 'bias', _PART_LABELS['bias'], shares.bias[0])]*bool(shares.bias[0])
 
 # %% ../../nbs/explore/02_state.ipynb #aff30bda
 @patch
 def _other_splits(self: CustomerView, item: int) -> list[tuple]:
-    tables = {'events': self.shares([item]).by_event_type(), 'people': self.model.explainer.people(self.user, [item])}
-    rows = [
-        (split, part, _PART_LABELS.get(part, part.replace('_', ' ')), share)
-        for split, table in tables.items()
-        for part, share in table.iloc[0].items()
-    ]
+    tables = {'events': self.shares([item]).by_event_type(),
+              'people': self.model.explainer.people(self.user, [item])}
+    rows = [(split, part, _PART_LABELS.get(part, part.replace('_', ' ')), share)
+            for split, table in tables.items() for part, share in table.iloc[0].items()]
     walks = self.made('_walks', item)
     labels = walks.kind.map(lambda part: _PART_LABELS.get(part, part))
     sums = walks.share.groupby(labels, sort=False).sum()
-    return rows + [('paths', label, label, share) for label, share in sums.items()]
+    return rows+[('paths', label, label, share) for label, share in sums.items()]
 
 # %% ../../nbs/explore/02_state.ipynb #4bd1c74c
 @patch
-def splits(
-    self: CustomerView,
-    item: int | None,  # item index
-    n: int = 5,  # products of the history that are named
-) -> pd.DataFrame:  # split, kind, label, share; each split sums to the score
+def splits(self: CustomerView,
+    item: int|None, # item index
+    n: int = 5,     # products of the history that are named
+) -> pd.DataFrame: # split, kind, label, share; each split sums to the score
     "Take a product's score apart four ways: by product, by type of event, by people, by paths."
     rows = []
     if item is not None and self.explained:
@@ -714,10 +612,9 @@ def splits(
 
 # %% ../../nbs/explore/02_state.ipynb #2b621e8e
 @patch
-def products(
-    self: CustomerView,
-    item: int | None,  # item index
-) -> pd.DataFrame:  # columns of `facts`, event, share, part (of the score), effect (the fall of the score without it)
+def products(self: CustomerView,
+    item: int|None, # item index
+) -> pd.DataFrame: # columns of `facts`, event, share, part (of the score), effect (the fall of the score without it)
     "What each product of the history contributes to a product's score; largest share first."
     if item is None or not self.explained:
         return self.model.facts([]).assign(event=[], share=[], part=[], effect=[])
@@ -728,47 +625,38 @@ def products(
         share=shares.products[:, 0],
         effect=self.model.explainer.effects(shares)[:, 0],
     )
-    table['part'] = table.share / score if score else np.nan
+    table['part'] = table.share/score if score else np.nan
     return table.sort_values('share', ascending=False, kind='stable', ignore_index=True)
 
 # %% ../../nbs/explore/02_state.ipynb #a2e942ab
 @patch
-def similar(
-    self: ExplorerModel,
-    item: int | None,  # item index
-    k: int = 10,  # how many
-) -> pd.DataFrame:  # columns of `facts`, cosine, both (customers who have both products)
+def similar(self: ExplorerModel,
+    item: int|None, # item index
+    k: int = 10,    # how many
+) -> pd.DataFrame: # columns of `facts`, cosine, both (customers who have both products)
     "Products that are nearest to one. Empty if the recommender has no embedding."
     empty = self.facts([]).assign(cosine=[], both=[])
-    if item is None:
-        return empty
-    try:
-        items, cosine = self.recommender.similar_items(np.array([item]), k)
-    except GnnEcommerceError:
-        return empty
+    if item is None: return empty
+    try: items, cosine = self.recommender.similar_items(np.array([item]), k)
+    except GnnEcommerceError: return empty
     items, cosine = items[0][items[0] >= 0], cosine[0][items[0] >= 0]
-
     def users(index):
         return self.graph.user[self.graph.edges_of(item=int(index))]
-
     mine = users(item)
     both = [len(np.intersect1d(mine, users(i))) for i in items]
     return self.facts(items).assign(cosine=cosine.astype(float), both=both)
 
 # %% ../../nbs/explore/02_state.ipynb #9244d2c8
 @patch
-def similar_customers(
-    self: CustomerView,
-    k: int = 10,  # how many
-) -> pd.DataFrame:  # user_id, cosine, products (of their history), both (of them also in this one's)
+def similar_customers(self: CustomerView,
+    k: int = 10, # how many
+) -> pd.DataFrame: # user_id, cosine, products (of their history), both (of them also in this one's)
     "Customers who are nearest to this one. Empty for one whom the model does not know."
     empty = pd.DataFrame(columns=['user_id', 'cosine', 'products', 'both'])
-    if not self.personal:
-        return empty
+    if not self.personal: return empty
     try:
         users, cosine = self.model.recommender.similar_users(np.array([self.user]), k)
-    except GnnEcommerceError:
-        return empty
+    except GnnEcommerceError: return empty
     users, cosine = users[0][users[0] >= 0], cosine[0][users[0] >= 0].astype(float)
     g = self.graph
     mine, others = g.item[self.edges], [g.item[g.edges_of(user=int(u))] for u in users]
@@ -777,81 +665,69 @@ def similar_customers(
 
 # %% ../../nbs/explore/02_state.ipynb #8c3ace5c
 def _unit_rows(x: np.ndarray) -> np.ndarray:
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    return x/np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
-
-def _pca(x: np.ndarray) -> np.ndarray:  # float64 (m, 2)
+def _pca(x: np.ndarray) -> np.ndarray: # float64 (m, 2)
     "Project rows on their two directions of largest spread; the largest entry of a direction is positive."
-    if not len(x):
-        return np.zeros((0, 2))
-    centred = x - x.mean(0)
+    if not len(x): return np.zeros((0, 2))
+    centred = x-x.mean(0)
     v = np.linalg.svd(centred, full_matrices=False)[2][:2]
-    v = v * np.sign(v[np.arange(len(v)), np.abs(v).argmax(1)])[:, None]
-    flat = centred @ v.T
-    return np.pad(flat, ((0, 0), (0, 2 - flat.shape[1])))
+    v = v*np.sign(v[np.arange(len(v)), np.abs(v).argmax(1)])[:, None]
+    flat = centred@v.T
+    return np.pad(flat, ((0, 0), (0, 2-flat.shape[1])))
 
-
-def _umap(x: np.ndarray, seed: int) -> np.ndarray | None:  # float64 (m, 2); None if umap-learn is missing
-    try:
-        from umap import UMAP
-    except ImportError:
-        return None
+def _umap(x: np.ndarray, seed: int) -> np.ndarray|None: # float64 (m, 2); None if umap-learn is missing
+    try: from umap import UMAP
+    except ImportError: return None
     umap = UMAP(n_neighbors=15, min_dist=0.1, metric='cosine', random_state=seed, n_jobs=1)
     return umap.fit_transform(x.astype(np.float32)).astype(np.float64)
 
 # %% ../../nbs/explore/02_state.ipynb #a2aa0cdc
 def map_items(
-    embedding: np.ndarray,  # float (m, d) final embeddings
+    embedding: np.ndarray, # float (m, d) final embeddings
     method: str = 'auto',  # 'umap', 'pca', or 'auto': UMAP from 50 rows on, if umap-learn is installed
-    seed: int = 0,  # of UMAP
-) -> tuple[np.ndarray, str]:  # float64 (m, 2), and the method that made it
+    seed: int = 0,         # of UMAP
+) -> tuple[np.ndarray, str]: # float64 (m, 2), and the method that made it
     "Draw rows of a table as points of a plane. Raises `GnnEcommerceError` for an unknown method."
     if method not in ('auto', 'umap', 'pca'):
         raise GnnEcommerceError(expected('method', "'auto', 'umap' or 'pca'", repr(method)))
     x = _unit_rows(np.asarray(embedding, np.float64))
-    if method == 'pca' or len(x) < 50:
-        return _pca(x), 'pca'
+    if method == 'pca' or len(x) < 50: return _pca(x), 'pca'
     flat = _umap(x, seed)
-    if flat is not None:
-        return flat, 'umap'
-    if method == 'auto':
-        return _pca(x), 'pca'
+    if flat is not None: return flat, 'umap'
+    if method == 'auto': return _pca(x), 'pca'
     fix = "pip install 'gnn_ecommerce[explore]', or take method='pca'"
     raise GnnEcommerceError(expected('method', 'umap-learn to be installed', 'it missing', fix))
 
 # %% ../../nbs/explore/02_state.ipynb #11528980
-def _nearest(distance: np.ndarray, k: int) -> np.ndarray:  # int (m, k)
+def _nearest(distance: np.ndarray, k: int) -> np.ndarray: # int (m, k)
     np.fill_diagonal(distance, np.inf)
-    return np.argpartition(distance, k - 1, axis=1)[:, :k]
-
+    return np.argpartition(distance, k-1, axis=1)[:, :k]
 
 def kept_neighbours(
-    embedding: np.ndarray,  # float (m, d)
-    flat: np.ndarray,  # float (m, 2), from `map_items`
-    k: int = 10,  # neighbours that are compared
-) -> float:  # between 0 and 1; NaN for fewer than 2 rows
+    embedding: np.ndarray, # float (m, d)
+    flat: np.ndarray,      # float (m, 2), from `map_items`
+    k: int = 10,           # neighbours that are compared
+) -> float: # between 0 and 1; NaN for fewer than 2 rows
     "The part of the nearest `k` by cosine that are among the nearest `k` of the map."
-    k = min(k, len(flat) - 1)
-    if k < 1:
-        return np.nan
+    k = min(k, len(flat)-1)
+    if k < 1: return np.nan
     x = _unit_rows(embedding)
-    before = _nearest(-(x @ x.T).astype(np.float64), k)
-    after = _nearest(((flat[:, None] - flat[None]) ** 2).sum(-1), k)
-    return float(np.mean([len(np.intersect1d(p, q)) / k for p, q in zip(before, after)]))
+    before = _nearest(-(x@x.T).astype(np.float64), k)
+    after = _nearest(((flat[:, None]-flat[None])**2).sum(-1), k)
+    return float(np.mean([len(np.intersect1d(p, q))/k for p, q in zip(before, after)]))
 
 # %% ../../nbs/explore/02_state.ipynb #6c014dc9
 @patch
-def item_points(
-    self: ExplorerModel,
-    method: str = 'auto',  # see `map_items`
-    n: int = 2000,  # products at most, the most popular ones
-) -> pd.DataFrame:  # columns of `facts`, x, y, seen (customers); attrs: method, kept
+def item_points(self: ExplorerModel,
+    method: str = 'auto', # see `map_items`
+    n: int = 2000,        # products at most, the most popular ones
+) -> pd.DataFrame: # columns of `facts`, x, y, seen (customers); attrs: method, kept
     "Where products lie. Empty if the recommender has no embedding."
     model = getattr(self.recommender, 'embedding_part', self.recommender)
     if not isinstance(model, EmbeddingRecommender) or not np.any(model.item_embedding):
         return self.facts([]).assign(x=[], y=[], seen=[])
-    if (method, n) in self.maps:
-        return self.maps[method, n]
+    if (method, n) in self.maps: return self.maps[method, n]
     seen = self.graph.item_popularity('seen')
     items = np.sort(np.lexsort((np.arange(len(seen)), -seen))[:n])
     flat, used = map_items(model.item_embedding[items], method, self.seed)
@@ -859,11 +735,9 @@ def item_points(
     table.attrs = dict(method=used, kept=kept_neighbours(model.item_embedding[items], flat))
     return self.maps.setdefault((method, n), table)
 
-
 @patch
-def has_map(
-    self: ExplorerModel,
-    method: str,  # see `map_items`
+def has_map(self: ExplorerModel,
+    method: str, # see `map_items`
 ) -> bool:
     "Has the map been made?"
     return any(made == method for made, _ in self.maps)
@@ -872,71 +746,49 @@ def has_map(
 @dataclass(frozen=True)
 class Selection:
     "What was chosen of one customer."
-
-    item: int | None = None  # the product that is looked at
-    without: frozenset = frozenset()  # items taken out of the history
-    mode: str = 'shares'  # one of MODES
-    top: int = 5  # paths that are shown
-
+    item: int|None = None            # the product that is looked at
+    without: frozenset = frozenset() # items taken out of the history
+    mode: str = 'shares'             # one of MODES
+    top: int = 5                     # paths that are shown
 
 class _SelectedTables:
     "The customer's tables, for what is selected."
-
     model: ExplorerModel
     view: CustomerView
     selection: Selection
-
     def recommendations(self):
         return self.view.recommendations(self.selection.without)
-
-    def history(self):
-        return self.view.history(self.selection.without)
-
-    def timeline(self):
-        return self.view.timeline()
-
-    def effect(self):
-        return self.view.effect(self.selection.without)
-
-    def score(self):
-        return self.view.score(self.selection.item)
-
+    def history(self): return self.view.history(self.selection.without)
+    def timeline(self): return self.view.timeline()
+    def effect(self): return self.view.effect(self.selection.without)
+    def score(self): return self.view.score(self.selection.item)
     def paths(self):
         chosen = self.selection
         return self.view.paths(chosen.item, chosen.mode, chosen.top)
-
-    def products(self):
-        return self.view.products(self.selection.item)
-
-    def splits(self):
-        return self.view.splits(self.selection.item)
-
+    def products(self): return self.view.products(self.selection.item)
+    def splits(self): return self.view.splits(self.selection.item)
     def similar(self, k: int = 10):
         return self.model.similar(self.selection.item, k)
-
     def similar_customers(self, k: int = 10):
         return self.view.similar_customers(k)
 
 # %% ../../nbs/explore/02_state.ipynb #c0dc1c87
 class ExplorerState(_SelectedTables):
     "One customer, one list, one product, and why."
-
-    def __init__(
-        self,
-        model: Any,  # an `ExplorerModel`, or what `find_explainer` takes
-        top: int = 5,  # paths that are shown
-        **options,  # of `ExplorerModel`
+    def __init__(self,
+        model: Any,   # an `ExplorerModel`, or what `find_explainer` takes
+        top: int = 5, # paths that are shown
+        **options,    # of `ExplorerModel`
     ):
         self.model = model if isinstance(model, ExplorerModel) else ExplorerModel(*find_explainer(model), **options)
         self.view, self.trail, self.surprises = CustomerView(self.model), (), 0
         self.selection = Selection(mode='shares' if self.model.explainer is not None else 'shortest', top=top)
 
     @classmethod
-    def from_project(
-        cls,
-        project: str | Path | None = None,  # see `ExplorerModel.from_project`
-        top: int = 5,  # paths that are shown
-        **options,  # of `ExplorerModel`
+    def from_project(cls,
+        project: str|Path|None = None, # see `ExplorerModel.from_project`
+        top: int = 5, # paths that are shown
+        **options,    # of `ExplorerModel`
     ) -> ExplorerState:
         "Explore a trained project. Raises `ArtifactError` naming the stage that has not run."
         return cls(ExplorerModel.from_project(project, **options), top)
@@ -950,15 +802,13 @@ class ExplorerState(_SelectedTables):
         return copy.copy(self)
 
     @property
-    def id(self) -> Any:
-        return self.view.id  # None: nobody yet
+    def id(self) -> Any: return self.view.id # None: nobody yet
 
 # %% ../../nbs/explore/02_state.ipynb #fb96bbfc
 @patch
-def choose(
-    self: ExplorerState,
-    user_id: Any,  # id; a text is read as an integer if the ids are integers
-) -> Any:  # the id
+def choose(self: ExplorerState,
+    user_id: Any, # id; a text is read as an integer if the ids are integers
+) -> Any: # the id
     "Look at another customer. What was picked and taken out is forgotten."
     view = self.model.view(user_id)
     if self.id is not None and self.id != view.id:
@@ -968,12 +818,10 @@ def choose(
     self.selection = replace(self.selection, item=items[0] if items else None, without=frozenset())
     return view.id
 
-
 @patch
-def back(self: ExplorerState) -> Any:  # the id; None if there is none
+def back(self: ExplorerState) -> Any: # the id; None if there is none
     "Look at the customer before this one."
-    if not self.trail:
-        return None
+    if not self.trail: return None
     *trail, before = self.trail
     self.choose(before)
     self.trail = tuple(trail)
@@ -981,10 +829,9 @@ def back(self: ExplorerState) -> Any:  # the id; None if there is none
 
 # %% ../../nbs/explore/02_state.ipynb #32a9d21a
 @patch
-def surprise(
-    self: ExplorerState,
-    group: str = 'all',  # one of CUSTOMER_GROUPS
-) -> Any:  # id, None if there is nobody
+def surprise(self: ExplorerState,
+    group: str = 'all', # one of CUSTOMER_GROUPS
+) -> Any: # id, None if there is nobody
     "Choose a customer with something to see; another one at each call, the same ones for the same seed."
     self.surprises += 1
     user_id = self.model.draw_customer(group, self.surprises, self.id)
@@ -992,23 +839,21 @@ def surprise(
 
 # %% ../../nbs/explore/02_state.ipynb #ca6ba16f
 @patch
-def pick(
-    self: ExplorerState,
-    item: int,  # item index
-) -> int:  # the same
+def pick(self: ExplorerState,
+    item: int, # item index
+) -> int: # the same
     "Look at a product. Raises `GnnEcommerceError` for an index that the graph does not have."
     n = self.model.graph.n_items
     if not 0 <= int(item) < n:
-        raise GnnEcommerceError(expected('item', f'an index in 0..{n - 1}', item))
+        raise GnnEcommerceError(expected('item', f'an index in 0..{n-1}', item))
     self.selection = replace(self.selection, item=int(item))
     return int(item)
 
 # %% ../../nbs/explore/02_state.ipynb #4fe47ac8
 @patch
-def toggle(
-    self: ExplorerState,
-    item: int,  # a product of the history
-) -> frozenset:  # what is taken out now
+def toggle(self: ExplorerState,
+    item: int, # a product of the history
+) -> frozenset: # what is taken out now
     "Take a product out of the history, or put it back. Raises `GnnEcommerceError` if that cannot be."
     if not self.view.explained:
         what = 'a customer and a recommender whose scores can be split'
@@ -1024,7 +869,6 @@ def _take_out(self: ExplorerState, without: frozenset) -> frozenset:
     self.selection = replace(self.selection, without=without)
     return without
 
-
 @patch
 def put_back(self: ExplorerState):
     "Restore the whole history."
@@ -1032,10 +876,9 @@ def put_back(self: ExplorerState):
 
 # %% ../../nbs/explore/02_state.ipynb #79569255
 @patch
-def show(
-    self: ExplorerState,
-    mode: str | None = None,  # one of MODES; None: as it is
-    top: int | None = None,  # paths to show; None: as it is
+def show(self: ExplorerState,
+    mode: str|None = None, # one of MODES; None: as it is
+    top: int|None = None,  # paths to show; None: as it is
 ):
     "Switch between exact shares and shortest paths, or show more or fewer. Raises `GnnEcommerceError` if impossible."
     mode, top = mode or self.selection.mode, self.selection.top if top is None else top
@@ -1051,23 +894,13 @@ def show(
 
 # %% ../../nbs/explore/02_state.ipynb #feb4ea89
 TABLES = (
-    'recommendations',
-    'history',
-    'paths',
-    'products',
-    'splits',
-    'effect',
-    'similar',
-    'timeline',
-    'similar_customers',
+    'recommendations', 'history', 'paths', 'products', 'splits', 'effect', 'similar', 'timeline', 'similar_customers'
 )
 
-
 @patch
-def table(
-    self: ExplorerState,
-    name: str = 'recommendations',  # one of TABLES
-) -> pd.DataFrame:  # with the customer's id in front, and the chosen product's if it depends on it
+def table(self: ExplorerState,
+    name: str = 'recommendations', # one of TABLES
+) -> pd.DataFrame: # with the customer's id in front, and the chosen product's if it depends on it
     "Make one of the tables as it is exported. Raises `GnnEcommerceError` for an unknown name."
     if name not in TABLES:
         raise GnnEcommerceError(expected('table', f'one of {", ".join(TABLES)}', repr(name)))
@@ -1077,27 +910,23 @@ def table(
     table.insert(0, 'customer_id', self.id)
     return table
 
-
 @patch
-def csv(
-    self: ExplorerState,
-    name: str = 'recommendations',  # one of TABLES
-    path: str | Path | None = None,  # where to; None: only return it
+def csv(self: ExplorerState,
+    name: str = 'recommendations', # one of TABLES
+    path: str|Path|None = None,    # where to; None: only return it
 ) -> str:
     "Write one of the tables as CSV."
     text = self.table(name).to_csv(index=False)
     if path is not None:
-        with atomic_path(path) as tmp:
-            tmp.write_text(text, encoding='utf8')
+        with atomic_path(path) as tmp: tmp.write_text(text, encoding='utf8')
     return text
 
 # %% ../../nbs/explore/02_state.ipynb #5da5d64a
 @patch
-def item_map(
-    self: ExplorerState,
-    method: str = 'auto',  # see `map_items`
-    n: int = 2000,  # products at most, the most popular ones
-) -> pd.DataFrame:  # columns of `item_points`, place ('history', 'list', 'chosen', ''); attrs: method, kept
+def item_map(self: ExplorerState,
+    method: str = 'auto', # see `map_items`
+    n: int = 2000,        # products at most, the most popular ones
+) -> pd.DataFrame: # columns of `item_points`, place ('history', 'list', 'chosen', ''); attrs: method, kept
     "Where products lie. The places follow the customer, the points do not."
     points = self.model.item_points(method, n)
     place = np.full(len(points), '', object)

@@ -26,54 +26,49 @@ from ..ranking.evaluation import evaluate
 from ..ranking.recommender import Recommender
 
 # %% ../../nbs/filter/05_choose.ipynb #6bd4978a
-_RECENCY = (0.0, 0.25, 0.5, 0.75, 1.0)
+_RECENCY = (0., .25, .5, .75, 1.)
 _SWITCHES = dict(diagonal=(False, True), weighted=(True, False))
 #: method -> the values that `choose_filter` tries by default, its defaults first
 GRIDS = {
     'paths': dict(
         recency=_RECENCY,
-        closeness=(0.0, 0.25, 0.5, 0.75),
-        gamma=(0.84, 0.5, 0.25),
-        beta=(0.2, 0.4, 0.3, 0.0),
-        alpha=(0.66, 0.5, 0.8),
-    )
-    | _SWITCHES,
-    'chebyshev': dict(recency=_RECENCY, alpha=(0.2, 0.1, 0.4), beta=(0.4, 0.2, 0.3), diagonal=(False, True)),
-    'regression': dict(recency=_RECENCY, dropout=(0.67, 0.33, 0.86), l2=(50.0, 10.0, 200.0)) | _SWITCHES,
+        closeness=(0., .25, .5, .75),
+        gamma=(.84, .5, .25),
+        beta=(.2, .4, .3, 0.),
+        alpha=(.66, .5, .8),
+    )|_SWITCHES,
+    'chebyshev': dict(recency=_RECENCY, alpha=(.2, .1, .4), beta=(.4, .2, .3), diagonal=(False, True)),
+    'regression': dict(recency=_RECENCY, dropout=(.67, .33, .86), l2=(50., 10., 200.))|_SWITCHES,
 }
-
 
 def default_grid(
     graph: InteractionGraph,
     method: Literal['paths', 'chebyshev', 'regression'],
-    exclude: Literal['bought', 'seen', 'none'] = 'bought',  # what of the graph is masked
-) -> dict[str, tuple]:  # parameter -> values to try
+    exclude: Literal['bought', 'seen', 'none'] = 'bought', # what of the graph is masked
+) -> dict[str, tuple]: # parameter -> values to try
     "Return `GRIDS` without what can make no difference for this graph and mask."
     idle = {'diagonal'} if exclude == 'seen' else set()
-    if (graph.weight == 1).all():
-        idle.add('weighted')
-    if graph.ages is None:
-        idle |= {'recency', 'closeness'}
+    if (graph.weight == 1).all(): idle.add('weighted')
+    if graph.ages is None: idle |= {'recency', 'closeness'}
     return {name: values for name, values in GRIDS[method].items() if name not in idle}
 
 # %% ../../nbs/filter/05_choose.ipynb #7faf25a0
 def rounds(
-    grid: dict[str, list],  # parameter -> values to try
+    grid: dict[str, list], # parameter -> values to try
     method: str,
     refine: bool,
-) -> list[tuple[list[str], bool]]:  # the parameters that a round varies; between the grid's values?
+) -> list[tuple[list[str], bool]]: # the parameters that a round varies; between the grid's values?
     "List the rounds of a search."
     together = [name for name in grid if name in ('alpha', 'beta')] if method == 'chebyshev' else []
-    steps = ([together] if together else []) + [[name] for name in grid if name not in together]
-    return [(names, False) for names in steps] + [([name], True) for name in grid if refine]
-
+    steps = ([together] if together else [])+[[name] for name in grid if name not in together]
+    return [(names, False) for names in steps]+[([name], True) for name in grid if refine]
 
 def candidates(
     grid: dict[str, list],
-    names: list[str],  # the parameters that vary
-    finer: bool,  # between the grid's values, around the best
-    best: GraphFilter | None,  # so far
-) -> list[dict[str, Any]]:  # parameters that differ from those of the best
+    names: list[str],       # the parameters that vary
+    finer: bool,            # between the grid's values, around the best
+    best: GraphFilter|None, # so far
+) -> list[dict[str, Any]]: # parameters that differ from those of the best
     "List what a round tries."
     values = [between(grid[name], best.params[name]) if finer else grid[name] for name in names]
     tried = [dict(zip(names, v)) for v in itertools.product(*values)]
@@ -81,61 +76,50 @@ def candidates(
 
 # %% ../../nbs/filter/05_choose.ipynb #f60230c1
 def between(
-    values: Iterable,  # that were tried
-    chosen: float,  # one of them
-) -> list[float]:  # up to two, >= 0; none for switches, strings, integers and if there was no choice
+    values: Iterable, # that were tried
+    chosen: float,    # one of them
+) -> list[float]: # up to two, >= 0; none for switches, strings, integers and if there was no choice
     "Halve the way from a chosen number to its neighbours; beyond the last one, go as far as halfway back."
     steps = sorted(set(values))
-    if len(steps) < 2 or not all(isinstance(x, float) for x in steps):
-        return []
+    if len(steps) < 2 or not all(isinstance(x, float) for x in steps): return []
     at = steps.index(chosen)
-    down = steps[at] - steps[at - 1] if at else steps[1] - steps[0]
-    up = steps[at + 1] - steps[at] if at + 1 < len(steps) else steps[-1] - steps[-2]
-    return [round(x, 4) for x in (chosen - down / 2, chosen + up / 2) if x >= 0]
+    down = steps[at]-steps[at-1] if at else steps[1]-steps[0]
+    up = steps[at+1]-steps[at] if at+1 < len(steps) else steps[-1]-steps[-2]
+    return [round(x, 4) for x in (chosen-down/2, chosen+up/2) if x >= 0]
 
 # %% ../../nbs/filter/05_choose.ipynb #58948cf6
-def _fitted_filters(filters: list[GraphFilter], graph, last: GraphFilter | None) -> Iterator[GraphFilter]:
+def _fitted_filters(filters: list[GraphFilter], graph, last: GraphFilter|None) -> Iterator[GraphFilter]:
     "Fit filters: of the method `chebyshev` together; of the others one by one, so that one table is in memory."
-
-    def key(f):
-        return {k: v for k, v in f.params.items() if k not in ('recency', 'name')}
-
-    if not filters:
-        return
+    def key(f): return {k: v for k, v in f.params.items() if k not in ('recency', 'name')}
+    if not filters: return
     alone = filters[0].method != 'chebyshev' or all(key(f) == key(filters[0]) for f in filters)
     for group in [[f] for f in filters] if alone else [filters]:
         if len(group) == 1 and last is not None and key(last) == key(group[0]):
             group[0].set_history(graph)
             group[0].table = last.table
-        else:
-            fit_filters(group, graph)
+        else: fit_filters(group, graph)
         last = group[-1]
         yield from group
 
 # %% ../../nbs/filter/05_choose.ipynb #29c9a572
 def choose_filter(
-    graph: InteractionGraph,  # the training graph
-    targets: sp.csr_array,  # bool (n_users, n_items), validation pairs
-    method: Literal['paths', 'chebyshev', 'regression'] = 'paths',  # how the table is computed
-    grid: dict[str, Iterable] | None = None,  # values to try; by default `default_grid`
-    metric: str = 'ndcg@20',  # what decides
-    exclude: Literal['bought', 'seen', 'none'] = 'bought',  # what of the graph is masked
-    also_exclude: sp.csr_array | None = None,  # further pairs to mask
-    max_users: int = 10000,  # validate on this many at most, drawn by the seed
-    refine: bool = False,  # then try between the values of the grid
-    show: bool = False,  # a progress bar
-    **params,  # other parameters of each `GraphFilter`: n, seed, ...
-) -> tuple[GraphFilter, pd.DataFrame]:  # the best one, fitted; a row for each tried: settings, metrics
+    graph: InteractionGraph, # the training graph
+    targets: sp.csr_array, # bool (n_users, n_items), validation pairs
+    method: Literal['paths', 'chebyshev', 'regression'] = 'paths', # how the table is computed
+    grid: dict[str, Iterable]|None = None, # values to try; by default `default_grid`
+    metric: str = 'ndcg@20', # what decides
+    exclude: Literal['bought', 'seen', 'none'] = 'bought', # what of the graph is masked
+    also_exclude: sp.csr_array|None = None, # further pairs to mask
+    max_users: int = 10000,          # validate on this many at most, drawn by the seed
+    refine: bool = False, # then try between the values of the grid
+    show: bool = False, # a progress bar
+    **params, # other parameters of each `GraphFilter`: n, seed, ...
+) -> tuple[GraphFilter, pd.DataFrame]: # the best one, fitted; a row for each tried: settings, metrics
     "Choose a filter's settings. Raises `GnnEcommerceError` if nobody has a target."
     grid = {k: list(v) for k, v in (default_grid(graph, method, exclude) if grid is None else grid).items()}
     k, users = metric_cutoff(metric), _validation_users(graph, targets, max_users, params.get('seed', 0))
-
-    def make(values):
-        return GraphFilter(method, **params | values)
-
-    def measure(f):
-        return evaluate(f, targets, [k], exclude, also_exclude, users).metrics
-
+    def make(values): return GraphFilter(method, **params|values)
+    def measure(f): return evaluate(f, targets, [k], exclude, also_exclude, users).metrics
     steps, label = rounds(grid, method, refine), f'choose the graph filter ({method})'
     return _search(graph, grid, progress(steps, label, mode=None if show else 'none'), make, measure, metric)
 
@@ -143,77 +127,70 @@ def choose_filter(
 def _search(graph, grid, steps, make, measure, metric) -> tuple[GraphFilter, pd.DataFrame]:
     best, top, rows, kept = None, -np.inf, [], {}
     for names, finer in steps:
-        filters = [make(kept | c) for c in candidates(grid, names, finer, best)]
+        filters = [make(kept|c) for c in candidates(grid, names, finer, best)]
         for f in _fitted_filters(filters, graph, best):
             means = measure(f)
-            rows.append({name: f.params[name] for name in grid} | means)
-            if means[metric] > top:
-                best, top = f, means[metric]
+            rows.append({name: f.params[name] for name in grid}|means)
+            if means[metric] > top: best, top = f, means[metric]
         kept = {name: best.params[name] for name in grid}
     return best, pd.DataFrame(rows)
 
 # %% ../../nbs/filter/05_choose.ipynb #ddea31a0
 def _validation_users(graph, targets, most: int, seed: int) -> np.ndarray:
     users = users_with_targets(Recommender().fit(graph), targets)
-    if len(users) <= most:
-        return users
+    if len(users) <= most: return users
     return np.sort(rng(seed, 'choose_filter').choice(users, most, replace=False))
 
 # %% ../../nbs/filter/05_choose.ipynb #649b5e78
 @dataclass(frozen=True)
 class FilterCost:
     "What a table takes to compute, estimated."
-
     method: str
-    seconds: float  # on two cores
-    gigabytes: float  # largest arrays at work, the packed table included
-
+    seconds: float   # on two cores
+    gigabytes: float # largest arrays at work, the packed table included
     def __str__(self):
         return f'graph filter {self.method}: about {self.seconds:.2g} s and {self.gigabytes:.2g} GB'
 
-
-def _paths_cost(graph, s, tables: int, packed: float) -> tuple[float, float]:  # seconds, gigabytes
-    terms = float((np.minimum(np.diff(graph.user_ptr), s.cap).astype(float) ** 2).sum())
-    return tables * (0.05 + 7e-9 * terms), packed / tables + graph.n_edges * 24 / 1e9
-
+def _paths_cost(graph, s, tables: int, packed: float) -> tuple[float, float]: # seconds, gigabytes
+    terms = float((np.minimum(np.diff(graph.user_ptr), s.cap).astype(float)**2).sum())
+    return tables*(.05+7e-9*terms), packed/tables+graph.n_edges*24/1e9
 
 def _regression_cost(graph, s, tables: int, packed: float) -> tuple[float, float]:
     users, items, edges = graph.n_users, graph.n_items, graph.n_edges
-    few, by_users = min(users, items), 2e-9 * edges * (items + 2 * users) if users < items else 0
-    seconds = tables * (0.05 + 2.5e-11 * few**3 + by_users + 6e-9 * items**2)
-    return seconds, packed / tables + (32 * few**2 + 24 * 512 * items) / 1e9
+    few, by_users = min(users, items), 2e-9*edges*(items+2*users) if users < items else 0
+    seconds = tables*(.05+2.5e-11*few**3+by_users+6e-9*items**2)
+    return seconds, packed/tables+(32*few**2+24*512*items)/1e9
 
 # %% ../../nbs/filter/05_choose.ipynb #593d4f09
 def _chebyshev_cost(graph, s, tables: int, packed: float) -> tuple[float, float]:
     users, items, edges = graph.n_users, graph.n_items, graph.n_edges
     rank = min(s.rank, users, items)
-    width, panel = 1.5 * rank, (users + items) * Walk.width * 4
-    svd = min(users, items) ** 3 * 3e-10 if min(users, items) <= 3 * width else 5.5e-10 * items * width**2
-    steps = 2 * s.degree * edges * items / (4e10 if panel < 24e6 else 8e9)
-    dense, cut = items**2 * rank / 8.5e10, items**2 / 6e8 * tables
-    return 0.1 + svd + steps + dense + cut, packed + (4 * items * width * 3 + 3 * panel + 16 * edges) / 1e9
-
+    width, panel = 1.5*rank, (users+items)*Walk.width*4
+    svd = min(users, items)**3*3e-10 if min(users, items) <= 3*width else 5.5e-10*items*width**2
+    steps = 2*s.degree*edges*items/(4e10 if panel < 24e6 else 8e9)
+    dense, cut = items**2*rank/8.5e10, items**2/6e8*tables
+    return .1+svd+steps+dense+cut, packed+(4*items*width*3+3*panel+16*edges)/1e9
 
 def estimate_cost(
-    graph: InteractionGraph,  # the graph
-    method: Literal['paths', 'chebyshev', 'regression'] = 'paths',  # how the table is computed
-    n: int = 200,  # entries kept in a row
-    tables: int = 1,  # how many are made: `choose_filter` makes several, of the method `chebyshev` in one pass
-    **settings,  # of the method
+    graph: InteractionGraph, # the graph
+    method: Literal['paths', 'chebyshev', 'regression'] = 'paths', # how the table is computed
+    n: int = 200,            # entries kept in a row
+    tables: int = 1,         # how many are made: `choose_filter` makes several, of the method `chebyshev` in one pass
+    **settings,              # of the method
 ) -> FilterCost:
     "Estimate a table's cost from the graph's size and degrees."
-    s, packed = method_settings(method, settings), graph.n_items * min(n, graph.n_items) * 12 * tables / 1e9
+    s, packed = method_settings(method, settings), graph.n_items*min(n, graph.n_items)*12*tables/1e9
     costs = dict(paths=_paths_cost, regression=_regression_cost, chebyshev=_chebyshev_cost)
     return FilterCost(method, *costs[method](graph, s, tables, packed))
 
 # %% ../../nbs/filter/05_choose.ipynb #2c594abd
 def choose_method(
-    graph: InteractionGraph,  # the graph
-    budget: float,  # seconds that the filter may take, such as the estimate of training
-    say: Callable[[str], Any] | None = print,  # told what is chosen and why
-    method: Literal['chebyshev', 'regression'] = 'chebyshev',  # the method in question
-    **params,  # n, tables and settings of that method
-) -> str:  # `method` or 'paths'
+    graph: InteractionGraph, # the graph
+    budget: float,           # seconds that the filter may take, such as the estimate of training
+    say: Callable[[str], Any]|None = print, # told what is chosen and why
+    method: Literal['chebyshev', 'regression'] = 'chebyshev', # the method in question
+    **params,                # n, tables and settings of that method
+) -> str: # `method` or 'paths'
     "Choose `method` if it fits the budget, else `paths`."
     cost = estimate_cost(graph, method, **params)
     chosen = method if cost.seconds <= budget else 'paths'

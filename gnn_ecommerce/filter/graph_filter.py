@@ -17,14 +17,7 @@ from fastcore.basics import patch, store_attr
 from ..core import GnnEcommerceError, SettingsError, expected, progress
 from .item_table import ItemTable, TablePacker, decode, even_ranges
 from gnn_ecommerce.filter.methods import (
-    chebyshev_rows,
-    decay,
-    histories,
-    history_matrix,
-    method_settings,
-    path_rows,
-    regression_rows,
-    require_order,
+    chebyshev_rows, decay, histories, history_matrix, method_settings, path_rows, regression_rows, require_order
 )
 from ..graph.interactions import InteractionGraph
 from ..graph.kernels import HAS_NUMBA, jit, run_blocks
@@ -34,23 +27,20 @@ from ..ranking.recommender import Recommender, check_indices
 # %% ../../nbs/filter/03_graph_filter.ipynb #c1308f27
 class GraphFilter(Recommender):
     "score(u, j) = sum over the products i of u of w_ui W_ij, W an item-item table; no training by steps."
-
-    table: ItemTable | None = None
-    history: sp.csr_array | None = None  # float32 (n_users, n_items), what scores are sums over
-    base: sp.csr_array | None = None  # the same without recency: what the table is made of
-
-    def __init__(
-        self,
-        method: Literal['paths', 'chebyshev', 'regression'] = 'paths',  # how the table is computed
-        n: int = 200,  # entries kept in a row
-        weighted: bool = True,  # take the graph's edge weights, or 1 on every edge
+    table: ItemTable|None = None
+    history: sp.csr_array|None = None # float32 (n_users, n_items), what scores are sums over
+    base: sp.csr_array|None = None    # the same without recency: what the table is made of
+    def __init__(self,
+        method: Literal['paths', 'chebyshev', 'regression'] = 'paths', # how the table is computed
+        n: int = 200,            # entries kept in a row
+        weighted: bool = True,   # take the graph's edge weights, or 1 on every edge
         diagonal: bool = False,  # keep W_ii: a product speaks for itself (if what was only seen may be recommended)
-        dtype: Literal['float16', 'float32'] = 'float16',  # of the table's values
-        seed: int = 0,  # of the SVD of the method `chebyshev`
-        name: str | None = None,  # name in tables; by default the method
+        dtype: Literal['float16', 'float32'] = 'float16', # of the table's values
+        seed: int = 0,           # of the SVD of the method `chebyshev`
+        name: str|None = None,   # name in tables; by default the method
         # exponent of how many newer products the customer has: larger favours the latest; 0 asks for no order
-        recency: float = 0.0,
-        **settings,  # of the method: see `PathSettings`, `ChebyshevSettings`, `RegressionSettings`
+        recency: float = 0.,
+        **settings,              # of the method: see `PathSettings`, `ChebyshevSettings`, `RegressionSettings`
     ):
         store_attr('method,n,weighted,diagonal,recency,dtype,seed')
         self.settings, self.name = method_settings(method, settings), name or f'graph filter ({method})'
@@ -66,12 +56,11 @@ def _check_parameters(self: GraphFilter):
         raise SettingsError(expected('n', 'a whole number >= 1', repr(n)))
     TablePacker(0, self.dtype)
 
-
 @patch(as_prop=True)
-def params(self: GraphFilter) -> dict:  # method, n, weighted, ..., and the method's settings
+def params(self: GraphFilter) -> dict: # method, n, weighted, ..., and the method's settings
     "Return everything that makes another filter like this one: `GraphFilter(**params)`."
     names = 'method', 'n', 'weighted', 'diagonal', 'recency', 'dtype', 'seed', 'name'
-    return {name: getattr(self, name) for name in names} | dict(n=int(self.n)) | asdict(self.settings)
+    return {name: getattr(self, name) for name in names}|dict(n=int(self.n))|asdict(self.settings)
 
 # %% ../../nbs/filter/03_graph_filter.ipynb #b9037c06
 @patch
@@ -80,11 +69,9 @@ def set_history(self: GraphFilter, graph: InteractionGraph):
     self.graph, self.base = graph, history_matrix(graph, self.weighted)
     self.history = history_matrix(graph, self.weighted, self.recency) if self.recency else self.base
 
-
 @patch(as_prop=True)
 def n_items(self: GraphFilter) -> int:
     return self.table.n_items if self.table is not None else self._fitted().n_items
-
 
 @patch(as_prop=True)
 def _numba(self: GraphFilter) -> bool:
@@ -94,10 +81,9 @@ def _numba(self: GraphFilter) -> bool:
 @patch
 def _has_history(self: GraphFilter) -> sp.csr_array:
     if self.history is None:
-        fix = 'call fit(graph) first' + (', or fold_in for baskets' if self.table is not None else '')
+        fix = 'call fit(graph) first'+(', or fold_in for baskets' if self.table is not None else '')
         raise GnnEcommerceError(expected(self.name, 'a filter fitted to a graph', 'none', fix))
     return self.history
-
 
 @patch
 def _memo(self: GraphFilter, name: str, source, make: Callable) -> Any:
@@ -109,9 +95,9 @@ def _memo(self: GraphFilter, name: str, source, make: Callable) -> Any:
 
 # %% ../../nbs/filter/03_graph_filter.ipynb #83a8487b
 def fit_filters(
-    filters: list[GraphFilter],  # to be fitted
-    graph: InteractionGraph,  # the training graph
-    show: bool = False,  # a progress bar if it takes long
+    filters: list[GraphFilter], # to be fitted
+    graph: InteractionGraph,    # the training graph
+    show: bool = False,         # a progress bar if it takes long
 ):
     "Compute the tables of several filters."
     groups = {}
@@ -121,27 +107,20 @@ def fit_filters(
     for group in groups.values():
         packers = [TablePacker(graph.n_items, f.dtype) for f in group]
         for blocks in _row_blocks(group, graph, show):
-            for packer, block in zip(packers, blocks):
-                packer.add(*block)
-        for f, packer in zip(group, packers):
-            f.table = packer.table()
-
+            for packer, block in zip(packers, blocks): packer.add(*block)
+        for f, packer in zip(group, packers): f.table = packer.table()
 
 def _pass_of(f: GraphFilter) -> tuple:
     "What filters that can share a pass agree on."
-    if f.method != 'chebyshev':
-        return (id(f),)
+    if f.method != 'chebyshev': return (id(f),)
     apart = 'name', 'dtype', 'alpha', 'beta', 'recency'
     return (*((k, v) for k, v in f.params.items() if k not in apart), f._numba)
 
 # %% ../../nbs/filter/03_graph_filter.ipynb #488c96db
-def _row_blocks(group: list[GraphFilter], graph: InteractionGraph, show: bool) -> Iterable:  # a block of each table
+def _row_blocks(group: list[GraphFilter], graph: InteractionGraph, show: bool) -> Iterable: # a block of each table
     f = group[0]
     if f.method == 'chebyshev':
-
-        def track(panels):
-            return progress(panels, 'graph filter', mode=None if show else 'none')
-
+        def track(panels): return progress(panels, 'graph filter', mode=None if show else 'none')
         return chebyshev_rows(f.base, [g.settings for g in group], f.n, f.diagonal, f.seed, f._numba, track)
     if f.method == 'regression':
         return ([b] for b in regression_rows(f.base, f.settings, f.n, f.diagonal, f._numba))
@@ -150,11 +129,10 @@ def _row_blocks(group: list[GraphFilter], graph: InteractionGraph, show: bool) -
 
 # %% ../../nbs/filter/03_graph_filter.ipynb #f801e5c7
 @patch
-def fit(
-    self: GraphFilter,
-    graph: InteractionGraph,  # the training graph
-    show: bool = False,  # a progress bar if it takes long
-) -> GraphFilter:  # itself
+def fit(self: GraphFilter,
+    graph: InteractionGraph, # the training graph
+    show: bool = False,      # a progress bar if it takes long
+) -> GraphFilter: # itself
     "Compute the table."
     fit_filters([self], graph, show)
     return self
@@ -163,110 +141,98 @@ def fit(
 @jit
 def add_row(user, history, table, factor, row):
     "row += factor * sum of the table's rows of a user's history."
-    for e in range(history.ptr[user], history.ptr[user + 1]):
-        i, x = history.item[e], history.weight[e] * factor
-        for t in range(table.indptr[i], table.indptr[i + 1]):
-            row[np.uint32(table.indices[t])] += x * decode(table.values[t])
-
+    for e in range(history.ptr[user], history.ptr[user+1]):
+        i, x = history.item[e], history.weight[e]*factor
+        for t in range(table.indptr[i], table.indptr[i+1]):
+            row[np.uint32(table.indices[t])] += x*decode(table.values[t])
 
 @jit
 def add_rows(users, history, table, factor, out, first, last):
     "Add to out[r] the scores of users[r], times factor[r], for r in first..last-1."
-    for r in range(first, last):
-        add_row(users[r], history, table, factor[r], out[r])
-
+    for r in range(first, last): add_row(users[r], history, table, factor[r], out[r])
 
 @patch
 def _add(self: GraphFilter, out, history, users, factor):
     "out (n, n_items) += factor (n,) * filter scores of rows `users` of a history matrix."
-    t, factor = self.table, np.asarray(factor, np.float32) * np.float32(self.table.scale)
+    t, factor = self.table, np.asarray(factor, np.float32)*np.float32(self.table.scale)
     if self._numba:
         rows = self._memo('histories', history, histories) if history is self.history else histories(history)
         run_blocks(add_rows, even_ranges(len(users)), np.asarray(users, np.int64), rows, t.arrays(), factor, out)
     else:
         w = self._memo('matrix', t, lambda t: ItemTable(t.indptr, t.indices, t.values).to_csr())
-        out += (history[users] * factor[:, None] @ w).toarray()
+        out += (history[users]*factor[:, None]@w).toarray()
     return out
 
 # %% ../../nbs/filter/03_graph_filter.ipynb #b6f4b4da
 @patch
-def add_scores(
-    self: GraphFilter,
-    out: np.ndarray,  # float32 (n, n_items), changed
+def add_scores(self: GraphFilter,
+    out: np.ndarray,    # float32 (n, n_items), changed
     users: np.ndarray,  # int (n,) user indices
-    factor: np.ndarray | None = None,  # (n,) by which each user's scores are multiplied; 1 by default
-) -> np.ndarray:  # out
+    factor: np.ndarray|None = None, # (n,) by which each user's scores are multiplied; 1 by default
+) -> np.ndarray: # out
     "Add the filter's scores to others."
     users = check_indices(users, self._has_history().shape[0], 'users')
     return self._add(out, self.history, users, np.ones(len(users)) if factor is None else factor)
-
 
 @patch
 def score(self: GraphFilter, users):
     return self.add_scores(np.zeros((len(users), self.n_items), np.float32), users)
 
-
 @patch
-def user_scale(
-    self: GraphFilter,
-    users: np.ndarray,  # int (n,) user indices
-) -> np.ndarray:  # float32 (n,)
+def user_scale(self: GraphFilter,
+    users: np.ndarray, # int (n,) user indices
+) -> np.ndarray: # float32 (n,)
     "Compute d_u^-1/2, d_u the sum of a user's weights; 0 for a user without history."
-    return self._memo('scale', self._has_history(), lambda h: degree_power(degrees(h)[0], -0.5))[users]
+    return self._memo('scale', self._has_history(), lambda h: degree_power(degrees(h)[0], -.5))[users]
 
 # %% ../../nbs/filter/03_graph_filter.ipynb #7e84514c
 @patch
-def contributions(
-    self: GraphFilter,
-    user: int,  # user index
-    item: int | np.ndarray,  # item index, or several (m,)
-) -> tuple[np.ndarray, np.ndarray]:  # int32 (h,) the user's products; float32 (h,), or (h, m), what each adds
+def contributions(self: GraphFilter,
+    user: int,                # user index
+    item: int|np.ndarray,     # item index, or several (m,)
+) -> tuple[np.ndarray, np.ndarray]: # int32 (h,) the user's products; float32 (h,), or (h, m), what each adds
     "Compute what each of a user's products adds to the filter's score of an item: w_ui W_ij. They sum to the score."
     h = self._has_history()
     user = int(check_indices([user], h.shape[0], 'users')[0])
     columns = check_indices(np.atleast_1d(item), self.n_items, 'items')
-    part = slice(h.indptr[user], h.indptr[user + 1])
-    parts = self.table.lookup(h.indices[part], columns) * h.data[part][:, None]
+    part = slice(h.indptr[user], h.indptr[user+1])
+    parts = self.table.lookup(h.indices[part], columns)*h.data[part][:, None]
     return h.indices[part].astype(np.int32), parts if np.ndim(item) else parts[:, 0]
 
 # %% ../../nbs/filter/03_graph_filter.ipynb #2c01fa77
 def basket_matrix(
-    baskets: Iterable[np.ndarray],  # item indices of each basket; repeats count once
-    n_items: int,  # items of the shop
-    weights: Iterable[np.ndarray] | None = None,  # a weight for each product of each basket; 1 by default
-) -> sp.csr_array:  # float32 (n baskets, n_items)
+    baskets: Iterable[np.ndarray], # item indices of each basket; repeats count once
+    n_items: int,                  # items of the shop
+    weights: Iterable[np.ndarray]|None = None, # a weight for each product of each basket; 1 by default
+) -> sp.csr_array: # float32 (n baskets, n_items)
     "Write baskets as the rows of a history matrix. Raises `UnknownIdError`, `GnnEcommerceError`."
     items = [check_indices(np.asarray(b, np.int64) if not len(b) else b, n_items, 'items') for b in baskets]
-    if weights is None:
-        weights = [np.ones(len(b), np.float32) for b in items]
+    if weights is None: weights = [np.ones(len(b), np.float32) for b in items]
     values = [np.asarray(w, np.float32) for w in weights]
     if [len(b) for b in items] != [len(w) for w in values]:
         raise GnnEcommerceError(expected('weights', 'one for each product of each basket', 'other lengths'))
     item, value = (np.concatenate([*parts, np.zeros(0, np.int64)]) for parts in (items, values))
     row = np.repeat(np.arange(len(items)), [len(b) for b in items])
-    _, first = np.unique(row * n_items + item, return_index=True)
+    _, first = np.unique(row*n_items+item, return_index=True)
     return sp.csr_array((value[first].astype(np.float32), (row[first], item[first])), shape=(len(items), n_items))
 
 # %% ../../nbs/filter/03_graph_filter.ipynb #487f17f2
 def basket_order(
-    basket: Iterable[int],  # item indices, the newest last
-) -> np.ndarray:  # int64 (len(basket),)
+    basket: Iterable[int], # item indices, the newest last
+) -> np.ndarray: # int64 (len(basket),)
     "Count the newer products of each product in a basket; a product that comes twice has its latest place."
     items, at = np.unique(np.asarray(basket, np.int64)[::-1], return_index=True)
     rank = np.empty(len(items), np.int64)
     rank[np.argsort(at)] = np.arange(len(items))
     return rank[np.searchsorted(items, basket)] if len(items) else np.zeros(0, np.int64)
 
-
 @patch
-def fold_in(
-    self: GraphFilter,
-    baskets: Iterable[np.ndarray],  # item indices of each basket, the newest last
-    weights: Iterable[np.ndarray] | None = None,  # a weight for each product of each basket; 1 by default
-) -> np.ndarray:  # float32 (n, n_items)
+def fold_in(self: GraphFilter,
+    baskets: Iterable[np.ndarray],             # item indices of each basket, the newest last
+    weights: Iterable[np.ndarray]|None = None, # a weight for each product of each basket; 1 by default
+) -> np.ndarray: # float32 (n, n_items)
     "Score customers who are not in the graph, from their products alone."
-    if self.table is None:
-        self._fitted()
+    if self.table is None: self._fitted()
     baskets = list(baskets)
     h = basket_matrix(baskets, self.n_items, weights)
     if self.recency:
@@ -275,19 +241,17 @@ def fold_in(
 
 # %% ../../nbs/filter/03_graph_filter.ipynb #478a9c44
 @patch
-def to_arrays(self: GraphFilter) -> dict[str, np.ndarray]:  # indptr, indices, values, scale
+def to_arrays(self: GraphFilter) -> dict[str, np.ndarray]: # indptr, indices, values, scale
     "Return the table as arrays; keep `saved_params` beside them."
-    if self.table is None:
-        self._fitted()
+    if self.table is None: self._fitted()
     t = self.table
     return dict(indptr=t.indptr, indices=t.indices, values=t.values, scale=np.array([t.scale], np.float64))
-
 
 @patch(as_prop=True)
 def saved_params(self: GraphFilter) -> dict:
     "Return `params` as files keep them: the method's key is `kind`."
     params = self.params
-    return dict(kind=params.pop('method')) | params
+    return dict(kind=params.pop('method'))|params
 
 # %% ../../nbs/filter/03_graph_filter.ipynb #f26d42db
 def _read_table(arrays: dict[str, np.ndarray], dtype: str) -> ItemTable:
@@ -306,22 +270,18 @@ def _read_table(arrays: dict[str, np.ndarray], dtype: str) -> ItemTable:
         raise GnnEcommerceError(expected('graph filter', 'the arrays of one table', what))
     return ItemTable(ptr, item, value, float(arrays['scale'][0]))
 
-
 def _agree(ptr, item, value) -> bool:
     "Do the arrays of a table fit together?"
-    if ptr.ndim != 1 or not len(ptr) or ptr[0] != 0 or (np.diff(ptr) < 0).any():
-        return False
-    if ptr[-1] != len(item) or len(item) != len(value):
-        return False
-    return not len(item) or (item.min() >= 0 and item.max() < len(ptr) - 1)
+    if ptr.ndim != 1 or not len(ptr) or ptr[0] != 0 or (np.diff(ptr) < 0).any(): return False
+    if ptr[-1] != len(item) or len(item) != len(value): return False
+    return not len(item) or (item.min() >= 0 and item.max() < len(ptr)-1)
 
 # %% ../../nbs/filter/03_graph_filter.ipynb #83f2a708
 @patch(cls_method=True)
-def from_arrays(
-    cls: GraphFilter,
-    arrays: dict[str, np.ndarray],  # what `to_arrays` gave
-    params: dict,  # what `saved_params` or `params` gave
-    graph: InteractionGraph | None = None,  # the graph it was fitted to
+def from_arrays(cls: GraphFilter,
+    arrays: dict[str, np.ndarray],        # what `to_arrays` gave
+    params: dict,                         # what `saved_params` or `params` gave
+    graph: InteractionGraph|None = None,  # the graph it was fitted to
 ) -> GraphFilter:
     "Make a fitted filter from its arrays. Raises `GnnEcommerceError` if they are no table, or none for this graph."
     f = cls(**{'method' if key == 'kind' else key: value for key, value in params.items()})

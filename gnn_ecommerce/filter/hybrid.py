@@ -22,24 +22,24 @@ from .methods import histories
 from ..graph.kernels import csr_arrays, jit, run_blocks
 from ..ranking.evaluation import ranking_metrics
 from ..ranking.recommender import EmbeddingRecommender, Recommender
-from ..ranking.topk import NO_ITEM, TopK, holds, offer_allowed, panel_product, refuse_scores, sift
+from gnn_ecommerce.ranking.topk import (
+    NO_ITEM, TopK, holds, offer_allowed, panel_product, refuse_scores, sift
+)
 
 # %% ../../nbs/filter/04_hybrid.ipynb #7544f1ff
 class HybridRecommender(Recommender):
     "score(u, j) = embedding score + b * d_u^-1/2 * filter score."
-
-    def __init__(
-        self,
-        embedding_part: EmbeddingRecommender,  # such as the trained LightGCN, with cosines as scores
-        filter_part: GraphFilter | None = None,  # fitted to the same graph; None only with b=0
-        b: float = 0.0,  # weight of the filter
-        name: str = 'hybrid',  # name in tables
+    def __init__(self,
+        embedding_part: EmbeddingRecommender,   # such as the trained LightGCN, with cosines as scores
+        filter_part: GraphFilter|None = None,   # fitted to the same graph; None only with b=0
+        b: float = 0.,                          # weight of the filter
+        name: str = 'hybrid',                   # name in tables
     ):
         store_attr('embedding_part,filter_part,name')
         self.b, self.graph = float(b), embedding_part.graph
         _check_parts(embedding_part, filter_part, self.b)
 
-    def with_b(self, b: float) -> 'HybridRecommender':  # another one, sharing both parts
+    def with_b(self, b: float) -> 'HybridRecommender': # another one, sharing both parts
         "Return the same parts with another weight."
         return HybridRecommender(self.embedding_part, self.filter_part, b, self.name)
 
@@ -48,9 +48,8 @@ class HybridRecommender(Recommender):
         raise GnnEcommerceError(expected('hybrid', 'fitted parts', 'a call of fit', fix))
 
 # %% ../../nbs/filter/04_hybrid.ipynb #8fcc646c
-def _check_parts(model: EmbeddingRecommender, filter_part: GraphFilter | None, b: float):
-    if not 0 <= b < np.inf:
-        raise GnnEcommerceError(expected('b', 'a number >= 0', b))
+def _check_parts(model: EmbeddingRecommender, filter_part: GraphFilter|None, b: float):
+    if not 0 <= b < np.inf: raise GnnEcommerceError(expected('b', 'a number >= 0', b))
     if filter_part is None:
         if b:
             fix = 'fit a GraphFilter, or take b=0'
@@ -64,89 +63,76 @@ def _check_parts(model: EmbeddingRecommender, filter_part: GraphFilter | None, b
 def similar_items(self: HybridRecommender, items, k=10):
     return self.embedding_part.similar_items(items, k)
 
-
 @patch
 def similar_users(self: HybridRecommender, users, k=10):
     return self.embedding_part.similar_users(users, k)
 
-
 @patch
 def score(self: HybridRecommender, users):
     scores = self.embedding_part.score(users)
-    if not self.b:
-        return scores
-    return self.filter_part.add_scores(scores, users, self.b * self.filter_part.user_scale(users))
+    if not self.b: return scores
+    return self.filter_part.add_scores(scores, users, self.b*self.filter_part.user_scale(users))
 
 # %% ../../nbs/filter/04_hybrid.ipynb #6a952df0
 @patch
 def score_blocks(self: HybridRecommender, users, columns):
-    if not self.b:
-        return self.embedding_part.score_blocks(users, columns)
+    if not self.b: return self.embedding_part.score_blocks(users, columns)
     return Recommender.score_blocks(self, users, columns)
-
 
 @patch
 def chunk(self: HybridRecommender, n_columns):
-    if self.b and not self._fuses(n_columns):
-        return Recommender.chunk(self, n_columns)
+    if self.b and not self._fuses(n_columns): return Recommender.chunk(self, n_columns)
     return self.embedding_part.chunk(n_columns)
-
 
 @patch
 def _fuses(self: HybridRecommender, n_columns: int) -> bool:
     "Can the fused kernels be used, and are they worthwhile for this many items?"
     compiled = self.embedding_part._uses_numba() and self.filter_part is not None and self.filter_part._numba
-    return self.b > 0 and compiled and TopK(0, 1, self.backend, self.device).numba and 2 * n_columns >= self.n_items
+    return self.b > 0 and compiled and TopK(0, 1, self.backend, self.device).numba and 2*n_columns >= self.n_items
 
 # %% ../../nbs/filter/04_hybrid.ipynb #f1b8eaf6
 class Customers(NamedTuple):
     "The users that a kernel ranks for."
-
-    x: np.ndarray  # float32 (n+3, d rounded up to a multiple of 4), their embeddings
+    x: np.ndarray      # float32 (n+3, d rounded up to a multiple of 4), their embeddings
     index: np.ndarray  # int64 (n,), their rows in the histories
-    factor: np.ndarray  # float32 (n,), of the filter's scores
-
+    factor: np.ndarray # float32 (n,), of the filter's scores
 
 class RankMask(NamedTuple):
     "Which items may be recommended to whom."
-
-    allowed: np.ndarray  # bool (n_items,)
-    ptr: np.ndarray  # int64 (n+1,)
-    item: np.ndarray  # int32, user r must not get `item[ptr[r]:ptr[r+1]]`, ascending
-
+    allowed: np.ndarray # bool (n_items,)
+    ptr: np.ndarray     # int64 (n+1,)
+    item: np.ndarray    # int32, user r must not get `item[ptr[r]:ptr[r+1]]`, ascending
 
 class Heaps(NamedTuple):
     "The best items so far; the first of each heap is its worst."
-
-    scores: np.ndarray  # float32 (n, k)
+    scores: np.ndarray # float32 (n, k)
     items: np.ndarray  # int32 (n, k)
 
 # %% ../../nbs/filter/04_hybrid.ipynb #42e20022
 class Cursors(NamedTuple):
     "How far the rows of some users' products were read, one entry for each product of their histories."
-
-    start: np.ndarray  # int64 (users+1,), where each user's entries begin
-    ahead: np.ndarray  # int32, the next item of the row
-    at: np.ndarray  # int64, its place in the table
+    start: np.ndarray # int64 (users+1,), where each user's entries begin
+    ahead: np.ndarray # int32, the next item of the row
+    at: np.ndarray    # int64, its place in the table
     stop: np.ndarray  # int64, where the row ends
-    share: np.ndarray  # float32, what its entries are multiplied with
+    share: np.ndarray # float32, what its entries are multiplied with
 
 # %% ../../nbs/filter/04_hybrid.ipynb #d5f39ac0
 @jit
 def _open_rows(customers, history, table, first, last):
     "Cursors at the beginning of the rows of the users `first` to `last`."
-    start = np.zeros(last - first + 1, np.int64)
+    start = np.zeros(last-first+1, np.int64)
     for r in range(first, last):
         u = customers.index[r]
-        start[r - first + 1] = start[r - first] + history.ptr[u + 1] - history.ptr[u]
+        start[r-first+1] = start[r-first]+history.ptr[u+1]-history.ptr[u]
     n = start[-1]
     ahead, at, stop = np.empty(n, np.int32), np.empty(n, np.int64), np.empty(n, np.int64)
     share = np.empty(n, np.float32)
     for r in range(first, last):
-        to = start[r - first]
-        for e in range(history.ptr[customers.index[r]], history.ptr[customers.index[r] + 1]):
+        to = start[r-first]
+        for e in range(history.ptr[customers.index[r]], history.ptr[customers.index[r]+1]):
             i = history.item[e]
-            at[to], stop[to], share[to] = table.indptr[i], table.indptr[i + 1], history.weight[e] * customers.factor[r]
+            at[to], stop[to], share[to] = table.indptr[i], table.indptr[i+1], history.weight[e]*customers.factor[r]
             ahead[to] = np.int64(table.indices[at[to]]) if at[to] < stop[to] else np.int64(NO_ITEM)
             to += 1
     return Cursors(start, ahead, at, stop, share)
@@ -155,12 +141,12 @@ def _open_rows(customers, history, table, first, last):
 @jit
 def _add_panel(row, low, user, cursors, table):
     "Add what the rows of a user's products hold for 64 items from `low` on."
-    high = low + 64
-    for e in range(cursors.start[user], cursors.start[user + 1]):
+    high = low+64
+    for e in range(cursors.start[user], cursors.start[user+1]):
         if cursors.ahead[e] < high:
             t, stop, share = cursors.at[e], cursors.stop[e], cursors.share[e]
             while t < stop and np.int64(table.indices[t]) < high:
-                row[np.int64(table.indices[t]) - low] += share * decode(table.values[t])
+                row[np.int64(table.indices[t])-low] += share*decode(table.values[t])
                 t += 1
             cursors.at[e] = t
             cursors.ahead[e] = np.int64(table.indices[t]) if t < stop else np.int64(NO_ITEM)
@@ -171,21 +157,20 @@ def _rank_all(panels, customers, mask, history, table, heaps, first, last):
     "Heaps of the users `first` to `last` over all items."
     cursors, out = _open_rows(customers, history, table, first, last), np.empty((4, 64), np.float32)
     for p in range(len(panels.values)):
-        low, end = p * 64, min(64, len(panels.items) - p * 64)
+        low, end = p*64, min(64, len(panels.items)-p*64)
         for r in range(first, last, 4):
-            for q in range(4):
-                out[q] = panels.bias[p]
+            for q in range(4): out[q] = panels.bias[p]
             panel_product(customers.x, r, panels.values[p], out)
-            for q in range(min(4, last - r)):
-                u, hits = r + q, 0
-                _add_panel(out[q], low, u - first, cursors, table)
+            for q in range(min(4, last-r)):
+                u, hits = r+q, 0
+                _add_panel(out[q], low, u-first, cursors, table)
                 worst = heaps.scores[u, 0]
                 # a function for these two lines costs a quarter of the speed
                 for j in range(64):
                     hits += out[q, j] > worst
                 if hits:
-                    masked = mask.item[mask.ptr[u] : mask.ptr[u + 1]]
-                    items = panels.items[low : low + end]
+                    masked = mask.item[mask.ptr[u]:mask.ptr[u+1]]
+                    items = panels.items[low:low+end]
                     offer_allowed(out[q], end, items, mask.allowed, masked, heaps.scores[u], heaps.items[u])
 
 # %% ../../nbs/filter/04_hybrid.ipynb #03a3c70a
@@ -193,42 +178,37 @@ def _rank_all(panels, customers, mask, history, table, heaps, first, last):
 def _near_items(user, history, table, seen, mark, items):
     "List the items in the rows of a user's products, each once: `seen` is set to `mark` for them. Returns how many."
     n = 0
-    for e in range(history.ptr[user], history.ptr[user + 1]):
-        for t in range(table.indptr[history.item[e]], table.indptr[history.item[e] + 1]):
+    for e in range(history.ptr[user], history.ptr[user+1]):
+        for t in range(table.indptr[history.item[e]], table.indptr[history.item[e]+1]):
             j = np.int64(table.indices[t])
             if seen[j] != mark:
                 seen[j], items[n] = mark, j
                 n += 1
     return n
 
-
 @jit(fastmath={'contract'})
 def _add_dots(x, y, items, n, row):
     "row[j] += <x, y[j]> for the first n items j, each sum in the order of the dimensions, eight sums at a time."
     for i in range(0, n, 8):
-        last = n - 1
-        a, b, c, d = items[i], items[min(i + 1, last)], items[min(i + 2, last)], items[min(i + 3, last)]
-        e, f, g, h = items[min(i + 4, last)], items[min(i + 5, last)], items[min(i + 6, last)], items[min(i + 7, last)]
+        last = n-1
+        a, b, c, d = items[i], items[min(i+1, last)], items[min(i+2, last)], items[min(i+3, last)]
+        e, f, g, h = items[min(i+4, last)], items[min(i+5, last)], items[min(i+6, last)], items[min(i+7, last)]
         sa, sb, sc, sd, se, sf, sg, sh = row[a], row[b], row[c], row[d], row[e], row[f], row[g], row[h]
         for t in range(y.shape[1]):
-            sa, sb, sc, sd = sa + x[t] * y[a, t], sb + x[t] * y[b, t], sc + x[t] * y[c, t], sd + x[t] * y[d, t]
-            se, sf, sg, sh = se + x[t] * y[e, t], sf + x[t] * y[f, t], sg + x[t] * y[g, t], sh + x[t] * y[h, t]
+            sa, sb, sc, sd = sa+x[t]*y[a, t], sb+x[t]*y[b, t], sc+x[t]*y[c, t], sd+x[t]*y[d, t]
+            se, sf, sg, sh = se+x[t]*y[e, t], sf+x[t]*y[f, t], sg+x[t]*y[g, t], sh+x[t]*y[h, t]
         row[a], row[b], row[c], row[d], row[e], row[f], row[g], row[h] = sa, sb, sc, sd, se, sf, sg, sh
 
 # %% ../../nbs/filter/04_hybrid.ipynb #b4c32500
 class ItemVectors(NamedTuple):
     "The items' part of a score."
-
-    vectors: np.ndarray  # float32 (n_items, d)
-    bias: np.ndarray  # float32 (n_items,)
-
+    vectors: np.ndarray # float32 (n_items, d)
+    bias: np.ndarray    # float32 (n_items,)
 
 class Settled(NamedTuple):
     "Whose lists are sure."
-
-    bound: np.ndarray  # float32 (n,), no item outside of the history's rows has a larger score
+    bound: np.ndarray # float32 (n,), no item outside of the history's rows has a larger score
     done: np.ndarray  # bool (n,), filled by the kernel
-
 
 @jit
 def _rank_near(items, customers, mask, history, table, heaps, settled, first, last):
@@ -236,58 +216,49 @@ def _rank_near(items, customers, mask, history, table, heaps, settled, first, la
     n_items, k = len(items.vectors), heaps.scores.shape[1]
     row, seen, near = np.empty(n_items, np.float32), np.full(n_items, -1, np.int32), np.empty(n_items, np.int32)
     for r in range(first, last):
-        n = _near_items(customers.index[r], history, table, seen, r - first, near)
-        if n < k:
-            continue
-        for i in range(n):
-            row[near[i]] = items.bias[near[i]]
+        n = _near_items(customers.index[r], history, table, seen, r-first, near)
+        if n < k: continue
+        for i in range(n): row[near[i]] = items.bias[near[i]]
         _add_dots(customers.x[r], items.vectors, near, n, row)
         add_row(customers.index[r], history, table, customers.factor[r], row)
-        scores, best, masked = heaps.scores[r], heaps.items[r], mask.item[mask.ptr[r] : mask.ptr[r + 1]]
+        scores, best, masked = heaps.scores[r], heaps.items[r], mask.item[mask.ptr[r]:mask.ptr[r+1]]
         for i in range(n):
             j, score = near[i], row[near[i]]
             better = score > scores[0] or (score == scores[0] and j < best[0])
-            if better and mask.allowed[j] and not holds(masked, j):
-                sift(scores, best, score, j)
+            if better and mask.allowed[j] and not holds(masked, j): sift(scores, best, score, j)
         settled.done[r] = scores[0] > settled.bound[r]
-        if not settled.done[r]:
-            scores[:], best[:] = -np.inf, NO_ITEM
+        if not settled.done[r]: scores[:], best[:] = -np.inf, NO_ITEM
 
 # %% ../../nbs/filter/04_hybrid.ipynb #a5f90906
 @patch
 def _rank(self: HybridRecommender, kernel, items, users, mask, allowed, heaps, *settled):
     "Fill the heaps of some users by one of the two kernels."
     f, n = self.filter_part, len(users)
-    factor = (self.b * f.user_scale(users)).astype(np.float32) * np.float32(f.table.scale)
+    factor = (self.b*f.user_scale(users)).astype(np.float32)*np.float32(f.table.scale)
     customers = Customers(self.embedding_part._rows(users), users, factor)
     history, mask = f._memo('histories', f.history, histories), RankMask(allowed, *csr_arrays(mask, n))
     run_blocks(kernel, [*range(0, n, 128), n], items, customers, mask, history, f.table.arrays(), heaps, *settled)
-
 
 @patch
 def _item_vectors(self: HybridRecommender) -> ItemVectors:
     e = self.embedding_part
     return ItemVectors(e.item_embedding, np.zeros(self.n_items, np.float32) if e.item_bias is None else e.item_bias)
 
-
 @patch
-def _bound(self: HybridRecommender, users, items: ItemVectors) -> np.ndarray:  # float32 (n,)
+def _bound(self: HybridRecommender, users, items: ItemVectors) -> np.ndarray: # float32 (n,)
     "The largest score that a user's item can have without the filter."
     x = self.embedding_part._rows(users)
     longest = self.filter_part._memo('longest', items.vectors, lambda y: np.linalg.norm(y, axis=1).max(initial=0))
-    longest *= 1 + 1e-6 * x.shape[1]  # long sums are rounded
-    return np.linalg.norm(x[: len(users)], axis=1) * np.float32(longest) + items.bias.max(initial=0)
+    longest *= 1+1e-6*x.shape[1] # long sums are rounded
+    return np.linalg.norm(x[:len(users)], axis=1)*np.float32(longest)+items.bias.max(initial=0)
 
 # %% ../../nbs/filter/04_hybrid.ipynb #2e6125cc
 @patch
-def _rank_settled(
-    self: HybridRecommender, best, users, mask, allowed
-) -> np.ndarray:  # bool (n,), whose heaps are final
+def _rank_settled(self: HybridRecommender, best, users, mask, allowed) -> np.ndarray: # bool (n,), whose heaps are final
     "Rank those users whose lists are sure from the rows of their products."
     done, items, ends = np.zeros(len(users), bool), self._item_vectors(), (0, min(128, len(users)), len(users))
     for first, last in zip(ends, ends[1:]):
-        if first == last or done[:first].sum() < 0.1 * first:
-            continue
+        if first == last or done[:first].sum() < .1*first: continue
         part = slice(first, last)
         settled = Settled(self._bound(users[part], items), done[part])
         heaps = Heaps(best.scores[part], best.items[part])
@@ -298,8 +269,7 @@ def _rank_settled(
 @patch
 def _best(self: HybridRecommender, users, k, mask, columns):
     "The best k of `columns` for one chunk of users."
-    if not self.b:
-        return self.embedding_part._best(users, k, mask, columns)
+    if not self.b: return self.embedding_part._best(users, k, mask, columns)
     if len(users) < 64 or not self._fuses(len(columns)):
         return Recommender._best(self, users, k, mask, columns)
     best, allowed = TopK(len(users), k, 'numba'), np.zeros(self.n_items, bool)
@@ -311,8 +281,7 @@ def _best(self: HybridRecommender, users, k, mask, columns):
         left = None if mask is None else mask[rest]
         self._rank(_rank_all, panels, users[rest], left, allowed, Heaps(others.scores, others.items))
         best.scores[rest], best.items[rest] = others.scores, others.items
-    if bad := int((best.scores == np.inf).sum()):
-        refuse_scores(bad)
+    if (bad := int((best.scores == np.inf).sum())): refuse_scores(bad)
     return best.result()
 
 # %% ../../nbs/filter/04_hybrid.ipynb #8c5c9eb1
@@ -320,70 +289,65 @@ def _best(self: HybridRecommender, users, k, mask, columns):
 def _rank_blends(a, b, factors, items, values, first, last):
     "Rank a[r] + factor * b[r] for each factor and row, in no order: items (factors, rows, k), -1 pads; -inf is masked."
     k = items.shape[2]
-    held, scores = np.empty(2 * k, np.int32), np.empty(2 * k, np.float32)
+    held, scores = np.empty(2*k, np.int32), np.empty(2*k, np.float32)
     for r in range(first, last):
         x, y = a[r], b[r]
         for f in range(len(factors)):
             factor, size, floor = factors[f], 0, np.float32(-np.inf)
             for start in range(0, len(x), 64):
-                end, hits = min(start + 64, len(x)), start + 64 > len(x)
+                end, hits = min(start+64, len(x)), start+64 > len(x)
                 if not hits:
-                    for j in range(start, start + 64):
-                        hits |= x[j] + factor * y[j] > floor
+                    for j in range(start, start+64):
+                        hits |= x[j]+factor*y[j] > floor
                 for j in range(start, end if hits else start):
-                    score = x[j] + factor * y[j]
+                    score = x[j]+factor*y[j]
                     if score > floor:
                         held[size], scores[size] = j, score
                         size += 1
-                        if size == 2 * k:
+                        if size == 2*k:
                             floor, size = keep_largest(held, scores, k), k
-            if size > k:
-                keep_largest(held[:size], scores[:size], k)
+            if size > k: keep_largest(held[:size], scores[:size], k)
             for n in range(k):
                 items[f, r, n], values[f, r, n] = (held[n], scores[n]) if n < size else (-1, -np.inf)
 
 # %% ../../nbs/filter/04_hybrid.ipynb #aa533474
-def _rank_grid(hybrid, users, grid, k, exclude, also_exclude) -> np.ndarray:  # int32 (len(grid), n, k)
+def _rank_grid(hybrid, users, grid, k, exclude, also_exclude) -> np.ndarray: # int32 (len(grid), n, k)
     "The k best items of a chunk of users, for each b."
     f, mask = hybrid.filter_part, hybrid._mask(users, exclude, also_exclude)
     model = hybrid.embedding_part.score(users)
     added = f.add_scores(np.zeros_like(model), users, f.user_scale(users))
     if not (np.isfinite(model.sum()) and np.isfinite(added.sum())):
         raise GnnEcommerceError(expected('choose_b', 'finite scores', 'others', 'the model has diverged'))
-    if not f._numba:
-        return np.stack([_rank_blend(model + np.float32(b) * added, k, mask) for b in grid])
+    if not f._numba: return np.stack([_rank_blend(model+np.float32(b)*added, k, mask) for b in grid])
     if mask is not None:
         model[np.repeat(np.arange(len(users)), np.diff(mask.indptr)), mask.indices] = -np.inf
     items, values = np.empty((len(grid), len(users), k), np.int32), np.empty((len(grid), len(users), k), np.float32)
     run_blocks(_rank_blends, even_ranges(len(users)), model, added, np.array(grid, np.float32), items, values)
     return np.take_along_axis(items, np.lexsort((items, -values)), -1)
 
-
-def _rank_blend(scores, k, mask) -> np.ndarray:  # int32 (n, k)
+def _rank_blend(scores, k, mask) -> np.ndarray: # int32 (n, k)
     best = TopK(len(scores), k, 'torch')
     best.update(scores, np.arange(scores.shape[1], dtype=np.int32), mask)
     return best.result()[0]
 
 # %% ../../nbs/filter/04_hybrid.ipynb #dda9806b
 def metric_cutoff(
-    metric: str,  # such as 'ndcg@20'
-) -> int:  # k
+    metric: str, # such as 'ndcg@20'
+) -> int: # k
     "Read the k of a metric's name. Raises `SettingsError` if it is none."
     name, _, k = metric.partition('@')
     if name not in ('recall', 'precision', 'ndcg', 'map', 'mrr', 'hit_rate', 'mark') or not k.isdigit() or int(k) < 1:
         raise SettingsError(expected('metric', "one such as 'ndcg@20'", repr(metric)))
     return int(k)
 
-
 def users_with_targets(
     recommender: Recommender,
-    targets: sp.csr_array,  # (n_users, n_items)
-    users: np.ndarray | None = None,  # int (n,) only these; None: all
-) -> np.ndarray:  # int64, ascending
+    targets: sp.csr_array,   # (n_users, n_items)
+    users: np.ndarray|None = None, # int (n,) only these; None: all
+) -> np.ndarray: # int64, ascending
     "Find the users who have a target. Raises `GnnEcommerceError` if nobody has one."
     shape = recommender.n_users, recommender.n_items
-    if targets.shape != shape:
-        raise GnnEcommerceError(expected('targets', f'shape {shape}', targets.shape))
+    if targets.shape != shape: raise GnnEcommerceError(expected('targets', f'shape {shape}', targets.shape))
     asked = np.arange(recommender.n_users) if users is None else np.unique(recommender._check_users(users))
     chosen = asked[np.diff(sp.csr_array(targets).indptr)[asked] > 0]
     if not len(chosen):
@@ -393,22 +357,22 @@ def users_with_targets(
 
 # %% ../../nbs/filter/04_hybrid.ipynb #d6c37597
 def choose_b(
-    hybrid: HybridRecommender,  # both parts fitted to the training graph
-    targets: sp.csr_array,  # bool (n_users, n_items), validation pairs
-    grid: Iterable[float] = (0, 1, 3, 5, 10, 15, 20, 30),  # weights to try
-    metric: str = 'ndcg@20',  # what decides
-    exclude: Literal['bought', 'seen', 'none'] = 'bought',  # what of the graph is masked
-    also_exclude: sp.csr_array | None = None,  # (n_users, n_items), further pairs to mask
-    users: np.ndarray | None = None,  # int (n,) only these; None: all who have targets
-) -> tuple[float, pd.DataFrame]:  # best b; a row for each b: b, recall@k, ndcg@k, ... means over users
+    hybrid: HybridRecommender,       # both parts fitted to the training graph
+    targets: sp.csr_array,           # bool (n_users, n_items), validation pairs
+    grid: Iterable[float] = (0, 1, 3, 5, 10, 15, 20, 30), # weights to try
+    metric: str = 'ndcg@20',         # what decides
+    exclude: Literal['bought', 'seen', 'none'] = 'bought', # what of the graph is masked
+    also_exclude: sp.csr_array|None = None, # (n_users, n_items), further pairs to mask
+    users: np.ndarray|None = None,   # int (n,) only these; None: all who have targets
+) -> tuple[float, pd.DataFrame]: # best b; a row for each b: b, recall@k, ndcg@k, ... means over users
     "Choose the filter's weight. Raises `GnnEcommerceError` if nobody has a target."
     k, grid = metric_cutoff(metric), sorted({float(b) for b in grid})
     if not grid or hybrid.filter_part is None:
         raise GnnEcommerceError(expected('choose_b', 'a hybrid with a filter_part and at least one b', 'less'))
     chosen = users_with_targets(hybrid, targets, users)
-    ranked, step = np.empty((len(grid), len(chosen), k), np.int32), max(1, hybrid.budget // (8 * hybrid.n_items))
+    ranked, step = np.empty((len(grid), len(chosen), k), np.int32), max(1, hybrid.budget//(8*hybrid.n_items))
     for a in range(0, len(chosen), step):
-        ranked[:, a : a + step] = _rank_grid(hybrid, chosen[a : a + step], grid, k, exclude, also_exclude)
+        ranked[:, a:a+step] = _rank_grid(hybrid, chosen[a:a+step], grid, k, exclude, also_exclude)
     means = [ranking_metrics(items, targets[chosen], [k]).mean().to_dict() for items in ranked]
-    table = pd.DataFrame([{'b': b} | row for b, row in zip(grid, means)])
+    table = pd.DataFrame([{'b': b}|row for b, row in zip(grid, means)])
     return float(table.b[table[metric].idxmax()]), table

@@ -25,60 +25,53 @@ if HAS_NUMBA:
 @dataclass(frozen=True, eq=False)
 class ItemTable:
     "Item-item table in packed rows: row i has `indices[indptr[i]:indptr[i+1]]`, ascending, and `scale * values[...]`."
-
     indptr: np.ndarray  # int64 (n_items+1,)
-    indices: np.ndarray  # uint16 or int32 (nnz,)
+    indices: np.ndarray # uint16 or int32 (nnz,)
     values: np.ndarray  # float16 or float32 (nnz,)
-    scale: float = 1.0  # a power of two
+    scale: float = 1.   # a power of two
 
     @property
-    def n_items(self) -> int:
-        return len(self.indptr) - 1
-
+    def n_items(self) -> int: return len(self.indptr)-1
     @property
     def nbytes(self) -> int:
-        return self.indptr.nbytes + self.indices.nbytes + self.values.nbytes
-
+        return self.indptr.nbytes+self.indices.nbytes+self.values.nbytes
     def __repr__(self):
         size = f'{self.n_items:,} rows, {len(self.indices):,} entries'
         return f'ItemTable({size}, {self.values.dtype}, {self.nbytes / 1e6:.1f} MB)'
 
-    def row(self, i: int) -> tuple[np.ndarray, np.ndarray]:  # int32 (m,) items, ascending; float32 (m,) W_ij
+    def row(self, i: int) -> tuple[np.ndarray, np.ndarray]: # int32 (m,) items, ascending; float32 (m,) W_ij
         "Return the entries of one row."
-        part = slice(self.indptr[i], self.indptr[i + 1])
-        return self.indices[part].astype(np.int32), self.values[part].astype(np.float32) * np.float32(self.scale)
+        part = slice(self.indptr[i], self.indptr[i+1])
+        return self.indices[part].astype(np.int32), self.values[part].astype(np.float32)*np.float32(self.scale)
 
 # %% ../../nbs/filter/01_item_table.ipynb #55ab3482
 @patch
-def lookup(self: ItemTable, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:  # float32 (n, m)
+def lookup(self: ItemTable, rows: np.ndarray, columns: np.ndarray) -> np.ndarray: # float32 (n, m)
     "Return W at some rows (n,) and columns (m,); 0 where the table has no entry."
     out = np.zeros((len(rows), len(columns)), np.float32)
     for r, i in enumerate(rows):
         items, values = self.row(i)
         if len(items):
-            at = np.minimum(np.searchsorted(items, columns), len(items) - 1)
+            at = np.minimum(np.searchsorted(items, columns), len(items)-1)
             out[r] = np.where(items[at] == columns, values[at], 0)
     return out
 
-
 @patch
-def to_csr(self: ItemTable) -> sp.csr_array:  # float32 (n_items, n_items)
+def to_csr(self: ItemTable) -> sp.csr_array: # float32 (n_items, n_items)
     "Return the table as a matrix."
-    values = self.values.astype(np.float32) * np.float32(self.scale)
-    return sp.csr_array((values, self.indices.astype(np.int32), self.indptr), shape=(self.n_items,) * 2)
+    values = self.values.astype(np.float32)*np.float32(self.scale)
+    return sp.csr_array((values, self.indices.astype(np.int32), self.indptr), shape=(self.n_items,)*2)
 
 # %% ../../nbs/filter/01_item_table.ipynb #09b5fbc4
 class RowBlock(NamedTuple):
     "Rows of a table after the cut: row r has `count[r]` entries, ascending by item."
-
     items: np.ndarray  # int32 (rows, n)
-    values: np.ndarray  # float32 (rows, n)
+    values: np.ndarray # float32 (rows, n)
     count: np.ndarray  # int64 (rows,)
 
-
 def empty_block(
-    rows: int,  # in the block
-    n: int,  # entries that a row may have
+    rows: int, # in the block
+    n: int,    # entries that a row may have
 ) -> RowBlock:
     "Make room for some rows."
     return RowBlock(np.zeros((rows, n), np.int32), np.zeros((rows, n), np.float32), np.zeros(rows, np.int64))
@@ -86,21 +79,18 @@ def empty_block(
 # %% ../../nbs/filter/01_item_table.ipynb #5eee15db
 class TablePacker:
     "Take a table in blocks of rows and pack it."
-
-    def __init__(
-        self,
-        n_items: int,  # items, and rows in all blocks together
-        dtype: Literal['float16', 'float32'] = 'float16',  # of the values
+    def __init__(self,
+        n_items: int, # items, and rows in all blocks together
+        dtype: Literal['float16', 'float32'] = 'float16', # of the values
     ):
         if dtype not in ('float16', 'float32'):
             raise SettingsError(expected('dtype', "'float16' or 'float32'", repr(dtype)))
         self.n_items, self.dtype, self._id = n_items, dtype, np.uint16 if n_items <= 2**16 else np.int32
         self._parts = [(np.zeros(1, np.int64), np.zeros(0, self._id), np.zeros(0, np.float32))]
 
-    def add(
-        self,
+    def add(self,
         items: np.ndarray,  # int (b, n) items of b rows, ascending
-        values: np.ndarray,  # float32 (b, n)
+        values: np.ndarray, # float32 (b, n)
         count: np.ndarray,  # int (b,) how many of each row count
     ) -> 'TablePacker':
         "Take in the next rows. Raises `GnnEcommerceError` if a value is not finite."
@@ -120,21 +110,18 @@ def table(self: TablePacker) -> ItemTable:
     table = ItemTable(np.cumsum(counts), indices, values)
     return table if self.dtype == 'float32' else _halve(table)
 
-
 def _halve(table: ItemTable) -> ItemTable:
     "Store values as float16, scaled by a power of two so that the largest is between 2^14 and 2^15."
     largest = float(np.abs(table.values).max(initial=0))
-    power = 15 - int(np.ceil(np.log2(largest))) if largest else 0
-    return ItemTable(table.indptr, table.indices, np.ldexp(table.values, power).astype(np.float16), 2.0**-power)
+    power = 15-int(np.ceil(np.log2(largest))) if largest else 0
+    return ItemTable(table.indptr, table.indices, np.ldexp(table.values, power).astype(np.float16), 2.**-power)
 
 # %% ../../nbs/filter/01_item_table.ipynb #26dfb1dc
 class TableArrays(NamedTuple):
     "An `ItemTable` for compiled code, without its scale."
-
     indptr: np.ndarray  # int64 (n_items+1,)
-    indices: np.ndarray  # uint16 or int32 (nnz,)
+    indices: np.ndarray # uint16 or int32 (nnz,)
     values: np.ndarray  # float32 (nnz,), or float16 as uint16
-
 
 @patch
 def arrays(self: ItemTable) -> TableArrays:
@@ -147,13 +134,11 @@ def decode(x):
     "Return an entry of `TableArrays.values` as float32."
     return x
 
-
 if HAS_NUMBA:
-
     @njit
     def _decode_half(bits):
         x = np.uint32(bits)
-        number = np.uint32((x & np.uint32(0x7FFF)) << np.uint32(13)).view(np.float32) * np.float32(2.0**112)
+        number = np.uint32((x & np.uint32(0x7fff)) << np.uint32(13)).view(np.float32)*np.float32(2.**112)
         return -number if x & np.uint32(0x8000) else number
 
     @overload(decode)
@@ -164,26 +149,21 @@ if HAS_NUMBA:
 @jit
 def kth_largest(x, k):
     "Find the k-th largest (k from 1) of x by quickselect; x is reordered."
-    low, high, want = 0, len(x) - 1, k - 1
+    low, high, want = 0, len(x)-1, k-1
     while low < high:
-        a, b, c = x[low], x[(low + high) // 2], x[high]
+        a, b, c = x[low], x[(low+high)//2], x[high]
         pivot = max(min(a, b), min(max(a, b), c))
         i, j = low, high
         while i <= j:
-            while x[i] > pivot:
-                i += 1
-            while x[j] < pivot:
-                j -= 1
+            while x[i] > pivot: i += 1
+            while x[j] < pivot: j -= 1
             if i <= j:
                 x[i], x[j] = x[j], x[i]
                 i += 1
                 j -= 1
-        if want <= j:
-            high = j
-        elif want >= i:
-            low = i
-        else:
-            return x[want]
+        if want <= j: high = j
+        elif want >= i: low = i
+        else: return x[want]
     return x[want]
 
 # %% ../../nbs/filter/01_item_table.ipynb #93940ff4
@@ -192,8 +172,7 @@ def keep_largest(items, values, n):
     "Keep the n largest candidates, in place and in order, of equal ones the first. Returns the n-th largest value."
     floor = kth_largest(values.copy(), n)
     equal, kept = n, 0
-    for x in values:
-        equal -= x > floor
+    for x in values: equal -= x > floor
     for k in range(len(values)):
         if values[k] > floor or (values[k] == floor and equal > 0):
             equal -= values[k] == floor
@@ -203,29 +182,29 @@ def keep_largest(items, values, n):
 
 # %% ../../nbs/filter/01_item_table.ipynb #e22fadc2
 def cut_sparse(
-    w: sp.csr_array,  # float32 (rows, n_items)
-    first: int,  # the item that its rows begin with
-    n: int,  # entries kept in a row
-    diagonal: bool,  # keep W_ii?
-    signed: bool = True,  # compare entries with their signs, or without
+    w: sp.csr_array,     # float32 (rows, n_items)
+    first: int,          # the item that its rows begin with
+    n: int,              # entries kept in a row
+    diagonal: bool,      # keep W_ii?
+    signed: bool = True, # compare entries with their signs, or without
 ) -> RowBlock:
     "Cut each row of a matrix to its n largest entries, ties by lower item."
     w = sp.csr_array(w)
     row = np.repeat(np.arange(w.shape[0]), np.diff(w.indptr))
-    ok = (w.data != 0) & (diagonal | (w.indices != row + first))
+    ok = (w.data != 0) & (diagonal | (w.indices != row+first))
     row, item, data = row[ok], w.indices[ok], w.data[ok]
     order = np.lexsort((item, -data if signed else -abs(data), row))
     rank = np.empty(len(row), np.int64)
-    rank[order] = np.arange(len(row)) - np.searchsorted(row, row)
+    rank[order] = np.arange(len(row))-np.searchsorted(row, row)
     by_item = np.lexsort((item, row))
     order = by_item[(rank < n)[by_item]]
     count = np.bincount(row[order], minlength=w.shape[0])
-    at = row[order], np.arange(len(order)) - np.repeat(np.cumsum(count) - count, count)
+    at = row[order], np.arange(len(order))-np.repeat(np.cumsum(count)-count, count)
     block = RowBlock(*empty_block(w.shape[0], n)[:2], count)
     block.items[at], block.values[at] = item[order], data[order]
     return block
 
 # %% ../../nbs/filter/01_item_table.ipynb #e1a32d59
-def even_ranges(n: int, most: int = 64) -> list[int]:  # bounds, from 0 to n
+def even_ranges(n: int, most: int = 64) -> list[int]: # bounds, from 0 to n
     "Cut 0..n into up to `most` ranges of equal length, for `run_blocks`."
-    return np.unique(np.linspace(0, n, min(n, most) + 1).astype(np.int64)).tolist()
+    return np.unique(np.linspace(0, n, min(n, most)+1).astype(np.int64)).tolist()

@@ -29,32 +29,27 @@ from ..graph.spectral import Walk, degree_power, degrees, normalized, truncated_
 @dataclass(frozen=True)
 class PathSettings:
     "Settings of the method `paths`: W_ij = d_i^-alpha d_j^-beta sum_v w_vi w_vj d_v^-gamma."
-
-    alpha: float = 0.66  # exponent of the degree of the product i in the history
-    beta: float = 0.2  # exponent of the degree of the recommended product j: larger favours the tail
-    gamma: float = 0.84  # exponent of the degree of the customer between them
+    alpha: float = .66 # exponent of the degree of the product i in the history
+    beta: float = .2   # exponent of the degree of the recommended product j: larger favours the tail
+    gamma: float = .84 # exponent of the degree of the customer between them
     # exponent of how far apart the customer met i and j: larger favours what was met together; 0 asks for no order
-    closeness: float = 0.0
-    cap: int = 2000  # of a customer with more products, only this many count (see `cap_history`)
-
+    closeness: float = 0.
+    cap: int = 2000    # of a customer with more products, only this many count (see `cap_history`)
 
 @dataclass(frozen=True)
 class ChebyshevSettings:
     "Settings of the method `chebyshev`: W = D^-beta [sum_k c_k T_k(I-2P) + alpha V V^T] D^beta."
-
-    alpha: float = 0.2  # weight of the leading singular vectors
-    beta: float = 0.4  # exponent of the item degrees
-    rank: int = 512  # how many singular vectors
-    degree: int = 8  # K: products at the ends of walks of up to 2K steps meet
-    flatness: float = 1.5  # of the plateau, see `plateau`
-
+    alpha: float = .2     # weight of the leading singular vectors
+    beta: float = .4      # exponent of the item degrees
+    rank: int = 512       # how many singular vectors
+    degree: int = 8       # K: products at the ends of walks of up to 2K steps meet
+    flatness: float = 1.5 # of the plateau, see `plateau`
 
 @dataclass(frozen=True)
 class RegressionSettings:
     "Settings of the method `regression`: W_ij = -C_ij/C_jj, C = (R^T R + l2 + dropout/(1-dropout) diag(R^T R))^-1."
-
-    l2: float = 50.0  # ridge: larger takes less from what few customers say
-    dropout: float = 0.67  # probability with which an entry of a history is left out, in [0, 1)
+    l2: float = 50.      # ridge: larger takes less from what few customers say
+    dropout: float = .67 # probability with which an entry of a history is left out, in [0, 1)
 
 # %% ../../nbs/filter/02_methods.ipynb #1bfccd2b
 #: the methods' settings by name
@@ -66,24 +61,22 @@ _LIMITS = {
     'dropout': ('in [0, 1)', lambda x: 0 <= x < 1),
 }
 
-
 def method_settings(
     method: str,  # one of METHODS
-    values: dict,  # setting -> value; defaults for the others
-) -> PathSettings | ChebyshevSettings | RegressionSettings:
+    values: dict, # setting -> value; defaults for the others
+) -> PathSettings|ChebyshevSettings|RegressionSettings:
     "Check a method's settings. Raises `SettingsError` for an unknown method or key, or a value out of range."
     if method not in METHODS:
         raise SettingsError(expected('method', f'one of {", ".join(METHODS)}', repr(method)))
     types = {f.name: f.type for f in fields(METHODS[method])}
-    for key, value in values.items():
-        _check_setting(method, types, key, value)
+    for key, value in values.items(): _check_setting(method, types, key, value)
     return METHODS[method](**values)
 
 # %% ../../nbs/filter/02_methods.ipynb #66644ba8
 def _check_setting(method: str, types: dict, key: str, value):
     if key not in types:
         near = difflib.get_close_matches(key, types, 1)
-        unknown = 'an unknown key' + (f'; did you mean {near[0]!r}?' if near else '')
+        unknown = 'an unknown key'+(f'; did you mean {near[0]!r}?' if near else '')
         raise SettingsError(expected(f'{method}.{key}', f'one of {", ".join(types)}', unknown))
     limit, within = _LIMITS.get(key, ('>= 0', lambda x: x >= 0))
     number = (int, np.integer) if types[key] is int else (int, float, np.number)
@@ -93,32 +86,27 @@ def _check_setting(method: str, types: dict, key: str, value):
 
 # %% ../../nbs/filter/02_methods.ipynb #fb5ee52c
 def history_matrix(
-    graph: InteractionGraph,  # the graph
-    weighted: bool = True,  # its edge weights, or 1 on every edge
-    recency: float = 0.0,  # exponent of how many newer products the customer has
-) -> sp.csr_array:  # R, float32 (n_users, n_items), sorted
+    graph: InteractionGraph, # the graph
+    weighted: bool = True,   # its edge weights, or 1 on every edge
+    recency: float = 0.,     # exponent of how many newer products the customer has
+) -> sp.csr_array: # R, float32 (n_users, n_items), sorted
     "Return the customers' histories, perhaps a view. Raises `GnnEcommerceError` for `recency` without an order."
     r = graph.csr('weight' if weighted else 'seen')
     data = r.data.astype(np.float32, copy=False)
-    if recency:
-        data = data * decay(require_order(graph, 'recency'), recency)
+    if recency: data = data*decay(require_order(graph, 'recency'), recency)
     return sp.csr_array((data, r.indices, r.indptr), shape=r.shape)
 
-
 def decay(
-    recency_rank: np.ndarray,  # int (E,), how many newer products there are
-    exponent: float,  # 0: no decay
-) -> np.ndarray:  # float32 (E,), 1 for the newest
+    recency_rank: np.ndarray, # int (E,), how many newer products there are
+    exponent: float,          # 0: no decay
+) -> np.ndarray: # float32 (E,), 1 for the newest
     "Compute (1 + rank)^-exponent."
-    return ((1 + np.arange(recency_rank.max(initial=0) + 1, dtype=np.float64)) ** -exponent).astype(np.float32)[
-        recency_rank
-    ]
-
+    return ((1+np.arange(recency_rank.max(initial=0)+1, dtype=np.float64))**-exponent).astype(np.float32)[recency_rank]
 
 def require_order(
     graph: InteractionGraph,
-    setting: str,  # that asks for it
-) -> np.ndarray:  # int32 (n_edges,), how many newer products the edge's customer has
+    setting: str, # that asks for it
+) -> np.ndarray: # int32 (n_edges,), how many newer products the edge's customer has
     "Return the order of a graph's edges. Raises `GnnEcommerceError` if it has none."
     if graph.ages is None:
         order = 'a graph that knows the order of its edges (a column position, last_time or first_time)'
@@ -128,14 +116,12 @@ def require_order(
 # %% ../../nbs/filter/02_methods.ipynb #050b775a
 class Histories(NamedTuple):
     "A history matrix for compiled code: user u has the items `item[ptr[u]:ptr[u+1]]`."
-
-    ptr: np.ndarray  # int64 (n_users+1,)
-    item: np.ndarray  # int32 (nnz,)
-    weight: np.ndarray  # float32 (nnz,)
-
+    ptr: np.ndarray    # int64 (n_users+1,)
+    item: np.ndarray   # int32 (nnz,)
+    weight: np.ndarray # float32 (nnz,)
 
 def histories(
-    r: sp.csr_array,  # history matrix
+    r: sp.csr_array, # history matrix
 ) -> Histories:
     "Return a history matrix in the types that kernels take."
     return Histories(*csr_arrays(r), r.data)
@@ -143,21 +129,18 @@ def histories(
 # %% ../../nbs/filter/02_methods.ipynb #9119a2ee
 class MeetingOrder(NamedTuple):
     "How customers' edges follow each other; empty arrays if the order does not matter."
-
-    by_user: np.ndarray  # int32 (nnz,), how many newer products the edge's customer has; edges by customer
-    by_item: np.ndarray  # the same, edges by product
-    decay_by_distance: np.ndarray  # float32 (longest history,), factor of two products that lie 0, 1, ... apart
-
+    by_user: np.ndarray # int32 (nnz,), how many newer products the edge's customer has; edges by customer
+    by_item: np.ndarray # the same, edges by product
+    decay_by_distance: np.ndarray # float32 (longest history,), factor of two products that lie 0, 1, ... apart
 
 class PathGraph(NamedTuple):
     "What the kernel of the method `paths` reads."
-
     by_user: Histories
-    by_item: Histories  # the transpose: product i has the customers item[ptr[i]:ptr[i+1]]
+    by_item: Histories       # the transpose: product i has the customers item[ptr[i]:ptr[i+1]]
     order: MeetingOrder
-    user_scale: np.ndarray  # float32 (n_users,), d_v^-gamma
-    item_scale: np.ndarray  # float32 (n_items,), d_i^-alpha
-    target_scale: np.ndarray  # float32 (n_items,), d_j^-beta
+    user_scale: np.ndarray   # float32 (n_users,), d_v^-gamma
+    item_scale: np.ndarray   # float32 (n_items,), d_i^-alpha
+    target_scale: np.ndarray # float32 (n_items,), d_j^-beta
 
 # %% ../../nbs/filter/02_methods.ipynb #78a1ed13
 @jit
@@ -165,12 +148,12 @@ def _gather_row(i, graph, sums, touched):
     "Add up the histories of the customers of item i in `sums`; the items touched go to `touched`. Returns how many."
     users, items, order, m = graph.by_user, graph.by_item, graph.order, 0
     ordered = len(order.decay_by_distance) > 0
-    for e in range(items.ptr[i], items.ptr[i + 1]):
+    for e in range(items.ptr[i], items.ptr[i+1]):
         v, age = items.item[e], order.by_item[e] if ordered else 0
-        weight = items.weight[e] * graph.user_scale[v]
-        for f in range(users.ptr[v], users.ptr[v + 1]):
-            near = order.decay_by_distance[abs(order.by_user[f] - age)] if ordered else np.float32(1)
-            j, x = users.item[f], weight * users.weight[f] * near
+        weight = items.weight[e]*graph.user_scale[v]
+        for f in range(users.ptr[v], users.ptr[v+1]):
+            near = order.decay_by_distance[abs(order.by_user[f]-age)] if ordered else np.float32(1)
+            j, x = users.item[f], weight*users.weight[f]*near
             if x > 0:
                 if sums[j] == 0:
                     touched[m] = j
@@ -189,7 +172,6 @@ def _first_equal(sums, touched, level, room):
             m += 1
     return np.sort(items[:m])[:room]
 
-
 @jit
 def _cut_row(sums, touched, scratch, n, items, values):
     "Move the n largest positive `sums` to `items` (ascending) and `values`, and clear all. Returns how many."
@@ -198,21 +180,18 @@ def _cut_row(sums, touched, scratch, n, items, values):
         if sums[j] > 0:
             scratch[m] = sums[j]
             m += 1
-    if m > n:
-        floor = kth_largest(scratch[:m], n)
+    if m > n: floor = kth_largest(scratch[:m], n)
     for j in touched:
         if sums[j] > floor:
             items[kept] = j
             kept += 1
     if m > n and kept < n:
-        for j in _first_equal(sums, touched, floor, n - kept):
+        for j in _first_equal(sums, touched, floor, n-kept):
             items[kept] = j
             kept += 1
     items[:kept] = np.sort(items[:kept])
-    for k in range(kept):
-        values[k] = sums[items[k]]
-    for j in touched:
-        sums[j] = 0
+    for k in range(kept): values[k] = sums[items[k]]
+    for j in touched: sums[j] = 0
     return kept
 
 # %% ../../nbs/filter/02_methods.ipynb #29e5e496
@@ -222,135 +201,115 @@ def _paths_rows(offset, graph, diagonal, block, first, last):
     n_items, n = len(graph.item_scale), block.items.shape[1]
     sums, scratch, touched = np.zeros(n_items, np.float32), np.empty(n_items, np.float32), np.empty(n_items, np.int32)
     for r in range(first, last):
-        i = offset + r
+        i = offset+r
         m = _gather_row(i, graph, sums, touched)
-        for j in touched[:m]:
-            sums[j] *= graph.target_scale[j]
-        if not diagonal:
-            sums[i] = 0
+        for j in touched[:m]: sums[j] *= graph.target_scale[j]
+        if not diagonal: sums[i] = 0
         block.count[r] = _cut_row(sums, touched[:m], scratch, n, block.items[r], block.values[r])
-        for k in range(block.count[r]):
-            block.values[r, k] *= graph.item_scale[i]
+        for k in range(block.count[r]): block.values[r, k] *= graph.item_scale[i]
 
 # %% ../../nbs/filter/02_methods.ipynb #3e11dd0f
-def under_cap(r: sp.csr_array, cap: int) -> np.ndarray | None:  # bool (nnz,), None for all
+def under_cap(r: sp.csr_array, cap: int) -> np.ndarray|None: # bool (nnz,), None for all
     "Find the edges that `cap_history` keeps."
     length = np.diff(r.indptr)
-    if length.max(initial=0) <= cap:
-        return None
+    if length.max(initial=0) <= cap: return None
     rarity = np.bincount(r.indices, minlength=r.shape[1])
     user = np.repeat(np.arange(r.shape[0]), length)
     order = np.lexsort((r.indices, rarity[r.indices], -r.data, user))
     keep = np.zeros(r.nnz, bool)
-    keep[order] = np.arange(r.nnz) - r.indptr[user] < cap
+    keep[order] = np.arange(r.nnz)-r.indptr[user] < cap
     return keep
 
-
 def cap_history(
-    r: sp.csr_array,  # history matrix
-    cap: int,  # products of each customer that count
-) -> sp.csr_array:  # the same without the edges above the cap
+    r: sp.csr_array, # history matrix
+    cap: int,        # products of each customer that count
+) -> sp.csr_array: # the same without the edges above the cap
     "Of longer histories, keep the `cap` edges of largest weight, ties by rarer item, then by lower index."
     keep = under_cap(r, cap)
-    if keep is None:
-        return r
+    if keep is None: return r
     ptr = np.concatenate([[0], np.cumsum(keep)])[r.indptr]
     return sp.csr_array((r.data[keep], r.indices[keep], ptr), shape=r.shape)
 
 # %% ../../nbs/filter/02_methods.ipynb #ebc1bcce
-def _path_graph(r: sp.csr_array, s: PathSettings, ages: np.ndarray | None) -> PathGraph:
+def _path_graph(r: sp.csr_array, s: PathSettings, ages: np.ndarray|None) -> PathGraph:
     "Cap the histories, and compute scales and order; degrees are those of the whole histories."
     du, di = degrees(r)
-    if s.closeness and (keep := under_cap(r, s.cap)) is not None:
-        ages = ages[keep]
+    if s.closeness and (keep := under_cap(r, s.cap)) is not None: ages = ages[keep]
     r = cap_history(r, s.cap)
     order = _meeting_order(r, ages, s.closeness)
     scales = degree_power(du, -s.gamma), degree_power(di, -s.alpha), degree_power(di, -s.beta)
     return PathGraph(histories(r), histories(r.T.tocsr()), order, *scales)
 
-
-def _meeting_order(r: sp.csr_array, ages: np.ndarray | None, closeness: float) -> MeetingOrder:
+def _meeting_order(r: sp.csr_array, ages: np.ndarray|None, closeness: float) -> MeetingOrder:
     if not closeness:
-        return MeetingOrder(*(np.zeros(0, np.int32),) * 2, np.zeros(0, np.float32))
-    by_item = sp.csr_array((ages.astype(np.int32) + 1, r.indices, r.indptr), shape=r.shape).T.tocsr()
-    return MeetingOrder(ages.astype(np.int32), by_item.data - 1, decay(np.arange(ages.max(initial=0) + 1), closeness))
+        return MeetingOrder(*(np.zeros(0, np.int32),)*2, np.zeros(0, np.float32))
+    by_item = sp.csr_array((ages.astype(np.int32)+1, r.indices, r.indptr), shape=r.shape).T.tocsr()
+    return MeetingOrder(ages.astype(np.int32), by_item.data-1, decay(np.arange(ages.max(initial=0)+1), closeness))
 
 # %% ../../nbs/filter/02_methods.ipynb #085736e3
 def path_rows(
-    r: sp.csr_array,  # history matrix (n_users, n_items)
-    s: PathSettings,  # exponents and cap
-    n: int,  # entries kept in a row
-    diagonal: bool = False,  # keep W_ii?
-    numba: bool = HAS_NUMBA,  # the kernel, or SciPy
-    block: int | None = None,  # rows at a time; by default as many as take 64 MB
-    ages: np.ndarray | None = None,  # int32 (nnz,), how many newer products the customer has; needed for `closeness`
+    r: sp.csr_array,        # history matrix (n_users, n_items)
+    s: PathSettings,        # exponents and cap
+    n: int,                 # entries kept in a row
+    diagonal: bool = False, # keep W_ii?
+    numba: bool = HAS_NUMBA, # the kernel, or SciPy
+    block: int|None = None, # rows at a time; by default as many as take 64 MB
+    ages: np.ndarray|None = None, # int32 (nnz,), how many newer products the customer has; needed for `closeness`
 ) -> Iterator[RowBlock]:
     "Compute the `paths` table, block by block."
     graph, n_items, n = _path_graph(r, s, ages), r.shape[1], min(n, r.shape[1])
-    size = block or max(1, (64 << 20) // (8 * max(1, n)))
+    size = block or max(1, (64 << 20)//(8*max(1, n)))
     for first in range(0, n_items, size):
-        rows = min(size, n_items - first)
+        rows = min(size, n_items-first)
         if numba:
             run_blocks(_paths_rows, even_ranges(rows), first, graph, diagonal, part := empty_block(rows, n))
             yield part
-        else:
-            yield cut_sparse(_paths_sparse(graph, first, first + rows), first, n, diagonal)
+        else: yield cut_sparse(_paths_sparse(graph, first, first+rows), first, n, diagonal)
 
 # %% ../../nbs/filter/02_methods.ipynb #c6dc3f95
-def _paths_sparse(graph: PathGraph, first: int, last: int) -> sp.csr_array:  # (last-first, n_items)
+def _paths_sparse(graph: PathGraph, first: int, last: int) -> sp.csr_array: # (last-first, n_items)
     "Rows first..last-1 of the `paths` table, not cut."
     shape = len(graph.user_scale), len(graph.item_scale)
     r = sp.csr_array((graph.by_user.weight, graph.by_user.item, graph.by_user.ptr), shape=shape)
     ptr, user, weight = graph.by_item
     down = sp.csr_array((weight, user, ptr), shape=shape[::-1])
-    part = sp.csr_array(down[first:last] * graph.user_scale)
+    part = sp.csr_array(down[first:last]*graph.user_scale)
     ordered = len(graph.order.decay_by_distance) > 0
-    products = _ordered_products(part, r, ptr[first], graph.order) if ordered else part @ r
-    return sp.csr_array(sp.csr_array(products) * graph.target_scale * graph.item_scale[first:last, None])
-
+    products = _ordered_products(part, r, ptr[first], graph.order) if ordered else part@r
+    return sp.csr_array(sp.csr_array(products)*graph.target_scale*graph.item_scale[first:last, None])
 
 def _ordered_products(part: sp.csr_array, r: sp.csr_array, first: int, order: MeetingOrder) -> sp.csr_array:
     "part @ r, each term with its decay; `first`: where the rows of `part` begin among the edges by product."
     count = np.diff(r.indptr)[part.indices]
-    at = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + np.repeat(r.indptr[part.indices], count)
+    at = np.arange(count.sum())-np.repeat(np.cumsum(count)-count, count)+np.repeat(r.indptr[part.indices], count)
     row = np.repeat(np.repeat(np.arange(part.shape[0]), np.diff(part.indptr)), count)
-    age = np.repeat(order.by_item[first : first + part.nnz], count)
-    terms = np.repeat(part.data, count) * r.data[at] * order.decay_by_distance[abs(order.by_user[at] - age)]
+    age = np.repeat(order.by_item[first:first+part.nnz], count)
+    terms = np.repeat(part.data, count)*r.data[at]*order.decay_by_distance[abs(order.by_user[at]-age)]
     return sp.csr_array((terms, (row, r.indices[at])), shape=(part.shape[0], r.shape[1]))
 
 # %% ../../nbs/filter/02_methods.ipynb #b7b3b259
 def plateau(
     x: np.ndarray,  # in [-1, 1]; x = 1 - 2p
-    flatness: float,  # phi; 1 is a straight line, larger is flatter in the middle
+    flatness: float, # phi; 1 is a straight line, larger is flatter in the middle
 ) -> np.ndarray:
     "Compute the transfer function of the method `chebyshev`: 1 at x=-1 (p=1), 1/2 at 0, 0 at 1 (p=0)."
-    return 0.5 - 0.5 * np.sign(x) * np.abs(x) ** flatness
+    return .5-.5*np.sign(x)*np.abs(x)**flatness
 
-
-def chebyshev_coefficients(
-    degree: int, flatness: float
-) -> np.ndarray:  # float64 (up to degree+1,), no zeros at the end
+def chebyshev_coefficients(degree: int, flatness: float) -> np.ndarray: # float64 (up to degree+1,), no zeros at the end
     "Fit c_k: sum_k c_k T_k(x) has the value of `plateau` at cos(j pi/K) where x = cos((j+1/2) pi/(K+1))."
-    j, k = np.arange(degree + 1), np.arange(degree + 1)[:, None]
-    c = (
-        2
-        / (degree + 1)
-        * np.cos(k * (j + 0.5) * np.pi / (degree + 1))
-        @ plateau(np.cos(j * np.pi / max(degree, 1)), flatness)
-    )
+    j, k = np.arange(degree+1), np.arange(degree+1)[:, None]
+    c = 2/(degree+1)*np.cos(k*(j+.5)*np.pi/(degree+1))@plateau(np.cos(j*np.pi/max(degree, 1)), flatness)
     c[0] /= 2
     return np.append(c[0], np.trim_zeros(np.where(np.abs(c[1:]) > 1e-12, c[1:], 0), 'b'))
 
 # %% ../../nbs/filter/02_methods.ipynb #f0471b3d
 class ChebyshevFilter:
     "The symmetric part of the method `chebyshev`, applied to panels of 64 columns: M = q(P) + alpha V V^T."
-
-    def __init__(
-        self,
-        r: sp.csr_array,  # history matrix
-        s: ChebyshevSettings,  # degree, flatness and rank are used here, alpha and beta by the callers
-        seed: int = 0,  # of the SVD
-        numba: bool = HAS_NUMBA,  # compiled steps, or SciPy's
+    def __init__(self,
+        r: sp.csr_array,         # history matrix
+        s: ChebyshevSettings,    # degree, flatness and rank are used here, alpha and beta by the callers
+        seed: int = 0,           # of the SVD
+        numba: bool = HAS_NUMBA, # compiled steps, or SciPy's
     ):
         matrix = normalized(r)
         self.walk = Walk(matrix, numba)
@@ -361,110 +320,104 @@ class ChebyshevFilter:
 
 # %% ../../nbs/filter/02_methods.ipynb #85fc7f63
 @patch
-def apply(
-    self: ChebyshevFilter,
-    rows: np.ndarray,  # int (k,) items of the panel's nonzeros
-    columns: np.ndarray,  # int (k,) their columns, 0..63; each place once
+def apply(self: ChebyshevFilter,
+    rows: np.ndarray,    # int (k,) items of the panel's nonzeros
+    columns: np.ndarray, # int (k,) their columns, 0..63; each place once
     values: np.ndarray,  # float32 (k,)
-) -> tuple[np.ndarray, np.ndarray]:  # float32 (n_items, 64) each: q(P) X and V V^T X; overwritten by the next call
+) -> tuple[np.ndarray, np.ndarray]: # float32 (n_items, 64) each: q(P) X and V V^T X; overwritten by the next call
     "Compute both parts of M for a sparse panel X."
-    a = (self.coefficients * (-1.0) ** np.arange(len(self.coefficients))).astype(np.float32)
+    a = (self.coefficients*(-1.)**np.arange(len(self.coefficients))).astype(np.float32)
     items, users, walk = self._items, self._users, self.walk
     items[:] = users[:] = 0
-    items[rows, columns] = a[-1] * values
-    for k in range(len(a) - 2, -1, -1):
-        walk.to_users(items, users, 2.0)
-        walk.to_items(users, items, 2.0 if k else 1.0)
-        items[rows, columns] += a[k] * values
-    low = sp.csr_array((values, (columns, rows)), shape=(walk.width, len(items))) @ self.v
+    items[rows, columns] = a[-1]*values
+    for k in range(len(a)-2, -1, -1):
+        walk.to_users(items, users, 2.)
+        walk.to_items(users, items, 2. if k else 1.)
+        items[rows, columns] += a[k]*values
+    low = sp.csr_array((values, (columns, rows)), shape=(walk.width, len(items)))@self.v
     return items, np.matmul(self.v, low.T, out=self._low)
 
 # %% ../../nbs/filter/02_methods.ipynb #53cd447f
 class PanelScales(NamedTuple):
     "What turns the two parts of M into a table."
-
     alpha: np.float32  # weight of the second part
-    target: np.ndarray  # float32 (n_items,), d_j^beta
-    item: np.ndarray  # float32 (n_items,), d_i^-beta
+    target: np.ndarray # float32 (n_items,), d_j^beta
+    item: np.ndarray   # float32 (n_items,), d_i^-beta
 
 # %% ../../nbs/filter/02_methods.ipynb #c71aa52a
 @jit
 def _cut_columns(offset, q, low, scales, diagonal, block, first, last):
     "Columns 8*first..8*last-1 of a panel as rows of a block that begins with item `offset`, ascending by item."
     alpha, target, n = scales.alpha, scales.target, block.items.shape[1]
-    items, values = np.empty((8, 2 * n), np.int32), np.empty((8, 2 * n), np.float32)
+    items, values = np.empty((8, 2*n), np.int32), np.empty((8, 2*n), np.float32)
     for g in range(first, last):
-        used = min(8, len(block.items) - 8 * g)
+        used = min(8, len(block.items)-8*g)
         size, floor = np.zeros(8, np.int64), np.full(8, -np.inf, np.float32)
         for j in range(len(q)):
-            line, added, hits = q[j, 8 * g : 8 * g + 8], low[j, 8 * g : 8 * g + 8], 0
+            line, added, hits = q[j, 8*g:8*g+8], low[j, 8*g:8*g+8], 0
             for c in range(8):
-                hits += (line[c] + alpha * added[c]) * target[j] > floor[c]
-            if hits == 0:
-                continue
+                hits += (line[c]+alpha*added[c])*target[j] > floor[c]
+            if hits == 0: continue
             for c in range(used):
-                x = (line[c] + alpha * added[c]) * target[j]
-                if x > floor[c] and x != 0 and (diagonal or j != offset + 8 * g + c):
+                x = (line[c]+alpha*added[c])*target[j]
+                if x > floor[c] and x != 0 and (diagonal or j != offset+8*g+c):
                     items[c, size[c]], values[c, size[c]] = j, x
                     size[c] += 1
-                    if size[c] == 2 * n:
-                        floor[c], size[c] = keep_largest(items[c], values[c], n), n
+                    if size[c] == 2*n: floor[c], size[c] = keep_largest(items[c], values[c], n), n
         for c in range(used):
-            r = 8 * g + c
-            if size[c] > n:
-                keep_largest(items[c, : size[c]], values[c, : size[c]], n)
+            r = 8*g+c
+            if size[c] > n: keep_largest(items[c, :size[c]], values[c, :size[c]], n)
             block.count[r] = min(size[c], n)
             for k in range(block.count[r]):
-                block.items[r, k], block.values[r, k] = items[c, k], values[c, k] * scales.item[offset + r]
+                block.items[r, k], block.values[r, k] = items[c, k], values[c, k]*scales.item[offset+r]
 
 # %% ../../nbs/filter/02_methods.ipynb #b78ba0f9
 def chebyshev_rows(
-    r: sp.csr_array,  # history matrix
-    settings: list[ChebyshevSettings],  # one for each table; they differ in alpha and beta at most
-    n: int,  # entries kept in a row
-    diagonal: bool = False,  # keep W_ii?
-    seed: int = 0,  # of the SVD
-    numba: bool = HAS_NUMBA,  # kernels, or SciPy and torch
-    track: Callable[[Iterable], Iterable] = iter,  # wraps the loop over panels, to show progress
-) -> Iterator[list[RowBlock]]:  # for each panel, a block of each table
+    r: sp.csr_array,                        # history matrix
+    settings: list[ChebyshevSettings],      # one for each table; they differ in alpha and beta at most
+    n: int,                                 # entries kept in a row
+    diagonal: bool = False,                 # keep W_ii?
+    seed: int = 0,                          # of the SVD
+    numba: bool = HAS_NUMBA,                # kernels, or SciPy and torch
+    track: Callable[[Iterable], Iterable] = iter, # wraps the loop over panels, to show progress
+) -> Iterator[list[RowBlock]]: # for each panel, a block of each table
     "Compute `chebyshev` tables, panel by panel; all share the steps and the singular vectors."
     shared, di = ChebyshevFilter(r, settings[0], seed, numba), degrees(r)[1]
     n_items, width = r.shape[1], shared.walk.width
     scales = [PanelScales(np.float32(s.alpha), degree_power(di, s.beta), degree_power(di, -s.beta)) for s in settings]
     for first in track(range(0, n_items, width)):
-        w = min(width, n_items - first)
-        panel = shared.apply(np.arange(first, first + w), np.arange(w), np.ones(w, np.float32))
+        w = min(width, n_items-first)
+        panel = shared.apply(np.arange(first, first+w), np.arange(w), np.ones(w, np.float32))
         yield [_cut_panel(first, w, *panel, s, diagonal, min(n, n_items), numba) for s in scales]
 
 # %% ../../nbs/filter/02_methods.ipynb #7c1a8990
 def _cut_panel(first, rows, q, low, scales, diagonal, n, numba) -> RowBlock:
     "The first `rows` columns of a panel as a block of rows of one table."
     if not numba:
-        columns = ((q + scales.alpha * low) * scales.target[:, None])[:, :rows]
-        return cut_sparse(sp.csr_array(columns.T * scales.item[first : first + rows, None]), first, n, diagonal)
+        columns = ((q+scales.alpha*low)*scales.target[:, None])[:, :rows]
+        return cut_sparse(sp.csr_array(columns.T*scales.item[first:first+rows, None]), first, n, diagonal)
     block = empty_block(rows, n)
-    run_blocks(_cut_columns, list(range((rows + 7) // 8 + 1)), first, q, low, scales, diagonal, block)
+    run_blocks(_cut_columns, list(range((rows+7)//8+1)), first, q, low, scales, diagonal, block)
     return block
 
 # %% ../../nbs/filter/02_methods.ipynb #8dec7fea
-def _inverse(m: np.ndarray) -> np.ndarray:  # float64 (m, m)
+def _inverse(m: np.ndarray) -> np.ndarray: # float64 (m, m)
     "Invert a symmetric positive matrix by its Cholesky factor."
     return torch.cholesky_inverse(torch.linalg.cholesky(torch.from_numpy(m))).numpy()
 
-
 def _regression_kernel(
-    b: sp.csr_array,  # B, float64 (n_users, n_items)
-    block: int,  # rows at a time
-) -> tuple[Callable, np.ndarray]:  # rows(first, last) of K, float64; its diagonal
+    b: sp.csr_array, # B, float64 (n_users, n_items)
+    block: int,      # rows at a time
+) -> tuple[Callable, np.ndarray]: # rows(first, last) of K, float64; its diagonal
     "Compute K from the smaller side."
     down, (n_users, n_items) = b.T.tocsr(), b.shape
     if n_users >= n_items:
-        kernel = np.eye(n_items) - _inverse(np.eye(n_items) + (down @ b).toarray())
+        kernel = np.eye(n_items)-_inverse(np.eye(n_items)+(down@b).toarray())
         return (lambda first, last: kernel[first:last]), np.diag(kernel)
-    inverse = _inverse(np.eye(n_users) + (b @ down).toarray())
-    parts = (down[first : first + block] for first in range(0, n_items, block))
-    diagonal = np.concatenate([part.multiply(part @ inverse).sum(1) for part in parts])
-    return (lambda first, last: (down @ (down[first:last] @ inverse).T).T), diagonal
+    inverse = _inverse(np.eye(n_users)+(b@down).toarray())
+    parts = (down[first:first+block] for first in range(0, n_items, block))
+    diagonal = np.concatenate([part.multiply(part@inverse).sum(1) for part in parts])
+    return (lambda first, last: (down@(down[first:last]@inverse).T).T), diagonal
 
 # %% ../../nbs/filter/02_methods.ipynb #66793088
 @jit
@@ -478,33 +431,30 @@ def _cut_dense(w, block, first, last):
             if w[r, j] != 0:
                 items[m], sizes[m] = j, abs(w[r, j])
                 m += 1
-        if m > n:
-            keep_largest(items[:m], sizes[:m], n)
+        if m > n: keep_largest(items[:m], sizes[:m], n)
         block.count[r] = min(m, n)
         for k in range(block.count[r]):
             block.items[r, k], block.values[r, k] = items[k], w[r, items[k]]
 
 # %% ../../nbs/filter/02_methods.ipynb #bdd0b54d
 def regression_rows(
-    r: sp.csr_array,  # history matrix (n_users, n_items)
-    s: RegressionSettings,  # l2 and dropout
-    n: int,  # entries kept in a row
+    r: sp.csr_array,         # history matrix (n_users, n_items)
+    s: RegressionSettings,   # l2 and dropout
+    n: int,                  # entries kept in a row
     diagonal: bool = False,  # may a product predict itself?
-    numba: bool = HAS_NUMBA,  # cut by the kernel, or SciPy
-    block: int = 512,  # rows at a time
+    numba: bool = HAS_NUMBA, # cut by the kernel, or SciPy
+    block: int = 512,        # rows at a time
 ) -> Iterator[RowBlock]:
     "Compute the `regression` table, block by block."
     r, n_items, n = sp.csr_array(r, dtype=np.float64), r.shape[1], min(n, r.shape[1])
-    ridge = s.l2 + s.dropout / (1 - s.dropout) * np.asarray((r * r).sum(0)).ravel()  # Lambda
-    rows, own = _regression_kernel(sp.csr_array(r / np.sqrt(ridge)), block)
-    target = np.sqrt(ridge) / (1 if diagonal else 1 - own)
+    ridge = s.l2+s.dropout/(1-s.dropout)*np.asarray((r*r).sum(0)).ravel() # Lambda
+    rows, own = _regression_kernel(sp.csr_array(r/np.sqrt(ridge)), block)
+    target = np.sqrt(ridge)/(1 if diagonal else 1-own)
     for first in range(0, n_items, block):
-        last = min(first + block, n_items)
-        w = np.ascontiguousarray(rows(first, last) * target / np.sqrt(ridge[first:last, None]), dtype=np.float32)
-        if not diagonal:
-            w[np.arange(last - first), np.arange(first, last)] = 0
+        last = min(first+block, n_items)
+        w = np.ascontiguousarray(rows(first, last)*target/np.sqrt(ridge[first:last, None]), dtype=np.float32)
+        if not diagonal: w[np.arange(last-first), np.arange(first, last)] = 0
         if numba:
-            run_blocks(_cut_dense, even_ranges(last - first), w, part := empty_block(last - first, n))
+            run_blocks(_cut_dense, even_ranges(last-first), w, part := empty_block(last-first, n))
             yield part
-        else:
-            yield cut_sparse(w, first, n, True, signed=False)
+        else: yield cut_sparse(w, first, n, True, signed=False)

@@ -21,58 +21,46 @@ __all__ = ['data_folder', 'have_data', 'load_lines', 'Benchmark', 'load_benchmar
 
 # %% ../../nbs/graph/06_datasets.ipynb #69168b87
 def data_folder(
-    name: str = '',  # a data set in it, or the folder itself
-) -> Path | None:  # None where GNN_ECOMMERCE_DATA is not set
+    name: str = '', # a data set in it, or the folder itself
+) -> Path|None: # None where GNN_ECOMMERCE_DATA is not set
     "Folder of the public data sets. Raises `DataError` if the variable names none or the data set is missing."
     root = os.environ.get('GNN_ECOMMERCE_DATA')
-    if not root:
-        return None
-    path = Path(root).expanduser() / name
+    if not root: return None
+    path = Path(root).expanduser()/name
     if not path.is_dir():
         raise DataError(
             f'expected a folder {path} (GNN_ECOMMERCE_DATA is {root!r}), found none: correct the variable or unset it'
         )
     return path
 
-
 def have_data(
-    name: str,  # a data set
+    name: str, # a data set
 ) -> bool:
     "Is the data set here? Prints why not, for notebook cells that step aside without it."
     try:
-        if data_folder(name) is not None:
-            return True
+        if data_folder(name) is not None: return True
         print(f'skipped: {name} needs public data, and GNN_ECOMMERCE_DATA is not set')
-    except DataError as err:
-        print(f'skipped: {err}')
+    except DataError as err: print(f'skipped: {err}')
     return False
 
 # %% ../../nbs/graph/06_datasets.ipynb #0832d83d
 def load_lines(
-    path: str | Path,  # a text file, a line per user: `user item item ...`
-) -> tuple[np.ndarray, np.ndarray]:  # user and item of each pair, int32 (n,) each, in file order
+    path: str|Path, # a text file, a line per user: `user item item ...`
+) -> tuple[np.ndarray, np.ndarray]: # user and item of each pair, int32 (n,) each, in file order
     "Read a file in LightGCN's format. Raises `DataError` with the line number where it is not."
     path = Path(path)
     if not path.is_file():
         raise DataError(f'expected lines of `user item item ...` in {path}, found no file')
     users, lengths, items = [], [], []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            row = np.array(line.split(), dtype=np.int64)
-        except ValueError:
-            row = np.array([-1])
-        if not len(row):
-            continue
+        try: row = np.array(line.split(), dtype=np.int64)
+        except ValueError: row = np.array([-1])
+        if not len(row): continue
         if row.min() < 0 or row.max() > np.iinfo(np.int32).max:
-            raise DataError(
-                expected(
-                    f'{path.name} line {number}',
-                    'whole numbers in 0..2147483647',
-                    repr(line[:40].decode(errors='replace')),
-                )
-            )
+            raise DataError(expected(f'{path.name} line {number}', 'whole numbers in 0..2147483647',
+                                     repr(line[:40].decode(errors='replace'))))
         users.append(row[0])
-        lengths.append(len(row) - 1)
+        lengths.append(len(row)-1)
         items.append(row[1:])
     user = np.repeat(np.array(users, np.int32), lengths)
     return user, np.concatenate(items or [[]]).astype(np.int32)
@@ -81,13 +69,11 @@ def load_lines(
 @dataclass(frozen=True)
 class Benchmark:
     "A public data set with its official split."
-
     name: str
     # training pairs, unweighted; edge column `position`: order in the user's line, unless lines are sorted by item
     graph: InteractionGraph
-    test: sparse.csr_array  # bool (n_users, n_items), read once, at the end
-    valid: sparse.csr_array | None  # bool (n_users, n_items) where the split has one; else see `temporal_holdout`
-
+    test: sparse.csr_array           # bool (n_users, n_items), read once, at the end
+    valid: sparse.csr_array|None     # bool (n_users, n_items) where the split has one; else see `temporal_holdout`
     def __repr__(self):
         valid = f'{self.valid.nnz:,} valid, ' if self.valid is not None else ''
         size = f'{self.graph.n_users:,} users, {self.graph.n_items:,} items, {self.graph.n_edges:,} train'
@@ -95,16 +81,16 @@ class Benchmark:
 
 # %% ../../nbs/graph/06_datasets.ipynb #f04a1a80
 def load_benchmark(
-    name: str,  # 'gowalla', 'lastfm' or any folder name in the data folder
-    folder: str | Path | None = None,  # folder with train.txt, test.txt and perhaps valid.txt; by default looked up
+    name: str,                     # 'gowalla', 'lastfm' or any folder name in the data folder
+    folder: str|Path|None = None,  # folder with train.txt, test.txt and perhaps valid.txt; by default looked up
 ) -> Benchmark:
     "Read a benchmark split. Raises `DataError` if it is missing, repeats a pair or has a target in training."
     folder = Path(folder) if folder is not None else data_folder(name)
     if folder is None:
         raise DataError(f'{name}: expected GNN_ECOMMERCE_DATA to name the folder of public data, found it unset')
-    names = ['train', *(['valid'] if (folder / 'valid.txt').is_file() else []), 'test']
-    parts = {part: load_lines(folder / f'{part}.txt') for part in names}
-    shape = tuple(int(max(pairs[side].max(initial=-1) for pairs in parts.values())) + 1 for side in (0, 1))
+    names = ['train', *(['valid'] if (folder/'valid.txt').is_file() else []), 'test']
+    parts = {part: load_lines(folder/f'{part}.txt') for part in names}
+    shape = tuple(int(max(pairs[side].max(initial=-1) for pairs in parts.values()))+1 for side in (0, 1))
     graph = _training_graph(name, *parts['train'], shape)
     targets = {part: _targets(f'{name} {part}.txt', *parts[part], shape, graph) for part in names[1:]}
     return Benchmark(name, graph, targets['test'], targets.get('valid'))
@@ -113,42 +99,34 @@ def load_benchmark(
 def _training_graph(name: str, user: np.ndarray, item: np.ndarray, shape: tuple[int, int]) -> InteractionGraph:
     "The graph of the training lines, with `position` if their order says something."
     if (np.diff(user) < 0).any():
-        raise DataError(
-            expected(
-                name,
-                'users in ascending order in train.txt',
-                f'user {user[1:][np.diff(user) < 0][0]} after a larger one',
-            )
-        )
+        raise DataError(expected(name, 'users in ascending order in train.txt',
+                                 f'user {user[1:][np.diff(user) < 0][0]} after a larger one'))
     _, first, length = np.unique(user, return_index=True, return_counts=True)
-    position = pd.DataFrame({'position': (np.arange(len(user)) - np.repeat(first, length)).astype(np.int32)})
+    position = pd.DataFrame({'position': (np.arange(len(user))-np.repeat(first, length)).astype(np.int32)})
     edges = None if in_order_of_ids(user, item) else position
     return InteractionGraph.from_arrays(user, item, n_users=shape[0], n_items=shape[1], edges=edges)
 
 # %% ../../nbs/graph/06_datasets.ipynb #83a0ef04
 def in_order_of_ids(
-    user: np.ndarray,  # int (E,), as they stand in the file
-    item: np.ndarray,  # int (E,)
+    user: np.ndarray, # int (E,), as they stand in the file
+    item: np.ndarray, # int (E,)
 ) -> bool:
     "Are the lines sorted by item? Then their order says nothing about time. Too few steps to tell count as not."
     step = (np.diff(item) > 0)[np.diff(user) == 0]
-    return len(step) >= 100 and step.mean() >= 0.95
-
+    return len(step) >= 100 and step.mean() >= .95
 
 def _targets(name: str, user: np.ndarray, item: np.ndarray, shape: tuple[int, int], graph: InteractionGraph):
     "Target pairs as bool (n_users, n_items). Raises `DataError` if a pair stands twice or is a training pair."
     m = pairs_csr(user, item, shape)
-    if m.nnz != len(user):
-        raise DataError(expected(name, 'each pair once', f'{len(user) - m.nnz} repeated'))
-    if seen := m.multiply(graph.csr('seen')).nnz:
-        raise DataError(expected(name, 'no pair of train.txt', seen))
+    if m.nnz != len(user): raise DataError(expected(name, 'each pair once', f'{len(user)-m.nnz} repeated'))
+    if (seen := m.multiply(graph.csr('seen')).nnz): raise DataError(expected(name, 'no pair of train.txt', seen))
     return m
 
 # %% ../../nbs/graph/06_datasets.ipynb #16ae8da0
 def temporal_holdout(
-    graph: InteractionGraph,  # with an edge column `position` or `first_time`
-    fraction: float = 0.1,  # share of each user's edges to hold back, rounded; at least one edge stays
-) -> tuple[InteractionGraph, sparse.csr_array]:  # graph of the rest (same nodes), held pairs bool (n_users, n_items)
+    graph: InteractionGraph, # with an edge column `position` or `first_time`
+    fraction: float = .1,    # share of each user's edges to hold back, rounded; at least one edge stays
+) -> tuple[InteractionGraph, sparse.csr_array]: # graph of the rest (same nodes), held pairs bool (n_users, n_items)
     "Hold back the last edges of each user for validation. Raises `DataError` if the graph does not know an order."
     if not 0 < fraction < 1:
         raise DataError(f'fraction: expected a number in (0, 1), found {fraction}')
@@ -160,20 +138,19 @@ def temporal_holdout(
         )
     order = np.lexsort((graph.edges[by].to_numpy(), graph.user))
     degree = np.diff(graph.user_ptr)
-    keep_n = degree - np.minimum(np.floor(degree * fraction + 0.5).astype(np.int64), np.maximum(degree - 1, 0))
+    keep_n = degree - np.minimum(np.floor(degree*fraction+.5).astype(np.int64), np.maximum(degree-1, 0))
     held = np.zeros(graph.n_edges, bool)
-    held[order] = np.arange(graph.n_edges) - graph.user_ptr[graph.user] >= keep_n[graph.user]
+    held[order] = np.arange(graph.n_edges)-graph.user_ptr[graph.user] >= keep_n[graph.user]
     return graph.subset(~held), pairs_csr(graph.user[held], graph.item[held], (graph.n_users, graph.n_items))
 
 # %% ../../nbs/graph/06_datasets.ipynb #5b3e5f1c
 def holdout(
     graph: InteractionGraph,
-    fraction: float = 0.1,  # share of each user's edges to hold back, rounded; at least one edge stays
-    seed: int = 0,  # of the draw, where there is one
-) -> tuple[InteractionGraph, sparse.csr_array]:  # graph of the rest (same nodes), held pairs bool (n_users, n_items)
+    fraction: float = .1, # share of each user's edges to hold back, rounded; at least one edge stays
+    seed: int = 0,        # of the draw, where there is one
+) -> tuple[InteractionGraph, sparse.csr_array]: # graph of the rest (same nodes), held pairs bool (n_users, n_items)
     "The last edges of each user for validation, as `temporal_holdout`; random ones of a graph that knows no order."
-    if graph.ages is not None:
-        return temporal_holdout(graph, fraction)
+    if graph.ages is not None: return temporal_holdout(graph, fraction)
     columns = pd.DataFrame(index=range(graph.n_edges)) if graph.edges is None else graph.edges
     part, held = temporal_holdout(
         replace(graph, edges=columns.assign(position=rng(seed, 'holdout').permutation(graph.n_edges))), fraction

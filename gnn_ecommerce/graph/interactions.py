@@ -16,19 +16,8 @@ from fastcore.basics import patch
 from scipy import sparse
 
 from gnn_ecommerce.core import (
-    ArtifactError,
-    DataError,
-    IdMap,
-    array_hash,
-    atomic_path,
-    check_table,
-    expected,
-    file_hash,
-    read_json,
-    read_table,
-    rng,
-    write_json,
-    write_table,
+    ArtifactError, DataError, IdMap, array_hash, atomic_path, check_table, expected, file_hash, read_json, read_table,
+    rng, write_json, write_table
 )
 
 # %% auto #0
@@ -38,75 +27,60 @@ __all__ = ['EVENT_WEIGHTS', 'GRAPH_FILES', 'InteractionGraph', 'toy_graph', 'ran
 # %% ../../nbs/graph/01_interactions.ipynb #8c5a157f
 class _Derived:
     "What follows from the arrays of a graph; part of `InteractionGraph`."
-
     @cached_property
     def user_ptr(self) -> np.ndarray:
         "int64 (n_users+1,): the edges of user u are `user_ptr[u]` to `user_ptr[u+1]`."
         return _starts(self.user, self.n_users)
-
     @cached_property
     def item_order(self) -> tuple[np.ndarray, np.ndarray]:
         "`(order, ptr)`, int64 (E,) and (n_items+1,): item i has the edges `order[ptr[i]:ptr[i+1]]`, users ascending."
         return np.argsort(self.item, kind='stable'), _starts(self.item, self.n_items)
-
     @cached_property
-    def ages(self) -> np.ndarray | None:
+    def ages(self) -> np.ndarray|None:
         "int32 (E,): how many of the user's edges are newer; None without `position`, `last_time` or `first_time`."
         columns = () if self.edges is None else self.edges.columns
         by = next((c for c in ('position', 'last_time', 'first_time') if c in columns), None)
-        if by is None:
-            return None
+        if by is None: return None
         when = self.edges[by]
         # times with a zone would become objects, which sort slowly
         return count_newer(self.user_ptr, when.to_numpy('datetime64[ns]' if when.dtype.kind == 'M' else None))
-
     @cached_property
     def hash(self) -> str:
         "sha256 in hex over ids, structure, weights and the purchased flags."
         return array_hash(self.user_ids.ids, self.item_ids.ids, self.user_ptr, self.item, self.weight, self.purchased)
 
 # %% ../../nbs/graph/01_interactions.ipynb #9b662609
-def _starts(index: np.ndarray, n: int) -> np.ndarray:  # int64 (n+1,)
+def _starts(index: np.ndarray, n: int) -> np.ndarray: # int64 (n+1,)
     "Where each node's edges begin, sorted by node."
     return np.concatenate([[0], np.cumsum(np.bincount(index, minlength=n))]).astype(np.int64)
 
 # %% ../../nbs/graph/01_interactions.ipynb #3f92a10a
 #: what one event of each type counts if nothing else is set; see `graph_build`
-EVENT_WEIGHTS = {'view': 0.1, 'cart': 0.3, 'remove_from_cart': -0.3, 'purchase': 1.0}
-
+EVENT_WEIGHTS = {'view': .1, 'cart': .3, 'remove_from_cart': -.3, 'purchase': 1.}
 
 @dataclass(frozen=True, eq=False)
 class InteractionGraph(_Derived):
     "A weighted bipartite user-item graph; edges are distinct pairs sorted by (user, item)."
+    user: np.ndarray               # int32 (E,), user index of each edge
+    item: np.ndarray               # int32 (E,), item index of each edge
+    weight: np.ndarray             # float32 (E,), finite and above 0
+    purchased: np.ndarray          # bool (E,), was the pair purchased
+    user_ids: IdMap                # user id <-> user index
+    item_ids: IdMap                # item id <-> item index
+    items: pd.DataFrame|None = None # what is known of the items, row i = item i, column product_id among others
+    edges: pd.DataFrame|None = None # further columns of the edges (event counts, times), row e = edge e
+    scheme: str = 'unweighted'     # name of the rule that made the weights
 
-    user: np.ndarray  # int32 (E,), user index of each edge
-    item: np.ndarray  # int32 (E,), item index of each edge
-    weight: np.ndarray  # float32 (E,), finite and above 0
-    purchased: np.ndarray  # bool (E,), was the pair purchased
-    user_ids: IdMap  # user id <-> user index
-    item_ids: IdMap  # item id <-> item index
-    items: pd.DataFrame | None = None  # what is known of the items, row i = item i, column product_id among others
-    edges: pd.DataFrame | None = None  # further columns of the edges (event counts, times), row e = edge e
-    scheme: str = 'unweighted'  # name of the rule that made the weights
-
-    def __post_init__(self):
-        _check_graph(self)
-
+    def __post_init__(self): _check_graph(self)
     def __repr__(self):
         size = f'{self.n_users} users, {self.n_items} items, {self.n_edges} edges'
         return f'InteractionGraph({size}, scheme {self.scheme!r})'
-
     @property
-    def n_users(self) -> int:
-        return len(self.user_ids)
-
+    def n_users(self) -> int: return len(self.user_ids)
     @property
-    def n_items(self) -> int:
-        return len(self.item_ids)
-
+    def n_items(self) -> int: return len(self.item_ids)
     @property
-    def n_edges(self) -> int:
-        return len(self.user)
+    def n_edges(self) -> int: return len(self.user)
 
 # %% ../../nbs/graph/01_interactions.ipynb #c9a22626
 def _check_graph(g: InteractionGraph):
@@ -114,24 +88,18 @@ def _check_graph(g: InteractionGraph):
     for name, dtype in (('user', np.int32), ('item', np.int32), ('weight', np.float32), ('purchased', np.bool_)):
         a = getattr(g, name)
         if not isinstance(a, np.ndarray) or a.dtype != dtype or a.shape != np.shape(g.user) or a.ndim != 1:
-            raise DataError(
-                expected(
-                    name,
-                    f'a {np.dtype(dtype).name} array of shape ({len(g.user)},)',
-                    f'{getattr(a, "dtype", type(a).__name__)} {np.shape(a)}',
-                    'build the graph with InteractionGraph.from_arrays',
-                )
-            )
+            raise DataError(expected(name, f'a {np.dtype(dtype).name} array of shape ({len(g.user)},)',
+                                     f'{getattr(a, "dtype", type(a).__name__)} {np.shape(a)}',
+                                     'build the graph with InteractionGraph.from_arrays'))
     for name, a, n in (('user', g.user, g.n_users), ('item', g.item, g.n_items)):
         if len(a) and (a.min() < 0 or a.max() >= n):
-            raise DataError(expected(name, f'indices in 0..{n - 1}', f'{a.min()}..{a.max()}'))
+            raise DataError(expected(name, f'indices in 0..{n-1}', f'{a.min()}..{a.max()}'))
     bad = ~(np.isfinite(g.weight) & (g.weight > 0))
     if bad.any():
         raise DataError(expected('weight', 'finite numbers above 0', f'{bad.sum()} others, such as {g.weight[bad][0]}'))
     _check_order(g.user, g.item)
     for name, table, n in (('items', g.items, g.n_items), ('edges', g.edges, g.n_edges)):
-        if table is not None and len(table) != n:
-            raise DataError(expected(name, f'{n} rows', len(table)))
+        if table is not None and len(table) != n: raise DataError(expected(name, f'{n} rows', len(table)))
 
 # %% ../../nbs/graph/01_interactions.ipynb #e1096f0f
 def _check_order(user: np.ndarray, item: np.ndarray):
@@ -140,31 +108,25 @@ def _check_order(user: np.ndarray, item: np.ndarray):
     wrong = np.flatnonzero((user[1:] < user[:-1]) | (same & ~up))
     if len(wrong):
         e = wrong[0]
-        twice = same[e] and item[e] == item[e + 1]
-        raise DataError(
-            expected(
-                'edges',
-                'distinct pairs sorted by (user, item)',
-                f'({user[e]}, {item[e]}) ' + ('twice: sum repeated pairs first' if twice else 'before a smaller pair'),
-            )
-        )
+        twice = same[e] and item[e] == item[e+1]
+        raise DataError(expected('edges', 'distinct pairs sorted by (user, item)', f'({user[e]}, {item[e]}) '
+                                 + ('twice: sum repeated pairs first' if twice else 'before a smaller pair')))
 
 # %% ../../nbs/graph/01_interactions.ipynb #c6aaf758
 @patch(cls_method=True)
-def from_arrays(
-    cls: InteractionGraph,
-    user: Iterable[int],  # user index of each edge, (E,), any order
-    item: Iterable[int],  # item index of each edge, (E,)
-    weight: Iterable[float] | None = None,  # (E,), 1 by default
-    purchased: Iterable[bool] | None = None,  # (E,), all by default
-    n_users: int | None = None,  # highest index + 1 by default
-    n_items: int | None = None,  # the same for items
-    user_ids: IdMap | Iterable | None = None,  # ids in the order of their indices (sorted); 0..n_users-1 by default
-    item_ids: IdMap | Iterable | None = None,  # the same for items
-    items: pd.DataFrame | None = None,  # what is known of the items, row i = item i
-    edges: pd.DataFrame | None = None,  # further columns, row e = pair e as given
-    scheme: str = 'unweighted',  # name of the rule that made the weights
-) -> InteractionGraph:  # edges sorted by (user, item)
+def from_arrays(cls: InteractionGraph,
+    user: Iterable[int], # user index of each edge, (E,), any order
+    item: Iterable[int], # item index of each edge, (E,)
+    weight: Iterable[float]|None = None, # (E,), 1 by default
+    purchased: Iterable[bool]|None = None, # (E,), all by default
+    n_users: int|None = None, # highest index + 1 by default
+    n_items: int|None = None, # the same for items
+    user_ids: IdMap|Iterable|None = None, # ids in the order of their indices (sorted); 0..n_users-1 by default
+    item_ids: IdMap|Iterable|None = None, # the same for items
+    items: pd.DataFrame|None = None, # what is known of the items, row i = item i
+    edges: pd.DataFrame|None = None, # further columns, row e = pair e as given
+    scheme: str = 'unweighted', # name of the rule that made the weights
+) -> InteractionGraph: # edges sorted by (user, item)
     "Make a graph of pairs in any order. Raises `DataError` for a repeated pair, an index out of range or a bad weight."
     user, item = _index_array('user', user), _index_array('item', item)
     user_ids, item_ids = _id_map('user', user, n_users, user_ids), _id_map('item', item, n_items, item_ids)
@@ -175,7 +137,7 @@ def from_arrays(
     return cls(*arrays, user_ids, item_ids, items, edges, scheme)
 
 # %% ../../nbs/graph/01_interactions.ipynb #36be7058
-def _sorted_edges(user, item, weight, purchased, edges) -> tuple[tuple[np.ndarray, ...], pd.DataFrame | None]:
+def _sorted_edges(user, item, weight, purchased, edges) -> tuple[tuple[np.ndarray, ...], pd.DataFrame|None]:
     "Arrays and further columns in the order of (user, item). Raises `DataError` if they differ in length."
     for name, values in (('item', item), ('weight', weight), ('purchased', purchased), ('edges', edges)):
         if values is not None and len(values) != len(user):
@@ -190,144 +152,115 @@ def _sorted_edges(user, item, weight, purchased, edges) -> tuple[tuple[np.ndarra
 def _index_array(name: str, values: Iterable[int]) -> np.ndarray:
     "Indices as int32 (E,). Raises `DataError` if they are no whole numbers or do not fit."
     a = np.asarray(values if hasattr(values, '__len__') else list(values))
-    if a.size == 0:
-        return np.zeros(0, np.int32)
+    if a.size == 0: return np.zeros(0, np.int32)
     if a.dtype.kind not in 'iu' or a.ndim != 1:
         raise DataError(expected(name, 'whole numbers, one a pair', f'{a.dtype} {a.shape}'))
     if a.min() < 0 or a.max() > np.iinfo(np.int32).max:
         raise DataError(expected(name, 'indices in 0..2147483647', f'{a.min()}..{a.max()}'))
     return np.ascontiguousarray(a, np.int32)
 
-
-def _id_map(name: str, index: np.ndarray, n: int | None, ids: IdMap | Iterable | None) -> IdMap:
+def _id_map(name: str, index: np.ndarray, n: int|None, ids: IdMap|Iterable|None) -> IdMap:
     "The ids given, or 0..n-1. Raises `DataError` if ids are out of order or `n` disagrees."
     if ids is None:
-        return IdMap(np.arange(n if n is not None else index.max(initial=-1) + 1, dtype=np.int64))
+        return IdMap(np.arange(n if n is not None else index.max(initial=-1)+1, dtype=np.int64))
     if not isinstance(ids, IdMap):
         given = list(ids)
         ids = IdMap(given)
         if ids.ids.tolist() != given:
-            raise DataError(
-                expected(
-                    f'{name}_ids', 'ids in sorted order, because index i means the i-th smallest id', f'{given[:3]}...'
-                )
-            )
-    if n is not None and n != len(ids):
-        raise DataError(expected(f'{name}_ids', f'{n} ids', len(ids)))
+            raise DataError(expected(f'{name}_ids', 'ids in sorted order, because index i means the i-th smallest id',
+                                     f'{given[:3]}...'))
+    if n is not None and n != len(ids): raise DataError(expected(f'{name}_ids', f'{n} ids', len(ids)))
     return ids
 
 # %% ../../nbs/graph/01_interactions.ipynb #bfa33a29
 #: customer, product, views, carts, purchases
 _TOY_EVENTS = [
-    ('ana', 'brush', 1, 0, 1),
-    ('ana', 'cream', 2, 1, 1),
-    ('ana', 'polish', 3, 0, 0),
-    ('ben', 'brush', 1, 1, 1),
-    ('ben', 'lamp', 1, 1, 0),
-    ('cleo', 'cream', 1, 0, 1),
-    ('cleo', 'polish', 1, 1, 1),
-    ('dan', 'comb', 2, 0, 0),
-    ('dan', 'lamp', 0, 1, 1),
-]
-
+    ('ana', 'brush', 1, 0, 1), ('ana', 'cream', 2, 1, 1), ('ana', 'polish', 3, 0, 0), ('ben', 'brush', 1, 1, 1),
+    ('ben', 'lamp', 1, 1, 0), ('cleo', 'cream', 1, 0, 1), ('cleo', 'polish', 1, 1, 1), ('dan', 'comb', 2, 0, 0),
+    ('dan', 'lamp', 0, 1, 1)]
 
 def toy_graph(
-    weighted: bool = True,  # weights by events, or 1 on each edge
-) -> InteractionGraph:  # 4 users, 5 items, 9 edges, 6 of them purchased
+    weighted: bool = True, # weights by events, or 1 on each edge
+) -> InteractionGraph: # 4 users, 5 items, 9 edges, 6 of them purchased
     "Make a shop small enough to check by hand."
     df = pd.DataFrame(_TOY_EVENTS, columns=['user_id', 'product_id', 'n_view', 'n_cart', 'n_purchase'])
     users, items = IdMap(df.user_id.unique()), IdMap(df.product_id.unique())
-    weight = np.minimum(0.01 * df.n_view + 0.1 * df.n_cart + df.n_purchase, 1)
+    weight = np.minimum(.01*df.n_view + .1*df.n_cart + df.n_purchase, 1)
     counts = df[['n_view', 'n_cart', 'n_purchase']].astype('int32')
     counts.insert(2, 'n_remove_from_cart', np.int32(0))
-    catalogue = pd.DataFrame(
-        {
-            'product_id': items.ids,
-            'name': ['Hair brush', None, 'Hand cream', 'UV lamp', 'Nail polish'],
-            'category_code': ['hair.brush', 'hair.comb', 'skin.cream', 'nail.lamp', 'nail.polish'],
-            'brand': ['kamm', 'kamm', 'zart', 'lux', 'lux'],
-            'price': [4.9, 1.5, 3.2, 25.0, 2.1],
-        }
-    )
+    catalogue = pd.DataFrame({
+        'product_id': items.ids,
+        'name': ['Hair brush', None, 'Hand cream', 'UV lamp', 'Nail polish'],
+        'category_code': ['hair.brush', 'hair.comb', 'skin.cream', 'nail.lamp', 'nail.polish'],
+        'brand': ['kamm', 'kamm', 'zart', 'lux', 'lux'],
+        'price': [4.9, 1.5, 3.2, 25., 2.1]})
     return InteractionGraph.from_arrays(
-        users.encode(df.user_id.tolist()),
-        items.encode(df.product_id.tolist()),
-        weight if weighted else None,
-        df.n_purchase > 0,
-        user_ids=users,
-        item_ids=items,
-        items=catalogue,
-        edges=counts,
-        scheme='sum' if weighted else 'unweighted',
-    )
+        users.encode(df.user_id.tolist()), items.encode(df.product_id.tolist()), weight if weighted else None,
+        df.n_purchase > 0, user_ids=users, item_ids=items, items=catalogue, edges=counts,
+        scheme='sum' if weighted else 'unweighted')
 
 # %% ../../nbs/graph/01_interactions.ipynb #1dac6156
 def random_graph(
-    n_users: int,  # users, some of whom may have no edge
-    n_items: int,  # items; popularity falls with a random rank
-    n_edges: int,  # distinct pairs, exactly
-    seed: int = 0,  # the same seed gives the same graph
-    weighted: bool = True,  # weights uniform in (0, 1], or 1 on each edge
-    purchased: float = 0.3,  # share of edges that are purchases
-    skew: float = 0.6,  # popularity of the k-th item is (k+1)^-skew; 0 is uniform
-) -> InteractionGraph:  # ids are the integers 0..n-1
+    n_users: int,            # users, some of whom may have no edge
+    n_items: int,            # items; popularity falls with a random rank
+    n_edges: int,            # distinct pairs, exactly
+    seed: int = 0,           # the same seed gives the same graph
+    weighted: bool = True,   # weights uniform in (0, 1], or 1 on each edge
+    purchased: float = .3,   # share of edges that are purchases
+    skew: float = .6,        # popularity of the k-th item is (k+1)^-skew; 0 is uniform
+) -> InteractionGraph: # ids are the integers 0..n-1
     "Make a random graph with skewed popularity. Raises `DataError` if there are not enough pairs."
-    if not 0 <= n_edges <= n_users * n_items:
-        raise DataError(expected('n_edges', f'0..{n_users * n_items} distinct pairs', n_edges))
+    if not 0 <= n_edges <= n_users*n_items:
+        raise DataError(expected('n_edges', f'0..{n_users*n_items} distinct pairs', n_edges))
     draw = rng(seed, 'random_graph')
     pairs = np.sort(_draw_pairs(draw, n_users, n_items, n_edges, skew))
-    weight = 1 - draw.random(n_edges, dtype=np.float32) if weighted else None
+    weight = 1-draw.random(n_edges, dtype=np.float32) if weighted else None
     user, item = np.divmod(pairs, max(n_items, 1))
     return InteractionGraph.from_arrays(user, item, weight, draw.random(n_edges) < purchased, n_users, n_items)
 
 # %% ../../nbs/graph/01_interactions.ipynb #3686efdd
 def _draw_pairs(draw: np.random.Generator, n_users: int, n_items: int, n_edges: int, skew: float) -> np.ndarray:
     "Distinct pairs user * n_items + item, int64 (n_edges,)."
-    if n_edges * 4 > n_users * n_items:
-        return draw.permutation(n_users * n_items)[:n_edges]
-    popularity = np.cumsum((np.arange(n_items) + 1.0) ** -skew)
+    if n_edges*4 > n_users*n_items: return draw.permutation(n_users*n_items)[:n_edges]
+    popularity = np.cumsum((np.arange(n_items)+1.)**-skew)
     rank, pairs = draw.permutation(n_items), np.zeros(0, np.int64)
     while len(pairs) < n_edges:
-        item = rank[np.searchsorted(popularity, draw.random(n_edges) * popularity[-1], side='right')]
-        pairs = np.unique(np.concatenate([pairs, draw.integers(0, n_users, n_edges) * n_items + item]))
+        item = rank[np.searchsorted(popularity, draw.random(n_edges)*popularity[-1], side='right')]
+        pairs = np.unique(np.concatenate([pairs, draw.integers(0, n_users, n_edges)*n_items+item]))
     return draw.permutation(pairs)[:n_edges]
 
 # %% ../../nbs/graph/01_interactions.ipynb #245a1144
 def pairs_csr(
-    user: np.ndarray,  # user indices, (n,), any order, repeats allowed
-    item: np.ndarray,  # item indices, (n,)
-    shape: tuple[int, int],  # (n_users, n_items)
-) -> sparse.csr_array:  # bool, sorted indices, each pair once
+    user: np.ndarray,       # user indices, (n,), any order, repeats allowed
+    item: np.ndarray,       # item indices, (n,)
+    shape: tuple[int, int], # (n_users, n_items)
+) -> sparse.csr_array: # bool, sorted indices, each pair once
     "Make a boolean matrix of pairs."
     m = sparse.csr_array((np.ones(len(user), bool), (np.asarray(user), np.asarray(item))), shape=shape, dtype=bool)
     m.sum_duplicates()
     return m
 
-
 @patch
-def csr(
-    self: InteractionGraph,
-    values: Literal['seen', 'bought', 'weight'] = 'seen',  # any edge, purchased edges, or weights
-) -> sparse.csr_array:  # (n_users, n_items), bool for 'seen' and 'bought', float32 for 'weight'
+def csr(self: InteractionGraph,
+    values: Literal['seen', 'bought', 'weight'] = 'seen', # any edge, purchased edges, or weights
+) -> sparse.csr_array: # (n_users, n_items), bool for 'seen' and 'bought', float32 for 'weight'
     "Give the user-item matrix R. Treat it as read-only: it may share memory with the graph."
     if values not in ('seen', 'bought', 'weight'):
         raise DataError(expected('values', "'seen', 'bought' or 'weight'", repr(values)))
     ptr, item, data = self.user_ptr, self.item, self.weight if values == 'weight' else np.ones(self.n_edges, bool)
     if values == 'bought':
         ptr, item = np.concatenate([[0], np.cumsum(self.purchased)])[ptr], item[self.purchased]
-        data = data[: len(item)]
-    if self.n_edges <= np.iinfo(np.int32).max:
-        ptr = ptr.astype(np.int32)
+        data = data[:len(item)]
+    if self.n_edges <= np.iinfo(np.int32).max: ptr = ptr.astype(np.int32)
     m = sparse.csr_array((data, item, ptr), shape=(self.n_users, self.n_items))
     m.has_sorted_indices = m.has_canonical_format = True
     return m
 
 # %% ../../nbs/graph/01_interactions.ipynb #4e151f9a
 @patch
-def encode_pairs(
-    self: InteractionGraph,
-    pairs: pd.DataFrame,  # columns user_id and product_id; others are kept in the rest
-) -> tuple[sparse.csr_array, pd.DataFrame]:  # bool (n_users, n_items) of pairs with both ids known, rows of the rest
+def encode_pairs(self: InteractionGraph,
+    pairs: pd.DataFrame, # columns user_id and product_id; others are kept in the rest
+) -> tuple[sparse.csr_array, pd.DataFrame]: # bool (n_users, n_items) of pairs with both ids known, rows of the rest
     "Place pairs of ids in a matrix, and return the unknown ones. Raises `DataError` for ids of another type."
     for name, ids in (('user_id', self.user_ids), ('product_id', self.item_ids)):
         if name not in pairs:
@@ -343,158 +276,129 @@ def encode_pairs(
 
 # %% ../../nbs/graph/01_interactions.ipynb #7ed75d4c
 @patch
-def item_popularity(
-    self: InteractionGraph,
-    by: str = 'bought',  # 'bought' or 'seen' (users), or a count column of `edges` such as 'n_view' (events)
-) -> np.ndarray:  # int64 (n_items,)
+def item_popularity(self: InteractionGraph,
+    by: str = 'bought', # 'bought' or 'seen' (users), or a count column of `edges` such as 'n_view' (events)
+) -> np.ndarray: # int64 (n_items,)
     "Count how popular each item is. Raises `DataError` for a count that the graph does not have."
-    if by == 'seen':
-        return np.bincount(self.item, minlength=self.n_items)
+    if by == 'seen': return np.bincount(self.item, minlength=self.n_items)
     if by == 'bought':
         return np.bincount(self.item[self.purchased], minlength=self.n_items)
     if by not in self._counts():
         raise DataError(expected('by', f"one of {', '.join(['bought', 'seen', *self._counts()])}", repr(by)))
     return np.bincount(self.item, weights=self.edges[by], minlength=self.n_items).astype(np.int64)
 
-
 @patch
 def _counts(self: InteractionGraph) -> list[str]:
     "Columns of `edges` that count events."
     return [c for c in (self.edges.columns if self.edges is not None else []) if c.startswith('n_')]
 
-
 @patch
-def item_label(
-    self: InteractionGraph,
-    item: int,  # item index
-) -> str:  # such as 'Nail polish (polish), 2.10'
+def item_label(self: InteractionGraph,
+    item: int, # item index
+) -> str: # such as 'Nail polish (polish), 2.10'
     "Describe an item for people: name, or brand and category; id; price."
     id = self.item_ids.decode([item])[0]
     row = self.items.iloc[item].dropna() if self.items is not None else {}
     words = [str(row['name'])] if 'name' in row else [str(row[c]) for c in ('brand', 'category_code') if c in row]
     price = f', {row["price"]:.2f}' if 'price' in row else ''
-    return (f'{" ".join(words)} ({id})' if words else f'item {id}') + price
+    return (f'{" ".join(words)} ({id})' if words else f'item {id}')+price
 
 # %% ../../nbs/graph/01_interactions.ipynb #7e4d144e
 @patch
-def edges_of(
-    self: InteractionGraph,
-    user: int | None = None,  # user index, or
-    item: int | None = None,  # item index
-) -> np.ndarray:  # int64, positions in `user`, `item`, `weight`, ...
+def edges_of(self: InteractionGraph,
+    user: int|None = None, # user index, or
+    item: int|None = None, # item index
+) -> np.ndarray: # int64, positions in `user`, `item`, `weight`, ...
     "Find the edges of one node. Raises `DataError` unless exactly one node is named and exists."
     if (user is None) == (item is None):
         raise DataError(expected('node', 'user=... or item=...', f'user={user} and item={item}'))
     index, n, name = (user, self.n_users, 'user') if item is None else (item, self.n_items, 'item')
     if not 0 <= index < n:
-        raise DataError(
-            expected(name, f'an index in 0..{n - 1}', index, f'`{name}_ids.encode` gives the index of an id')
-        )
+        raise DataError(expected(name, f'an index in 0..{n-1}', index, f'`{name}_ids.encode` gives the index of an id'))
     if item is None:
-        return np.arange(self.user_ptr[user], self.user_ptr[user + 1])
+        return np.arange(self.user_ptr[user], self.user_ptr[user+1])
     order, ptr = self.item_order
-    return order[ptr[item] : ptr[item + 1]]
+    return order[ptr[item]:ptr[item+1]]
 
 # %% ../../nbs/graph/01_interactions.ipynb #e299dad9
 @patch
-def subset(
-    self: InteractionGraph,
-    keep: np.ndarray,  # bool (E,), edges to keep
-) -> InteractionGraph:  # the same users and items, fewer edges
+def subset(self: InteractionGraph,
+    keep: np.ndarray, # bool (E,), edges to keep
+) -> InteractionGraph: # the same users and items, fewer edges
     "Keep some of the edges and all nodes."
     keep = np.asarray(keep)
     if keep.dtype != bool or keep.shape != (self.n_edges,):
         raise DataError(expected('keep', f'bool ({self.n_edges},)', f'{keep.dtype} {keep.shape}'))
     edges = self.edges[keep].reset_index(drop=True) if self.edges is not None else None
-    return InteractionGraph(
-        self.user[keep],
-        self.item[keep],
-        self.weight[keep],
-        self.purchased[keep],
-        self.user_ids,
-        self.item_ids,
-        self.items,
-        edges,
-        self.scheme,
-    )
+    return InteractionGraph(self.user[keep], self.item[keep], self.weight[keep], self.purchased[keep],
+                            self.user_ids, self.item_ids, self.items, edges, self.scheme)
 
 # %% ../../nbs/graph/01_interactions.ipynb #f6a55d61
 def count_newer(
     ptr: np.ndarray,  # int64 (n_users+1,), where each user's edges begin
-    when: np.ndarray,  # (E,) numbers or times, larger is newer
-) -> np.ndarray:  # int32 (E,)
+    when: np.ndarray, # (E,) numbers or times, larger is newer
+) -> np.ndarray: # int32 (E,)
     "Count the edges of the same user that are newer than each."
-    user = np.repeat(np.arange(len(ptr) - 1), np.diff(ptr))
+    user = np.repeat(np.arange(len(ptr)-1), np.diff(ptr))
     order = np.lexsort((when, user))
     last = np.ones(len(order), bool)
     last[:-1] = (user[order][1:] != user[order][:-1]) | (when[order][1:] != when[order][:-1])
     at = np.flatnonzero(last)
     ages = np.empty(len(order), np.int32)
-    ages[order] = ptr[1:][user[order]] - 1 - np.repeat(at, np.diff(at, prepend=-1))
+    ages[order] = ptr[1:][user[order]]-1-np.repeat(at, np.diff(at, prepend=-1))
     return ages
 
 # %% ../../nbs/graph/01_interactions.ipynb #1fa621c8
 @patch
-def to_pyg(self: InteractionGraph) -> Any:  # torch_geometric.data.Data
+def to_pyg(self: InteractionGraph) -> Any: # torch_geometric.data.Data
     "Give PyG `Data`: edge_index int64 (2, 2E), edge_weight float32 (2E,), purchased bool (2E,), n_users, n_items."
     import torch
     from torch_geometric.data import Data
-
     user, item = (torch.from_numpy(index.astype(np.int64)) for index in (self.user, self.item))
-    item = item + self.n_users
+    item = item+self.n_users
     return Data(
         edge_index=torch.stack([torch.cat([user, item]), torch.cat([item, user])]),
-        edge_weight=torch.from_numpy(np.tile(self.weight, 2)),
-        purchased=torch.from_numpy(np.tile(self.purchased, 2)),
-        num_nodes=self.n_users + self.n_items,
-        n_users=self.n_users,
-        n_items=self.n_items,
-    )
-
+        edge_weight=torch.from_numpy(np.tile(self.weight, 2)), purchased=torch.from_numpy(np.tile(self.purchased, 2)),
+        num_nodes=self.n_users+self.n_items, n_users=self.n_users, n_items=self.n_items)
 
 @patch
-def to_hetero(self: InteractionGraph) -> Any:  # torch_geometric.data.HeteroData
+def to_hetero(self: InteractionGraph) -> Any: # torch_geometric.data.HeteroData
     "Give PyG `HeteroData`: nodes `user`, `item`; edges `interacts`, `rev_interacts` with weight, flag, event counts."
     import torch
     from torch_geometric.data import HeteroData
-
     data, copy = HeteroData(), lambda values: torch.from_numpy(np.array(values))
     data['user'].num_nodes, data['item'].num_nodes = self.n_users, self.n_items
     index = torch.from_numpy(np.stack([self.user, self.item]).astype(np.int64))
     for edge_type, edge_index in (
-        (('user', 'interacts', 'item'), index),
-        (('item', 'rev_interacts', 'user'), index.flip(0)),
-    ):
+        (('user', 'interacts', 'item'), index), (('item', 'rev_interacts', 'user'), index.flip(0))):
         store = data[edge_type]
         store.edge_index, store.edge_weight, store.purchased = edge_index, copy(self.weight), copy(self.purchased)
-        for column in self._counts():
-            store[column] = copy(self.edges[column])
+        for column in self._counts(): store[column] = copy(self.edges[column])
     return data
 
 # %% ../../nbs/graph/01_interactions.ipynb #08b059e1
 @patch
-def neighbourhood(
-    self: InteractionGraph,
-    user: int | None = None,  # start at this user (index), or
-    item: int | None = None,  # at this item (index)
-    hops: int = 2,  # how far; 2 from a user: items, then their users
+def neighbourhood(self: InteractionGraph,
+    user: int|None = None, # start at this user (index), or
+    item: int|None = None, # at this item (index)
+    hops: int = 2,         # how far; 2 from a user: items, then their users
     max_nodes: int = 200,  # the most nodes, the start included
-) -> Any:  # networkx.Graph, nodes ('user', u) and ('item', i)
+) -> Any: # networkx.Graph, nodes ('user', u) and ('item', i)
     """Give what is around a node to networkx: nodes have kind, index, id, label, hop; edges weight, purchased, counts;
     graph['cut'] counts dropped nodes."""
     self.edges_of(user, item)
     kind, cut = ('user' if item is None else 'item'), 0
     hop_of = {(kind, int(user if item is None else item)): 0}
     frontier = [index for _, index in hop_of]
-    for hop in range(1, hops + 1):
+    for hop in range(1, hops+1):
         at = np.concatenate([self.edges_of(**{kind: f}) for f in frontier] or [np.zeros(0, np.int64)])
         kind = 'item' if kind == 'user' else 'user'
         near, where = np.unique(getattr(self, kind)[at], return_inverse=True)
         strength = np.bincount(where, weights=self.weight[at], minlength=len(near))
         new = np.array([(kind, int(n)) not in hop_of for n in near], bool)
         near, strength = near[new], strength[new]
-        keep = np.lexsort((near, -strength))[: max(max_nodes - len(hop_of), 0)]
-        frontier, cut = sorted(near[keep].tolist()), cut + len(near) - len(keep)
+        keep = np.lexsort((near, -strength))[:max(max_nodes-len(hop_of), 0)]
+        frontier, cut = sorted(near[keep].tolist()), cut+len(near)-len(keep)
         hop_of.update({(kind, n): hop for n in frontier})
     return _networkx(self, hop_of, cut)
 
@@ -502,7 +406,6 @@ def neighbourhood(
 def _networkx(graph: InteractionGraph, hop_of: dict, cut: int) -> Any:
     "networkx graph of the nodes in `hop_of` and all edges between them."
     import networkx as nx
-
     out, counts = nx.Graph(cut=cut), graph._counts()
     for (kind, i), hop in hop_of.items():
         id = (graph.user_ids if kind == 'user' else graph.item_ids).ids[i]
@@ -512,138 +415,113 @@ def _networkx(graph: InteractionGraph, hop_of: dict, cut: int) -> Any:
         for e in graph.edges_of(user=u):
             node = 'item', int(graph.item[e])
             if node in hop_of:
-                out.add_edge(
-                    (kind, u),
-                    node,
-                    weight=float(graph.weight[e]),
-                    purchased=bool(graph.purchased[e]),
-                    **{c: int(graph.edges[c].iloc[e]) for c in counts},
-                )
+                out.add_edge((kind, u), node, weight=float(graph.weight[e]), purchased=bool(graph.purchased[e]),
+                             **{c: int(graph.edges[c].iloc[e]) for c in counts})
     return out
 
 # %% ../../nbs/graph/01_interactions.ipynb #e7f03a51
 def draw_graph(
-    view: Any,  # networkx graph from `neighbourhood`
-    ax: Any = None,  # matplotlib axes; new ones by default
-) -> Any:  # the axes
+    view: Any,    # networkx graph from `neighbourhood`
+    ax: Any = None, # matplotlib axes; new ones by default
+) -> Any: # the axes
     "Draw a neighbourhood: users left, items right; full line: purchased, dashed: not; width: weight."
     import matplotlib.pyplot as plt, networkx as nx
-
     sides = {k: sorted(n for n, d in view.nodes(data=True) if d['kind'] == k) for k in ('user', 'item')}
     if ax is None:
-        ax = plt.subplots(figsize=(6, max(2, 0.55 * max(map(len, sides.values())))))[1]
-    pos = {n: (x, -(i + 0.5) / len(nodes)) for x, nodes in zip((0, 1), sides.values()) for i, n in enumerate(nodes)}
+        ax = plt.subplots(figsize=(6, max(2, .55*max(map(len, sides.values())))))[1]
+    pos = {n: (x, -(i+.5)/len(nodes)) for x, nodes in zip((0, 1), sides.values()) for i, n in enumerate(nodes)}
     for nodes, color in zip(sides.values(), ('tab:blue', 'tab:orange')):
         nx.draw_networkx_nodes(view, pos, nodes, node_color=color, node_size=130, ax=ax)
     for flag, style in ((True, '-'), (False, '--')):
         es = [(a, b) for a, b, d in view.edges(data=True) if d['purchased'] == flag]
-        width = [0.8 + 2 * view.edges[e]['weight'] for e in es]
+        width = [.8+2*view.edges[e]['weight'] for e in es]
         nx.draw_networkx_edges(view, pos, es, width=width, style=style, edge_color='gray', ax=ax)
     for n, (x, y) in pos.items():
-        ax.annotate(
-            view.nodes[n]['label'],
-            (x, y),
-            (9 if x else -9, 0),
-            textcoords='offset points',
-            va='center',
-            ha='left' if x else 'right',
-            fontsize=9,
-        )
-    ax.set_xlim(-0.5, 1.9)
+        ax.annotate(view.nodes[n]['label'], (x, y), (9 if x else -9, 0), textcoords='offset points', va='center',
+                    ha='left' if x else 'right', fontsize=9)
+    ax.set_xlim(-.5, 1.9)
     ax.set_axis_off()
     return ax
 
 # %% ../../nbs/graph/01_interactions.ipynb #7be5b427
 def plot_degrees(
     graph: InteractionGraph,
-    ax: Any = None,  # matplotlib axes; new ones by default
-) -> Any:  # the axes
+    ax: Any = None, # matplotlib axes; new ones by default
+) -> Any: # the axes
     "Plot how many users and items have at least k edges, on logarithmic axes."
     import matplotlib.pyplot as plt
-
-    if ax is None:
-        ax = plt.subplots(figsize=(5.5, 3.2))[1]
+    if ax is None: ax = plt.subplots(figsize=(5.5, 3.2))[1]
     for name, index, n in (('users', graph.user, graph.n_users), ('items', graph.item, graph.n_items)):
         degree, count = np.unique(np.bincount(index, minlength=n), return_counts=True)
         at_least = count[::-1].cumsum()[::-1]
         ax.loglog(degree[degree > 0], at_least[degree > 0], drawstyle='steps-post', label=f'{name} ({n:,})')
     ax.set(xlabel='edges of a node, k', ylabel='nodes with at least k', title=f'{graph.n_edges:,} edges')
     ax.legend()
-    ax.grid(alpha=0.3)
+    ax.grid(alpha=.3)
     return ax
 
 # %% ../../nbs/graph/01_interactions.ipynb #8697227a
 GRAPH_FILES = ('edges.parquet', 'users.parquet', 'items.parquet', 'graph.json')
 
-
 @patch
-def save(
-    self: InteractionGraph,
-    folder: str | Path,  # where to; replaced if it holds a graph
-    **facts,  # further entries for graph.json
+def save(self: InteractionGraph,
+    folder: str|Path,  # where to; replaced if it holds a graph
+    **facts,           # further entries for graph.json
 ):
     "Write the graph's four files atomically. Raises `ArtifactError` if the folder holds other things."
     folder = Path(folder)
     other = sorted(p.name for p in folder.iterdir() if p.name not in GRAPH_FILES) if folder.is_dir() else []
     if other:
-        raise ArtifactError(
-            expected(str(folder), 'an empty folder or a graph', ', '.join(other[:3]), 'save to a folder of its own')
-        )
+        raise ArtifactError(expected(str(folder), 'an empty folder or a graph', ', '.join(other[:3]),
+                                     'save to a folder of its own'))
     with atomic_path(folder) as tmp:
         tmp.mkdir()
         for name, columns in self._tables().items():
-            write_table(pd.DataFrame(columns), tmp / f'{name}.parquet', name)
+            write_table(pd.DataFrame(columns), tmp/f'{name}.parquet', name)
         counts = {'n_users': self.n_users, 'n_items': self.n_items, 'n_edges': self.n_edges}
-        files = {name: file_hash(tmp / name) for name in GRAPH_FILES[:3]}
+        files = {name: file_hash(tmp/name) for name in GRAPH_FILES[:3]}
         about = {'kind': 'graph', 'layout': 1, **counts, 'scheme': self.scheme, 'hash': self.hash, 'files': files}
-        write_json({**about, **facts}, tmp / 'graph.json')
+        write_json({**about, **facts}, tmp/'graph.json')
 
 # %% ../../nbs/graph/01_interactions.ipynb #7398418a
 @patch
 def _tables(self: InteractionGraph) -> dict[str, dict]:
     "Name and columns of each table on disk."
     edges = {'user': self.user, 'item': self.item, 'weight': self.weight, 'purchased': self.purchased}
-    if self.edges is not None:
-        edges |= dict(self.edges.items())
+    if self.edges is not None: edges |= dict(self.edges.items())
     users = {'user': np.arange(self.n_users, dtype=np.int32), 'user_id': self.user_ids.ids}
     items = {'item': np.arange(self.n_items, dtype=np.int32), 'product_id': self.item_ids.ids}
-    if self.items is not None:
-        items |= dict(self.items.drop(columns='product_id', errors='ignore').items())
+    if self.items is not None: items |= dict(self.items.drop(columns='product_id', errors='ignore').items())
     return {'edges': edges, 'users': users, 'items': items}
 
 # %% ../../nbs/graph/01_interactions.ipynb #a7116f9f
 def _stale(path: Path, wanted: str, found: str) -> ArtifactError:
     return ArtifactError(expected(str(path), wanted, found, 'run `dvc repro --force graph_build` to write it again'))
 
-
 @patch(cls_method=True)
-def load(
-    cls: InteractionGraph,
-    folder: str | Path,  # as given to `save`
+def load(cls: InteractionGraph,
+    folder: str|Path,     # as given to `save`
     extras: bool = True,  # read the edges' further columns (event counts, times) as well
 ) -> InteractionGraph:
     "Read a graph. Raises `ArtifactError` naming stage graph_build if a file is missing, damaged or of another graph."
     folder = Path(folder)
-    facts = read_json(folder / 'graph.json', 'graph_build')
+    facts = read_json(folder/'graph.json', 'graph_build')
     if not isinstance(facts, dict) or facts.get('kind') != 'graph' or facts.get('layout') != 1:
-        raise _stale(folder / 'graph.json', 'a graph (layout 1)', 'another file')
+        raise _stale(folder/'graph.json', 'a graph (layout 1)', 'another file')
     edges = None if extras else ['user', 'item', 'weight', 'purchased']
-    tables = {
-        name: _read_part(folder, name, facts, edges if name == 'edges' else None)
-        for name in ('edges', 'users', 'items')
-    }
-    try:
-        graph = _assemble(cls, facts, **tables)
+    tables = {name: _read_part(folder, name, facts, edges if name == 'edges' else None)
+              for name in ('edges', 'users', 'items')}
+    try: graph = _assemble(cls, facts, **tables)
     except (DataError, KeyError, AttributeError, TypeError, ValueError) as err:
         raise _stale(folder, 'a whole graph', str(err)) from None
     if graph.hash != facts.get('hash'):
-        raise _stale(folder / 'graph.json', f'hash {graph.hash[:12]} of the tables', str(facts.get('hash'))[:12])
+        raise _stale(folder/'graph.json', f'hash {graph.hash[:12]} of the tables', str(facts.get('hash'))[:12])
     return graph
 
 # %% ../../nbs/graph/01_interactions.ipynb #fa3ec84c
-def _read_part(folder: Path, name: str, facts: dict, columns: list[str] | None) -> pd.DataFrame:
+def _read_part(folder: Path, name: str, facts: dict, columns: list[str]|None) -> pd.DataFrame:
     "One table of a graph, if it is the one that graph.json names."
-    path = folder / f'{name}.parquet'
+    path = folder/f'{name}.parquet'
     check_table(path, name, 'graph_build')
     if file_hash(path) != facts.get('files', {}).get(path.name):
         raise _stale(path, f'the {name} that graph.json names', 'damage or a file of another graph')

@@ -20,8 +20,7 @@ try:
     from llvmlite import ir
     from numba.core import cgutils
     from numba.extending import intrinsic
-except ImportError:
-    numba = None
+except ImportError: numba = None
 
 # %% auto #0
 __all__ = ['HAS_NUMBA', 'jit', 'load_compiler', 'run_blocks', 'own_threads', 'equal_ranges', 'csr_arrays', 'spmm_kernel',
@@ -31,106 +30,84 @@ __all__ = ['HAS_NUMBA', 'jit', 'load_compiler', 'run_blocks', 'own_threads', 'eq
 #: can compiled kernels run here?
 HAS_NUMBA = numba is not None
 
-
 def jit(
-    fn: Callable | None = None,  # the function; None: return a decorator
-    **options,  # of `numba.njit`, such as `parallel=True`
+    fn: Callable|None = None, # the function; None: return a decorator
+    **options,                # of `numba.njit`, such as `parallel=True`
 ) -> Callable:
     "Compile a function with numba; return it as it is where numba is missing."
-    if fn is None:
-        return functools.partial(jit, **options)
-    if not HAS_NUMBA:
-        return fn
-    options = dict(nogil=True, boundscheck=False, error_model='numpy') | options
-    try:
-        return numba.njit(cache=True, **options)(fn)
-    except RuntimeError:
-        return numba.njit(**options)(fn)  # no folder can be written to
-
+    if fn is None: return functools.partial(jit, **options)
+    if not HAS_NUMBA: return fn
+    options = dict(nogil=True, boundscheck=False, error_model='numpy')|options
+    try: return numba.njit(cache=True, **options)(fn)
+    except RuntimeError: return numba.njit(**options)(fn) # no folder can be written to
 
 def load_compiler():
     "Load what numba needs to compile: half a second that a program had better spend at its start."
-    if not HAS_NUMBA:
-        return
+    if not HAS_NUMBA: return
     from numba.core.registry import cpu_target
-
     cpu_target.typing_context.refresh()
     cpu_target.target_context.refresh()
 
 # %% ../../nbs/graph/02_kernels.ipynb #79adc065
 @functools.lru_cache(None)
-def _pool(threads: int, pid: int) -> ThreadPoolExecutor:  # a pool per process: threads do not survive a fork
+def _pool(threads: int, pid: int) -> ThreadPoolExecutor: # a pool per process: threads do not survive a fork
     return ThreadPoolExecutor(threads, 'gnn_ecommerce')
 
-
 def run_blocks(
-    kernel: Callable,  # kernel(*args, first, last), releases the GIL
-    bounds: list[int],  # b_0 < b_1 < ...: ranges b_0..b_1, b_1..b_2, ...
+    kernel: Callable, # kernel(*args, first, last), releases the GIL
+    bounds: list[int], # b_0 < b_1 < ...: ranges b_0..b_1, b_1..b_2, ...
     *args,
 ):
     "Call a kernel on each range, on as many threads as torch has."
     count, single = itertools.count(), _own_threads.depth > 0
-
     def work(helper=False):
-        if helper and single:
-            torch.set_num_threads(1)
-        while (i := next(count)) < len(bounds) - 1:
-            kernel(*args, bounds[i], bounds[i + 1])
-
-    helpers = min(_own_threads.count(), len(bounds) - 1) - 1
+        if helper and single: torch.set_num_threads(1)
+        while (i := next(count)) < len(bounds)-1:
+            kernel(*args, bounds[i], bounds[i+1])
+    helpers = min(_own_threads.count(), len(bounds)-1)-1
     futures = [_pool(helpers, os.getpid()).submit(work, True) for _ in range(helpers)] if helpers > 0 else []
     work()
-    for f in futures:
-        f.result()
+    for f in futures: f.result()
 
 # %% ../../nbs/graph/02_kernels.ipynb #cee0f01f
 class _OwnThreads:
     "The state behind `own_threads`: how deep it is nested, and how many threads torch had outside."
-
     depth, outside, lock = 0, 1, threading.Lock()
-
     def count(self):
         return self.outside if self.depth else torch.get_num_threads()
 
-
 _own_threads = _OwnThreads()
 
-
 @contextlib.contextmanager
-def own_threads() -> Iterator[int]:  # number of threads that `run_blocks` takes
+def own_threads() -> Iterator[int]: # number of threads that `run_blocks` takes
     "Give torch's own operations one thread each, and `run_blocks` as many as torch had. Can be nested."
     own = _own_threads
     with own.lock:
-        if own.depth == 0:
-            own.outside = torch.get_num_threads()
+        if own.depth == 0: own.outside = torch.get_num_threads()
         own.depth += 1
     torch.set_num_threads(1)
-    try:
-        yield own.outside
+    try: yield own.outside
     finally:
         with own.lock:
             own.depth -= 1
-            if own.depth == 0:
-                torch.set_num_threads(own.outside)
+            if own.depth == 0: torch.set_num_threads(own.outside)
 
 # %% ../../nbs/graph/02_kernels.ipynb #c5d1a011
 def equal_ranges(
-    work: np.ndarray,  # (n+1,): how much work is before each row, and in all
-    pieces: int = 32,  # ranges at most; fewer if there is little work
-) -> list[int]:  # bounds for `run_blocks`
+    work: np.ndarray, # (n+1,): how much work is before each row, and in all
+    pieces: int = 32, # ranges at most; fewer if there is little work
+) -> list[int]: # bounds for `run_blocks`
     "Cut rows into ranges of about equal work."
-    pieces = max(1, min(pieces, int(work[-1]) // 8192))
-    cuts = np.searchsorted(work, np.linspace(0, work[-1], pieces + 1)[1:-1])
-    return sorted({0, *cuts.tolist(), len(work) - 1})
-
+    pieces = max(1, min(pieces, int(work[-1])//8192))
+    cuts = np.searchsorted(work, np.linspace(0, work[-1], pieces+1)[1:-1])
+    return sorted({0, *cuts.tolist(), len(work)-1})
 
 def csr_arrays(
-    matrix: sp.csr_array | None,  # None: no entries
-    rows: int = 0,  # how many rows there are if `matrix` is None
-) -> tuple[np.ndarray, np.ndarray]:  # int64 (rows+1,), int32 (nnz,)
+    matrix: sp.csr_array|None, # None: no entries
+    rows: int = 0,             # how many rows there are if `matrix` is None
+) -> tuple[np.ndarray, np.ndarray]: # int64 (rows+1,), int32 (nnz,)
     "Give indptr and indices in the types that kernels take."
-    if matrix is None:
-        return np.zeros(rows + 1, np.int64), np.zeros(0, np.int32)
+    if matrix is None: return np.zeros(rows+1, np.int64), np.zeros(0, np.int32)
     return matrix.indptr.astype(np.int64, copy=False), matrix.indices.astype(np.int32, copy=False)
 
 # %% ../../nbs/graph/02_kernels.ipynb #c5d1a020
@@ -138,29 +115,24 @@ def _vector_columns(width: int, most: int = 128) -> list[list[tuple[int, int]]]:
     "Columns 0..width-1 as vectors (first column, floats), in groups of up to `most` columns, each a pass over a row."
     groups, first = [], 0
     while first < width:
-        if first % most == 0:
-            groups.append([])
-        n = next(n for n in (16, 8, 4, 2, 1) if n <= width - first)
+        if first % most == 0: groups.append([])
+        n = next(n for n in (16, 8, 4, 2, 1) if n <= width-first)
         groups[-1].append((first, n))
         first += n
     return groups
 
 # %% ../../nbs/graph/02_kernels.ipynb #52021336
-if HAS_NUMBA:
-    _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
-
+if HAS_NUMBA: _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 
 def _vector(b, base, index, n):
     "Pointer to n floats at base[index]."
     return b.bitcast(b.gep(base, [index]), ir.VectorType(_F32, n).as_pointer())
 
-
 def _splat(b, value, n):
     "A vector of n times the same float."
     t = ir.VectorType(_F32, n)
     one = b.insert_element(ir.Constant(t, ir.Undefined), value, _I32(0))
-    return b.shuffle_vector(one, one, ir.Constant(ir.VectorType(_I32, n), [0] * n))
-
+    return b.shuffle_vector(one, one, ir.Constant(ir.VectorType(_I32, n), [0]*n))
 
 def _fma(b, x, y, z):
     "x*y + z, rounded once."
@@ -179,19 +151,18 @@ def _emit_sums(b, p, start, end, width, group):
     "LLVM code that sums the entries start..end-1 for one group of columns in registers; gives (column, floats, sum)."
     sums = [(c, n, cgutils.alloca_once(b, ir.VectorType(_F32, n))) for c, n in group]
     for _, n, slot in sums:
-        b.store(ir.Constant(ir.VectorType(_F32, n), [0.0] * n), slot)
+        b.store(ir.Constant(ir.VectorType(_F32, n), [0.]*n), slot)
     with cgutils.for_range_slice(b, start, end, _I64(1), _I64) as (j, _):
         source = lambda k: b.mul(b.sext(b.load(b.gep(p.indices, [k])), _I64), _I64(width))
         value, here = b.load(b.gep(p.values, [j])), source(j)
         ahead = b.add(j, _I64(32))
         there = source(b.select(b.icmp_signed('<', ahead, p.nnz), ahead, j))
-        for c in range(group[0][0], group[-1][0] + 1, 16):
+        for c in range(group[0][0], group[-1][0]+1, 16):
             _prefetch(b, p.x, b.add(there, _I64(c)))
         for c, n, slot in sums:
             x = b.load(_vector(b, p.x, b.add(here, _I64(c)), n), align=4)
             b.store(_fma(b, _splat(b, value, n), x, b.load(slot)), slot)
     return sums
-
 
 def _emit_row(b, p, start, end, row, width, group, fused):
     "LLVM code that stores scale * sum (+ beta * add) for one group of columns of a row."
@@ -205,11 +176,9 @@ def _emit_row(b, p, start, end, row, width, group, fused):
 
 # %% ../../nbs/graph/02_kernels.ipynb #2b1eb8d6
 if HAS_NUMBA:
-
     @intrinsic(prefer_literal=True)
     def _spmm_row(typing, indices, values, start, end, x, add, out, row, scale, beta, width, fused):
         "out[row] = scale * sum of values[j] * x[indices[j]] over j in start..end-1 (+ beta * add[row] if fused)."
-
         def codegen(context, b, signature, args):
             data = lambda i: cgutils.create_struct_proxy(signature.args[i])(context, b, args[i])
             arrays = {name: data(i).data for name, i in dict(indices=0, values=1, x=4, add=5, out=6).items()}
@@ -217,7 +186,6 @@ if HAS_NUMBA:
             for group in _vector_columns(width.literal_value):
                 _emit_row(b, p, args[2], args[3], args[7], width.literal_value, group, fused.literal_value)
             return context.get_dummy_value()
-
         return numba.void(indices, values, start, end, x, add, out, row, scale, beta, width, fused), codegen
 
 # %% ../../nbs/graph/02_kernels.ipynb #c5d1a024
@@ -225,40 +193,28 @@ if HAS_NUMBA:
 def spmm_kernel(
     width: int,  # columns of x
     fused: int,  # 1: add beta * add; 0: do not read `add`
-    listed: int,  # 1: only the rows in `rows`; 0: all
-) -> Callable:  # kernel(indptr, indices, values, x, add, rows, out, scale, beta, first, last)
+    listed: int, # 1: only the rows in `rows`; 0: all
+) -> Callable: # kernel(indptr, indices, values, x, add, rows, out, scale, beta, first, last)
     "Compile, for one width, out = scale * A x + beta * add for rows first..last-1 of all or of those listed."
-
     def kernel(indptr, indices, values, x, add, rows, out, scale, beta, first, last):
         for i in range(first, last):
             r = rows[i] if listed else i
-            _spmm_row(indices, values, indptr[r], indptr[r + 1], x, add, out, r, scale, beta, width, fused)
-
+            _spmm_row(indices, values, indptr[r], indptr[r+1], x, add, out, r, scale, beta, width, fused)
     return jit(kernel)
 
 # %% ../../nbs/graph/02_kernels.ipynb #20e1b930
 def compute_device(
-    name: str = 'auto',  # 'cpu', 'cuda', 'cuda:1'; 'auto': a GPU if torch sees one, otherwise the processor
+    name: str = 'auto', # 'cpu', 'cuda', 'cuda:1'; 'auto': a GPU if torch sees one, otherwise the processor
 ) -> torch.device:
     "Find the device that a setting names. Raises `SettingsError` for one that is not here."
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == 'auto':
-        name = 'cuda' if gpus else 'cpu'
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
+    if name == 'auto': name = 'cuda' if gpus else 'cpu'
+    try: device = torch.device(name)
+    except RuntimeError: device = None
     if device is None or device.type not in ('cpu', 'cuda'):
         raise SettingsError(expected('device', "'auto', 'cpu', 'cuda' or one such as 'cuda:1'", repr(name)))
-    if device.type == 'cpu':
-        return torch.device('cpu')
+    if device.type == 'cpu': return torch.device('cpu')
     if (device.index or 0) >= gpus:
-        raise SettingsError(
-            expected(
-                'device',
-                f'a GPU that torch sees here, of which there are {gpus}',
-                repr(name),
-                "take 'auto' or 'cpu', or install a torch that is built for it",
-            )
-        )
+        raise SettingsError(expected('device', f'a GPU that torch sees here, of which there are {gpus}', repr(name),
+                                     "take 'auto' or 'cpu', or install a torch that is built for it"))
     return torch.device('cuda', torch.cuda.current_device() if device.index is None else device.index)

@@ -22,70 +22,54 @@ __all__ = ['Backend', 'Adjacency', 'Propagation']
 # %% ../../nbs/graph/03_propagation.ipynb #254a731d
 class Adjacency:
     "A sparse matrix (n, n) as CSR, with fast products. Build it with `from_graph` or `from_edge_index`."
-
-    def __init__(
-        self,
+    def __init__(self,
         indptr: torch.Tensor,  # int64 (n+1,), row v has the entries indptr[v]..indptr[v+1]
-        indices: torch.Tensor,  # int32 (nnz,), their columns
+        indices: torch.Tensor, # int32 (nnz,), their columns
         values: torch.Tensor,  # float32 (nnz,)
-        symmetric: bool = False,  # is the matrix equal to its transpose?
+        symmetric: bool = False, # is the matrix equal to its transpose?
     ):
         self.indptr, self.indices = indptr.to(torch.int64), indices.to(torch.int32)
         self.values, self.symmetric, self._memo = values.to(torch.float32), symmetric, {}
 
     @property
-    def num_nodes(self) -> int:
-        return len(self.indptr) - 1
-
+    def num_nodes(self) -> int: return len(self.indptr)-1
     @property
-    def nnz(self) -> int:
-        return len(self.indices)
-
+    def nnz(self) -> int: return len(self.indices)
     @property
-    def device(self) -> torch.device:
-        return self.values.device
-
+    def device(self) -> torch.device: return self.values.device
     def __repr__(self):
         symmetric = ', symmetric' if self.symmetric else ''
         return f'Adjacency({self.num_nodes:,} nodes, {self.nnz:,} entries{symmetric}, {self.device})'
+    def __getstate__(self): return {**self.__dict__, '_memo': {}}
 
-    def __getstate__(self):
-        return {**self.__dict__, '_memo': {}}
-
-    def to(
-        self,
-        device: str | torch.device,  # where products are computed
-    ) -> Adjacency:  # on that device; itself if it is there already
+    def to(self,
+        device: str|torch.device, # where products are computed
+    ) -> Adjacency: # on that device; itself if it is there already
         "Copy the matrix to another device."
-        if torch.device(device) == self.device:
-            return self
+        if torch.device(device) == self.device: return self
         return Adjacency(self.indptr.to(device), self.indices.to(device), self.values.to(device), self.symmetric)
 
 # %% ../../nbs/graph/03_propagation.ipynb #6a69ab09
 @patch(cls_method=True)
-def from_scipy(
-    cls: Adjacency,
-    matrix: sp.csr_matrix | sp.csr_array,  # (n, n)
-    symmetric: bool = False,  # is it equal to its transpose?
+def from_scipy(cls: Adjacency,
+    matrix: sp.csr_matrix|sp.csr_array, # (n, n)
+    symmetric: bool = False, # is it equal to its transpose?
 ) -> Adjacency:
     "Take over a SciPy matrix; entries of a row in order of their columns."
     matrix = matrix if matrix.has_sorted_indices else matrix.sorted_indices()
     arrays = ((matrix.indptr, np.int64), (matrix.indices, np.int32), (matrix.data, np.float32))
     return cls(*(torch.from_numpy(np.ascontiguousarray(array, dtype)) for array, dtype in arrays), symmetric)
 
-
 @patch
-def to_scipy(self: Adjacency) -> sp.csr_array:  # (n, n), float32
+def to_scipy(self: Adjacency) -> sp.csr_array: # (n, n), float32
     "Give the matrix as SciPy has it."
     arrays = (t.cpu().numpy() for t in (self.values, self.indices, self.indptr))
-    return sp.csr_array(tuple(arrays), shape=(self.num_nodes,) * 2)
-
+    return sp.csr_array(tuple(arrays), shape=(self.num_nodes,)*2)
 
 @patch
 def t(self: Adjacency) -> Adjacency:
     "Transpose the matrix, once; a symmetric matrix is its own transpose."
-    if self.symmetric:
-        return self
+    if self.symmetric: return self
     if 't' not in self._memo:
         self._memo['t'] = Adjacency.from_scipy(self.to_scipy().T.tocsr()).to(self.device)
         self._memo['t']._memo['t'] = self
@@ -94,105 +78,89 @@ def t(self: Adjacency) -> Adjacency:
 # %% ../../nbs/graph/03_propagation.ipynb #6921fd51
 def _inverse_root(degree: np.ndarray) -> np.ndarray:
     "degree^-1/2, and 0 where the degree is 0."
-    with np.errstate(divide='ignore'):
-        root = degree**-0.5
-    return np.where(degree > 0, root, 0.0)
-
+    with np.errstate(divide='ignore'): root = degree**-.5
+    return np.where(degree > 0, root, 0.)
 
 @patch(cls_method=True)
-def from_graph(
-    cls: Adjacency,
-    graph: InteractionGraph,  # edges between users and items
-    weighted: bool = True,  # use the edges' weights; False: every edge counts 1
-) -> Adjacency:  # symmetric, (n_users+n_items)^2
+def from_graph(cls: Adjacency,
+    graph: InteractionGraph, # edges between users and items
+    weighted: bool = True,   # use the edges' weights; False: every edge counts 1
+) -> Adjacency: # symmetric, (n_users+n_items)^2
     "Build the symmetric normalised adjacency of a user-item graph, users before items."
     user, item, n = graph.user, graph.item, graph.n_users
     weight = graph.weight.astype(np.float64) if weighted else np.ones(graph.n_edges)
     order, item_ptr = graph.item_order
     root = _inverse_root(np.concatenate([np.bincount(user, weight, n), np.bincount(item, weight, graph.n_items)]))
-    value = (root[user] * weight * root[n + item]).astype(np.float32)
-    indptr = np.concatenate([graph.user_ptr, graph.n_edges + item_ptr[1:]])
-    indices = np.concatenate([item + np.int32(n), user[order]])
+    value = (root[user]*weight*root[n+item]).astype(np.float32)
+    indptr = np.concatenate([graph.user_ptr, graph.n_edges+item_ptr[1:]])
+    indices = np.concatenate([item+np.int32(n), user[order]])
     return cls(*map(torch.from_numpy, (indptr, indices, np.concatenate([value, value[order]]))), True)
 
 # %% ../../nbs/graph/03_propagation.ipynb #bfeebd54
 @patch(cls_method=True)
-def from_edge_index(
-    cls: Adjacency,
-    edge_index: torch.Tensor,  # integer (2, E): source and target of each edge
-    edge_weight: torch.Tensor | None = None,  # (E,); 1 each by default
-    num_nodes: int | None = None,  # highest index + 1 by default
-    normalize: bool = True,  # divide by the roots of both ends' degrees
-) -> Adjacency:  # row = target, column = source
+def from_edge_index(cls: Adjacency,
+    edge_index: torch.Tensor,               # integer (2, E): source and target of each edge
+    edge_weight: torch.Tensor|None = None,  # (E,); 1 each by default
+    num_nodes: int|None = None,             # highest index + 1 by default
+    normalize: bool = True,                 # divide by the roots of both ends' degrees
+) -> Adjacency: # row = target, column = source
     "Build the adjacency that PyG's `LGConv` would use. Raises `DataError` for a bad index, weight or degree."
     n = _check_edge_index(edge_index, num_nodes)
     source, target = edge_index.detach().cpu().numpy().astype(np.int64)
     weight = np.ones(source.size)
-    if edge_weight is not None:
-        weight = edge_weight.detach().cpu().numpy().astype(np.float64).ravel()
+    if edge_weight is not None: weight = edge_weight.detach().cpu().numpy().astype(np.float64).ravel()
     _check_edge_weight(weight, source.size)
     matrix = sp.coo_array((weight, (target, source)), shape=(n, n)).tocsr()
     symmetric = (matrix != matrix.T.tocsr()).nnz == 0
     if normalize:
         degree = matrix.sum(1)
-        if negative := int((degree < 0).sum()):
-            raise DataError(
-                expected(
-                    'edge_weight', 'no node whose incoming weights sum below 0', negative, 'normalising takes the root'
-                )
-            )
+        if (negative := int((degree < 0).sum())):
+            raise DataError(expected('edge_weight', 'no node whose incoming weights sum below 0', negative,
+                                     'normalising takes the root'))
         root = _inverse_root(degree)
-        matrix.data *= np.repeat(root, np.diff(matrix.indptr)) * root[matrix.indices]
+        matrix.data *= np.repeat(root, np.diff(matrix.indptr))*root[matrix.indices]
     return cls.from_scipy(matrix, symmetric).to(edge_index.device)
 
 # %% ../../nbs/graph/03_propagation.ipynb #94654d2a
-def _check_edge_index(edge_index: torch.Tensor, num_nodes: int | None) -> int:
+def _check_edge_index(edge_index: torch.Tensor, num_nodes: int|None) -> int:
     "The number of nodes. Raises `DataError` unless the edges are pairs of nodes below it."
     if edge_index.ndim != 2 or len(edge_index) != 2 or edge_index.dtype.is_floating_point:
         shape = f'{edge_index.dtype} {tuple(edge_index.shape)}'
         raise DataError(expected('edge_index', 'integers of shape (2, E)', shape))
     low, high = (int(edge_index.min()), int(edge_index.max())) if edge_index.numel() else (0, -1)
-    n = high + 1 if num_nodes is None else num_nodes
+    n = high+1 if num_nodes is None else num_nodes
     if low < 0 or high >= n:
-        raise DataError(
-            expected(
-                'edge_index', f'nodes in 0..{n - 1}', f'{low}..{high}', 'give the model as many nodes as the graph has'
-            )
-        )
+        raise DataError(expected('edge_index', f'nodes in 0..{n-1}', f'{low}..{high}',
+                                 'give the model as many nodes as the graph has'))
     return n
-
 
 def _check_edge_weight(weight: np.ndarray, n_edges: int):
     "Raise `DataError` unless there is a finite weight for each edge."
     if len(weight) != n_edges:
         raise DataError(expected('edge_weight', f'{n_edges} weights, one an edge', len(weight)))
     bad = int((~np.isfinite(weight)).sum())
-    if bad:
-        raise DataError(expected('edge_weight', 'finite numbers', f'{bad} that are NaN or infinite'))
+    if bad: raise DataError(expected('edge_weight', 'finite numbers', f'{bad} that are NaN or infinite'))
 
 # %% ../../nbs/graph/03_propagation.ipynb #8cf9b623
 Backend = Literal['auto', 'numba', 'torch', 'plain']
 
-
 @patch
-def matmul(
-    self: Adjacency,
-    x: torch.Tensor,  # (n, d)
-    backend: Backend = 'auto',  # how to compute it
-    out: torch.Tensor | None = None,  # (n, d), where to put it; not `x` itself
-    scale: float = 1.0,  # s
-    add: torch.Tensor | None = None,  # y, (n, d); may be `out`
-    beta: float = 1.0,
-    rows: torch.Tensor | None = None,  # int64 (m,), the rows wanted; what is in the others of the result is undefined
-) -> torch.Tensor:  # (n, d)
+def matmul(self: Adjacency,
+    x: torch.Tensor,                # (n, d)
+    backend: Backend = 'auto',      # how to compute it
+    out: torch.Tensor|None = None,  # (n, d), where to put it; not `x` itself
+    scale: float = 1.,              # s
+    add: torch.Tensor|None = None,  # y, (n, d); may be `out`
+    beta: float = 1.,
+    rows: torch.Tensor|None = None, # int64 (m,), the rows wanted; what is in the others of the result is undefined
+) -> torch.Tensor: # (n, d)
     "Compute s * A x + beta * y. Autograd does not see it: use `Propagation` for that."
     x = x.detach().contiguous()
     out = torch.empty_like(x) if out is None else out
     add = None if add is None else add.detach().contiguous()
     self._check_operands(x, out, add)
     multiply = self._way(backend, x)
-    if x.numel():
-        multiply(x, out, float(scale), add, float(beta), rows)
+    if x.numel(): multiply(x, out, float(scale), add, float(beta), rows)
     return out
 
 # %% ../../nbs/graph/03_propagation.ipynb #95194980
@@ -206,17 +174,11 @@ def _check_operands(self: Adjacency, x, out, add):
         raise GnnEcommerceError(expected('matmul', f'x on {self.device}', x.device, 'move the matrix with .to()'))
     for name, t in (('out', out), ('add', add)):
         if t is not None and (t.shape != x.shape or t.dtype != x.dtype or not t.is_contiguous()):
-            raise GnnEcommerceError(
-                expected(
-                    'matmul', f'{name} like x, {x.dtype} {tuple(x.shape)} and contiguous', f'{t.dtype} {tuple(t.shape)}'
-                )
-            )
+            raise GnnEcommerceError(expected('matmul', f'{name} like x, {x.dtype} {tuple(x.shape)} and contiguous',
+                                             f'{t.dtype} {tuple(t.shape)}'))
     if out.data_ptr() == x.data_ptr() and x.numel():
-        raise GnnEcommerceError(
-            expected(
-                'matmul', 'out to be another tensor than x', 'the same', 'rows would be read after they are overwritten'
-            )
-        )
+        raise GnnEcommerceError(expected('matmul', 'out to be another tensor than x', 'the same',
+                                         'rows would be read after they are overwritten'))
 
 # %% ../../nbs/graph/03_propagation.ipynb #1bbf40a3
 @patch
@@ -224,8 +186,7 @@ def _way(self: Adjacency, backend: str, x: torch.Tensor):
     "The method that multiplies. Raises `GnnEcommerceError` for a backend that is unknown or cannot work here."
     ways = dict(numba=self._matmul_numba, torch=self._matmul_torch, plain=self._matmul_plain)
     compiled = HAS_NUMBA and x.device.type == 'cpu' and x.dtype == torch.float32
-    if backend == 'auto':
-        backend = 'numba' if compiled else 'torch'
+    if backend == 'auto': backend = 'numba' if compiled else 'torch'
     if backend not in ways:
         raise GnnEcommerceError(expected('backend', "one of 'auto', 'numba', 'torch', 'plain'", repr(backend)))
     if backend == 'numba' and not compiled:
@@ -238,11 +199,10 @@ def _way(self: Adjacency, backend: str, x: torch.Tensor):
 def _bounds(self: Adjacency, rows=None) -> list[int]:
     "Ranges of all rows, or of positions in `rows`; the work of a row is its entries and one more."
     if rows is not None:
-        return equal_ranges(np.concatenate([[0], np.cumsum(self.indptr.diff().numpy()[rows] + 1)]))
+        return equal_ranges(np.concatenate([[0], np.cumsum(self.indptr.diff().numpy()[rows]+1)]))
     if 'bounds' not in self._memo:
-        self._memo['bounds'] = equal_ranges(self.indptr.numpy() + np.arange(self.num_nodes + 1))
+        self._memo['bounds'] = equal_ranges(self.indptr.numpy()+np.arange(self.num_nodes+1))
     return self._memo['bounds']
-
 
 @patch
 def _matmul_numba(self: Adjacency, x, out, scale, add, beta, rows=None):
@@ -258,11 +218,8 @@ def _matmul_numba(self: Adjacency, x, out, scale, add, beta, rows=None):
 def _matmul_torch(self: Adjacency, x, out, scale, add, beta, rows=None):
     matrix = self._torch_csr(x.dtype)
     with torch.no_grad():
-        if add is None:
-            torch.mm(matrix, x, out=out).mul_(scale)
-        else:
-            out.copy_(torch.addmm(add, matrix, x, beta=beta, alpha=scale))
-
+        if add is None: torch.mm(matrix, x, out=out).mul_(scale)
+        else: out.copy_(torch.addmm(add, matrix, x, beta=beta, alpha=scale))
 
 @patch
 def _torch_csr(self: Adjacency, dtype: torch.dtype) -> torch.Tensor:
@@ -270,52 +227,40 @@ def _torch_csr(self: Adjacency, dtype: torch.dtype) -> torch.Tensor:
     if dtype not in self._memo:
         index = torch.int32 if self.nnz < 2**31 else torch.int64
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore', UserWarning)  # CSR is in beta
+            warnings.simplefilter('ignore', UserWarning) # CSR is in beta
             self._memo[dtype] = torch.sparse_csr_tensor(
-                self.indptr.to(index),
-                self.indices.to(index),
-                self.values.to(dtype),
-                (self.num_nodes,) * 2,
-                check_invariants=False,
-            )
+                self.indptr.to(index), self.indices.to(index), self.values.to(dtype), (self.num_nodes,)*2,
+                check_invariants=False)
     return self._memo[dtype]
-
 
 @patch
 def _matmul_plain(self: Adjacency, x, out, scale, add, beta, rows=None, most=1 << 22):
     out.zero_() if add is None else out.copy_(add).mul_(beta)
     target = torch.repeat_interleave(torch.arange(self.num_nodes, device=x.device), self.indptr.diff())
-    step = max(1, most // x.shape[1])
+    step = max(1, most//x.shape[1])
     for a in range(0, self.nnz, step):
-        part = x.index_select(0, self.indices[a : a + step]) * self.values[a : a + step, None].to(x.dtype)
-        out.index_add_(0, target[a : a + step], part, alpha=scale)
+        part = x.index_select(0, self.indices[a:a+step])*self.values[a:a+step, None].to(x.dtype)
+        out.index_add_(0, target[a:a+step], part, alpha=scale)
 
 # %% ../../nbs/graph/03_propagation.ipynb #d5e3f5eb
 class Propagation:
     "Z = sum over l of alpha_l A^l E (LightGCN, He et al. 2020), and its gradient. Calls are seen by autograd."
-
-    def __init__(
-        self,
-        adjacency: Adjacency,  # A, (n, n)
-        alpha: torch.Tensor | list[float],  # layer weights, L+1 of them
+    def __init__(self,
+        adjacency: Adjacency,       # A, (n, n)
+        alpha: torch.Tensor|list[float], # layer weights, L+1 of them
         backend: Backend = 'auto',  # how products are computed
     ):
         self.adjacency, self.backend = adjacency, backend
         self.alpha = [float(a) for a in alpha]
         if not self.alpha:
-            raise GnnEcommerceError(
-                expected('alpha', 'at least one layer weight', 'none', 'layer 0 is the embedding itself')
-            )
+            raise GnnEcommerceError(expected('alpha', 'at least one layer weight', 'none',
+                                             'layer 0 is the embedding itself'))
         self._spare = []
-
     def __repr__(self):
-        return f'Propagation({self.adjacency}, {len(self.alpha) - 1} layers)'
-
+        return f'Propagation({self.adjacency}, {len(self.alpha)-1} layers)'
     def __call__(self, e0: torch.Tensor) -> torch.Tensor:
         return _Propagate.apply(e0, self)
-
-    def __getstate__(self):
-        return {**self.__dict__, '_spare': []}
+    def __getstate__(self): return {**self.__dict__, '_spare': []}
 
     def t(self) -> Propagation:
         "Give the same polynomial of the transpose."
@@ -323,59 +268,49 @@ class Propagation:
 
 # %% ../../nbs/graph/03_propagation.ipynb #7d31b9bc
 @patch
-def forward(
-    self: Propagation,
-    e0: torch.Tensor,  # layer-0 embeddings, (n, d)
-    out: torch.Tensor | None = None,  # (n, d), where to put the result; not `e0` itself
-    rows: torch.Tensor | None = None,  # int64 (m,), the rows wanted; the others of the result are undefined. None: all
-) -> torch.Tensor:  # final embeddings, (n, d)
+def forward(self: Propagation,
+    e0: torch.Tensor,              # layer-0 embeddings, (n, d)
+    out: torch.Tensor|None = None, # (n, d), where to put the result; not `e0` itself
+    rows: torch.Tensor|None = None, # int64 (m,), the rows wanted; the others of the result are undefined. None: all
+) -> torch.Tensor: # final embeddings, (n, d)
     "Compute the final embeddings, outside of autograd."
     e0 = e0.detach().contiguous()
     out = torch.empty_like(e0) if out is None else out
     if out.data_ptr() == e0.data_ptr() and e0.numel():
-        raise GnnEcommerceError(
-            expected('forward', 'out to be another tensor than e0', 'the same', 'every layer adds e0 again')
-        )
-    layers = len(self.alpha) - 1
-    if layers == 0:
-        return torch.mul(e0, self.alpha[0], out=out)
+        raise GnnEcommerceError(expected('forward', 'out to be another tensor than e0', 'the same',
+                                         'every layer adds e0 again'))
+    layers = len(self.alpha)-1
+    if layers == 0: return torch.mul(e0, self.alpha[0], out=out)
     other = self._borrow(e0) if layers > 1 else None
     h, scale = e0, self.alpha[-1]
     for left in reversed(range(layers)):
         into, wanted = (other, None) if left % 2 else (out, None if left else rows)
-        h, scale = self.adjacency.matmul(h, self.backend, into, scale, e0, self.alpha[left], wanted), 1.0
-    if other is not None:
-        self._spare.append(other)
+        h, scale = self.adjacency.matmul(h, self.backend, into, scale, e0, self.alpha[left], wanted), 1.
+    if other is not None: self._spare.append(other)
     return out
-
 
 @patch
 def _borrow(self: Propagation, like):
     "A table to work in, kept for the next call; two calls at once get two."
-    try:
-        table = self._spare.pop()
-    except IndexError:
-        return torch.empty_like(like)
+    try: table = self._spare.pop()
+    except IndexError: return torch.empty_like(like)
     fits = (table.shape, table.dtype, table.device) == (like.shape, like.dtype, like.device)
     return table if fits else torch.empty_like(like)
 
 # %% ../../nbs/graph/03_propagation.ipynb #082c9ba1
 @patch
-def backward(
-    self: Propagation,
-    grad: torch.Tensor,  # dloss/dZ, (n, d)
-    out: torch.Tensor | None = None,  # (n, d), where to put the result; not `grad` itself
-) -> torch.Tensor:  # dloss/dE, (n, d)
+def backward(self: Propagation,
+    grad: torch.Tensor,            # dloss/dZ, (n, d)
+    out: torch.Tensor|None = None, # (n, d), where to put the result; not `grad` itself
+) -> torch.Tensor: # dloss/dE, (n, d)
     "Compute the gradient with respect to the layer-0 embeddings."
     return self.t().forward(grad, out)
-
 
 class _Propagate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, e0, propagation):
         ctx.propagation = propagation
         return propagation.forward(e0)
-
     @staticmethod
     def backward(ctx, grad):
         return _Propagate.apply(grad, ctx.propagation.t()), None

@@ -15,119 +15,91 @@ from .kernels import HAS_NUMBA, csr_arrays, equal_ranges, run_blocks, spmm_kerne
 
 # %% ../../nbs/graph/04_spectral.ipynb #a6b04617
 def degree_power(
-    degree: np.ndarray,  # (n,) sums of weights
-    exponent: float,  # negative as a rule
-) -> np.ndarray:  # float32 (n,)
+    degree: np.ndarray, # (n,) sums of weights
+    exponent: float,    # negative as a rule
+) -> np.ndarray: # float32 (n,)
     "Raise degrees to a power; 0 stays 0."
-    return np.where(degree > 0, np.where(degree > 0, degree, 1.0) ** exponent, 0).astype(np.float32)
-
+    return np.where(degree > 0, np.where(degree > 0, degree, 1.)**exponent, 0).astype(np.float32)
 
 def degrees(
-    r: sp.csr_array,  # (n_users, n_items)
-) -> tuple[np.ndarray, np.ndarray]:  # float64 (n_users,) and (n_items,)
+    r: sp.csr_array, # (n_users, n_items)
+) -> tuple[np.ndarray, np.ndarray]: # float64 (n_users,) and (n_items,)
     "Sum rows and columns."
     row = np.repeat(np.arange(r.shape[0]), np.diff(r.indptr))
     return tuple(np.bincount(index, weights=r.data, minlength=n) for index, n in zip((row, r.indices), r.shape))
 
-
 def normalized(
-    r: sp.csr_array,  # (n_users, n_items)
-) -> sp.csr_array:  # float32, same structure
+    r: sp.csr_array, # (n_users, n_items)
+) -> sp.csr_array: # float32, same structure
     "Compute D_u^-1/2 R D_i^-1/2."
     du, di = degrees(r)
-    data = r.data * np.repeat(degree_power(du, -0.5), np.diff(r.indptr)) * degree_power(di, -0.5)[r.indices]
+    data = r.data*np.repeat(degree_power(du, -.5), np.diff(r.indptr))*degree_power(di, -.5)[r.indices]
     return sp.csr_array((data, r.indices, r.indptr), shape=r.shape)
 
 # %% ../../nbs/graph/04_spectral.ipynb #3298b9f5
 _ALL_ROWS = np.zeros(0, np.int64)
 
-
 class Walk:
     "A users x items matrix A and its transpose, ready for steps in panels of 64 columns."
-
     width = 64
-
-    def __init__(
-        self,
-        matrix: sp.csr_array,  # A, float32 (n_users, n_items)
-        numba: bool = HAS_NUMBA,  # the compiled kernel, or SciPy's product
+    def __init__(self,
+        matrix: sp.csr_array,    # A, float32 (n_users, n_items)
+        numba: bool = HAS_NUMBA, # the compiled kernel, or SciPy's product
     ):
         self.numba, self.shape = numba, matrix.shape
         self._sides = [(m, *csr_arrays(m)) for m in (matrix, matrix.T.tocsr())]
-        self._bounds = [equal_ranges(ptr + np.arange(len(ptr))) for _, ptr, _ in self._sides]
+        self._bounds = [equal_ranges(ptr+np.arange(len(ptr))) for _, ptr, _ in self._sides]
 
-    def panels(self) -> tuple[np.ndarray, np.ndarray]:  # float32 (n_items, 64) and (n_users, 64), not initialised
+    def panels(self) -> tuple[np.ndarray, np.ndarray]: # float32 (n_items, 64) and (n_users, 64), not initialised
         "Room for one panel."
         return tuple(np.empty((n, self.width), np.float32) for n in self.shape[::-1])
 
     def _do(self, side, x, y, scale):
         m, ptr, index = self._sides[side]
         if self.numba:
-            run_blocks(
-                spmm_kernel(self.width, 1, 0),
-                self._bounds[side],
-                ptr,
-                index,
-                m.data,
-                x,
-                y,
-                _ALL_ROWS,
-                y,
-                np.float32(scale),
-                np.float32(-1),
-            )
-        else:
-            np.subtract(np.float32(scale) * (m @ x), y, out=y)
+            run_blocks(spmm_kernel(self.width, 1, 0), self._bounds[side], ptr, index, m.data, x, y, _ALL_ROWS, y,
+                       np.float32(scale), np.float32(-1))
+        else: np.subtract(np.float32(scale)*(m@x), y, out=y)
 
-    def to_users(self, items: np.ndarray, users: np.ndarray, scale: float = 1.0):
+    def to_users(self, items: np.ndarray, users: np.ndarray, scale: float = 1.):
         "users = scale * A items - users, in place."
         self._do(0, items, users, scale)
 
-    def to_items(self, users: np.ndarray, items: np.ndarray, scale: float = 1.0):
+    def to_items(self, users: np.ndarray, items: np.ndarray, scale: float = 1.):
         "items = scale * A^T users - items, in place."
         self._do(1, users, items, scale)
 
 # %% ../../nbs/graph/04_spectral.ipynb #8da97474
 def truncated_svd(
-    matrix: sp.csr_array,  # (n, m)
-    rank: int,  # triplets wanted; fewer come if A has fewer
-    seed: int = 0,  # of the start
-    tol: float = 1e-3,  # largest residual of A^T A v = lambda v, as a share of the last lambda
-    rounds: int = 40,  # of subspace iteration, at most
+    matrix: sp.csr_array, # (n, m)
+    rank: int,            # triplets wanted; fewer come if A has fewer
+    seed: int = 0,        # of the start
+    tol: float = 1e-3,    # largest residual of A^T A v = lambda v, as a share of the last lambda
+    rounds: int = 40,     # of subspace iteration, at most
     numba: bool = HAS_NUMBA,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # float32 U (n, r), s (r,) descending, V (m, r)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # float32 U (n, r), s (r,) descending, V (m, r)
     "Compute the leading singular triplets, repeatably. Raises `GnnEcommerceError` if it does not converge."
     rank = min(rank, *matrix.shape)
-    width = Walk.width * -(-(rank + max(Walk.width, rank // 2)) // Walk.width)
-    if rank == 0 or matrix.nnz == 0 or min(matrix.shape) <= max(3 * width, 1024):
-        return _small_svd(matrix, rank)
+    width = Walk.width*-(-(rank+max(Walk.width, rank//2))//Walk.width)
+    if rank == 0 or matrix.nnz == 0 or min(matrix.shape) <= max(3*width, 1024): return _small_svd(matrix, rank)
     walk = Walk(sp.csr_array(matrix, dtype=np.float32), numba)
-    v = _filtered(walk, rng(seed, 'svd').standard_normal((matrix.shape[1], width), np.float32), 1.0, 0)
+    v = _filtered(walk, rng(seed, 'svd').standard_normal((matrix.shape[1], width), np.float32), 1., 0)
     for _ in range(rounds):
         values, v, residual = _rayleigh_ritz(walk, v, rank)
-        if residual <= tol * values[rank - 1]:
-            return _triplets(matrix, values[:rank], v[:, :rank])
-        steepness = np.arccosh(np.sqrt(values[0] / values[-1]))
-        v = _filtered(walk, v, values[-1], int(np.clip(np.log(2e8) / (2 * steepness + 0.1), 1, 20)))
-    if rounds >= 40 and min(matrix.shape) <= 4096:
-        return _small_svd(matrix, rank)  # many equal values
-    raise GnnEcommerceError(
-        expected(
-            'svd',
-            f'residuals below {tol:g} after {rounds} rounds',
-            f'{residual / values[rank - 1]:.2g}',
-            'ask for a smaller rank or a larger tol',
-        )
-    )
+        if residual <= tol*values[rank-1]: return _triplets(matrix, values[:rank], v[:, :rank])
+        steepness = np.arccosh(np.sqrt(values[0]/values[-1]))
+        v = _filtered(walk, v, values[-1], int(np.clip(np.log(2e8)/(2*steepness+.1), 1, 20)))
+    if rounds >= 40 and min(matrix.shape) <= 4096: return _small_svd(matrix, rank) # many equal values
+    raise GnnEcommerceError(expected('svd', f'residuals below {tol:g} after {rounds} rounds',
+                                     f'{residual/values[rank-1]:.2g}', 'ask for a smaller rank or a larger tol'))
 
 # %% ../../nbs/graph/04_spectral.ipynb #1fa8e120
 def _triplets(matrix, values, v) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "U, s, V from eigenvalues of A^T A and V, without what is zero to float precision."
     s = np.sqrt(np.maximum(values, 0))
-    kept = s > 1e-6 * s[0]
+    kept = s > 1e-6*s[0]
     v = np.ascontiguousarray(v[:, kept], np.float32)
-    return (matrix @ v / s[kept]).astype(np.float32), s[kept].astype(np.float32), v
-
+    return (matrix@v/s[kept]).astype(np.float32), s[kept].astype(np.float32), v
 
 def _small_svd(matrix, rank) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "All at once: eigenvectors of the smaller of A^T A and A A^T, in float64."
@@ -136,42 +108,41 @@ def _small_svd(matrix, rank) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     a = sp.csr_array(matrix, dtype=np.float64)
     wide = a.shape[0] < a.shape[1]
     n = min(a.shape)
-    values, vectors = scipy.linalg.eigh((a @ a.T if wide else a.T @ a).toarray(), subset_by_index=(n - rank, n - 1))
+    values, vectors = scipy.linalg.eigh((a@a.T if wide else a.T@a).toarray(), subset_by_index=(n-rank, n-1))
     u, s, v = _triplets(a.T.tocsr() if wide else a, values[::-1], vectors[:, ::-1])
     return (v, s, u) if wide else (u, s, v)
 
 # %% ../../nbs/graph/04_spectral.ipynb #880fb360
-def _filtered(walk: Walk, v: np.ndarray, bound: float, m: int) -> np.ndarray:  # float32 (n_items, width)
+def _filtered(walk: Walk, v: np.ndarray, bound: float, m: int) -> np.ndarray: # float32 (n_items, width)
     "T_2m(B/sqrt(bound)) v, panel by panel; for m = 0, A^T A v."
     out, (items, users) = np.empty_like(v), walk.panels()
     for a in range(0, v.shape[1], walk.width):
-        part = slice(a, a + walk.width)
+        part = slice(a, a+walk.width)
         np.copyto(items, v[:, part])
         users[:] = 0
-        walk.to_users(items, users, bound**-0.5)
-        if m == 0:
-            items[:] = 0
-        walk.to_items(users, items, 2 * bound**-0.5 if m else bound**-0.5)
-        for _ in range(m - 1):
-            walk.to_users(items, users, 2 * bound**-0.5)
-            walk.to_items(users, items, 2 * bound**-0.5)
+        walk.to_users(items, users, bound**-.5)
+        if m == 0: items[:] = 0
+        walk.to_items(users, items, 2*bound**-.5 if m else bound**-.5)
+        for _ in range(m-1):
+            walk.to_users(items, users, 2*bound**-.5)
+            walk.to_items(users, items, 2*bound**-.5)
         out[:, part] = items
     return out
 
 # %% ../../nbs/graph/04_spectral.ipynb #a1cc546c
 def _rayleigh_ritz(walk: Walk, v: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, float]:
     "The best eigenpairs of A^T A in the span of v, largest first, and the largest residual of the first `rank`."
-    v = v / np.linalg.norm(v, axis=0)
-    image = _filtered(walk, v, 1.0, 0)
+    v = v/np.linalg.norm(v, axis=0)
+    image = _filtered(walk, v, 1., 0)
     gram, ritz = np.zeros((2, v.shape[1], v.shape[1]))
     for a in range(0, len(v), 8192):
-        part = v[a : a + 8192].astype(np.float64)
-        gram += part.T @ part
-        ritz += part.T @ image[a : a + 8192]
+        part = v[a:a+8192].astype(np.float64)
+        gram += part.T@part
+        ritz += part.T@image[a:a+8192]
     size, basis = np.linalg.eigh(gram)
-    basis = basis / np.sqrt(np.maximum(size, 1e-13 * size[-1]))
-    values, rotation = np.linalg.eigh(basis.T @ ((ritz + ritz.T) / 2) @ basis)
-    values, rotation = values[::-1], (basis @ rotation[:, ::-1]).astype(np.float32)
-    v = v @ rotation
-    residual = image @ rotation[:, :rank] - v[:, :rank] * values[:rank].astype(np.float32)
-    return np.maximum(values, values[0] * 1e-12), v, float(np.linalg.norm(residual, axis=0).max())
+    basis = basis/np.sqrt(np.maximum(size, 1e-13*size[-1]))
+    values, rotation = np.linalg.eigh(basis.T@((ritz+ritz.T)/2)@basis)
+    values, rotation = values[::-1], (basis@rotation[:, ::-1]).astype(np.float32)
+    v = v@rotation
+    residual = image@rotation[:, :rank]-v[:, :rank]*values[:rank].astype(np.float32)
+    return np.maximum(values, values[0]*1e-12), v, float(np.linalg.norm(residual, axis=0).max())

@@ -16,21 +16,19 @@ __all__ = ['DID', 'product_name', 'short_name', 'listed', 'what_they_did', 'lead
 
 # %% ../../nbs/graph/05_wording.ipynb #d0e1b006
 def product_name(
-    name: str | None,  # None or '' if the catalogue does not say
-    brand: str | None,
-    category: str | None,  # such as 'hair.brush': the last part is used
-    id: Hashable,  # the product's id
+    name: str|None,     # None or '' if the catalogue does not say
+    brand: str|None,
+    category: str|None, # such as 'hair.brush': the last part is used
+    id: Hashable,       # the product's id
 ) -> str:
     "Name a product: its name; else brand, category and id; else its id."
-    if name:
-        return name
+    if name: return name
     words = [word for word in (brand, (category or '').split('.')[-1]) if word]
     return ' '.join([*words, str(id)]) if words else f'product {id}'
 
-
 def short_name(
     graph: InteractionGraph,
-    item: int,  # item index
+    item: int, # item index
 ) -> str:
     "Name a product of a graph."
     row = graph.items.iloc[item] if graph.items is not None else {}
@@ -47,18 +45,17 @@ DID = {
     'other': 'chose {}',
 }
 
-
-def listed(texts: Sequence[str]) -> str:  # 'a', 'a and b', 'a, b and c'
+def listed(
+    texts: Sequence[str],
+) -> str: # 'a', 'a and b', 'a, b and c'
     "Join texts as a sentence does."
-    if len(texts) < 2:
-        return ''.join(texts)
+    if len(texts) < 2: return ''.join(texts)
     return f'{", ".join(texts[:-1])} and {texts[-1]}'
 
-
 def what_they_did(
-    event_types: Sequence[str],  # one for each product
-    names: Sequence[str],  # the products' names
-) -> str:  # 'bought the brush and looked at the lamp'; '' without products
+    event_types: Sequence[str], # one for each product
+    names: Sequence[str],       # the products' names
+) -> str: # 'bought the brush and looked at the lamp'; '' without products
     "Name products by what was done with them."
     groups = {}
     for event_type, name in zip(event_types, names):
@@ -68,32 +65,30 @@ def what_they_did(
 
 # %% ../../nbs/graph/05_wording.ipynb #d0e1b021
 def leading(
-    parts: np.ndarray,  # (h,) contribution of each product of the history to the score
-    effects: np.ndarray,  # (h,) how far the score falls without it
-    items: np.ndarray,  # (h,) item indices, which decide between equals
-) -> np.ndarray:  # int (up to 3,) positions in the history, most important first
+    parts: np.ndarray,   # (h,) contribution of each product of the history to the score
+    effects: np.ndarray, # (h,) how far the score falls without it
+    items: np.ndarray,   # (h,) item indices, which decide between equals
+) -> np.ndarray: # int (up to 3,) positions in the history, most important first
     "Choose the products that a sentence names."
-    helps = (effects > 0) & (parts > parts.max(initial=0) / 5)
-    able = parts * (helps if helps.any() else 1)
+    helps = (effects > 0) & (parts > parts.max(initial=0)/5)
+    able = parts*(helps if helps.any() else 1)
     order = np.lexsort((items, -able))[:3]
-    return order[able[order] >= max(able.max(initial=0) / 2, 1e-12)]
+    return order[able[order] >= max(able.max(initial=0)/2, 1e-12)]
 
 # %% ../../nbs/graph/05_wording.ipynb #d0e1b031
 def sentence(
     reason: Literal['products', 'seen', 'self', 'bias', 'nothing'],
-    event_types: Sequence[str] = (),  # what the customer did with each product that is named
-    names: Sequence[str] = (),  # the products' names
-    share: float = np.nan,  # of the score that they ('self', 'bias': the embedding) have; said if in (0, 1]
-    others: str = '',  # for 'products': what is said about other customers
-) -> str:  # 'Because you bought ... (62 % of the score).'
+    event_types: Sequence[str] = (), # what the customer did with each product that is named
+    names: Sequence[str] = (),       # the products' names
+    share: float = np.nan,           # of the score that they ('self', 'bias': the embedding) have; said if in (0, 1]
+    others: str = '',                # for 'products': what is said about other customers
+) -> str: # 'Because you bought ... (62 % of the score).'
     "Say in one line why a product was recommended."
-    if reason == 'nothing':
-        return 'Nothing in the history speaks for it; others fit even less.'
-    percent = f' ({100 * share:.0f} % of the score)' if 0 < share <= 1 else ''
+    if reason == 'nothing': return 'Nothing in the history speaks for it; others fit even less.'
+    percent = f' ({100*share:.0f} % of the score)' if 0 < share <= 1 else ''
     if reason == 'seen':
         return f'Because you {DID.get(event_types[0], "{}").format("it")} before{percent}.'
     did = what_they_did(event_types, names)
-    if reason == 'products':
-        return f'Because you {did}{others}{percent}.'
+    if reason == 'products': return f'Because you {did}{others}{percent}.'
     cause = 'Because of your taste as a whole' if reason == 'self' else 'Because it is liked in general'
-    return f'{cause}{percent}' + (f'; of single products, that you {did} counts most.' if did else '.')
+    return f'{cause}{percent}'+(f'; of single products, that you {did} counts most.' if did else '.')

@@ -24,21 +24,16 @@ from ..graph.spectral import degree_power, degrees, normalized, truncated_svd
 # %% ../../nbs/models/04_baselines.ipynb #31fb45b9
 class Factorization(EmbeddingRecommender):
     "An `EmbeddingRecommender` whose embeddings come from `fit`. Subclasses implement `factorize`."
-
     user_embedding = item_embedding = item_bias = None
 
     @property
-    def n_users(self):
-        return self._fitted().n_users
-
+    def n_users(self): return self._fitted().n_users
     @property
-    def n_items(self):
-        return self._fitted().n_items
+    def n_items(self): return self._fitted().n_items
 
-    def factorize(
-        self,
-        r: sp.csr_array,  # float32 (n_users, n_items), weights of the edges
-    ) -> tuple[np.ndarray, np.ndarray]:  # (n_users, d), (n_items, d)
+    def factorize(self,
+        r: sp.csr_array, # float32 (n_users, n_items), weights of the edges
+    ) -> tuple[np.ndarray, np.ndarray]: # (n_users, d), (n_items, d)
         "User and item vectors whose products are scores."
         raise NotImplementedError(f'{type(self).__name__}: a subclass must implement factorize')
 
@@ -50,7 +45,6 @@ class Factorization(EmbeddingRecommender):
         self.graph = graph
         return self
 
-
 def _check_dim(name: str, dim):
     if isinstance(dim, bool) or not isinstance(dim, (int, np.integer)) or dim < 1:
         raise GnnEcommerceError(expected(name, 'dim to be a whole number >= 1', repr(dim)))
@@ -58,14 +52,12 @@ def _check_dim(name: str, dim):
 # %% ../../nbs/models/04_baselines.ipynb #885f2df5
 class SVDRecommender(Factorization):
     "Truncated SVD of the user-item matrix: score(u, i) = sum_k u_uk s_k v_ik, times d_i^1/2 if it was normalised."
-
-    def __init__(
-        self,
-        dim: int = 64,  # singular triplets; fewer if the matrix has fewer
-        matrix: Literal['plain', 'normalized'] = 'plain',  # what is factorised
-        weighted: bool = True,  # take the graph's edge weights, or 1 on every edge
-        seed: int = 0,  # of the iteration's start; results agree to its tolerance whatever the seed
-        name: str = 'svd',  # name in tables
+    def __init__(self,
+        dim: int = 64,           # singular triplets; fewer if the matrix has fewer
+        matrix: Literal['plain', 'normalized'] = 'plain', # what is factorised
+        weighted: bool = True,   # take the graph's edge weights, or 1 on every edge
+        seed: int = 0,           # of the iteration's start; results agree to its tolerance whatever the seed
+        name: str = 'svd',       # name in tables
     ):
         store_attr()
         _check_dim(name, dim)
@@ -75,22 +67,20 @@ class SVDRecommender(Factorization):
     def factorize(self, r):
         plain = self.matrix == 'plain'
         u, s, v = truncated_svd(r if plain else normalized(r), self.dim, self.seed)
-        return u * s, v if plain else v * degree_power(degrees(r)[1], 0.5)[:, None]
+        return u*s, v if plain else v*degree_power(degrees(r)[1], .5)[:, None]
 
 # %% ../../nbs/models/04_baselines.ipynb #504f7e5c
 class ALSRecommender(Factorization):
     "ALS on implicit feedback: min sum c_ui (p_ui - <x_u, y_i>)^2 + lambda (|x|^2 + |y|^2), c_ui = 1 + alpha w_ui."
-
-    def __init__(
-        self,
-        dim: int = 64,  # d
-        alpha: float = 10.0,  # confidence that a weight of 1 adds
-        regularization: float = 0.01,  # lambda
-        iterations: int = 15,  # of both sides
-        weighted: bool = True,  # take the graph's edge weights, or 1 on every edge
-        seed: int = 0,  # of the start
-        threads: int = 0,  # 0: as many as there are cores
-        name: str = 'als',  # name in tables
+    def __init__(self,
+        dim: int = 64,                # d
+        alpha: float = 10.,           # confidence that a weight of 1 adds
+        regularization: float = .01,  # lambda
+        iterations: int = 15,         # of both sides
+        weighted: bool = True,        # take the graph's edge weights, or 1 on every edge
+        seed: int = 0,                # of the start
+        threads: int = 0,             # 0: as many as there are cores
+        name: str = 'als',            # name in tables
     ):
         store_attr()
         _check_dim(name, dim)
@@ -101,23 +91,16 @@ class ALSRecommender(Factorization):
 # %% ../../nbs/models/04_baselines.ipynb #f579cbd0
 @patch
 def factorize(self: ALSRecommender, r):
-    try:
-        from implicit.cpu.als import AlternatingLeastSquares
+    try: from implicit.cpu.als import AlternatingLeastSquares
     except ImportError:
         fix = 'pip install implicit'
         raise GnnEcommerceError(expected(self.name, 'the package implicit', 'it missing', fix)) from None
     from threadpoolctl import threadpool_limits
-
-    confidence = sp.csr_matrix((1 + self.alpha * r.data, r.indices, r.indptr), shape=r.shape, dtype=np.float32)
+    confidence = sp.csr_matrix((1+self.alpha*r.data, r.indices, r.indptr), shape=r.shape, dtype=np.float32)
     with threadpool_limits(1, 'blas'), warnings.catch_warnings():
         warnings.simplefilter('ignore', RuntimeWarning)
-        model = AlternatingLeastSquares(
-            self.dim,
-            regularization=self.regularization,
-            iterations=self.iterations,
-            num_threads=self.threads,
-            random_state=self.seed,
-        )
+        model = AlternatingLeastSquares(self.dim, regularization=self.regularization, iterations=self.iterations,
+            num_threads=self.threads, random_state=self.seed)
         model.fit(confidence, show_progress=False)
     return model.user_factors, model.item_factors
 

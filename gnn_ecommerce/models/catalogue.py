@@ -25,67 +25,59 @@ from ..core import GnnEcommerceError, IdMap, expected
 # %% ../../nbs/models/06_catalogue.ipynb #f1b6e8ab
 def _texts(values: Any, n: int, what: str) -> pa.Array:
     "Read a column as texts, None for what is unknown. Raises `GnnEcommerceError` for a column of another length."
-    if values is None:
-        return pa.nulls(n, pa.string())
+    if values is None: return pa.nulls(n, pa.string())
     _check_length(values, n, what)
     values = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     a = values if isinstance(values, pa.Array) else pa.array(values, from_pandas=True)
-    if pa.types.is_dictionary(a.type):
-        a = a.dictionary_decode()
-    if pa.types.is_floating(a.type):
-        a = a.cast(pa.int64())
+    if pa.types.is_dictionary(a.type): a = a.dictionary_decode()
+    if pa.types.is_floating(a.type): a = a.cast(pa.int64())
     a = pc.utf8_trim_whitespace(a.cast(pa.string()))
     return pc.if_else(pc.equal(a, ''), None, a)
-
 
 def _check_length(values, n: int, what: str):
     if len(values) != n:
         raise GnnEcommerceError(expected(what, f'{n} values, one a product', len(values)))
 
 # %% ../../nbs/models/06_catalogue.ipynb #8dc11814
-def _codes(texts: pa.Array) -> tuple[np.ndarray, list[str]]:  # int32 (n,), -1 for None; distinct texts, sorted
+def _codes(texts: pa.Array) -> tuple[np.ndarray, list[str]]: # int32 (n,), -1 for None; distinct texts, sorted
     "Turn texts into codes."
     coded = texts.dictionary_encode()
     words = coded.dictionary.to_pylist()
     order = np.argsort(np.array(words, object), kind='stable') if words else np.zeros(0, np.int64)
-    place = np.empty(len(words) + 1, np.int32)
+    place = np.empty(len(words)+1, np.int32)
     place[order], place[-1] = np.arange(len(words)), -1
     return place[coded.indices.fill_null(len(words)).to_numpy(zero_copy_only=False)], [words[i] for i in order]
-
 
 def _levels(code: str, id: str) -> list[str]:
     "List category levels from the top: 'a.b' and '7' are ['a', 'a.b', '7']."
     parts = [p for p in code.split('.') if p] if code else []
-    return list(dict.fromkeys(['.'.join(parts[: i + 1]) for i in range(len(parts))] + ([id] if id else [])))
+    return list(dict.fromkeys(['.'.join(parts[:i+1]) for i in range(len(parts))]+([id] if id else [])))
 
 # %% ../../nbs/models/06_catalogue.ipynb #4442cce7
 @dataclass(frozen=True)
 class ContentWeights:
     "Weights of the three parts of content similarity; they add up to 1."
-
-    category: float = 0.5  # shared category levels
-    brand: float = 0.3  # the same brand
-    price: float = 0.2  # ratio of the prices
+    category: float = .5 # shared category levels
+    brand: float = .3    # the same brand
+    price: float = .2    # ratio of the prices
 
     def __post_init__(self):
         w = (self.category, self.brand, self.price)
-        if not all(0 <= x <= 1 for x in w) or abs(sum(w) - 1) > 1e-6:
+        if not all(0 <= x <= 1 for x in w) or abs(sum(w)-1) > 1e-6:
             raise GnnEcommerceError(expected('content weights', 'three numbers >= 0 that add up to 1', w))
 
 # %% ../../nbs/models/06_catalogue.ipynb #9c4526e3
 class Catalogue:
     "The products' attributes. Made by `from_columns`, `from_graph` or `from_arrays`."
-
-    def __init__(
-        self,
-        item_ids: IdMap,  # product id <-> item index
-        names: pa.Array,  # text (n_items,), None: not known
+    def __init__(self,
+        item_ids: IdMap,       # product id <-> item index
+        names: pa.Array,       # text (n_items,), None: not known
         category: np.ndarray,  # int32 (n_items,), index into `categories`, -1: not known
-        categories: list[tuple[str, str]],  # distinct (category code, category id), '' for none
-        brand: np.ndarray,  # int32 (n_items,), index into `brands`, -1: not known
-        brands: list[str],  # distinct brands
-        price: np.ndarray,  # float32 (n_items,), NaN: not known
-        weights: ContentWeights = ContentWeights(),  # of the similarity
+        categories: list[tuple[str, str]], # distinct (category code, category id), '' for none
+        brand: np.ndarray,     # int32 (n_items,), index into `brands`, -1: not known
+        brands: list[str],     # distinct brands
+        price: np.ndarray,     # float32 (n_items,), NaN: not known
+        weights: ContentWeights = ContentWeights(), # of the similarity
     ):
         self.item_ids, self.names, self.price, self.weights = item_ids, names, price, weights
         self.category, self.categories, self.brand, self.brands = category, categories, brand, brands
@@ -94,15 +86,11 @@ class Catalogue:
         self._index_prices()
 
     @property
-    def n_items(self) -> int:
-        return len(self.item_ids)
-
+    def n_items(self) -> int: return len(self.item_ids)
     def __repr__(self):
         count = lambda known: f'{int(known.sum()):,}'
-        return (
-            f'Catalogue({self.n_items:,} products; category of {count(self.category >= 0)}, '
-            f'brand of {count(self.brand >= 0)}, price of {count(self.price > 0)})'
-        )
+        return (f'Catalogue({self.n_items:,} products; category of {count(self.category >= 0)}, '
+                f'brand of {count(self.brand >= 0)}, price of {count(self.price > 0)})')
 
 # %% ../../nbs/models/06_catalogue.ipynb #4d82ba1d
 @patch
@@ -112,7 +100,7 @@ def _index_categories(self: Catalogue):
     self._levels = sorted({level for path in paths for level in path})
     at = {level: i for i, level in enumerate(self._levels)}
     ptr = np.concatenate([[0], np.cumsum([len(p) for p in paths])]).astype(np.int64)
-    value = np.repeat(1 / np.sqrt(np.maximum(np.diff(ptr), 1)), np.diff(ptr))
+    value = np.repeat(1/np.sqrt(np.maximum(np.diff(ptr), 1)), np.diff(ptr))
     column = np.array([at[level] for path in paths for level in path], np.int64)
     self._of_level = sp.csr_array((value, column, ptr), shape=(len(paths), len(self._levels)))
     self._to_level, self._level_columns = sp.csr_array(self._of_level.T), sp.csc_array(self._of_level)
@@ -121,7 +109,6 @@ def _index_categories(self: Catalogue):
         self._level_names.setdefault(level.casefold(), []).append(i)
     for i, brand in enumerate(self.brands):
         self._brand_names.setdefault(brand.casefold(), []).append(i)
-
 
 @patch
 def _index_prices(self: Catalogue):
@@ -133,15 +120,14 @@ def _index_prices(self: Catalogue):
 
 # %% ../../nbs/models/06_catalogue.ipynb #635947fb
 @patch(cls_method=True)
-def from_columns(
-    cls: Catalogue,
-    item_ids: IdMap | Iterable,  # product ids in the order of the items (sorted)
-    name: Any = None,  # (n_items,) list, array, pandas or Arrow column; None: not known
-    category_code: Any = None,  # the same: levels with dots between, such as 'accessories.bag'
-    category_id: Any = None,  # the same: integers or texts
-    brand: Any = None,  # the same
-    price: Any = None,  # the same: numbers
-    weights: ContentWeights = ContentWeights(),  # of the similarity
+def from_columns(cls: Catalogue,
+    item_ids: IdMap|Iterable,      # product ids in the order of the items (sorted)
+    name: Any = None,              # (n_items,) list, array, pandas or Arrow column; None: not known
+    category_code: Any = None,     # the same: levels with dots between, such as 'accessories.bag'
+    category_id: Any = None,       # the same: integers or texts
+    brand: Any = None,             # the same
+    price: Any = None,             # the same: numbers
+    weights: ContentWeights = ContentWeights(), # of the similarity
 ) -> Catalogue:
     "Make a catalogue from columns. Raises `GnnEcommerceError` if one has another length."
     item_ids = item_ids if isinstance(item_ids, IdMap) else IdMap(item_ids)
@@ -151,19 +137,17 @@ def from_columns(
     return cls(item_ids, _texts(name, n, 'name'), category, categories, brand, brands, _prices(price, n), weights)
 
 # %% ../../nbs/models/06_catalogue.ipynb #20f92bcb
-def _categories(code: pa.Array, id: pa.Array) -> tuple[np.ndarray, list[tuple[str, str]]]:  # int32 (n,); distinct pairs
+def _categories(code: pa.Array, id: pa.Array) -> tuple[np.ndarray, list[tuple[str, str]]]: # int32 (n,); distinct pairs
     "Number the distinct pairs of category code and id; -1 if neither is known."
     (code, codes), (id, ids) = _codes(code), _codes(id)
     pairs, category = np.unique(np.stack([code, id]), axis=1, return_inverse=True)
     pairs = [(codes[c] if c >= 0 else '', ids[i] if i >= 0 else '') for c, i in pairs.T.tolist()]
-    unknown = pairs[:1] == [('', '')]  # -1, -1 sorts first
-    return category.ravel().astype(np.int32) - unknown, pairs[unknown:]
+    unknown = pairs[:1] == [('', '')] # -1, -1 sorts first
+    return category.ravel().astype(np.int32)-unknown, pairs[unknown:]
 
-
-def _prices(price: Any, n: int) -> np.ndarray:  # float32 (n,), NaN: not known
+def _prices(price: Any, n: int) -> np.ndarray: # float32 (n,), NaN: not known
     "Read prices; what is not a number above 0 is not known."
-    if price is None:
-        return np.full(n, np.nan, np.float32)
+    if price is None: return np.full(n, np.nan, np.float32)
     _check_length(price, n, 'price')
     price = np.array(pd.to_numeric(pd.Series(price), errors='coerce'), np.float32)
     price[~(np.isfinite(price) & (price > 0))] = np.nan
@@ -171,23 +155,19 @@ def _prices(price: Any, n: int) -> np.ndarray:  # float32 (n,), NaN: not known
 
 # %% ../../nbs/models/06_catalogue.ipynb #0e991342
 @patch(cls_method=True)
-def from_graph(
-    cls: Catalogue,
-    graph: Any,  # InteractionGraph, whose `items` hold the columns
-    weights: ContentWeights = ContentWeights(),  # of the similarity
+def from_graph(cls: Catalogue,
+    graph: Any, # InteractionGraph, whose `items` hold the columns
+    weights: ContentWeights = ContentWeights(), # of the similarity
 ) -> Catalogue:
     "Make the catalogue of a graph's products."
     columns, items = ('name', 'category_code', 'category_id', 'brand', 'price'), graph.items
-    if items is None:
-        items = {}
+    if items is None: items = {}
     return cls.from_columns(graph.item_ids, **{c: items[c] for c in columns if c in items}, weights=weights)
 
-
 @patch
-def describe(
-    self: Catalogue,
-    item: int,  # item index
-) -> dict:  # name, brand, category, price; None: not known
+def describe(self: Catalogue,
+    item: int, # item index
+) -> dict: # name, brand, category, price; None: not known
     "Describe a product, as an answer to a shop does."
     c, b, p = self.category[item], self.brand[item], float(self.price[item])
     return dict(
@@ -199,13 +179,12 @@ def describe(
 
 # %% ../../nbs/models/06_catalogue.ipynb #7af2f8a1
 def _pack_texts(
-    texts: Iterable[str | None],
-) -> tuple[np.ndarray, np.ndarray]:  # uint8 UTF-8 bytes; int64 (n+1,) where each starts
+    texts: Iterable[str|None]
+) -> tuple[np.ndarray, np.ndarray]: # uint8 UTF-8 bytes; int64 (n+1,) where each starts
     "Store texts as bytes; None is empty."
     parts = [(t or '').encode() for t in texts]
     start = np.concatenate([[0], np.cumsum([len(p) for p in parts])]).astype(np.int64)
     return np.frombuffer(b''.join(parts), np.uint8).copy(), start
-
 
 def _fits(data: np.ndarray, start: np.ndarray) -> bool:
     "Are these the bytes of texts and where each starts?"
@@ -213,23 +192,20 @@ def _fits(data: np.ndarray, start: np.ndarray) -> bool:
         return False
     return start[0] == 0 and start[-1] == len(data) and (np.diff(start) >= 0).all()
 
-
-def _unpack_texts(data: np.ndarray, start: np.ndarray, what: str) -> pa.Array:  # large_string, '' for None
+def _unpack_texts(data: np.ndarray, start: np.ndarray, what: str) -> pa.Array: # large_string, '' for None
     "Read texts from `_pack_texts`, without a copy. Raises `GnnEcommerceError` if they are not that."
     data, start = np.ascontiguousarray(data), np.ascontiguousarray(start)
     if not _fits(data, start):
         wanted = f'bytes and offsets of texts in {what}'
         raise GnnEcommerceError(expected('catalogue', wanted, 'arrays that do not fit'))
-    texts = pa.Array.from_buffers(pa.large_string(), len(start) - 1, [None, pa.py_buffer(start), pa.py_buffer(data)])
-    try:
-        texts.validate(full=True)
+    texts = pa.Array.from_buffers(pa.large_string(), len(start)-1, [None, pa.py_buffer(start), pa.py_buffer(data)])
+    try: texts.validate(full=True)
     except pa.ArrowInvalid:
         raise GnnEcommerceError(expected('catalogue', f'UTF-8 in {what}', 'other bytes')) from None
     return texts
 
 # %% ../../nbs/models/06_catalogue.ipynb #f15af617
-_TEXTS = 'name', 'category_code', 'category_id', 'brands'  # stored as bytes and starts
-
+_TEXTS = 'name', 'category_code', 'category_id', 'brands' # stored as bytes and starts
 
 @patch
 def to_arrays(self: Catalogue) -> dict[str, np.ndarray]:
@@ -245,10 +221,9 @@ def to_arrays(self: Catalogue) -> dict[str, np.ndarray]:
 
 # %% ../../nbs/models/06_catalogue.ipynb #ba9ad3c1
 @patch(cls_method=True)
-def from_arrays(
-    cls: Catalogue,
-    arrays: dict[str, np.ndarray],  # what `to_arrays` gave; may be memory-mapped
-    item_ids: IdMap,  # the ids of the items
+def from_arrays(cls: Catalogue,
+    arrays: dict[str, np.ndarray], # what `to_arrays` gave; may be memory-mapped
+    item_ids: IdMap,               # the ids of the items
 ) -> Catalogue:
     "Unpack a catalogue. Raises `GnnEcommerceError` if the arrays are not those of these products."
     _check_names(arrays)
@@ -268,46 +243,36 @@ def _check_names(arrays: dict[str, np.ndarray]):
     if missing := [name for name in names if name not in arrays]:
         raise GnnEcommerceError(expected('catalogue', f'arrays {", ".join(names)}', f'no {", ".join(missing)}'))
 
-
 def _check_arrays(arrays: dict[str, np.ndarray], n_items: int, n_categories: int, n_brands: int):
     for key, dtype in (('category', np.int32), ('brand', np.int32), ('price', np.float32)):
         a = arrays[key]
         if a.dtype != dtype or a.shape != (n_items,):
-            raise GnnEcommerceError(
-                expected(
-                    'catalogue',
-                    f'{key} {np.dtype(dtype)} ({n_items},)',
-                    f'{a.dtype} {a.shape}',
-                    'it belongs to other products',
-                )
-            )
+            raise GnnEcommerceError(expected(
+                'catalogue', f'{key} {np.dtype(dtype)} ({n_items},)', f'{a.dtype} {a.shape}',
+                'it belongs to other products'
+            ))
     for key, size in (('category', n_categories), ('brand', n_brands)):
         a = arrays[key]
         if len(a) and (a.min() < -1 or a.max() >= size):
-            raise GnnEcommerceError(expected('catalogue', f'{key} in -1..{size - 1}', f'{a.min()}..{a.max()}'))
+            raise GnnEcommerceError(expected('catalogue', f'{key} in -1..{size-1}', f'{a.min()}..{a.max()}'))
 
 # %% ../../nbs/models/06_catalogue.ipynb #7a7631e1
-_KEPT = 256  # masks
+_KEPT = 256 # masks
 
-
-def _folded(value: str | list[str] | None) -> tuple[str, ...] | None:
+def _folded(value: str|list[str]|None) -> tuple[str, ...]|None:
     "Make one value or several a sorted key, without case."
-    if value is None:
-        return None
+    if value is None: return None
     return tuple(sorted({v.strip().casefold() for v in ([value] if isinstance(value, str) else value)}))
 
-
 @patch
-def allowed(
-    self: Catalogue,
-    filters: Any,  # with fields category, brand, min_price, max_price, products; None: everything
-) -> np.ndarray:  # bool (n_items,), read-only
+def allowed(self: Catalogue,
+    filters: Any, # with fields category, brand, min_price, max_price, products; None: everything
+) -> np.ndarray: # bool (n_items,), read-only
     "Mark the products that a filter allows."
     get = lambda name: getattr(filters, name, None)
     mask = self._kept_mask((_folded(get('category')), _folded(get('brand')), get('min_price'), get('max_price')))
     products = get('products')
-    if products is None:
-        return mask
+    if products is None: return mask
     index, out = self.item_ids.encode(list(products), unknown='mask'), np.zeros(self.n_items, bool)
     index = index[index >= 0]
     out[index] = mask[index]
@@ -315,7 +280,7 @@ def allowed(
 
 # %% ../../nbs/models/06_catalogue.ipynb #91886a62
 @patch
-def _kept_mask(self: Catalogue, key: tuple) -> np.ndarray:  # bool (n_items,), read-only
+def _kept_mask(self: Catalogue, key: tuple) -> np.ndarray: # bool (n_items,), read-only
     "Get a mask that was made before, or make it."
     with self._lock:
         if key in self._masks:
@@ -325,41 +290,36 @@ def _kept_mask(self: Catalogue, key: tuple) -> np.ndarray:  # bool (n_items,), r
     mask.flags.writeable = False
     with self._lock:
         self._masks[key] = mask
-        while len(self._masks) > _KEPT:
-            self._masks.popitem(last=False)
+        while len(self._masks) > _KEPT: self._masks.popitem(last=False)
     return mask
 
 # %% ../../nbs/models/06_catalogue.ipynb #cb50bef4
 @patch
-def _make_mask(self: Catalogue, category, brand, low, high) -> np.ndarray:  # bool (n_items,)
+def _make_mask(self: Catalogue, category, brand, low, high) -> np.ndarray: # bool (n_items,)
     "Make the mask of one filter."
     mask = np.ones(self.n_items, bool)
     if category is not None:
-        some = np.zeros(len(self.categories) + 1, bool)  # the last one: not known
+        some = np.zeros(len(self.categories)+1, bool) # the last one: not known
         for name in category:
             for level in self._level_names.get(name, ()):
                 some[self._level_columns[:, [level]].indices] = True
         mask &= some[self.category]
     if brand is not None:
-        some = np.zeros(len(self.brands) + 1, bool)
-        for name in brand:
-            some[self._brand_names.get(name, [])] = True
+        some = np.zeros(len(self.brands)+1, bool)
+        for name in brand: some[self._brand_names.get(name, [])] = True
         mask &= some[self.brand]
     with np.errstate(invalid='ignore'):
-        if low is not None:
-            mask &= self.price >= np.float32(low)
-        if high is not None:
-            mask &= self.price <= np.float32(high)
+        if low is not None: mask &= self.price >= np.float32(low)
+        if high is not None: mask &= self.price <= np.float32(high)
     return mask
 
 # %% ../../nbs/models/06_catalogue.ipynb #c69d6b66
 @patch
-def popular(
-    self: Catalogue,
-    category: str | None,  # category code, one above it, or a category id; None: the whole shop
-    counts: np.ndarray,  # (n_items,) how popular each item is
-    k: int | None = None,  # how many; None: all of them
-) -> np.ndarray:  # int32 (<= k,) item indices, most popular first, ties by lower index; empty for an unknown category
+def popular(self: Catalogue,
+    category: str|None, # category code, one above it, or a category id; None: the whole shop
+    counts: np.ndarray, # (n_items,) how popular each item is
+    k: int|None = None, # how many; None: all of them
+) -> np.ndarray: # int32 (<= k,) item indices, most popular first, ties by lower index; empty for an unknown category
     "Rank the popular products of a category. Raises `GnnEcommerceError` for counts of another length."
     if np.shape(counts) != (self.n_items,):
         raise GnnEcommerceError(expected('counts', f'({self.n_items},)', np.shape(counts)))
@@ -368,52 +328,46 @@ def popular(
 
 # %% ../../nbs/models/06_catalogue.ipynb #e9c78b12
 @patch
-def similarity(
-    self: Catalogue,
-    a: np.ndarray,  # int (n,) item indices
-    b: np.ndarray,  # int (m,) item indices
-) -> np.ndarray:  # float64 (n, m)
+def similarity(self: Catalogue,
+    a: np.ndarray, # int (n,) item indices
+    b: np.ndarray, # int (m,) item indices
+) -> np.ndarray: # float64 (n, m)
     "Compare products by content, between 0 and 1."
     a, b, w = np.asarray(a, np.int64), np.asarray(b, np.int64), self.weights
     rows = [self._level_rows(self.category[x]) for x in (a, b)]
-    out = w.category * (rows[0] @ rows[1].T).toarray()
-    out += w.brand * ((self.brand[a][:, None] == self.brand[b]) & (self.brand[a] >= 0)[:, None])
+    out = w.category*(rows[0] @ rows[1].T).toarray()
+    out += w.brand*((self.brand[a][:, None] == self.brand[b]) & (self.brand[a] >= 0)[:, None])
     p, q = self.price[a].astype(np.float64)[:, None], self.price[b].astype(np.float64)
-    return out + w.price * np.nan_to_num(np.minimum(p, q) / np.maximum(p, q))
-
+    return out+w.price*np.nan_to_num(np.minimum(p, q)/np.maximum(p, q))
 
 @patch
-def _level_rows(self: Catalogue, category: np.ndarray) -> sp.csr_array:  # (n, n_levels), rows of length 1 or 0
+def _level_rows(self: Catalogue, category: np.ndarray) -> sp.csr_array: # (n, n_levels), rows of length 1 or 0
     "Look up category levels; a row of zeros for what is not known."
-    if not self.categories:
-        return sp.csr_array((len(category), 0))
+    if not self.categories: return sp.csr_array((len(category), 0))
     return sp.diags_array((category >= 0).astype(float)) @ self._of_level[np.maximum(category, 0)]
 
-
 @patch
-def content_shares(
-    self: Catalogue,
+def content_shares(self: Catalogue,
     basket: np.ndarray,  # int (h,) items of the basket
-    weights: np.ndarray,  # (h,) their weights
-    items: np.ndarray,  # int (k,) recommended items
-) -> np.ndarray:  # float64 (h, k); columns sum to the content scores
+    weights: np.ndarray, # (h,) their weights
+    items: np.ndarray,   # int (k,) recommended items
+) -> np.ndarray: # float64 (h, k); columns sum to the content scores
     "Split the content score of each recommended product over the basket."
     w = np.maximum(np.asarray(weights, np.float64), 0)
-    return self.similarity(basket, items) * (w / w.sum() if w.sum() > 0 else w)[:, None]
+    return self.similarity(basket, items)*(w/w.sum() if w.sum() > 0 else w)[:, None]
 
 # %% ../../nbs/models/06_catalogue.ipynb #5cfa2b9a
 @patch
-def content_scores(
-    self: Catalogue,
-    baskets: sp.csr_array,  # (n, n_items) weights of what is in each basket
-) -> np.ndarray:  # float32 (n, n_items), between 0 and 1
+def content_scores(self: Catalogue,
+    baskets: sp.csr_array, # (n, n_items) weights of what is in each basket
+) -> np.ndarray: # float32 (n, n_items), between 0 and 1
     "Score all products for each basket. Raises `GnnEcommerceError` for another shape."
     b = sp.csr_array(baskets)
     if b.shape[1] != self.n_items:
         raise GnnEcommerceError(expected('baskets', f'(n, {self.n_items})', b.shape))
     out = np.empty(b.shape, np.float32)
     for a in range(0, len(out), 256):
-        self._content_block(b[a : a + 256], out[a : a + 256])
+        self._content_block(b[a:a+256], out[a:a+256])
     return out
 
 # %% ../../nbs/models/06_catalogue.ipynb #2daaa78b
@@ -423,38 +377,34 @@ def _content_block(self: Catalogue, b: sp.csr_array, out: np.ndarray):
     n, w = b.shape[0], self.weights
     row, value = np.repeat(np.arange(n), np.diff(b.indptr)), np.maximum(b.data.astype(np.float64), 0)
     total = np.bincount(row, value, n)
-    value = value / np.where(total > 0, total, 1)[row]
-
-    def mass(code, size):  # (n, size), without what is not known
+    value = value/np.where(total > 0, total, 1)[row]
+    def mass(code, size): # (n, size), without what is not known
         at = code[b.indices]
         ok = at >= 0
-        return np.bincount(row[ok] * size + at[ok], value[ok], n * size).reshape(n, size)
-
+        return np.bincount(row[ok]*size+at[ok], value[ok], n*size).reshape(n, size)
     category = (mass(self.category, len(self.categories)) @ self._of_level) @ self._to_level
     brand = mass(self.brand, len(self.brands))
     parts = [
-        (self.category, w.category * category),
-        (self.brand, w.brand * brand),
-        (self._price_code, w.price * self._price_part(mass)),
+        (self.category, w.category*category), (self.brand, w.brand*brand),
+        (self._price_code, w.price*self._price_part(mass))
     ]
     for i, (code, table) in enumerate(parts):
         part = np.take(np.hstack([table, np.zeros((n, 1))]).astype(np.float32), code, axis=1)
-        out[:] = part if i == 0 else out + part
-
+        out[:] = part if i == 0 else out+part
 
 @patch
-def _price_part(self: Catalogue, mass: Callable) -> np.ndarray:  # float64 (n, distinct prices)
+def _price_part(self: Catalogue, mass: Callable) -> np.ndarray: # float64 (n, distinct prices)
     "Sum m_j min(p_i, p_j)/max(p_i, p_j) at every distinct price: running sums from below and from above."
     m, p = mass(self._price_code, len(self._prices)), self._prices
-    below, above = np.cumsum(m * p, 1) / p, np.cumsum((m / p)[:, ::-1], 1)[:, ::-1] * p
-    return below + above - m
+    below, above = np.cumsum(m*p, 1)/p, np.cumsum((m/p)[:, ::-1], 1)[:, ::-1]*p
+    return below+above-m
 
 # %% ../../nbs/models/06_catalogue.ipynb #96672fdb
 def blend_factor(
-    model_scores: np.ndarray,  # (n, n_items)
-    content_scores: np.ndarray,  # (n, n_items), from `content_scores`
-    weight: float,  # of content, between 0 and 1
-) -> np.ndarray:  # float64 (n, 1), by which content is multiplied
+    model_scores: np.ndarray,   # (n, n_items)
+    content_scores: np.ndarray, # (n, n_items), from `content_scores`
+    weight: float,              # of content, between 0 and 1
+) -> np.ndarray: # float64 (n, 1), by which content is multiplied
     "Compute weight * deviation of the model's scores / deviation of content's."
     if not 0 <= weight <= 1:
         raise GnnEcommerceError(expected('weight', 'a number between 0 and 1', repr(weight)))
@@ -462,68 +412,61 @@ def blend_factor(
         shapes = f'{np.shape(model_scores)} and {np.shape(content_scores)}'
         raise GnnEcommerceError(expected('blend', 'two tables of one shape', shapes))
     model, content = (x.std(1, dtype=np.float64, keepdims=True) for x in (model_scores, content_scores))
-    return np.divide(weight * np.where(model > 0, model, 1), content, out=np.zeros_like(content), where=content > 0)
-
+    return np.divide(weight*np.where(model > 0, model, 1), content, out=np.zeros_like(content), where=content > 0)
 
 def blend(
-    model_scores: np.ndarray,  # float32 (n, n_items)
-    content_scores: np.ndarray,  # float32 (n, n_items), from `content_scores`
-    weight: float,  # of content, between 0 and 1
-) -> np.ndarray:  # float32 (n, n_items)
+    model_scores: np.ndarray,   # float32 (n, n_items)
+    content_scores: np.ndarray, # float32 (n, n_items), from `content_scores`
+    weight: float,              # of content, between 0 and 1
+) -> np.ndarray: # float32 (n, n_items)
     "Add content's scores to a model's, on the model's scale. Raises `GnnEcommerceError` for another weight or shape."
     factor = blend_factor(model_scores, content_scores, weight).astype(np.float32)
-    return model_scores if weight == 0 else np.float32(1 - weight) * model_scores + factor * content_scores
+    return model_scores if weight == 0 else np.float32(1-weight)*model_scores+factor*content_scores
 
 # %% ../../nbs/models/06_catalogue.ipynb #191fb545
 @dataclass(frozen=True, eq=False)
 class SessionSplit:
     "Sessions, each cut into what was known and what came after."
-
-    baskets: sp.csr_array  # float32 (n, n_items), what was touched first
-    targets: sp.csr_array  # bool (n, n_items), products first touched afterwards
+    baskets: sp.csr_array # float32 (n, n_items), what was touched first
+    targets: sp.csr_array # bool (n, n_items), products first touched afterwards
     sessions: np.ndarray  # (n,) their ids
 
-    def __len__(self):
-        return len(self.sessions)
-
+    def __len__(self): return len(self.sessions)
     def __repr__(self):
         baskets, targets = self.baskets.nnz, self.targets.nnz
         return f'SessionSplit({len(self):,} sessions, {baskets:,} products in baskets, {targets:,} to be found)'
 
 # %% ../../nbs/models/06_catalogue.ipynb #b0a1ea32
 def split_sessions(
-    events: pd.DataFrame,  # event_time, event_type, product_id, user_session, and further columns
-    item_ids: IdMap,  # products that count
-    weights: dict[str, float] | None = None,  # event type: weight in the basket; None: each product counts 1
-    targets: Iterable[str] | None = None,  # event types that a target must have in the later part; None: any
-) -> SessionSplit:  # in the order of the first event
+    events: pd.DataFrame, # event_time, event_type, product_id, user_session, and further columns
+    item_ids: IdMap,      # products that count
+    weights: dict[str, float]|None = None, # event type: weight in the basket; None: each product counts 1
+    targets: Iterable[str]|None = None,    # event types that a target must have in the later part; None: any
+) -> SessionSplit: # in the order of the first event
     "Cut sessions in their middle."
     e = _halves(events, item_ids)
     cut = e[e.late].groupby('session').event_time.min()
     late, early = e[e.late], e[~e.late & (e.event_time <= e.session.map(cut))]
-    if targets is not None:
-        late = late[late.event_type.isin(list(targets))]
+    if targets is not None: late = late[late.event_type.isin(list(targets))]
     wanted = late.drop_duplicates(['session', 'item'])
     kept = np.sort(wanted.session.unique())
     early, n = early[early.session.isin(kept)], len(item_ids)
     value = np.ones(len(early)) if weights is None else early.event_type.map(weights).fillna(0).to_numpy()
     baskets, later = _session_rows(kept, early, value, n), _session_rows(kept, wanted, np.ones(len(wanted)), n)
-    if weights is None:
-        baskets.data[:] = 1
+    if weights is None: baskets.data[:] = 1
     sessions = e.drop_duplicates('session').set_index('session').user_session.reindex(kept).to_numpy()
     return SessionSplit(baskets.astype(np.float32), later.astype(bool), sessions)
 
 # %% ../../nbs/models/06_catalogue.ipynb #2c04b53a
-def _halves(events: pd.DataFrame, item_ids: IdMap) -> pd.DataFrame:  # with `session`, `item` and `late`
+def _halves(events: pd.DataFrame, item_ids: IdMap) -> pd.DataFrame: # with `session`, `item` and `late`
     "Number sessions and items, and mark the events of each session's later products."
     e = events[events.user_session.notna()].sort_values('event_time', kind='stable')
     e = e.assign(item=item_ids.encode(e.product_id.to_numpy(), unknown='mask'))
     e = e[e['item'] >= 0].assign(session=lambda o: pd.factorize(o.user_session)[0]).reset_index(drop=True)
     first = e.drop_duplicates(['session', 'item'])
     place, size = first.groupby('session').cumcount(), first.groupby('session')['item'].transform('size')
-    late = first.assign(late=place >= (size + 1) // 2)[['session', 'item', 'late']]
+    late = first.assign(late=place >= (size+1)//2)[['session', 'item', 'late']]
     return e.merge(late, on=['session', 'item'], how='left')
-
 
 def _session_rows(kept: np.ndarray, part: pd.DataFrame, value: np.ndarray, n_items: int) -> sp.csr_array:
     "Turn events into rows of a matrix (sessions kept, n_items); repeats add up."
@@ -533,65 +476,60 @@ def _session_rows(kept: np.ndarray, part: pd.DataFrame, value: np.ndarray, n_ite
 
 # %% ../../nbs/models/06_catalogue.ipynb #7a3b31fc
 #: weights of content that `choose_content_weight` tries
-GRID = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-
+GRID = (0., .05, .1, .2, .3, .4, .5, .6, .7, .8, .9, 1.)
 
 @dataclass(frozen=True, eq=False)
 class ContentChoice:
     "What was chosen, and why."
-
-    weight: float  # of content; 0 if it does not help
-    table: pd.DataFrame  # a row a weight: weight, the metrics, gain over weight 0 and its interval: gain, low, high
-    evaluations: dict  # weight -> Evaluation
-
+    weight: float       # of content; 0 if it does not help
+    table: pd.DataFrame # a row a weight: weight, the metrics, gain over weight 0 and its interval: gain, low, high
+    evaluations: dict   # weight -> Evaluation
     def __repr__(self):
-        sessions = self.evaluations[0.0].n_users
+        sessions = self.evaluations[0.].n_users
         return f'ContentChoice(weight {self.weight:g} of {len(self.table)} tried, {sessions:,} sessions)'
 
 # %% ../../nbs/models/06_catalogue.ipynb #75dfe54f
 def choose_content_weight(
     catalogue: Catalogue,
-    score: Callable,  # baskets csr (n, n_items) -> a model's scores, float32 (n, n_items): its fold-in
-    baskets: sp.csr_array,  # (n, n_items), from `split_sessions`
-    targets: sp.csr_array,  # bool (n, n_items), the same
-    grid: Iterable[float] = GRID,  # weights to try; 0 is always tried
-    metric: str = 'ndcg@20',  # what decides
-    level: float = 0.95,  # of the interval of the gain
-    chunk: int = 256,  # sessions whose scores are in memory at a time
-    seed: int = 0,  # of the interval's draws
+    score: Callable,         # baskets csr (n, n_items) -> a model's scores, float32 (n, n_items): its fold-in
+    baskets: sp.csr_array,   # (n, n_items), from `split_sessions`
+    targets: sp.csr_array,   # bool (n, n_items), the same
+    grid: Iterable[float] = GRID, # weights to try; 0 is always tried
+    metric: str = 'ndcg@20', # what decides
+    level: float = .95,      # of the interval of the gain
+    chunk: int = 256,        # sessions whose scores are in memory at a time
+    seed: int = 0,           # of the interval's draws
 ) -> ContentChoice:
     "Choose the weight of content by a validation metric, or 0. Products of the basket are not recommended."
     from gnn_ecommerce.ranking.evaluation import compare
-
-    grid = sorted({0.0, *map(float, grid)})
+    grid = sorted({0., *map(float, grid)})
     evaluations = evaluate_content(catalogue, score, baskets, targets, grid, int(metric.partition('@')[2] or 20), chunk)
     rows = []
     for w in grid:
-        gain = compare(evaluations[w], evaluations[0.0], [metric], level=level, seed=seed).iloc[0]
+        gain = compare(evaluations[w], evaluations[0.], [metric], level=level, seed=seed).iloc[0]
         rows.append(dict(weight=w) | evaluations[w].metrics | dict(gain=gain.difference, low=gain.low, high=gain.high))
     table = pd.DataFrame(rows)
     best = table.loc[table[metric].idxmax()]
-    return ContentChoice(float(best.weight) if best.low > 0 else 0.0, table, evaluations)
+    return ContentChoice(float(best.weight) if best.low > 0 else 0., table, evaluations)
 
 # %% ../../nbs/models/06_catalogue.ipynb #dff559d2
 def evaluate_content(
     catalogue: Catalogue,
-    score: Callable,  # as in `choose_content_weight`
-    baskets: sp.csr_array,  # (n, n_items)
-    targets: sp.csr_array,  # bool (n, n_items)
-    grid: Iterable[float],  # weights of content
-    k: int = 20,  # list length
-    chunk: int = 256,  # sessions whose scores are in memory at a time
-) -> dict:  # weight -> Evaluation
+    score: Callable,         # as in `choose_content_weight`
+    baskets: sp.csr_array,   # (n, n_items)
+    targets: sp.csr_array,   # bool (n, n_items)
+    grid: Iterable[float],   # weights of content
+    k: int = 20,             # list length
+    chunk: int = 256,        # sessions whose scores are in memory at a time
+) -> dict: # weight -> Evaluation
     "Measure the blend's lists for baskets at several weights."
     from gnn_ecommerce.ranking.evaluation import Evaluation
     from gnn_ecommerce.ranking.topk import topk
-
     grid, baskets = [float(w) for w in grid], sp.csr_array(baskets)
     lists = {w: np.empty((baskets.shape[0], k), np.int32) for w in grid}
     for a in range(0, baskets.shape[0], chunk):
-        part = baskets[a : a + chunk]
+        part = baskets[a:a+chunk]
         model, content = score(part), catalogue.content_scores(part)
         for w in grid:
-            lists[w][a : a + chunk] = topk(blend(model, content, w), k, part.astype(bool))[0]
+            lists[w][a:a+chunk] = topk(blend(model, content, w), k, part.astype(bool))[0]
     return {w: Evaluation.from_lists(f'content {w:g}', ranked, targets, [k]) for w, ranked in lists.items()}

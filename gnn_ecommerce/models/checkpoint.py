@@ -28,20 +28,19 @@ from ..ranking.recommender import Recommender
 
 # %% ../../nbs/models/03_checkpoint.ipynb #79aa9761
 def write_tensors(
-    tensors: dict[str, torch.Tensor],  # name -> tensor, any shape, type and device
-    path: str | Path,  # a .safetensors file
-    facts: dict | None = None,  # anything that JSON can hold; travels in the file's header
+    tensors: dict[str, torch.Tensor], # name -> tensor, any shape, type and device
+    path: str|Path,                   # a .safetensors file
+    facts: dict|None = None,          # anything that JSON can hold; travels in the file's header
 ):
     "Write tensors and facts to one file, atomically."
     with atomic_path(path) as tmp:
         header = {'facts': json.dumps(facts or {}, allow_nan=False)}
         save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, tmp, header)
 
-
 def read_tensors(
-    path: str | Path,  # a .safetensors file
-    stage: str,  # the stage that writes it, for the message
-) -> tuple[dict[str, torch.Tensor], dict]:  # tensors, facts
+    path: str|Path, # a .safetensors file
+    stage: str,     # the stage that writes it, for the message
+) -> tuple[dict[str, torch.Tensor], dict]: # tensors, facts
     "Read what `write_tensors` wrote. Raises `ArtifactError` if the file is missing, damaged or foreign."
     path = Path(path)
     if not path.is_file():
@@ -50,65 +49,52 @@ def read_tensors(
         with safe_open(path, 'pt') as f:
             return {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()['facts'])
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as err:
-        raise ArtifactError(
-            expected(
-                str(path),
-                'a file with tensors',
-                f'a damaged or foreign file ({err})',
-                f'run `dvc repro --force {stage}`',
-            )
-        ) from None
+        raise ArtifactError(expected(
+            str(path), 'a file with tensors', f'a damaged or foreign file ({err})', f'run `dvc repro --force {stage}`'
+        )) from None
 
 # %% ../../nbs/models/03_checkpoint.ipynb #f0f4053c
-def library_versions() -> dict[str, str | None]:
+def library_versions() -> dict[str, str|None]:
     "List the versions of what decides a model's numbers."
-
     def of(name):
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return None
-
+        try: return version(name)
+        except PackageNotFoundError: return None
     names = 'gnn_ecommerce', 'torch', 'torch-geometric', 'numpy', 'scipy', 'numba'
     return {'python': platform.python_version(), **{name: of(name) for name in names}}
 
-
 def git_commit(
-    root: str | Path,  # a folder in the repository
-) -> str | None:  # the commit's hash, with `+changes` when tracked files differ from it; None outside of git
+    root: str|Path, # a folder in the repository
+) -> str|None: # the commit's hash, with `+changes` when tracked files differ from it; None outside of git
     "Ask git which commit `root` stands on."
-
     def git(*args):
         command = ['git', '-C', str(root), *args]
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
-
     try:
-        return git('rev-parse', 'HEAD') + ('+changes' if git('status', '--porcelain', '--untracked-files=no') else '')
-    except (OSError, subprocess.SubprocessError):
-        return None
+        return git('rev-parse', 'HEAD')+('+changes' if git('status', '--porcelain', '--untracked-files=no') else '')
+    except (OSError, subprocess.SubprocessError): return None
 
 # %% ../../nbs/models/03_checkpoint.ipynb #6dc6dc36
 def save_model(
-    folder: str | Path,  # `model-checkpoints/lightgcn`
-    tensors: dict[str, torch.Tensor],  # state dict and filter table
-    metadata: dict,  # settings, hashes, metrics, history, versions
-) -> dict:  # the metadata as written
+    folder: str|Path,                 # `model-checkpoints/lightgcn`
+    tensors: dict[str, torch.Tensor], # state dict and filter table
+    metadata: dict,                   # settings, hashes, metrics, history, versions
+) -> dict: # the metadata as written
     "Write `model.safetensors`, then `metadata.json` with its sha256 and the model's version."
     folder = Path(folder)
-    write_tensors(tensors, folder / 'model.safetensors')
-    sha = file_hash(folder / 'model.safetensors')
+    write_tensors(tensors, folder/'model.safetensors')
+    sha = file_hash(folder/'model.safetensors')
     metadata = {'kind': 'lightgcn', 'layout': 1, 'model_version': f'lightgcn-{sha[:12]}', 'sha256': sha, **metadata}
-    write_json(metadata, folder / 'metadata.json')
+    write_json(metadata, folder/'metadata.json')
     return metadata
 
 # %% ../../nbs/models/03_checkpoint.ipynb #066020df
 def load_model(
-    folder: str | Path,  # `model-checkpoints/lightgcn`
-    graph: InteractionGraph | None = None,  # the graph that it must have been trained on
-) -> tuple[dict[str, torch.Tensor], dict]:  # tensors, metadata
+    folder: str|Path, # `model-checkpoints/lightgcn`
+    graph: InteractionGraph|None = None, # the graph that it must have been trained on
+) -> tuple[dict[str, torch.Tensor], dict]: # tensors, metadata
     "Read a saved model, checked. Raises `ArtifactError` if it is missing, damaged, half written or not the expected."
     folder = Path(folder)
-    metadata, again = read_json(folder / 'metadata.json', 'training'), 'run `dvc repro --force training`'
+    metadata, again = read_json(folder/'metadata.json', 'training'), 'run `dvc repro --force training`'
     layout = metadata.get('kind'), metadata.get('layout')
     if layout != ('lightgcn', 1):
         raise ArtifactError(
@@ -118,8 +104,8 @@ def load_model(
         wanted = f'a checkpoint of this graph ({graph.n_users} users, {graph.n_items} items, hash {graph.hash[:12]})'
         hash = metadata['graph_hash'][:12]
         raise ArtifactError(expected(str(folder), wanted, f'one of another ({hash})', 'run `dvc repro training`'))
-    tensors, _ = read_tensors(folder / 'model.safetensors', 'training')
-    if file_hash(folder / 'model.safetensors') != metadata['sha256']:
+    tensors, _ = read_tensors(folder/'model.safetensors', 'training')
+    if file_hash(folder/'model.safetensors') != metadata['sha256']:
         raise ArtifactError(
             expected(str(folder), 'model.safetensors and metadata.json of one run', 'that they differ', again)
         )
@@ -129,42 +115,39 @@ def load_model(
 def final_embeddings(
     graph: InteractionGraph,  # the training graph
     embedding: torch.Tensor,  # layer-0 embeddings, (n_users + n_items, d), users first
-    alpha: torch.Tensor,  # layer weights, (layers + 1,)
-    weighted: bool = True,  # edges carry their weight
-) -> tuple[np.ndarray, np.ndarray]:  # users (n_users, d), items (n_items, d), float32
+    alpha: torch.Tensor,      # layer weights, (layers + 1,)
+    weighted: bool = True,    # edges carry their weight
+) -> tuple[np.ndarray, np.ndarray]: # users (n_users, d), items (n_items, d), float32
     "Compute LightGCN's final embeddings `sum_l alpha_l A^l E` of users and items."
     z = Propagation(Adjacency.from_graph(graph, weighted=weighted), alpha).forward(embedding).numpy()
-    return z[: graph.n_users], z[graph.n_users :]
-
+    return z[:graph.n_users], z[graph.n_users:]
 
 def build_filter(
     graph: InteractionGraph,
-    tensors: dict[str, torch.Tensor],  # with `filter.*` if the score has that part
-    scoring: dict,  # see `build_recommender`
-) -> GraphFilter | None:  # fitted to `graph`; None if the score has no such part
+    tensors: dict[str, torch.Tensor], # with `filter.*` if the score has that part
+    scoring: dict,                    # see `build_recommender`
+) -> GraphFilter|None: # fitted to `graph`; None if the score has no such part
     "Rebuild the graph filter of a checkpoint."
-    if scoring.get('filter') is None:
-        return None
+    if scoring.get('filter') is None: return None
     arrays = {k.removeprefix('filter.'): v.numpy() for k, v in tensors.items() if k.startswith('filter.')}
     return GraphFilter.from_arrays(arrays, scoring['filter'], graph)
 
 # %% ../../nbs/models/03_checkpoint.ipynb #314c86cc
 def build_recommender(
     graph: InteractionGraph,
-    tensors: dict[str, torch.Tensor],  # `embedding.weight`, `alpha`, and `filter.*` if the score has that part
-    scoring: dict,  # `weighted`, `cosine`, `b`, `filter` (`GraphFilter.params`, or None)
-) -> Recommender:  # fitted to `graph`
+    tensors: dict[str, torch.Tensor], # `embedding.weight`, `alpha`, and `filter.*` if the score has that part
+    scoring: dict,                    # `weighted`, `cosine`, `b`, `filter` (`GraphFilter.params`, or None)
+) -> Recommender: # fitted to `graph`
     "Build the recommender that a checkpoint describes: LightGCN, alone or with the graph filter."
     users, items = final_embeddings(graph, tensors['embedding.weight'], tensors['alpha'], scoring['weighted'])
     model = LightGCNRecommender(users, items, cosine=scoring['cosine']).fit(graph)
     filter = build_filter(graph, tensors, scoring)
     return model if filter is None else HybridRecommender(model, filter, scoring['b'])
 
-
 def load_checkpoint(
-    folder: str | Path,  # `model-checkpoints/lightgcn`
-    graph: InteractionGraph,  # the graph that it was trained on
-) -> Recommender:  # with `metadata`, `model_version` and `folder` set
+    folder: str|Path,        # `model-checkpoints/lightgcn`
+    graph: InteractionGraph, # the graph that it was trained on
+) -> Recommender: # with `metadata`, `model_version` and `folder` set
     "Load the best model as a recommender. Raises `ArtifactError` if it is damaged or belongs to another graph."
     tensors, metadata = load_model(folder, graph)
     model = build_recommender(graph, tensors, metadata['scoring'])
@@ -175,61 +158,55 @@ def load_checkpoint(
 @dataclass
 class TrainState:
     "Everything that a run needs to continue after its last finished epoch."
-
-    embedding: torch.Tensor  # layer-0 embeddings, (n_users + n_items, d)
-    exp_avg: torch.Tensor  # Adam's first moment, as `embedding`
-    exp_avg_sq: torch.Tensor  # Adam's second moment, as `embedding`
-    best: torch.Tensor  # layer-0 embeddings of the best epoch
-    fingerprint: str = ''  # of graph, targets and settings: a state fits only the run that made it
-    step: int = 0  # optimizer steps taken
-    epoch: int = 0  # epochs finished
-    best_epoch: int = 0  # 0: none yet
-    best_value: float | None = None  # the monitored metric at `best_epoch`
-    best_b: float = 0.0  # weight of the graph filter at `best_epoch`
-    best_filter: str | None = None  # method of that filter, if there are several to choose from
-    history: list = field(default_factory=list)  # one dict an epoch
-    stopped: str | None = None  # why the run ended, None while it runs
-    precision: str | None = None  # of the loss's matrix products, as decided at the start
-    temperature: float | None = None  # of the loss, if short runs chose it
-    alpha: list | None = None  # layer weights, if short runs chose them; None: those of the settings
-    tried: list = field(default_factory=list)  # a row a short run
+    embedding: torch.Tensor            # layer-0 embeddings, (n_users + n_items, d)
+    exp_avg: torch.Tensor              # Adam's first moment, as `embedding`
+    exp_avg_sq: torch.Tensor           # Adam's second moment, as `embedding`
+    best: torch.Tensor                 # layer-0 embeddings of the best epoch
+    fingerprint: str = ''              # of graph, targets and settings: a state fits only the run that made it
+    step: int = 0                      # optimizer steps taken
+    epoch: int = 0                     # epochs finished
+    best_epoch: int = 0                # 0: none yet
+    best_value: float|None = None      # the monitored metric at `best_epoch`
+    best_b: float = 0.                 # weight of the graph filter at `best_epoch`
+    best_filter: str|None = None       # method of that filter, if there are several to choose from
+    history: list = field(default_factory=list) # one dict an epoch
+    stopped: str|None = None           # why the run ended, None while it runs
+    precision: str|None = None         # of the loss's matrix products, as decided at the start
+    temperature: float|None = None     # of the loss, if short runs chose it
+    alpha: list|None = None            # layer weights, if short runs chose them; None: those of the settings
+    tried: list = field(default_factory=list) # a row a short run
 
 # %% ../../nbs/models/03_checkpoint.ipynb #0e5836ac
-_TENSORS = 'embedding', 'exp_avg', 'exp_avg_sq'  # `best` has a file of its own
+_TENSORS = 'embedding', 'exp_avg', 'exp_avg_sq' # `best` has a file of its own
 _FACTS = [f.name for f in fields(TrainState) if f.name not in (*_TENSORS, 'best')]
 
-
 def save_state(
-    folder: str | Path,  # `.../last`
+    folder: str|Path, # `.../last`
     state: TrainState,
 ):
     "Write a run's state: first the best embeddings if they are new, then the state that names them."
     folder = Path(folder)
-    best = folder / f'best-{state.best_epoch}.safetensors'
+    best = folder/f'best-{state.best_epoch}.safetensors'
     if not best.is_file():
         write_tensors({'best': state.best}, best, {'fingerprint': state.fingerprint})
     tensors, facts = ({name: getattr(state, name) for name in names} for names in (_TENSORS, _FACTS))
-    write_tensors(tensors, folder / 'state.safetensors', facts)
+    write_tensors(tensors, folder/'state.safetensors', facts)
     for other in folder.glob('best-*.safetensors'):
-        if other != best:
-            other.unlink()
-
+        if other != best: other.unlink()
 
 def load_state(
-    folder: str | Path,  # `.../last`
-    device: str | torch.device = 'cpu',  # where to put its tensors
-) -> TrainState | None:  # None if no run was interrupted
+    folder: str|Path, # `.../last`
+    device: str|torch.device = 'cpu', # where to put its tensors
+) -> TrainState|None: # None if no run was interrupted
     "Read a run's state. Raises `ArtifactError` if it is damaged."
     folder = Path(folder)
-    if not (folder / 'state.safetensors').is_file() or (folder / 'done').is_file():
+    if not (folder/'state.safetensors').is_file() or (folder/'done').is_file():
         return None
-    tensors, facts = read_tensors(folder / 'state.safetensors', 'training')
-    best, of = read_tensors(folder / f'best-{facts["best_epoch"]}.safetensors', 'training')
-    if of['fingerprint'] != facts['fingerprint']:
-        return None
+    tensors, facts = read_tensors(folder/'state.safetensors', 'training')
+    best, of = read_tensors(folder/f'best-{facts["best_epoch"]}.safetensors', 'training')
+    if of['fingerprint'] != facts['fingerprint']: return None
     return TrainState(**{name: t.to(device) for name, t in (tensors | best).items()}, **facts)
 
-
-def clear_state(folder: str | Path):
+def clear_state(folder: str|Path):
     "Forget an interrupted run."
     shutil.rmtree(folder, ignore_errors=True)

@@ -35,79 +35,65 @@ __all__ = ['EdgeRule', 'History', 'graph_history', 'scoring_arrays', 'Customers'
 # %% ../../nbs/models/05_fold_in.ipynb #e2969250
 class EdgeRule:
     "Weigh an edge by the events of one customer with one product."
+    def __init__(self,
+        scheme: str = 'sum', # the graph's, see `graph_build`
+        weights: dict[str, float]|None = None, # event type -> what one event counts
+    ): self.scheme, self.weights = scheme, {**EVENT_WEIGHTS, **(weights or {})}
+    def __repr__(self): return f'EdgeRule({self.scheme!r}, {self.weights})'
 
-    def __init__(
-        self,
-        scheme: str = 'sum',  # the graph's, see `graph_build`
-        weights: dict[str, float] | None = None,  # event type -> what one event counts
-    ):
-        self.scheme, self.weights = scheme, {**EVENT_WEIGHTS, **(weights or {})}
-
-    def __repr__(self):
-        return f'EdgeRule({self.scheme!r}, {self.weights})'
-
-    def __call__(
-        self,
-        events: Sequence[str],  # event types, one an event
-    ) -> float:  # 0 if the scheme has no edge
+    def __call__(self,
+        events: Sequence[str], # event types, one an event
+    ) -> float: # 0 if the scheme has no edge
         "Compute the weight. Raises `GnnEcommerceError` for an unknown event type."
         unknown = [e for e in events if e not in self.weights]
         if unknown:
-            raise GnnEcommerceError(expected('event_type', f'one of {", ".join(self.weights)}', repr(unknown[0])))
-        if not events:
-            return 0.0
-        if self.scheme == 'unweighted':
-            return 1.0
+            raise GnnEcommerceError(
+                expected('event_type', f'one of {", ".join(self.weights)}', repr(unknown[0]))
+            )
+        if not events: return 0.
+        if self.scheme == 'unweighted': return 1.
         if self.scheme == 'purchase_only':
             return float(any(e != 'remove_from_cart' for e in events))
         total = max(round(sum(self.weights[e] for e in events), 9), self.weights['view'])
-        if self.scheme == 'log_count':
-            return math.log1p(total)
-        if self.scheme == 'recency' or total <= 1:
-            return total
-        return 1.0 if 'purchase' in events else 0.5
+        if self.scheme == 'log_count': return math.log1p(total)
+        if self.scheme == 'recency' or total <= 1: return total
+        return 1. if 'purchase' in events else .5
 
 # %% ../../nbs/models/05_fold_in.ipynb #e5c04e5f
 @dataclass(frozen=True, eq=False)
 class History:
     "Rows of the user-item matrix: customer u has the entries `indptr[u]` to `indptr[u+1]`, ascending by item."
-
     indptr: np.ndarray  # int64 (n+1,)
-    items: np.ndarray  # int32 (E,)
+    items: np.ndarray   # int32 (E,)
     weight: np.ndarray  # float32 (E,)
     bought: np.ndarray  # bool (E,)
-    event: np.ndarray  # uint8 (E,), place in `event_types` of the type that weighs most
+    event: np.ndarray   # uint8 (E,), place in `event_types` of the type that weighs most
     n_items: int
     event_types: tuple[str, ...] = tuple(EVENT_WEIGHTS)
-    age: np.ndarray | None = (
-        None  # int (E,), how many of the customer's products are newer; None: all count as the newest
-    )
+    age: np.ndarray|None = None # int (E,), how many of the customer's products are newer; None: all count as the newest
 
     @property
-    def n_users(self) -> int:
-        return len(self.indptr) - 1
-
+    def n_users(self) -> int: return len(self.indptr)-1
     def __repr__(self):
         return f'History({self.n_users:,} customers, {self.n_items:,} items, {len(self.items):,} entries)'
 
-    def rows(
-        self,
-        users: np.ndarray,  # int (n,)
-    ) -> History:  # of these customers, in this order
+    def rows(self,
+        users: np.ndarray, # int (n,)
+    ) -> History: # of these customers, in this order
         "Take some customers."
-        count = self.indptr[users + 1] - self.indptr[users]
+        count = self.indptr[users+1]-self.indptr[users]
         ptr = np.concatenate([[0], np.cumsum(count)])
         if len(users) == 1:
-            part = slice(self.indptr[users[0]], self.indptr[users[0] + 1])
+            part = slice(self.indptr[users[0]], self.indptr[users[0]+1])
         else:
-            part = np.arange(ptr[-1]) + np.repeat(self.indptr[users] - ptr[:-1], count)
+            part = np.arange(ptr[-1])+np.repeat(self.indptr[users]-ptr[:-1], count)
         columns = (None if c is None else c[part] for c in (self.items, self.weight, self.bought, self.event, self.age))
         items, weight, bought, event, age = columns
         return History(ptr, items, weight, bought, event, self.n_items, self.event_types, age)
 
 # %% ../../nbs/models/05_fold_in.ipynb #c9c2ea17
 @patch
-def csr(self: History, kind: Literal['seen', 'bought', 'weight'] = 'seen') -> sp.csr_array:  # (n, n_items)
+def csr(self: History, kind: Literal['seen', 'bought', 'weight'] = 'seen') -> sp.csr_array: # (n, n_items)
     "Make a matrix, as `InteractionGraph.csr` does."
     if kind == 'bought':
         ptr = np.concatenate([[0], np.cumsum(self.bought)])[self.indptr]
@@ -115,10 +101,9 @@ def csr(self: History, kind: Literal['seen', 'bought', 'weight'] = 'seen') -> sp
     values = self.weight if kind == 'weight' else np.ones(len(self.items), bool)
     return _csr(values, self.items, self.indptr, self.n_items)
 
-
 def _csr(data, indices, indptr, n_columns: int) -> sp.csr_array:
     "Make a matrix of rows that are sorted already, without SciPy's checks."
-    m = sp.csr_array((len(indptr) - 1, n_columns), dtype=data.dtype)
+    m = sp.csr_array((len(indptr)-1, n_columns), dtype=data.dtype)
     m.data, m.indices, m.indptr = data, indices.astype(np.int32, copy=False), indptr
     m.has_sorted_indices = m.has_canonical_format = True
     return m
@@ -126,7 +111,7 @@ def _csr(data, indices, indptr, n_columns: int) -> sp.csr_array:
 # %% ../../nbs/models/05_fold_in.ipynb #a8156c70
 def graph_history(
     graph: InteractionGraph,
-    event_weights: dict[str, float] | None = None,  # what one event of each type counts
+    event_weights: dict[str, float]|None = None, # what one event of each type counts
 ) -> History:
     "Read what the customers of a graph did."
     weights = {**EVENT_WEIGHTS, **(event_weights or {})}
@@ -134,10 +119,9 @@ def graph_history(
     types = tuple(c.removeprefix('n_') for c in columns) or ('purchase', 'other')
     if columns:
         count = graph.edges[columns].to_numpy().astype(np.float64)
-        into = count * np.maximum([weights.get(t, 1.0) for t in types], 0)
+        into = count*np.maximum([weights.get(t, 1.) for t in types], 0)
         event = np.where((into.sum(1) > 0)[:, None], into, count).argmax(1)
-    else:
-        event = ~graph.purchased
+    else: event = ~graph.purchased
     return History(
         graph.user_ptr, graph.item, graph.weight, graph.purchased, event.astype(np.uint8), graph.n_items, types
     )
@@ -145,79 +129,69 @@ def graph_history(
 # %% ../../nbs/models/05_fold_in.ipynb #fd31cb4a
 def scoring_arrays(
     graph: InteractionGraph,
-    tensors: dict[str, torch.Tensor],  # `embedding.weight`, `alpha`, and `filter.*`: a checkpoint's
-    scoring: dict,  # `weighted`, `cosine`, `b`, `filter`: a checkpoint's
-    event_weights: dict[str, float] | None = None,  # what one event of each type counts
-) -> tuple[dict[str, np.ndarray], dict]:  # arrays, and facts: `weighted`, `cosine`, `b`, `filter`, `event_types`
+    tensors: dict[str, torch.Tensor], # `embedding.weight`, `alpha`, and `filter.*`: a checkpoint's
+    scoring: dict,                    # `weighted`, `cosine`, `b`, `filter`: a checkpoint's
+    event_weights: dict[str, float]|None = None, # what one event of each type counts
+) -> tuple[dict[str, np.ndarray], dict]: # arrays, and facts: `weighted`, `cosine`, `b`, `filter`, `event_types`
     "Compute what `Scorer` is made of."
     alpha, weighted, embedding = [float(a) for a in tensors['alpha']], scoring['weighted'], tensors['embedding.weight']
     users, items = final_embeddings(graph, embedding, alpha, weighted)
     norm = np.linalg.norm(users, axis=1) if scoring['cosine'] else np.ones(graph.n_users, np.float32)
     model, history = LightGCNRecommender(users, items, cosine=scoring['cosine']), graph_history(graph, event_weights)
     arrays = {
-        'user_embedding': model.user_embedding,
-        'user_norm': norm.astype(np.float32),
-        'item_embedding': model.item_embedding,
-        'fold': _fold_table(graph, embedding, alpha, weighted),
+        'user_embedding': model.user_embedding, 'user_norm': norm.astype(np.float32),
+        'item_embedding': model.item_embedding, 'fold': _fold_table(graph, embedding, alpha, weighted)
     }
     arrays |= {f'history.{name}': getattr(history, name) for name in _COLUMNS}
     arrays |= {name: tensor.numpy() for name, tensor in tensors.items() if name.startswith('filter.')}
     if (scoring['filter'] or {}).get('recency'):
-        arrays['history.age'] = np.minimum(graph.ages, 2**16 - 1).astype(np.uint16)
+        arrays['history.age'] = np.minimum(graph.ages, 2**16-1).astype(np.uint16)
     facts = {name: scoring[name] for name in ('weighted', 'cosine', 'b', 'filter')}
     return arrays, dict(facts, event_types=list(history.event_types))
 
 # %% ../../nbs/models/05_fold_in.ipynb #54b83384
-_COLUMNS = 'indptr', 'items', 'weight', 'bought', 'event'  # of a history, as they are stored
-
+_COLUMNS = 'indptr', 'items', 'weight', 'bought', 'event' # of a history, as they are stored
 
 def _fold_table(graph: InteractionGraph, embedding: torch.Tensor, alpha: list[float], weighted: bool) -> np.ndarray:
     "Y_i / sqrt(d_i): what a product of weight 1 adds to a customer."
-    after = Propagation(Adjacency.from_graph(graph, weighted), alpha[1:] or [0.0]).forward(embedding)
+    after = Propagation(Adjacency.from_graph(graph, weighted), alpha[1:] or [0.]).forward(embedding)
     degree = np.bincount(graph.item, graph.weight if weighted else None, graph.n_items)
-    return after[graph.n_users :].numpy() * degree_power(degree, -0.5)[:, None]
+    return after[graph.n_users:].numpy()*degree_power(degree, -.5)[:, None]
 
 # %% ../../nbs/models/05_fold_in.ipynb #37ee71f2
 @dataclass(frozen=True, eq=False)
 class Customers:
     "Some customers, ready to be scored."
-
-    x: np.ndarray  # float32 (n, d), what items are multiplied with: of length 1 if the score is a cosine
+    x: np.ndarray     # float32 (n, d), what items are multiplied with: of length 1 if the score is a cosine
     norm: np.ndarray  # float64 (n,), length that z_u had before; 1 if the score is a dot product
-    own: np.ndarray  # float32 (n, d), alpha_0 E_u; 0 for those not in training
+    own: np.ndarray   # float32 (n, d), alpha_0 E_u; 0 for those not in training
     history: History  # n rows
 
-    def __len__(self):
-        return len(self.x)
-
+    def __len__(self): return len(self.x)
     @property
-    def empty(self) -> np.ndarray:  # bool (n,)
+    def empty(self) -> np.ndarray: # bool (n,)
         "Customers without history."
         return (np.diff(self.history.indptr) == 0) & ~self.x.any(1)
-
 
 @jit
 def _fold_rows(ptr, items, weight, table, out):
     "out[r] = (sum of weights)^-1/2 * sum of weight * table row, over the entries of row r."
-    for r in range(len(ptr) - 1):
-        total = 0.0
-        for e in range(ptr[r], ptr[r + 1]):
+    for r in range(len(ptr)-1):
+        total = 0.
+        for e in range(ptr[r], ptr[r+1]):
             total += weight[e]
             for t in range(table.shape[1]):
-                out[r, t] += weight[e] * table[items[e], t]
+                out[r, t] += weight[e]*table[items[e], t]
         if total > 0:
-            for t in range(table.shape[1]):
-                out[r, t] /= total**0.5
+            for t in range(table.shape[1]): out[r, t] /= total**.5
 
 # %% ../../nbs/models/05_fold_in.ipynb #5334f60d
 class _ItemSide(EmbeddingRecommender):
     "Items alone: users come as rows of vectors instead of indices."
-
     def _rows(self, x):
-        out = np.zeros((len(x) + 3, -(-x.shape[1] // 4) * 4), np.float32)
-        out[: len(x), : x.shape[1]] = x
+        out = np.zeros((len(x)+3, -(-x.shape[1]//4)*4), np.float32)
+        out[:len(x), :x.shape[1]] = x
         return out
-
     def _blocks_torch(self, x, columns, width):
         self._user = torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
         yield from super()._blocks_torch(np.arange(len(x)), columns, width)
@@ -225,12 +199,10 @@ class _ItemSide(EmbeddingRecommender):
 # %% ../../nbs/models/05_fold_in.ipynb #20af28dc
 class Scorer(Recommender):
     "Score known customers and baskets: cosine (or dot) of LightGCN + b * d_u^-1/2 * graph filter."
-
-    def __init__(
-        self,
-        arrays: dict[str, np.ndarray],  # from `scoring_arrays`; may be memory-mapped
-        facts: dict,  # likewise
-        name: str = 'scorer',  # name in tables
+    def __init__(self,
+        arrays: dict[str, np.ndarray], # from `scoring_arrays`; may be memory-mapped
+        facts: dict,                   # likewise
+        name: str = 'scorer',          # name in tables
     ):
         self.name, self.arrays, self.b = name, arrays, float(facts['b'])
         self.cosine, self.weighted, items = facts['cosine'], facts['weighted'], arrays['item_embedding']
@@ -243,11 +215,10 @@ class Scorer(Recommender):
             self.filter = GraphFilter.from_arrays(tables, facts['filter'])
 
     @classmethod
-    def from_checkpoint(
-        cls,
-        folder: str | Path,  # `model-checkpoints/lightgcn`
-        graph: InteractionGraph,  # the graph that it was trained on
-    ) -> Scorer:  # with `model_version` set
+    def from_checkpoint(cls,
+        folder: str|Path,        # `model-checkpoints/lightgcn`
+        graph: InteractionGraph, # the graph that it was trained on
+    ) -> Scorer: # with `model_version` set
         "Load a checkpoint's scorer. Raises `ArtifactError` if it is damaged or of another graph."
         tensors, metadata = load_model(folder, graph)
         scorer = cls(*scoring_arrays(graph, tensors, metadata['scoring']))
@@ -256,38 +227,34 @@ class Scorer(Recommender):
 
 # %% ../../nbs/models/05_fold_in.ipynb #d8e922e8
 @patch
-def _fold(self: Scorer, h: History) -> np.ndarray:  # float32 (n, d)
+def _fold(self: Scorer, h: History) -> np.ndarray: # float32 (n, d)
     "Sum over the products of each row."
     out = np.zeros((h.n_users, self.arrays['fold'].shape[1]), np.float32)
     weight = h.weight if self.weighted else np.ones(len(h.items), np.float32)
     _fold_rows(h.indptr, h.items, weight, self.arrays['fold'], out)
     return out
 
-
 @patch
 def _made(self: Scorer, z: np.ndarray, own: np.ndarray, h: History) -> Customers:
     "Make customers with the vectors z."
     norm = np.maximum(np.linalg.norm(z.astype(np.float64), axis=1), 1e-12) if self.cosine else np.ones(len(z))
-    return Customers((z / norm[:, None]).astype(np.float32), norm, own, h)
+    return Customers((z/norm[:, None]).astype(np.float32), norm, own, h)
 
 # %% ../../nbs/models/05_fold_in.ipynb #ea2cf6b4
 @patch
-def customers(
-    self: Scorer,
-    users: np.ndarray,  # int (n,) user indices
+def customers(self: Scorer,
+    users: np.ndarray, # int (n,) user indices
 ) -> Customers:
     "Take customers who were in training."
     users = check_indices(users, self.n_users, 'users')
     x, norm = np.asarray(self.arrays['user_embedding'][users], np.float32), self.arrays['user_norm'][users]
     norm, h = norm.astype(np.float64), self.history.rows(users)
-    return Customers(x, norm, (x * norm[:, None]).astype(np.float32) - self._fold(h), h)
-
+    return Customers(x, norm, (x*norm[:, None]).astype(np.float32)-self._fold(h), h)
 
 @patch
-def fold_in(
-    self: Scorer,
-    baskets: History,  # a row for each, see `basket_history`
-    users: np.ndarray | None = None,  # int (n,) user index of each, whose history counts as well; -1: not in training
+def fold_in(self: Scorer,
+    baskets: History,               # a row for each, see `basket_history`
+    users: np.ndarray|None = None,  # int (n,) user index of each, whose history counts as well; -1: not in training
 ) -> Customers:
     "Make customers from baskets or sessions. If a product is in the history too, the larger weight counts."
     own, h = np.zeros((baskets.n_users, self.arrays['fold'].shape[1]), np.float32), baskets
@@ -295,7 +262,7 @@ def fold_in(
     if in_training.any():
         before = self.customers(np.asarray(users)[in_training])
         own[in_training], h = before.own, _joined(before.history, np.flatnonzero(in_training), baskets)
-    return self._made(own + self._fold(h), own, h)
+    return self._made(own+self._fold(h), own, h)
 
 # %% ../../nbs/models/05_fold_in.ipynb #f1874986
 def _joined(first: History, rows: np.ndarray, second: History) -> History:
@@ -306,29 +273,29 @@ def _joined(first: History, rows: np.ndarray, second: History) -> History:
         np.concatenate([getattr(first, name), getattr(second, name)]) for name in _COLUMNS[1:]
     )
     order = np.lexsort((-weight, item, row))
-    new = np.ones(len(order), bool)  # the first entry of each (row, item): the one with the largest weight
+    new = np.ones(len(order), bool) # the first entry of each (row, item): the one with the largest weight
     new[1:] = (row[order][1:] != row[order][:-1]) | (item[order][1:] != item[order][:-1])
     kept, start, age = order[new], np.flatnonzero(new), None
     bought = np.logical_or.reduceat(bought[order], start) if len(order) else bought
     ptr = np.concatenate([[0], np.cumsum(np.bincount(row[kept], minlength=second.n_users))])
     if first.age is not None and second.age is not None:
-        newness = np.concatenate([-first.age.astype(np.int64) - (1 << 40), -second.age.astype(np.int64)])[order]
+        newness = np.concatenate([-first.age.astype(np.int64)-(1 << 40), -second.age.astype(np.int64)])[order]
         age = count_newer(ptr, np.maximum.reduceat(newness, start) if len(order) else newness)
     return History(ptr, item[kept], weight[kept], bought, event[kept], second.n_items, second.event_types, age)
 
 # %% ../../nbs/models/05_fold_in.ipynb #120754ec
 def basket_history(
-    baskets: Iterable[Sequence[tuple[int, str]]],  # (item index, event type), the newest last; products may repeat
-    rule: EdgeRule,  # what they weigh
+    baskets: Iterable[Sequence[tuple[int, str]]], # (item index, event type), the newest last; products may repeat
+    rule: EdgeRule, # what they weigh
     n_items: int,
-    event_types: tuple[str, ...] = tuple(EVENT_WEIGHTS),  # the model's
+    event_types: tuple[str, ...] = tuple(EVENT_WEIGHTS), # the model's
 ) -> History:
     "Turn baskets into rows of a history. Raises `GnnEcommerceError` for an unknown event type or item out of range."
     ptr, rows = [0], []
     for basket in baskets:
         rows += _basket_row(basket, rule, event_types)
         ptr.append(len(rows))
-    item, weight, bought, event, age = zip(*rows) if rows else ((),) * 5
+    item, weight, bought, event, age = zip(*rows) if rows else ((),)*5
     item = check_indices(np.array(item, np.int64), n_items, 'items').astype(np.int32)
     weight, bought, event = np.array(weight, np.float32), np.array(bought, bool), np.array(event, np.uint8)
     return History(np.array(ptr), item, weight, bought, event, n_items, event_types, np.array(age, np.int32))
@@ -337,14 +304,11 @@ def basket_history(
 def _basket_row(basket: Sequence[tuple[int, str]], rule: EdgeRule, event_types: tuple[str, ...]) -> list[tuple]:
     "One basket as sorted rows: item, weight, bought, place of the event type that weighs most, age."
     events, code = {}, {event_type: place for place, event_type in enumerate(event_types)}
-    for item, event in basket:
-        events.setdefault(item, []).append(event)
+    for item, event in basket: events.setdefault(item, []).append(event)
     newest_first = dict.fromkeys(item for item, _ in reversed(basket))
     weights = {item: weight for item in newest_first if (weight := rule(events[item])) > 0}
-
     def top(item):
-        return code.get(max(events[item], key=rule.weights.get), len(code) - 1)
-
+        return code.get(max(events[item], key=rule.weights.get), len(code)-1)
     return sorted(
         (item, weight, 'purchase' in events[item], top(item), age) for age, (item, weight) in enumerate(weights.items())
     )
@@ -354,74 +318,63 @@ def _basket_row(basket: Sequence[tuple[int, str]], rule: EdgeRule, event_types: 
 def _filtered(self: Scorer, h: History) -> History:
     "Give histories the weights that the graph filter takes."
     f, w = self.filter, h.weight
-    if not f.weighted:
-        w = np.ones(len(h.items), np.float32)
-    if f.recency and h.age is not None:
-        w = w * decay(h.age, f.recency)
+    if not f.weighted: w = np.ones(len(h.items), np.float32)
+    if f.recency and h.age is not None: w = w*decay(h.age, f.recency)
     return h if w is h.weight else replace(h, weight=w)
 
-
 @patch
-def _filter_scale(self: Scorer, h: History) -> np.ndarray:  # float32 (n,)
+def _filter_scale(self: Scorer, h: History) -> np.ndarray: # float32 (n,)
     "d_u^-1/2 of each row."
-    return degree_power(np.bincount(np.repeat(np.arange(h.n_users), np.diff(h.indptr)), h.weight, h.n_users), -0.5)
-
+    return degree_power(np.bincount(np.repeat(np.arange(h.n_users), np.diff(h.indptr)), h.weight, h.n_users), -.5)
 
 @patch
 def _add_filter(self: Scorer, out: np.ndarray, who: Customers) -> np.ndarray:
     "Add b d_u^-1/2 filter to scores (n, n_items)."
     h, n, table = self._filtered(who.history), len(who), self.filter.table
-    factor = self.b * self._filter_scale(h)
+    factor = self.b*self._filter_scale(h)
     if not self.filter._numba or n > 32:
         return self.filter._add(out, h.csr('weight'), np.arange(n), factor)
-    factor = factor.astype(np.float32) * np.float32(table.scale)
+    factor = factor.astype(np.float32)*np.float32(table.scale)
     add_rows(np.arange(n), Histories(h.indptr, h.items, h.weight), table.arrays(), factor, out, 0, n)
     return out
 
 # %% ../../nbs/models/05_fold_in.ipynb #ce3cdf26
 @patch
-def scores(
-    self: Scorer,
+def scores(self: Scorer,
     who: Customers,
-    columns: np.ndarray | None = None,  # int32 (m,) ascending, the only items; None: all
-) -> np.ndarray:  # float32 (n, m)
+    columns: np.ndarray|None = None, # int32 (m,) ascending, the only items; None: all
+) -> np.ndarray: # float32 (n, m)
     "Score some items."
     part = columns is not None and len(columns) < self.n_items
     columns = np.arange(self.n_items, dtype=np.int32) if columns is None else columns
-    ((_, out),) = self.items.score_blocks(who.x, columns, max(64, len(columns)))
-    if not isinstance(out, np.ndarray):
-        out = out.cpu().numpy()
-    if self.filter is None:
-        return out
-    if not part:
-        return self._add_filter(out, who)
+    (_, out), = self.items.score_blocks(who.x, columns, max(64, len(columns)))
+    if not isinstance(out, np.ndarray): out = out.cpu().numpy()
+    if self.filter is None: return out
+    if not part: return self._add_filter(out, who)
     whole = np.zeros((len(who), self.n_items), np.float32)
     whole[:, columns] = out
     return self._add_filter(whole, who)[:, columns]
 
 # %% ../../nbs/models/05_fold_in.ipynb #1a99282e
 @patch
-def best(
-    self: Scorer,
+def best(self: Scorer,
     who: Customers,
-    k: int = 20,  # how many items for each
-    mask: sp.csr_array | None = None,  # (n, n_items), true for an item that must not come
-    columns: np.ndarray | None = None,  # int32 (m,) ascending, the only items that may come; None: all
-) -> tuple[np.ndarray, np.ndarray]:  # int32 (n, k) items, -1 pads; float32 (n, k) scores, NaN pads
+    k: int = 20,                    # how many items for each
+    mask: sp.csr_array|None = None, # (n, n_items), true for an item that must not come
+    columns: np.ndarray|None = None, # int32 (m,) ascending, the only items that may come; None: all
+) -> tuple[np.ndarray, np.ndarray]: # int32 (n, k) items, -1 pads; float32 (n, k) scores, NaN pads
     "Rank the k best items of each customer; ties by lower item."
     mask, k = clean_mask(mask), check_k(k)
     columns = np.arange(self.n_items, dtype=np.int32) if columns is None else columns
-    if self.filter is None:
-        return self.items._best(who.x, k, mask, columns)
+    if self.filter is None: return self.items._best(who.x, k, mask, columns)
     best = TopK(len(who), k, self.backend)
     best.update(self.scores(who, columns), columns, mask)
     return best.result()
 
-
 def exclusion(
-    history: History,  # a row for each customer
-    exclude: Literal['bought', 'seen', 'none'],  # what of it is left out
-) -> sp.csr_array | None:  # bool (n, n_items)
+    history: History, # a row for each customer
+    exclude: Literal['bought', 'seen', 'none'], # what of it is left out
+) -> sp.csr_array|None: # bool (n, n_items)
     "Make rows of a mask. Raises `GnnEcommerceError` for another word."
     if exclude not in ('bought', 'seen', 'none'):
         raise GnnEcommerceError(expected('exclude', "'bought', 'seen' or 'none'", repr(exclude)))
@@ -429,14 +382,11 @@ def exclusion(
 
 # %% ../../nbs/models/05_fold_in.ipynb #de4cd236
 @patch
-def score(self: Scorer, users):
-    return self.scores(self.customers(users))
-
+def score(self: Scorer, users): return self.scores(self.customers(users))
 
 @patch
 def _best(self: Scorer, users, k, mask, columns):
     return self.best(self.customers(users), k, mask, columns)
-
 
 @patch
 def similar_items(self: Scorer, items, k=10):
@@ -447,29 +397,27 @@ def similar_items(self: Scorer, items, k=10):
 def chunk(self: Scorer, n_columns):
     return self.items.chunk(n_columns) if self.filter is None else Recommender.chunk(self, n_columns)
 
-
 @patch
 def _mask(self: Scorer, users, exclude, also_exclude):
     mask = exclusion(self.history.rows(users), exclude)
     more = None if also_exclude is None else Recommender._mask(self, users, 'none', also_exclude)
-    return more if mask is None else mask if more is None else clean_mask(mask + more)
+    return more if mask is None else mask if more is None else clean_mask(mask+more)
 
 # %% ../../nbs/models/05_fold_in.ipynb #7194b9a0
 @patch
-def recommend_baskets(
-    self: Scorer,
-    baskets: History,  # a row for each, see `basket_history`
-    k: int = 20,  # how many items for each
-    exclude: Literal['bought', 'seen', 'none'] = 'seen',  # what of the basket (and history) is left out
-    users: np.ndarray | None = None,  # int (n,) user index of each, -1: not in training; None: nobody was
-    items: np.ndarray | None = None,  # int (m,) the only items that may come; None: all
-) -> tuple[np.ndarray, np.ndarray]:  # int32 (n, k) items, -1 pads; float32 (n, k) scores, NaN pads
+def recommend_baskets(self: Scorer,
+    baskets: History,           # a row for each, see `basket_history`
+    k: int = 20,                # how many items for each
+    exclude: Literal['bought', 'seen', 'none'] = 'seen', # what of the basket (and history) is left out
+    users: np.ndarray|None = None, # int (n,) user index of each, -1: not in training; None: nobody was
+    items: np.ndarray|None = None, # int (m,) the only items that may come; None: all
+) -> tuple[np.ndarray, np.ndarray]: # int32 (n, k) items, -1 pads; float32 (n, k) scores, NaN pads
     "Rank the k best items for each basket; memory does not grow with their number (but for the result)."
     columns, k, n = self._check_items(items), check_k(k), baskets.n_users
     lists, scores = np.full((n, k), -1, np.int32), np.full((n, k), np.nan, np.float32)
     step = self.chunk(len(columns))
     for a in range(0, n if len(columns) else 0, step):
-        rows = np.arange(a, min(n, a + step))
+        rows = np.arange(a, min(n, a+step))
         who = self.fold_in(baskets.rows(rows), None if users is None else users[rows])
         lists[rows], scores[rows] = self.best(who, k, exclusion(who.history, exclude), columns)
     return lists, scores
@@ -478,83 +426,71 @@ def recommend_baskets(
 @dataclass(frozen=True, eq=False)
 class ScoreShares:
     "Scores of one customer, split: `own + products.sum(0)` is `score`."
-
-    history: History  # one row: the customer's products
-    items: np.ndarray  # int (k,) items that are explained
-    score: np.ndarray  # float64 (k,)
-    own: np.ndarray  # float64 (k,), share of the customer as such
-    products: np.ndarray  # float64 (h, k), share of each product
+    history: History     # one row: the customer's products
+    items: np.ndarray    # int (k,) items that are explained
+    score: np.ndarray    # float64 (k,)
+    own: np.ndarray      # float64 (k,), share of the customer as such
+    products: np.ndarray # float64 (h, k), share of each product
     effects: np.ndarray  # float64 (h, k), by how much the score would fall without it
 
 # %% ../../nbs/models/05_fold_in.ipynb #827f1b97
 @patch
-def shares(
-    self: Scorer,
+def shares(self: Scorer,
     who: Customers,
-    row: int,  # which of them
-    items: np.ndarray,  # int (k,) item indices, such as the customer's list
+    row: int,          # which of them
+    items: np.ndarray, # int (k,) item indices, such as the customer's list
 ) -> ScoreShares:
     "Split the scores of `items`. Raises `GnnEcommerceError` for an item out of range."
     items, h = check_indices(items, self.n_items, 'items'), who.history.rows(np.array([row]))
     w = h.weight.astype(np.float64) if self.weighted else np.ones(len(h.items))
     unit, total = self.arrays['item_embedding'][items].astype(np.float64), w.sum()
-    step = w[:, None] * self.arrays['fold'][h.items] / np.sqrt(total or 1.0)
+    step = w[:, None]*self.arrays['fold'][h.items]/np.sqrt(total or 1.)
     own = who.own[row].astype(np.float64)
-    parts, mine, through_filter = (
-        step @ unit.T / who.norm[row],
-        unit @ own / who.norm[row],
-        self._filter_shares(h, items),
-    )
+    parts, mine, through_filter = step@unit.T/who.norm[row], unit@own/who.norm[row], self._filter_shares(h, items)
     filter_weight = h.weight if self.filter is None else self._filtered(h).weight
-    without = self._without_each(step, own, w, unit) + _grown(through_filter, filter_weight)
-    score = mine + parts.sum(0) + through_filter.sum(0)
-    return ScoreShares(h, items, score, mine, parts + through_filter, score - without)
-
+    without = self._without_each(step, own, w, unit)+_grown(through_filter, filter_weight)
+    score = mine+parts.sum(0)+through_filter.sum(0)
+    return ScoreShares(h, items, score, mine, parts+through_filter, score-without)
 
 @patch
-def _filter_shares(self: Scorer, h: History, items: np.ndarray) -> np.ndarray:  # float64 (h, k)
+def _filter_shares(self: Scorer, h: History, items: np.ndarray) -> np.ndarray: # float64 (h, k)
     "Compute the share of each product through the graph filter."
     if self.filter is None or not len(h.items):
         return np.zeros((len(h.items), len(items)))
     w = self._filtered(h).weight.astype(np.float64)
-    return self.b * w.sum() ** -0.5 * w[:, None] * self.filter.table.lookup(h.items, items).astype(np.float64)
+    return self.b*w.sum()**-.5*w[:, None]*self.filter.table.lookup(h.items, items).astype(np.float64)
 
 # %% ../../nbs/models/05_fold_in.ipynb #380c6597
-def _left(w: np.ndarray) -> np.ndarray:  # float64 (h,)
+def _left(w: np.ndarray) -> np.ndarray: # float64 (h,)
     "sqrt(sum of all weights / sum without each), 0 where nothing would be left."
     w = np.asarray(w, np.float64)
-    left = np.maximum(w.sum() - w, 0) if len(w) > 1 else np.zeros(len(w))
+    left = np.maximum(w.sum()-w, 0) if len(w) > 1 else np.zeros(len(w))
     return np.sqrt(np.divide(w.sum(), left, out=np.zeros(len(w)), where=left > 0))
 
-
-def _grown(parts: np.ndarray, w: np.ndarray) -> np.ndarray:  # float64 (h, k)
+def _grown(parts: np.ndarray, w: np.ndarray) -> np.ndarray: # float64 (h, k)
     "Sums of the parts without each one, scaled to the smaller degree."
-    return _left(w)[:, None] * (parts.sum(0) - parts)
-
+    return _left(w)[:, None]*(parts.sum(0)-parts)
 
 @patch
-def _without_each(self: Scorer, step, own, w, unit) -> np.ndarray:  # float64 (h, k)
+def _without_each(self: Scorer, step, own, w, unit) -> np.ndarray: # float64 (h, k)
     "Scores of the embeddings without each product."
-    z = own + _left(w)[:, None] * (step.sum(0) - step)
-    return z @ unit.T / (np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12) if self.cosine else 1.0)
+    z = own+_left(w)[:, None]*(step.sum(0)-step)
+    return z@unit.T/(np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12) if self.cosine else 1.)
 
 # %% ../../nbs/models/05_fold_in.ipynb #70f9a86b
 @patch
-def sentence(
-    self: ScoreShares,
-    k: int,  # which of `items`
-    name: Callable[[int], str],  # item index -> what it is called
-) -> str:  # 'Because you bought ...'
+def sentence(self: ScoreShares,
+    k: int, # which of `items`
+    name: Callable[[int], str], # item index -> what it is called
+) -> str: # 'Because you bought ...'
     "Say in one line why a product was recommended."
     parts, score, h = self.products[:, k], self.score[k], self.history
     lead = wording.leading(parts, self.effects[:, k], h.items)
     if self.own[k] > max(parts[parts > 0].sum(), 0):
         reason, part = 'self', self.own[k]
-    elif not len(lead):
-        reason, part = 'nothing', np.nan
+    elif not len(lead): reason, part = 'nothing', np.nan
     elif h.items[lead[0]] == self.items[k]:
         reason, part = 'seen', parts[lead[0]]
-    else:
-        reason, part = 'products', parts[lead].sum()
+    else: reason, part = 'products', parts[lead].sum()
     events, names = [h.event_types[e] for e in h.event[lead]], [name(int(item)) for item in h.items[lead]]
-    return wording.sentence(reason, events, names, part / score if score > 0 else np.nan)
+    return wording.sentence(reason, events, names, part/score if score > 0 else np.nan)

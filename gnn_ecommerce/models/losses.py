@@ -30,31 +30,26 @@ __all__ = ['LOSSES', 'Loss', 'make_loss', 'sample_negatives', 'BPR', 'unit_rows'
 #: the losses by name
 LOSSES: dict[str, type[Loss]] = {}
 
-
 class Loss:
     "A training objective with its gradient. Subclasses implement `__len__`, `batches` and `step`."
+    size = 1024 # of a batch, where the settings do not say
 
-    size = 1024  # of a batch, where the settings do not say
-
-    def __init_subclass__(cls, name: str | None = None, **kw):
+    def __init_subclass__(cls, name: str|None = None, **kw):
         super().__init_subclass__(**kw)
-        if name:
-            LOSSES[name], cls.name = cls, name
+        if name: LOSSES[name], cls.name = cls, name
 
-    def __init__(
-        self,
+    def __init__(self,
         graph: InteractionGraph,
-        batch: int | None = None,  # users (softmax, bsl) or pairs (others) a step; `size` by default
-        temperature: float = 0.1,  # tau, by which the softmax losses divide cosines
-        l2: float = 0.0,  # weight of the penalty on the layer-0 embeddings; the BPR paper has 1e-4
-        negatives: int = 1,  # drawn negatives: for each pair (bpr), or shared by a step (sampled_softmax)
+        batch: int|None = None,   # users (softmax, bsl) or pairs (others) a step; `size` by default
+        temperature: float = .1,  # tau, by which the softmax losses divide cosines
+        l2: float = 0.,           # weight of the penalty on the layer-0 embeddings; the BPR paper has 1e-4
+        negatives: int = 1,       # drawn negatives: for each pair (bpr), or shared by a step (sampled_softmax)
     ):
         if graph.n_edges == 0:
             raise DataError(expected(self.name, 'a graph with edges to learn from', 'none'))
         self._check(batch, temperature, l2, negatives)
         self.graph, self.temperature, self.l2, self.negatives = graph, float(temperature), float(l2), int(negatives)
         self.batch = int(batch or self.size)
-
     def __repr__(self):
         return f'{type(self).__name__}({self.graph}, batch={self.batch}, {len(self)} batches)'
 
@@ -75,48 +70,43 @@ def _check(self: Loss, batch, temperature, l2, negatives):
 def __len__(self: Loss) -> int:
     raise NotImplementedError(f'{type(self).__name__}: a subclass must implement __len__')
 
-
 @patch
-def batches(
-    self: Loss,
-    rng: np.random.Generator,  # draws order and negatives: the same generator, the same batches
-) -> Iterator:  # what `step` takes
+def batches(self: Loss,
+    rng: np.random.Generator, # draws order and negatives: the same generator, the same batches
+) -> Iterator: # what `step` takes
     "The batches of one epoch."
     raise NotImplementedError(f'{type(self).__name__}: a subclass must implement batches')
 
-
 @patch
-def rows(
-    self: Loss,
-    batch,  # one of `batches`
-) -> torch.Tensor:  # int64, distinct
+def rows(self: Loss,
+    batch, # one of `batches`
+) -> torch.Tensor: # int64, distinct
     "The rows of `z` that `step` reads: all that propagation has to provide."
     raise NotImplementedError(f'{type(self).__name__}: a subclass must implement rows')
 
 # %% ../../nbs/models/02_losses.ipynb #d63e4f37
 @patch
-def step(
-    self: Loss,
-    z: torch.Tensor,  # final embeddings, (n_users+n_items, d)
-    e0: torch.Tensor,  # layer-0 embeddings, (n_users+n_items, d); only read if l2 > 0
-    batch,  # one of `batches`
-    grad_z: torch.Tensor,  # dloss/dz is added to it
-    grad_e0: torch.Tensor | None = None,  # the L2 part of dloss/de0 is added to it; None if l2 is 0
-) -> float:  # the loss
+def step(self: Loss,
+    z: torch.Tensor,      # final embeddings, (n_users+n_items, d)
+    e0: torch.Tensor,     # layer-0 embeddings, (n_users+n_items, d); only read if l2 > 0
+    batch,                # one of `batches`
+    grad_z: torch.Tensor, # dloss/dz is added to it
+    grad_e0: torch.Tensor|None = None, # the L2 part of dloss/de0 is added to it; None if l2 is 0
+) -> float: # the loss
     "Loss and gradient of one batch."
     raise NotImplementedError(f'{type(self).__name__}: a subclass must implement step')
 
 # %% ../../nbs/models/02_losses.ipynb #f5b60be4
 def make_loss(
-    name: str,  # one of LOSSES
+    name: str, # one of LOSSES
     graph: InteractionGraph,
-    **settings,  # of the loss
+    **settings, # of the loss
 ) -> Loss:
     "A loss by name. Raises `SettingsError` for a name or a setting that does not exist."
     if name not in LOSSES:
         raise SettingsError(expected('loss', f'one of {", ".join(LOSSES)}', repr(name)))
-    known = {k for c in LOSSES[name].__mro__[:-1] for k in c.__init__.__annotations__} - {'graph'}
-    if strange := set(settings) - known:
+    known = {k for c in LOSSES[name].__mro__[:-1] for k in c.__init__.__annotations__}-{'graph'}
+    if strange := set(settings)-known:
         raise SettingsError(expected(name, f'settings among {", ".join(sorted(known))}', repr(sorted(strange)[0])))
     return LOSSES[name](graph, **settings)
 
@@ -124,38 +114,32 @@ def make_loss(
 def _missing(user_ptr, item, users, rank, out):
     "out[b] = the rank[b]-th smallest item that users[b] has no edge to."
     for b in range(len(users)):
-        first, last = user_ptr[users[b]], user_ptr[users[b] + 1]
+        first, last = user_ptr[users[b]], user_ptr[users[b]+1]
         low, high = first, last
         while low < high:
-            middle = (low + high) // 2
-            if item[middle] - (middle - first) <= rank[b]:
-                low = middle + 1
-            else:
-                high = middle
-        out[b] = rank[b] + (low - first)
-
+            middle = (low+high)//2
+            if item[middle]-(middle-first) <= rank[b]: low = middle+1
+            else: high = middle
+        out[b] = rank[b]+(low-first)
 
 def _missing_numpy(user_ptr, item, users, rank, out):
     "The same in numpy: one sorted key for each edge, user by user."
-    n = int(item.max(initial=0)) + 2
-    owner = np.repeat(np.arange(len(user_ptr) - 1), np.diff(user_ptr))
-    keys = owner * n + item - (np.arange(len(item)) - user_ptr[owner])
-    out[:] = rank + np.searchsorted(keys, users * n + np.minimum(rank, n - 1), 'right') - user_ptr[users]
+    n = int(item.max(initial=0))+2
+    owner = np.repeat(np.arange(len(user_ptr)-1), np.diff(user_ptr))
+    keys = owner*n+item-(np.arange(len(item))-user_ptr[owner])
+    out[:] = rank+np.searchsorted(keys, users*n+np.minimum(rank, n-1), 'right')-user_ptr[users]
 
-
-if HAS_NUMBA:
-    _missing = jit(_missing)
-else:
-    _missing = _missing_numpy
+if HAS_NUMBA: _missing = jit(_missing)
+else: _missing = _missing_numpy
 
 # %% ../../nbs/models/02_losses.ipynb #6e557b2e
 def sample_negatives(
     graph: InteractionGraph,
-    users: np.ndarray,  # int64 (n,)
-    rng: np.random.Generator,  # one draw for each user
-) -> np.ndarray:  # int64 (n,)
+    users: np.ndarray,        # int64 (n,)
+    rng: np.random.Generator, # one draw for each user
+) -> np.ndarray: # int64 (n,)
     "Draw for each user an item without an edge, all equally likely. Raises `DataError` for a user who has all items."
-    lacks = graph.n_items - np.diff(graph.user_ptr)[users]
+    lacks = graph.n_items-np.diff(graph.user_ptr)[users]
     if (lacks <= 0).any():
         raise DataError(
             f'negatives: expected users who lack an item, found user {users[lacks <= 0][0]} with all {graph.n_items}'
@@ -167,10 +151,8 @@ def sample_negatives(
 # %% ../../nbs/models/02_losses.ipynb #8440fc4e
 class BPR(Loss, name='bpr'):
     "Bayesian personalised ranking, -log sigmoid(s_ui - s_uj), with L2 on layer-0 embeddings. Rendle et al., UAI 2009."
-
     size = 2048
-
-    def __init__(self, graph, batch=None, temperature=0.1, l2=0.0, negatives=1):
+    def __init__(self, graph, batch=None, temperature=.1, l2=0., negatives=1):
         super().__init__(graph, batch, temperature, l2, max(negatives, 1))
         self.edges = np.flatnonzero(np.diff(graph.user_ptr)[graph.user] < graph.n_items)
         if not len(self.edges):
@@ -178,139 +160,119 @@ class BPR(Loss, name='bpr'):
                 f'bpr: expected a user who lacks an item, found {graph.n_users} users who each have all '
                 f'{graph.n_items} or none: there are no negatives'
             )
-
-    def __len__(self):
-        return -(-len(self.edges) // self.batch)
+    def __len__(self): return -(-len(self.edges)//self.batch)
 
 # %% ../../nbs/models/02_losses.ipynb #a39af536
 def _l2(e0, rows, weight, grad_e0) -> float:
     "weight/2 * sum over rows of |e0[row]|^2, repeats included; its gradient is added."
     rows, times = rows.unique(return_counts=True)
-    e, times = e0.detach().index_select(0, rows), times.to(e0.dtype)[:, None] * weight
-    grad_e0.index_add_(0, rows, e * times)
-    return float(0.5 * (times * e.square()).sum())
+    e, times = e0.detach().index_select(0, rows), times.to(e0.dtype)[:, None]*weight
+    grad_e0.index_add_(0, rows, e*times)
+    return float(.5*(times*e.square()).sum())
 
 # %% ../../nbs/models/02_losses.ipynb #1cfe86e7
 @patch
 def batches(self: BPR, rng):
     order = rng.permutation(self.edges)
     for a in range(0, len(order), self.batch):
-        e = np.repeat(order[a : a + self.batch], self.negatives)
+        e = np.repeat(order[a:a+self.batch], self.negatives)
         user = self.graph.user[e].astype(np.int64)
         yield tuple(
-            map(torch.from_numpy, (user, self.graph.item[e].astype(np.int64), sample_negatives(self.graph, user, rng)))
+            map(
+                torch.from_numpy,
+                (user, self.graph.item[e].astype(np.int64), sample_negatives(self.graph, user, rng)),
+            )
         )
-
 
 @patch
 def rows(self: BPR, batch):
-    return torch.cat([batch[0], batch[1] + self.graph.n_users, batch[2] + self.graph.n_users]).unique()
-
+    return torch.cat([batch[0], batch[1]+self.graph.n_users, batch[2]+self.graph.n_users]).unique()
 
 @patch
 def step(self: BPR, z, e0, batch, grad_z, grad_e0=None):
     user, positive, negative = batch
-    rows = torch.stack([user, positive + self.graph.n_users, negative + self.graph.n_users]).to(z.device)
+    rows = torch.stack([user, positive+self.graph.n_users, negative+self.graph.n_users]).to(z.device)
     loss = (_bpr_numba if HAS_NUMBA and z.device.type == 'cpu' else _bpr_torch)(z, rows, grad_z)
-    return loss if not self.l2 else loss + _l2(e0, rows.ravel(), self.l2 / len(user), grad_e0)
+    return loss if not self.l2 else loss+_l2(e0, rows.ravel(), self.l2/len(user), grad_e0)
 
 # %% ../../nbs/models/02_losses.ipynb #706268af
 def _bpr_torch(z, rows, grad_z) -> float:
     u, i, j = (z.index_select(0, r) for r in rows)
-    s = (u * (i - j)).sum(1)
-    g = (torch.sigmoid(-s) / -len(s))[:, None]
-    for r, part in zip(rows, (g * (i - j), g * u, -g * u)):
+    s = (u*(i-j)).sum(1)
+    g = (torch.sigmoid(-s)/-len(s))[:, None]
+    for r, part in zip(rows, (g*(i-j), g*u, -g*u)):
         grad_z.index_add_(0, r, part)
     return float(torch.nn.functional.softplus(-s).mean())
-
 
 def _bpr_numba(z, rows, grad_z) -> float:
     return float(_bpr(z.detach().numpy(), rows.numpy(), grad_z.numpy()))
 
-
 if HAS_NUMBA:
-
     @functools.partial(jit, fastmath={'contract', 'reassoc'})
     def _bpr(z, rows, grad):
-        total, n, d = 0.0, rows.shape[1], z.shape[1]
+        total, n, d = 0., rows.shape[1], z.shape[1]
         for t in range(n):
             u, i, j = z[rows[0, t]], z[rows[1, t]], z[rows[2, t]]
             s = z.dtype.type(0)
-            for k in range(d):
-                s += u[k] * (i[k] - j[k])
-            total += math.log1p(math.exp(-abs(s))) + max(-s, 0)
-            c = z.dtype.type(-1 / ((1 + math.exp(s)) * n))
+            for k in range(d): s += u[k]*(i[k]-j[k])
+            total += math.log1p(math.exp(-abs(s)))+max(-s, 0)
+            c = z.dtype.type(-1/((1+math.exp(s))*n))
             gu, gi, gj = grad[rows[0, t]], grad[rows[1, t]], grad[rows[2, t]]
-            for k in range(d):
-                gu[k] += c * (i[k] - j[k])
-            for k in range(d):
-                gi[k] += c * u[k]
-            for k in range(d):
-                gj[k] -= c * u[k]
-        return total / n
+            for k in range(d): gu[k] += c*(i[k]-j[k])
+            for k in range(d): gi[k] += c*u[k]
+            for k in range(d): gj[k] -= c*u[k]
+        return total/n
 
 # %% ../../nbs/models/02_losses.ipynb #d6d052cd
 def unit_rows(
-    x: torch.Tensor,  # (n, d)
-) -> tuple[torch.Tensor, torch.Tensor]:  # unit rows (n, d); 1/length (n, 1)
+    x: torch.Tensor, # (n, d)
+) -> tuple[torch.Tensor, torch.Tensor]: # unit rows (n, d); 1/length (n, 1)
     "Rows of length 1; a row of zeros stays one, with 1/length 0."
     inverse = torch.linalg.vector_norm(x, dim=1, keepdim=True).reciprocal_()
     inverse.masked_fill_(torch.isinf(inverse), 0)
-    return x * inverse, inverse
-
+    return x*inverse, inverse
 
 def unit_rows_grad(
-    grad: torch.Tensor,  # gradient with respect to the unit rows, (n, d); overwritten
-    unit: torch.Tensor,  # the unit rows, (n, d)
-    inverse: torch.Tensor,  # 1/length, (n, 1)
-) -> torch.Tensor:  # gradient with respect to the rows, (n, d); it is `grad`
+    grad: torch.Tensor,    # gradient with respect to the unit rows, (n, d); overwritten
+    unit: torch.Tensor,    # the unit rows, (n, d)
+    inverse: torch.Tensor, # 1/length, (n, 1)
+) -> torch.Tensor: # gradient with respect to the rows, (n, d); it is `grad`
     "The gradient before normalisation; zeros where the row is."
-    along = (grad * unit).sum(1, keepdim=True)
+    along = (grad*unit).sum(1, keepdim=True)
     return grad.addcmul_(unit, along, value=-1).mul_(inverse)
 
 # %% ../../nbs/models/02_losses.ipynb #b3be8a45
 class SampledSoftmax(Loss, name='sampled_softmax'):
     "Softmax over the batch's items and drawn ones, on cosines. Yi et al., RecSys 2019; Wu et al., TOIS 2024."
-
     size = 2048
-
-    def __init__(
-        self,
-        graph,
-        batch=None,
-        temperature=0.1,
-        l2=0.0,
-        negatives=1,
-        correct: bool = True,  # divide each candidate by how often it is to be expected
-        popularity: float = 0.0,  # beta: drawn candidates are distributed as n_j^beta
+    def __init__(self, graph, batch=None, temperature=.1, l2=0., negatives=1,
+        correct: bool = True,    # divide each candidate by how often it is to be expected
+        popularity: float = 0.,  # beta: drawn candidates are distributed as n_j^beta
     ):
         super().__init__(graph, batch, temperature, l2, negatives)
         edges = np.bincount(graph.item, minlength=graph.n_items)
-        share = np.where(edges > 0, edges, 1.0) ** popularity if popularity else np.ones(graph.n_items)
-        self.popularity, self.cumulative = popularity, np.cumsum(share / share.sum())
+        share = np.where(edges > 0, edges, 1.)**popularity if popularity else np.ones(graph.n_items)
+        self.popularity, self.cumulative = popularity, np.cumsum(share/share.sum())
         size = min(self.batch, graph.n_edges)
-        expected = (size - 1) * edges / graph.n_edges + self.negatives * share / share.sum()
+        expected = (size-1)*edges/graph.n_edges+self.negatives*share/share.sum()
         self.log_expected = torch.from_numpy(
             np.log(np.maximum(expected, 1e-12)) if correct else np.zeros(graph.n_items)
         )
         self.seen = graph.csr('seen')
-
-    def __len__(self):
-        return -(-self.graph.n_edges // self.batch)
+    def __len__(self): return -(-self.graph.n_edges//self.batch)
 
 # %% ../../nbs/models/02_losses.ipynb #4306a8c7
 @patch
 def batches(self: SampledSoftmax, rng):
     order = rng.permutation(self.graph.n_edges)
     for a in range(0, len(order), self.batch):
-        e = order[a : a + self.batch]
-        drawn = np.minimum(np.searchsorted(self.cumulative, rng.random(self.negatives)), self.graph.n_items - 1)
+        e = order[a:a+self.batch]
+        drawn = np.minimum(np.searchsorted(self.cumulative, rng.random(self.negatives)), self.graph.n_items-1)
         yield tuple(torch.from_numpy(o.astype(np.int64)) for o in (self.graph.user[e], self.graph.item[e], drawn))
-
 
 @patch
 def rows(self: SampledSoftmax, batch):
-    return torch.cat([batch[0], batch[1] + self.graph.n_users, batch[2] + self.graph.n_users]).unique()
+    return torch.cat([batch[0], batch[1]+self.graph.n_users, batch[2]+self.graph.n_users]).unique()
 
 # %% ../../nbs/models/02_losses.ipynb #6b1c5abf
 @patch
@@ -319,27 +281,24 @@ def _known(self: SampledSoftmax, user, candidates) -> tuple[torch.Tensor, torch.
     known = self.seen[user.numpy()][:, candidates.numpy()].tocoo()
     return tuple(torch.from_numpy(o.astype(np.int64)) for o in (known.row, known.col))
 
-
 @patch
 def step(self: SampledSoftmax, z, e0, batch, grad_z, grad_e0=None):
     user, item, drawn = batch
-    candidates, n, scale = torch.cat([item, drawn]), self.graph.n_users, 1 / self.temperature
-    rows, at = torch.cat([user, candidates + n]).unique(return_inverse=True)
-    rows, u, i, c = (t.to(z.device) for t in (rows, at[: len(user)], at[len(user) : 2 * len(user)], at[len(user) :]))
+    candidates, n, scale = torch.cat([item, drawn]), self.graph.n_users, 1/self.temperature
+    rows, at = torch.cat([user, candidates+n]).unique(return_inverse=True)
+    rows, u, i, c = (t.to(z.device) for t in (rows, at[:len(user)], at[len(user):2*len(user)], at[len(user):]))
     unit, inverse = unit_rows(z.detach().index_select(0, rows))
-    own = (unit[u] * unit[i]).sum(1).sub_(1).mul_(scale).exp_()
+    own = (unit[u]*unit[i]).sum(1).sub_(1).mul_(scale).exp_()
     p = (unit[u] @ unit[c].T).sub_(1).mul_(scale).sub_(self.log_expected[candidates].to(unit)).exp_()
     p.index_put_(tuple(o.to(z.device) for o in self._known(user, candidates)), p.new_zeros(()))
-    total = own + p.sum(1)
-    loss = float((total.log() - own.log()).mean())
-    p, pull, grad = p.div_(total[:, None]), (own / total - 1)[:, None], torch.zeros_like(unit)
-    grad.index_add_(0, u, pull * unit[i] + p @ unit[c])
-    grad.index_add_(0, i, pull * unit[u])
+    total = own+p.sum(1)
+    loss = float((total.log()-own.log()).mean())
+    p, pull, grad = p.div_(total[:, None]), (own/total-1)[:, None], torch.zeros_like(unit)
+    grad.index_add_(0, u, pull*unit[i]+p @ unit[c])
+    grad.index_add_(0, i, pull*unit[u])
     grad.index_add_(0, c, p.T @ unit[u])
-    grad_z.index_add_(0, rows, unit_rows_grad(grad, unit, inverse), alpha=scale / len(user))
-    return (
-        loss if not self.l2 else loss + _l2(e0, torch.cat([user, item + n]).to(z.device), self.l2 / len(user), grad_e0)
-    )
+    grad_z.index_add_(0, rows, unit_rows_grad(grad, unit, inverse), alpha=scale/len(user))
+    return loss if not self.l2 else loss+_l2(e0, torch.cat([user, item+n]).to(z.device), self.l2/len(user), grad_e0)
 
 # %% ../../nbs/models/02_losses.ipynb #8bfb8fbc
 def _gflops(dtype, device, dim) -> float:
@@ -350,21 +309,19 @@ def _gflops(dtype, device, dim) -> float:
     for _ in range(6):
         start = time.perf_counter()
         torch.mm(a, b, out=out)
-        if device != 'cpu':
-            float(out[0, 0])
-        best = min(best, time.perf_counter() - start)
-    return 2e-9 * n * m * dim / best
-
+        if device != 'cpu': float(out[0, 0])
+        best = min(best, time.perf_counter()-start)
+    return 2e-9*n*m*dim/best
 
 @functools.lru_cache(None)
 def fast_dtype(
-    device: str = 'cpu',  # type of the device: 'cpu', 'cuda'
-    dim: int = 64,  # width of the embeddings
-) -> torch.dtype:  # torch.bfloat16 where it is clearly faster, else torch.float32
+    device: str = 'cpu', # type of the device: 'cpu', 'cuda'
+    dim: int = 64,       # width of the embeddings
+) -> torch.dtype: # torch.bfloat16 where it is clearly faster, else torch.float32
     "The number format in which matrix products are fastest here; measured once, and printed."
     with own_threads():
         half, single = (_gflops(t, device, dim) for t in (torch.bfloat16, torch.float32))
-    chosen = torch.bfloat16 if half > 1.3 * single else torch.float32
+    chosen = torch.bfloat16 if half > 1.3*single else torch.float32
     print(
         f'Matrix products in {str(chosen)[6:]}: measured {half:,.0f} GFLOP/s in bfloat16, {single:,.0f} in float32 '
         f'({"a GPU" if device != "cpu" else "one thread"})'
@@ -373,7 +330,6 @@ def fast_dtype(
 
 # %% ../../nbs/models/02_losses.ipynb #cad4ac34
 if HAS_NUMBA:
-
     @intrinsic
     def _as_float(typing, bits):
         return numba.float32(numba.int32), lambda context, b, signature, args: b.bitcast(args[0], ir.FloatType())
@@ -382,23 +338,22 @@ if HAS_NUMBA:
     def _as_bits(typing, x):
         return numba.int32(numba.float32), lambda context, b, signature, args: b.bitcast(args[0], ir.IntType(32))
 
-    _C1, _C2, _C3, _C4, _C5, _C6 = (np.float32(math.log(2) ** k / math.factorial(k)) for k in range(1, 7))
-    _ONE, _HALF, _LEAST = np.float32(1), np.float32(0.5), np.float32(-126)
-    _16, _23, _LOW = np.int32(16), np.int32(23), np.int32(0x7FFF)
+    _C1, _C2, _C3, _C4, _C5, _C6 = (np.float32(math.log(2)**k/math.factorial(k)) for k in range(1, 7))
+    _ONE, _HALF, _LEAST = np.float32(1), np.float32(.5), np.float32(-126)
+    _16, _23, _LOW = np.int32(16), np.int32(23), np.int32(0x7fff)
     _vectors = functools.partial(jit, fastmath={'contract'})
 
     @_vectors
     def _power_bits(x, scale):
         "Bits of 2^((x-1) scale) as a float32, not below 2^-126."
-        t = max((x - _ONE) * scale, _LEAST)
-        whole = np.floor(t + _HALF)
-        f = t - whole
-        p = _ONE + f * (_C1 + f * (_C2 + f * (_C3 + f * (_C4 + f * (_C5 + f * _C6)))))
-        return _as_bits(p) + (np.int32(whole) << _23)
+        t = max((x-_ONE)*scale, _LEAST)
+        whole = np.floor(t+_HALF)
+        f = t-whole
+        p = _ONE+f*(_C1+f*(_C2+f*(_C3+f*(_C4+f*(_C5+f*_C6)))))
+        return _as_bits(p)+(np.int32(whole) << _23)
 
 # %% ../../nbs/models/02_losses.ipynb #89eb8221
 if HAS_NUMBA:
-
     @_vectors
     def _exp_float(block, total, scale):
         "block = 2^((block-1) scale), in float32; the sum of each column is added to `total`."
@@ -416,95 +371,71 @@ if HAS_NUMBA:
             for k in range(len(x)):
                 bits = _power_bits(_as_float(np.int32(x[k]) << _16), scale)
                 total[k] += _as_float(bits)
-                x[k] = np.int16((bits + _LOW + ((bits >> _16) & np.int32(1))) >> _16)
+                x[k] = np.int16((bits+_LOW+((bits >> _16) & np.int32(1))) >> _16)
 
 # %% ../../nbs/models/02_losses.ipynb #bd8100b3
 def exp_block(
-    block: torch.Tensor,  # (items, users), cosines; becomes e^((x-1)/temperature)
-    total: torch.Tensor,  # (users,); the sum of each column is added
+    block: torch.Tensor, # (items, users), cosines; becomes e^((x-1)/temperature)
+    total: torch.Tensor, # (users,); the sum of each column is added
     temperature: float,
 ):
     "Exponential in place, and its sums by column: what a softmax divides by."
     if HAS_NUMBA and block.device.type == 'cpu' and block.dtype in (torch.float32, torch.bfloat16):
         kernel, view = (_exp_float, block) if block.dtype == torch.float32 else (_exp_bfloat, block.view(torch.int16))
-        kernel(view.numpy(), total.numpy(), np.float32(1 / (temperature * math.log(2))))
+        kernel(view.numpy(), total.numpy(), np.float32(1/(temperature*math.log(2))))
     else:
-        e = block.to(total.dtype).sub_(1).mul_(1 / temperature)
+        e = block.to(total.dtype).sub_(1).mul_(1/temperature)
         # a pass over the block: only where it can matter
-        if temperature < 3 / (126 * math.log(2)):
-            e.clamp_(min=-126 * math.log(2))
+        if temperature < 3/(126*math.log(2)):
+            e.clamp_(min=-126*math.log(2))
         total += e.exp_().sum(0)
-        if block.dtype != e.dtype:
-            block.copy_(e)
+        if block.dtype != e.dtype: block.copy_(e)
 
 # %% ../../nbs/models/02_losses.ipynb #066ae0db
 if HAS_NUMBA:
-
     @functools.partial(jit, fastmath={'contract', 'reassoc'})
     def _pair_dots(x, y, a, b, out, first, last):
         for p in range(first, last):
             u, v = x[a[p]], y[b[p]]
             s = x.dtype.type(0)
-            for k in range(len(u)):
-                s += u[k] * v[k]
+            for k in range(len(u)): s += u[k]*v[k]
             out[p] = s
 
     @_vectors
     def _pair_grads(c, x, y, a, b, gx, gy):
         for p in range(len(a)):
             u, v, gu, gv, w = x[a[p]], y[b[p]], gx[a[p]], gy[b[p]], c[p]
-            for k in range(len(u)):
-                gu[k] += w * v[k]
-            for k in range(len(u)):
-                gv[k] += w * u[k]
+            for k in range(len(u)): gu[k] += w*v[k]
+            for k in range(len(u)): gv[k] += w*u[k]
 
 # %% ../../nbs/models/02_losses.ipynb #31c835cd
 def pair_dots(
-    x: torch.Tensor,
-    y: torch.Tensor,  # (n, d) and (m, d)
-    a: torch.Tensor,
-    b: torch.Tensor,  # int64 (p,) rows of x, rows of y
-) -> torch.Tensor:  # (p,)
+    x: torch.Tensor, y: torch.Tensor, # (n, d) and (m, d)
+    a: torch.Tensor, b: torch.Tensor, # int64 (p,) rows of x, rows of y
+) -> torch.Tensor: # (p,)
     "Dot products of pairs of rows."
-    if not HAS_NUMBA or x.device.type != 'cpu':
-        return (x[a] * y[b]).sum(1)
+    if not HAS_NUMBA or x.device.type != 'cpu': return (x[a]*y[b]).sum(1)
     out = x.new_empty(len(a))
     run_blocks(_pair_dots, [*range(0, len(a), 4096), len(a)], *(t.numpy() for t in (x, y, a, b, out)))
     return out
 
-
-def add_pairs(
-    c: torch.Tensor,
-    x: torch.Tensor,
-    y: torch.Tensor,
-    a: torch.Tensor,
-    b: torch.Tensor,
-    gx: torch.Tensor,
-    gy: torch.Tensor,
-):
+def add_pairs(c: torch.Tensor, x: torch.Tensor, y: torch.Tensor, a: torch.Tensor, b: torch.Tensor,
+    gx: torch.Tensor, gy: torch.Tensor):
     "gx[a] += c y[b] and gy[b] += c x[a], pair by pair: the gradient of sum c <x[a], y[b]>."
     if HAS_NUMBA and x.device.type == 'cpu':
         _pair_grads(*(t.numpy() for t in (c, x, y, a, b, gx, gy)))
     else:
-        gx.index_add_(0, a, c[:, None] * y[b])
-        gy.index_add_(0, b, c[:, None] * x[a])
+        gx.index_add_(0, a, c[:, None]*y[b])
+        gy.index_add_(0, b, c[:, None]*x[a])
 
 # %% ../../nbs/models/02_losses.ipynb #3ec5d11d
 class Softmax(Loss, name='softmax'):
     "Exact softmax over all items on cosines, grouped by user, users weighted by n_u^power. Wu et al., TOIS 2024."
-
-    block_bytes = 4 << 20  # of scores that a thread works on at a time
-
-    def __init__(
-        self,
-        graph,
-        batch=None,
-        temperature=0.1,
-        l2=0.0,
-        negatives=1,
-        power: float = 0.5,  # users count as (number of their items)^power
+    block_bytes = 4 << 20 # of scores that a thread works on at a time
+    def __init__(self, graph, batch=None, temperature=.1, l2=0., negatives=1,
+        power: float = .5,                 # users count as (number of their items)^power
         weighted_positives: bool = False,  # a user's items count as their edges' weights; False: alike
-        precision: Literal['auto', 'bf16', 'fp32'] = 'auto',  # of the matrix products; 'auto' measures
+        precision: Literal['auto', 'bf16', 'fp32'] = 'auto', # of the matrix products; 'auto' measures
     ):
         super().__init__(graph, batch, temperature, l2, negatives)
         if precision not in ('auto', 'bf16', 'fp32'):
@@ -516,10 +447,8 @@ class Softmax(Loss, name='softmax'):
             np.where(count > 0, np.maximum(count, 1.0) ** power, 0) / np.mean(count[self.users] ** float(power))
         )
         share = graph.weight if weighted_positives else np.ones(graph.n_edges)
-        self.share = torch.from_numpy(share / np.bincount(graph.user, share, graph.n_users)[graph.user])
-
-    def __len__(self):
-        return -(-len(self.users) // self.batch)
+        self.share = torch.from_numpy(share/np.bincount(graph.user, share, graph.n_users)[graph.user])
+    def __len__(self): return -(-len(self.users)//self.batch)
 
 # %% ../../nbs/models/02_losses.ipynb #eefdf3e2
 @patch
@@ -527,52 +456,46 @@ def _pairs(self: Softmax, users) -> tuple[torch.Tensor, torch.Tensor]:
     "The edges of some users: position in `users`, and index of the edge."
     first, count = self.graph.user_ptr[users], np.diff(self.graph.user_ptr)[users]
     owner = np.repeat(np.arange(len(users)), count)
-    edge = np.arange(len(owner)) + (first - (np.cumsum(count) - count))[owner]
+    edge = np.arange(len(owner))+(first-(np.cumsum(count)-count))[owner]
     return torch.from_numpy(owner), torch.from_numpy(edge)
-
 
 @patch
 def _positives(self: Softmax, s, share, owner, n) -> tuple[torch.Tensor, torch.Tensor]:
     "The positives' term of the loss (n,), and each positive's share in its user's (p,)."
-    return s.new_zeros(n).index_add_(0, owner, share * s) / self.temperature, share
+    return s.new_zeros(n).index_add_(0, owner, share*s)/self.temperature, share
 
 # %% ../../nbs/models/02_losses.ipynb #b838ed70
 @patch
 def batches(self: Softmax, rng):
     order = rng.permutation(self.users)
     for a in range(0, len(order), self.batch):
-        yield torch.from_numpy(order[a : a + self.batch])
-
+        yield torch.from_numpy(order[a:a+self.batch])
 
 @patch
 def rows(self: Softmax, batch):
-    return torch.cat([batch, torch.arange(self.graph.n_users, self.graph.n_users + self.graph.n_items)])
-
+    return torch.cat([batch, torch.arange(self.graph.n_users, self.graph.n_users+self.graph.n_items)])
 
 @patch
 def _dtype(self: Softmax, z) -> torch.dtype:
     "Of the matrix products."
-    if z.dtype == torch.float64:
-        return z.dtype
+    if z.dtype == torch.float64: return z.dtype
     if self.precision != 'auto':
         return dict(bf16=torch.bfloat16, fp32=torch.float32)[self.precision]
-    return fast_dtype(z.device.type, z.shape[1]) if self.graph.n_items * z.shape[1] >= 2**17 else torch.float32
+    return fast_dtype(z.device.type, z.shape[1]) if self.graph.n_items*z.shape[1] >= 2**17 else torch.float32
 
 # %% ../../nbs/models/02_losses.ipynb #736e4468
 @patch
 def _start(self: Softmax, z, users, dtype):
     "Tables of a step, used again by the next, and the bounds of its blocks of about `block_bytes` of scores."
     items, d, like = self.graph.n_items, z.shape[1], dict(dtype=z.dtype, device=z.device)
-    rows = max(
-        64, self.block_bytes * (1 if z.device.type == 'cpu' else 16) // (users * dtype.itemsize), -(-items // 64)
-    )
+    rows = max(64, self.block_bytes*(1 if z.device.type == 'cpu' else 16)//(users*dtype.itemsize), -(-items//64))
     key = (d, dtype, z.dtype, z.device)
     if self._tables.get('key') != key:
-        scores = torch.empty(items * max(users, min(self.batch, len(self.users))), dtype=dtype, device=z.device)
+        scores = torch.empty(items*max(users, min(self.batch, len(self.users))), dtype=dtype, device=z.device)
         y, gy, inverse = (torch.empty(items, width, **like) for width in (d, d, 1))
         self._tables = dict(key=key, scores=scores, y=y, gy=gy, inverse=inverse)
     if (users, rows) not in self._tables:
-        blocks = -(-items // rows)
+        blocks = -(-items//rows)
         self._tables[users, rows] = torch.empty(blocks, users, **like), torch.empty(blocks, d, users, **like)
     (total, gx), scores = self._tables[users, rows], self._tables['scores']
     return SimpleNamespace(
@@ -595,12 +518,9 @@ def _sweep_forward(self: Softmax, t, y, x, a, b):
     exp_block(block, t.total[k].zero_(), self.temperature)
     t.gx[k] = torch.mm(small.T, block)
 
-
 def _in_turn(job, bounds):
     "Blocks one after the other: a GPU is busy with each."
-    for a, b in zip(bounds, bounds[1:]):
-        job(a, b)
-
+    for a, b in zip(bounds, bounds[1:]): job(a, b)
 
 def _sweep_backward(t, scaled, grad, a, b):
     "Second sweep: the items' gradient, added to `grad`."
@@ -617,19 +537,18 @@ def step(self: Softmax, z, e0, batch, grad_z, grad_e0=None):
         x, inverse = unit_rows(z[users])
         run = run_blocks if z.device.type == 'cpu' else _in_turn
         run(functools.partial(self._sweep_forward, t, z[n:], x.to(dtype)), t.bounds)
-        total, w = t.total.sum(0), self.user_weight[batch].to(z) / len(batch)
-        c = w / self.temperature
-        gx = t.gx.sum(0).T.mul((c / total)[:, None]).contiguous()
+        total, w = t.total.sum(0), self.user_weight[batch].to(z)/len(batch)
+        c = w/self.temperature
+        gx = t.gx.sum(0).T.mul((c/total)[:, None]).contiguous()
         term = self._pull(t, x, batch, c, gx)
-        run(functools.partial(_sweep_backward, t, (x * (c / total)[:, None]).to(dtype), grad_z[n:]), t.bounds)
+        run(functools.partial(_sweep_backward, t, (x*(c/total)[:, None]).to(dtype), grad_z[n:]), t.bounds)
         grad_z.index_add_(0, users, unit_rows_grad(gx, x, inverse))
-    loss = float((w * (total.log() + 1 / self.temperature - term)).sum())
+    loss = float((w*(total.log()+1/self.temperature-term)).sum())
     return (
         loss
         if not self.l2
         else loss + _l2(e0, torch.cat([users, torch.arange(n, len(z), device=z.device)]), self.l2 / len(users), grad_e0)
     )
-
 
 @patch
 def _pull(self: Softmax, t, x, batch, c, gx):
@@ -638,24 +557,15 @@ def _pull(self: Softmax, t, x, batch, c, gx):
     item = torch.from_numpy(self.graph.item[edge.numpy()].astype(np.int64)).to(x.device)
     share, owner = self.share[edge].to(x), owner.to(x.device)
     term, share = self._positives(pair_dots(x, t.y, owner, item), share, owner, len(x))
-    add_pairs(-c[owner] * share, x, t.y, owner, item, gx, t.gy)
+    add_pairs(-c[owner]*share, x, t.y, owner, item, gx, t.gy)
     return term
 
 # %% ../../nbs/models/02_losses.ipynb #85eaf849
 class BSL(Softmax, name='bsl'):
     "Bilateral softmax loss: log-mean-exp over the positives too, with its own temperature. Wu et al., ICDE 2024."
-
-    def __init__(
-        self,
-        graph,
-        batch=None,
-        temperature=0.1,
-        l2=0.0,
-        negatives=1,
-        power=0.5,
-        weighted_positives=False,
-        precision='auto',
-        temperature_positive: float = 1.0,  # tau_+; the larger, the more alike a user's items count
+    def __init__(self, graph, batch=None, temperature=.1, l2=0., negatives=1,
+        power=.5, weighted_positives=False, precision='auto',
+        temperature_positive: float = 1., # tau_+; the larger, the more alike a user's items count
     ):
         super().__init__(graph, batch, temperature, l2, negatives, power, weighted_positives, precision)
         if not temperature_positive > 0:
@@ -664,6 +574,6 @@ class BSL(Softmax, name='bsl'):
 
     def _positives(self, s, share, owner, n):
         tau = self.temperature_positive
-        e = share * ((s - 1) / tau).exp()
+        e = share*((s-1)/tau).exp()
         total = s.new_zeros(n).index_add_(0, owner, e)
-        return (total.log() * tau + 1) / self.temperature, e / total[owner]
+        return (total.log()*tau+1)/self.temperature, e/total[owner]

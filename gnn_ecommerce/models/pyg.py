@@ -20,26 +20,22 @@ class LightGCN(torch_geometric.nn.LightGCN):
     """`torch_geometric.nn.LightGCN` with one sparse product a layer. Same parameters, state dict and numbers.
 
     He, Deng, Wang, Li, Zhang & Wang, LightGCN, SIGIR 2020: $e = \\sum_k \\alpha_k A^k e^{(0)}$."""
-
-    def __init__(
-        self,
-        num_nodes: int,  # users and items
+    def __init__(self,
+        num_nodes: int,      # users and items
         embedding_dim: int,  # d
-        num_layers: int,  # K
-        alpha: float | torch.Tensor | None = None,  # layer weights, one for all or (K+1,); None: 1/(K+1)
-        **kwargs,  # of PyG's `LGConv`, such as normalize=False
+        num_layers: int,     # K
+        alpha: float|torch.Tensor|None = None, # layer weights, one for all or (K+1,); None: 1/(K+1)
+        **kwargs,            # of PyG's `LGConv`, such as normalize=False
     ):
         super().__init__(num_nodes, embedding_dim, num_layers, alpha, **kwargs)
         self._kept = None
 
-    def __getstate__(self):
-        return {**self.__dict__, '_kept': None}
+    def __getstate__(self): return {**self.__dict__, '_kept': None}
 
-    def get_embedding(
-        self,
-        edge_index: torch.Tensor | Adjacency,  # (2, E), a sparse matrix (target, source), or an `Adjacency`
-        edge_weight: torch.Tensor | None = None,  # (E,)
-    ) -> torch.Tensor:  # (num_nodes, d)
+    def get_embedding(self,
+        edge_index: torch.Tensor|Adjacency,    # (2, E), a sparse matrix (target, source), or an `Adjacency`
+        edge_weight: torch.Tensor|None = None, # (E,)
+    ) -> torch.Tensor: # (num_nodes, d)
         "Compute the final embeddings of all nodes."
         if self._needs_pyg(edge_index, edge_weight):
             return super().get_embedding(edge_index, edge_weight)
@@ -49,57 +45,49 @@ class LightGCN(torch_geometric.nn.LightGCN):
 @patch
 def _needs_pyg(self: LightGCN, edge_index, edge_weight) -> bool:
     "Is this something that only PyG's own code does?"
-    if isinstance(edge_index, Adjacency):
-        return False
+    if isinstance(edge_index, Adjacency): return False
     plain = all(
         c.flow == 'source_to_target' and c.aggr in ('add', 'sum') and c.normalize == self.convs[0].normalize
         for c in self.convs
     )
     return not plain or self.alpha.requires_grad or (edge_weight is not None and edge_weight.requires_grad)
 
-
 @patch
-def forward(
-    self: LightGCN,
-    edge_index: torch.Tensor | Adjacency,  # as in `get_embedding`
-    edge_label_index: torch.Tensor | None = None,  # pairs of nodes to score, (2, m); None: the edges
-    edge_weight: torch.Tensor | None = None,  # (E,)
-) -> torch.Tensor:  # (m,)
+def forward(self: LightGCN,
+    edge_index: torch.Tensor|Adjacency,         # as in `get_embedding`
+    edge_label_index: torch.Tensor|None = None, # pairs of nodes to score, (2, m); None: the edges
+    edge_weight: torch.Tensor|None = None,      # (E,)
+) -> torch.Tensor: # (m,)
     "Score pairs of nodes."
     if isinstance(edge_index, Adjacency) and edge_label_index is None:
         nodes = torch.arange(edge_index.num_nodes, device=edge_index.device)
-        edge_label_index = torch.stack(
-            [edge_index.indices.long(), torch.repeat_interleave(nodes, edge_index.indptr.diff())]
-        )
+        edge_label_index = torch.stack([
+            edge_index.indices.long(), torch.repeat_interleave(nodes, edge_index.indptr.diff())
+        ])
     return torch_geometric.nn.LightGCN.forward(self, edge_index, edge_label_index, edge_weight)
 
 # %% ../../nbs/models/01_pyg.ipynb #849a9e89
-def _version(t: torch.Tensor | None) -> tuple | None:
+def _version(t: torch.Tensor|None) -> tuple|None:
     "Tell whether a tensor has been written into; None if that cannot be known."
-    if not isinstance(t, torch.Tensor) or t.is_inference():
-        return None
+    if not isinstance(t, torch.Tensor) or t.is_inference(): return None
     return t._version, t.data_ptr() if t.layout == torch.strided else 0
-
 
 @patch
 def _check_adjacency(self: LightGCN, adjacency: Adjacency, edge_weight):
     if edge_weight is not None:
-        raise GnnEcommerceError(
-            expected(
-                'edge_weight', 'none beside an Adjacency, which has its weights', 'one', 'build the Adjacency with it'
-            )
-        )
+        raise GnnEcommerceError(expected(
+            'edge_weight', 'none beside an Adjacency, which has its weights', 'one', 'build the Adjacency with it'
+        ))
     if adjacency.num_nodes != self.num_nodes:
-        raise GnnEcommerceError(
-            expected('adjacency', f'{self.num_nodes} nodes', adjacency.num_nodes, 'the model belongs to another graph')
-        )
+        raise GnnEcommerceError(expected(
+            'adjacency', f'{self.num_nodes} nodes', adjacency.num_nodes, 'the model belongs to another graph'
+        ))
 
 # %% ../../nbs/models/01_pyg.ipynb #2d9383b5
 @patch
-def adjacency(
-    self: LightGCN,
-    edge_index: torch.Tensor | Adjacency,  # (2, E), a sparse matrix (target, source), or an `Adjacency`
-    edge_weight: torch.Tensor | None = None,  # (E,)
+def adjacency(self: LightGCN,
+    edge_index: torch.Tensor|Adjacency,    # (2, E), a sparse matrix (target, source), or an `Adjacency`
+    edge_weight: torch.Tensor|None = None, # (E,)
 ) -> Adjacency:
     "Build the normalised adjacency, once for the same tensors. Raises `GnnEcommerceError` if it has other nodes."
     if isinstance(edge_index, Adjacency):

@@ -25,39 +25,30 @@ from .recommender import Recommender
 #: metrics that exist for one user; coverage is a property of all lists together
 METRICS = ('recall', 'precision', 'ndcg', 'map', 'mrr', 'hit_rate', 'mark')
 
-
 def hit_matrix(
-    ranked: np.ndarray,  # int (n, k) item indices, best first, -1 where there is none
-    targets: sp.csr_array,  # bool (n, n_items), row r holds the targets of the user of row r
-) -> np.ndarray:  # bool (n, k)
+    ranked: np.ndarray,    # int (n, k) item indices, best first, -1 where there is none
+    targets: sp.csr_array, # bool (n, n_items), row r holds the targets of the user of row r
+) -> np.ndarray: # bool (n, k)
     "Mark the recommended items that are targets. Raises `GnnEcommerceError` for lists that are none."
     ranked = np.asarray(ranked)
     _check_ranked(ranked, targets.shape)
-    row = np.arange(len(ranked), dtype=np.int64)[:, None] * targets.shape[1]
-    wanted = np.repeat(row[:, 0], np.diff(targets.indptr)) + targets.indices
-    if not len(wanted):
-        return np.zeros(ranked.shape, bool)
+    row = np.arange(len(ranked), dtype=np.int64)[:, None]*targets.shape[1]
+    wanted = np.repeat(row[:, 0], np.diff(targets.indptr))+targets.indices
+    if not len(wanted): return np.zeros(ranked.shape, bool)
     wanted.sort()
-    pairs = row + ranked
+    pairs = row+ranked
     at = np.searchsorted(wanted, pairs)
-    return (ranked >= 0) & (wanted[np.minimum(at, len(wanted) - 1)] == pairs)
+    return (ranked >= 0) & (wanted[np.minimum(at, len(wanted)-1)] == pairs)
 
 # %% ../../nbs/ranking/03_evaluation.ipynb #d046924b
 def _check_ranked(ranked: np.ndarray, shape: tuple[int, int]):
     "Raise `GnnEcommerceError` unless each row lists items, none of them twice."
     n, n_items = shape
     if ranked.ndim != 2 or ranked.dtype.kind not in 'iu' or len(ranked) != n:
-        raise GnnEcommerceError(
-            expected(
-                'ranked',
-                f'integers of shape ({n}, k), one row for each row of targets',
-                f'{ranked.dtype} {ranked.shape}',
-            )
-        )
+        raise GnnEcommerceError(expected('ranked', f'integers of shape ({n}, k), one row for each row of targets',
+                                         f'{ranked.dtype} {ranked.shape}'))
     if ranked.size and (ranked.min() < -1 or ranked.max() >= n_items):
-        raise GnnEcommerceError(
-            expected('ranked', f'items in 0..{n_items - 1} or -1', f'{ranked.min()}..{ranked.max()}')
-        )
+        raise GnnEcommerceError(expected('ranked', f'items in 0..{n_items-1} or -1', f'{ranked.min()}..{ranked.max()}'))
     line = np.sort(ranked, 1)
     if ((line[:, 1:] == line[:, :-1]) & (line[:, 1:] >= 0)).any():
         raise GnnEcommerceError(expected('ranked', 'each item at most once in a list', 'one twice'))
@@ -65,41 +56,32 @@ def _check_ranked(ranked: np.ndarray, shape: tuple[int, int]):
 # %% ../../nbs/ranking/03_evaluation.ipynb #3bab74c2
 def _metrics_at(hits: np.ndarray, n_targets: np.ndarray, k: int) -> dict[str, np.ndarray]:
     "All metrics at one k from bool (n, >=k) hits and the number of targets (n,) of each user, at least 1."
-    h, rank = hits[:, :k].astype(np.float64), np.arange(1, k + 1)
+    h, rank = hits[:, :k].astype(np.float64), np.arange(1, k+1)
     n_hits = h.sum(1)
-    gain = 1 / np.log2(rank + 1)
-    precisions = (np.cumsum(h, 1) / rank * h).sum(1)
-    first = np.where(n_hits > 0, h.argmax(1) + 1, np.inf)
+    gain = 1/np.log2(rank+1)
+    precisions = (np.cumsum(h, 1)/rank*h).sum(1)
+    first = np.where(n_hits > 0, h.argmax(1)+1, np.inf)
     best = np.minimum(n_targets, k)
-    return dict(
-        recall=n_hits / n_targets,
-        precision=n_hits / k,
-        ndcg=h @ gain / np.cumsum(gain)[best - 1],
-        map=precisions / best,
-        mrr=1 / first,
-        hit_rate=(n_hits > 0).astype(float),
-        mark=precisions / n_targets,
-    )
+    return dict(recall=n_hits/n_targets, precision=n_hits/k, ndcg=h@gain/np.cumsum(gain)[best-1], map=precisions/best,
+                mrr=1/first, hit_rate=(n_hits > 0).astype(float), mark=precisions/n_targets)
 
 # %% ../../nbs/ranking/03_evaluation.ipynb #538560b5
 def ranking_metrics(
-    ranked: np.ndarray,  # int (n, k) item indices, best first, -1 where there is none
-    targets: sp.csr_array,  # bool (n, n_items); row r: targets of the user of row r
-    ks: Iterable[int] = (10, 20),  # list lengths
-) -> pd.DataFrame:  # n rows, columns 'recall@10', 'precision@10', ..., 'mark@20'
+    ranked: np.ndarray,    # int (n, k) item indices, best first, -1 where there is none
+    targets: sp.csr_array, # bool (n, n_items); row r: targets of the user of row r
+    ks: Iterable[int] = (10, 20), # list lengths
+) -> pd.DataFrame: # n rows, columns 'recall@10', 'precision@10', ..., 'mark@20'
     "Compute the metrics of each user; NaN for a user without targets. Raises `GnnEcommerceError` if a k is too long."
     ks, targets = _check_ks(ks), _clean_targets(targets)
     _check_length(ks, np.shape(ranked)[1])
     return _metrics_table(hit_matrix(ranked, targets), np.diff(targets.indptr), ks)
-
 
 def _metrics_table(hits, n_targets, ks) -> pd.DataFrame:
     "The columns of `ranking_metrics` from hits."
     none = n_targets == 0
     at = {k: _metrics_at(hits, np.maximum(n_targets, 1), k) for k in ks}
     out = pd.DataFrame({f'{name}@{k}': values for k in ks for name, values in at[k].items()})
-    if none.any():
-        out[none] = np.nan
+    if none.any(): out[none] = np.nan
     return out
 
 # %% ../../nbs/ranking/03_evaluation.ipynb #7486c6fb
@@ -110,7 +92,6 @@ def _check_ks(ks) -> list[int]:
         raise GnnEcommerceError(expected('ks', 'whole numbers >= 1', ks))
     return sorted({int(k) for k in ks})
 
-
 def _clean_targets(targets) -> sp.csr_array:
     "Targets as a CSR matrix without explicit zeros and repeats; the caller's is not changed."
     targets = sp.csr_array(targets, copy=True) if not sp.issparse(targets) else sp.csr_array(targets.copy())
@@ -118,66 +99,58 @@ def _clean_targets(targets) -> sp.csr_array:
     targets.eliminate_zeros()
     return targets
 
-
 def _check_length(ks: list[int], length: int):
     "Raise `GnnEcommerceError` if a k is longer than the lists."
     if ks[-1] > length:
-        raise GnnEcommerceError(
-            expected('ks', f'list lengths up to {length}, the length of the ranking', ks[-1], 'recommend more items')
-        )
+        raise GnnEcommerceError(expected('ks', f'list lengths up to {length}, the length of the ranking', ks[-1],
+                                         'recommend more items'))
 
 # %% ../../nbs/ranking/03_evaluation.ipynb #12c2526c
 @dataclass
 class Evaluation:
     "What came out for one recommender: means in `metrics`, users in `per_user`."
-
-    name: str  # of the recommender
-    per_user: pd.DataFrame  # one row a user with targets: user, n_targets, and the metrics
-    ranked: np.ndarray = field(repr=False)  # int32 (n, max k) recommended items
-    hits: np.ndarray = field(repr=False)  # bool (n, max k) which of them are targets
-    ks: list[int]  # list lengths
-    n_items: int  # items of the catalogue
-    n_without_targets: int  # users that were asked for and have no target: left out
-    n_masked: int = 0  # targets that the masks rule out: they count as misses
+    name: str                # of the recommender
+    per_user: pd.DataFrame   # one row a user with targets: user, n_targets, and the metrics
+    ranked: np.ndarray = field(repr=False) # int32 (n, max k) recommended items
+    hits: np.ndarray = field(repr=False)   # bool (n, max k) which of them are targets
+    ks: list[int]            # list lengths
+    n_items: int             # items of the catalogue
+    n_without_targets: int   # users that were asked for and have no target: left out
+    n_masked: int = 0        # targets that the masks rule out: they count as misses
 
     @property
-    def n_users(self) -> int:
-        return len(self.per_user)
-
+    def n_users(self) -> int: return len(self.per_user)
     @property
     def columns(self) -> list[str]:
         return [f'{m}@{k}' for k in self.ks for m in METRICS]
-
     @property
     def metrics(self) -> dict[str, float]:
         "Means over users, and coverage@k: the share of the catalogue that is in at least one list."
-        out = {c: float(self.per_user[c].mean()) if self.n_users else 0.0 for c in self.columns}
+        out = {c: float(self.per_user[c].mean()) if self.n_users else 0. for c in self.columns}
         shown = {k: (np.unique(self.ranked[:, :k]) >= 0).sum() for k in self.ks}
-        return out | {f'coverage@{k}': float(shown[k] / max(1, self.n_items)) for k in self.ks}
+        return out | {f'coverage@{k}': float(shown[k]/max(1, self.n_items)) for k in self.ks}
 
 # %% ../../nbs/ranking/03_evaluation.ipynb #7141ed22
 @patch
-def curve(self: Evaluation, metric: str = 'recall') -> pd.Series:  # index k = 1..max(ks)
+def curve(self: Evaluation, metric: str = 'recall') -> pd.Series: # index k = 1..max(ks)
     "Give a metric's mean over users at every k."
-    n, ks = self.per_user.n_targets.to_numpy(), range(1, self.hits.shape[1] + 1)
+    n, ks = self.per_user.n_targets.to_numpy(), range(1, self.hits.shape[1]+1)
     means = [float(_metrics_at(self.hits, n, k)[metric].mean()) for k in ks]
     return pd.Series(means, index=pd.Index(ks, name='k'), name=self.name)
 
 # %% ../../nbs/ranking/03_evaluation.ipynb #a88ebabb
 @patch(cls_method=True)
-def from_lists(
-    cls: Evaluation,
-    name: str,  # of the method
-    ranked: np.ndarray,  # int (n, k) item indices, best first, -1 pads
-    targets: sp.csr_array,  # bool (n, n_items), row r: targets of row r
-    ks: Iterable[int] = (10, 20),  # list lengths, up to k
-    users: np.ndarray | None = None,  # (n,) who the rows are; 0..n-1 by default
-) -> Evaluation:  # users without targets are left out and counted
+def from_lists(cls: Evaluation,
+    name: str,             # of the method
+    ranked: np.ndarray,    # int (n, k) item indices, best first, -1 pads
+    targets: sp.csr_array, # bool (n, n_items), row r: targets of row r
+    ks: Iterable[int] = (10, 20), # list lengths, up to k
+    users: np.ndarray|None = None, # (n,) who the rows are; 0..n-1 by default
+) -> Evaluation: # users without targets are left out and counted
     "Metrics of given lists. Raises `GnnEcommerceError` if shapes disagree or nobody has a target."
     ks, targets, ranked = _check_ks(ks), _clean_targets(targets), np.asarray(ranked)
     hits, have = hit_matrix(ranked, targets), np.diff(targets.indptr) > 0
-    if not have.any():
-        _refuse_no_targets(len(have))
+    if not have.any(): _refuse_no_targets(len(have))
     _check_length(ks, ranked.shape[1])
     n_targets = np.diff(targets.indptr)[have]
     users = (np.arange(len(have)) if users is None else np.asarray(users))[have]
@@ -185,62 +158,53 @@ def from_lists(
     per_user = pd.concat([who, _metrics_table(hits[have], n_targets, ks)], axis=1)
     return cls(name, per_user, ranked[have], hits[have], ks, targets.shape[1], int((~have).sum()))
 
-
 def _refuse_no_targets(n: int):
-    raise GnnEcommerceError(
-        expected('targets', 'at least one user with a target', f'none among {n}', 'nothing can be measured')
-    )
+    raise GnnEcommerceError(expected('targets', 'at least one user with a target', f'none among {n}',
+                                     'nothing can be measured'))
 
 # %% ../../nbs/ranking/03_evaluation.ipynb #35e5e6c5
 def evaluate(
     recommender: Recommender,  # fitted
-    targets: sp.csr_array,  # bool (n_users, n_items), the pairs to be found
-    ks: Iterable[int] = (10, 20),  # list lengths
-    exclude: Literal['bought', 'seen', 'none'] = 'bought',  # what of the graph is masked
-    also_exclude: sp.csr_array | None = None,  # (n_users, n_items), further pairs to mask
-    users: np.ndarray | None = None,  # int (n,) only these; None: all who have targets
+    targets: sp.csr_array,     # bool (n_users, n_items), the pairs to be found
+    ks: Iterable[int] = (10, 20), # list lengths
+    exclude: Literal['bought', 'seen', 'none'] = 'bought', # what of the graph is masked
+    also_exclude: sp.csr_array|None = None, # (n_users, n_items), further pairs to mask
+    users: np.ndarray|None = None, # int (n,) only these; None: all who have targets
 ) -> Evaluation:
     "Measure a recommender on the full ranking. Raises `GnnEcommerceError` if shapes disagree or nobody has a target."
     ks, targets = _check_ks(ks), _clean_targets(targets)
     shape = recommender.n_users, recommender.n_items
-    if targets.shape != shape:
-        raise GnnEcommerceError(expected('targets', f'shape {shape}', targets.shape))
+    if targets.shape != shape: raise GnnEcommerceError(expected('targets', f'shape {shape}', targets.shape))
     asked = np.arange(recommender.n_users) if users is None else np.unique(recommender._check_users(users))
     chosen = asked[np.diff(targets.indptr)[asked] > 0]
-    if not len(chosen):
-        _refuse_no_targets(len(asked))
+    if not len(chosen): _refuse_no_targets(len(asked))
     ranked, _ = recommender.recommend(chosen, ks[-1], exclude, also_exclude)
     out = Evaluation.from_lists(recommender.name, ranked, mine := targets[chosen], ks, chosen)
     mask = recommender._mask(chosen, exclude, also_exclude)
-    out.n_without_targets, out.n_masked = len(asked) - len(chosen), 0 if mask is None else int(mask.multiply(mine).nnz)
+    out.n_without_targets, out.n_masked = len(asked)-len(chosen), 0 if mask is None else int(mask.multiply(mine).nnz)
     return out
 
 # %% ../../nbs/ranking/03_evaluation.ipynb #aa378ee3
 def bootstrap_ci(
-    values: pd.DataFrame | np.ndarray,  # (n,) or (n, m): one row a user
-    n_boot: int = 1000,  # draws
-    level: float = 0.95,  # share of the draws that the interval holds
-    seed: int = 0,  # of the draws
-    weights: np.ndarray | None = None,  # (n,) or (n, m): mean = sum(values)/sum(weights); None: 1 for each user
-) -> pd.DataFrame:  # a row for each column: mean, low, high
+    values: pd.DataFrame|np.ndarray, # (n,) or (n, m): one row a user
+    n_boot: int = 1000,   # draws
+    level: float = .95,   # share of the draws that the interval holds
+    seed: int = 0,        # of the draws
+    weights: np.ndarray|None = None, # (n,) or (n, m): mean = sum(values)/sum(weights); None: 1 for each user
+) -> pd.DataFrame: # a row for each column: mean, low, high
     "Compute means over users with percentile bootstrap intervals (Efron 1979). Raises `GnnEcommerceError` for NaN."
     names = list(values.columns) if isinstance(values, pd.DataFrame) else None
     x = np.asarray(values, np.float64)
     x = x[:, None] if x.ndim == 1 else x
     w = np.ones((len(x), 1)) if weights is None else np.asarray(weights, np.float64).reshape(len(x), -1)
     if not len(x) or not np.isfinite(x).all():
-        raise GnnEcommerceError(
-            expected(
-                'values',
-                'finite numbers for at least one user',
-                f'{len(x)} users and {int((~np.isfinite(x)).sum())} NaN or infinite',
-            )
-        )
+        raise GnnEcommerceError(expected('values', 'finite numbers for at least one user',
+                                         f'{len(x)} users and {int((~np.isfinite(x)).sum())} NaN or infinite'))
     means = _bootstrap_means(x, w, n_boot, rng(seed, 'bootstrap'))
     with np.errstate(invalid='ignore', divide='ignore'), warnings.catch_warnings():
-        warnings.simplefilter('ignore', RuntimeWarning)  # a column without weight has no interval: nan
-        low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
-        return pd.DataFrame(dict(mean=x.sum(0) / w.sum(0), low=low, high=high), index=names)
+        warnings.simplefilter('ignore', RuntimeWarning) # a column without weight has no interval: nan
+        low, high = np.nanquantile(means, [(1-level)/2, (1+level)/2], axis=0)
+        return pd.DataFrame(dict(mean=x.sum(0)/w.sum(0), low=low, high=high), index=names)
 
 # %% ../../nbs/ranking/03_evaluation.ipynb #a523137b
 def _bootstrap_means(x: np.ndarray, w: np.ndarray, n_boot: int, draw: np.random.Generator) -> np.ndarray:
@@ -248,48 +212,40 @@ def _bootstrap_means(x: np.ndarray, w: np.ndarray, n_boot: int, draw: np.random.
     both, means = np.hstack([x, w]), np.empty((n_boot, x.shape[1]))
     with np.errstate(invalid='ignore', divide='ignore'):
         for b in range(n_boot):
-            sums = np.bincount(draw.integers(0, len(x), len(x), np.int32), minlength=len(x)) @ both
-            means[b] = sums[: x.shape[1]] / sums[x.shape[1] :]
+            sums = np.bincount(draw.integers(0, len(x), len(x), np.int32), minlength=len(x))@both
+            means[b] = sums[:x.shape[1]]/sums[x.shape[1]:]
     return means
 
 # %% ../../nbs/ranking/03_evaluation.ipynb #12ea2663
 def wilson(
-    k: Any,  # successes, number or array
-    n: Any,  # trials, the same shape
-    level: float = 0.95,  # confidence, or
-    z: float | None = None,  # the normal quantile: 1.96 is 95 %
-    none: tuple[float, float] = (0.0, 1.0),  # the interval of no trials
-) -> tuple[np.ndarray, np.ndarray]:  # low, high; exactly 0 if k is 0, exactly 1 if k is n
+    k: Any,             # successes, number or array
+    n: Any,             # trials, the same shape
+    level: float = .95, # confidence, or
+    z: float|None = None, # the normal quantile: 1.96 is 95 %
+    none: tuple[float, float] = (0., 1.), # the interval of no trials
+) -> tuple[np.ndarray, np.ndarray]: # low, high; exactly 0 if k is 0, exactly 1 if k is n
     "Compute Wilson's interval of a share (1927)."
-    z = NormalDist().inv_cdf((1 + level) / 2) if z is None else z
+    z = NormalDist().inv_cdf((1+level)/2) if z is None else z
     k, n = np.asarray(k, float), np.asarray(n, float)
     m = np.maximum(n, 1)
-    p, centre = k / m, (k / m + z * z / (2 * m)) / (1 + z * z / m)
-    half = z * np.sqrt(p * (1 - p) / m + z * z / (4 * m * m)) / (1 + z * z / m)
-    low, high = np.where(k == 0, 0, centre - half), np.where(k == n, 1, centre + half)
+    p, centre = k/m, (k/m+z*z/(2*m))/(1+z*z/m)
+    half = z*np.sqrt(p*(1-p)/m+z*z/(4*m*m))/(1+z*z/m)
+    low, high = np.where(k == 0, 0, centre-half), np.where(k == n, 1, centre+half)
     return np.where(n > 0, low, none[0]), np.where(n > 0, high, none[1])
 
 # %% ../../nbs/ranking/03_evaluation.ipynb #4ab28c11
 def compare(
-    a: Evaluation,  # a method
-    b: Evaluation,  # another one, on the same users
-    metrics: Iterable[str] | None = None,  # columns of per_user; all by default
-    n_boot: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,  # as in `bootstrap_ci`
-) -> pd.DataFrame:  # a row for each metric: a, b, difference, low, high, better, worse
+    a: Evaluation,                 # a method
+    b: Evaluation,                 # another one, on the same users
+    metrics: Iterable[str]|None = None, # columns of per_user; all by default
+    n_boot: int = 1000, level: float = .95, seed: int = 0, # as in `bootstrap_ci`
+) -> pd.DataFrame: # a row for each metric: a, b, difference, low, high, better, worse
     "Compare in pairs, a minus b: difference with its interval, shares of users for whom a is better and worse."
     if not np.array_equal(a.per_user.user, b.per_user.user):
-        raise GnnEcommerceError(
-            expected(
-                'compare',
-                'two evaluations of the same users',
-                f'{a.n_users} and {b.n_users}',
-                'evaluate both with the same targets and users',
-            )
-        )
+        raise GnnEcommerceError(expected('compare', 'two evaluations of the same users', f'{a.n_users} and {b.n_users}',
+                                         'evaluate both with the same targets and users'))
     metrics = list(metrics) if metrics is not None else [c for c in a.columns if c in b.columns]
-    difference = a.per_user[metrics] - b.per_user[metrics]
+    difference = a.per_user[metrics]-b.per_user[metrics]
     ci = bootstrap_ci(difference, n_boot, level, seed)
     means = {e.name: e.per_user[metrics].mean() for e in (a, b)}
     shares = {'better': (difference > 0).mean(), 'worse': (difference < 0).mean()}
@@ -297,34 +253,25 @@ def compare(
 
 # %% ../../nbs/ranking/03_evaluation.ipynb #81bd29e8
 def comparison_table(
-    evaluations: Iterable[Evaluation],  # methods
-    n_boot: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,  # as in `bootstrap_ci`
-) -> pd.DataFrame:  # method, metric, mean, low, high
+    evaluations: Iterable[Evaluation], # methods
+    n_boot: int = 1000, level: float = .95, seed: int = 0, # as in `bootstrap_ci`
+) -> pd.DataFrame: # method, metric, mean, low, high
     "Collect all means with intervals. Coverage is no mean over users and has no interval (NaN)."
     parts = []
     for e in evaluations:
         ci = bootstrap_ci(e.per_user[e.columns], n_boot, level, seed).rename_axis('metric').reset_index()
-        coverage = pd.DataFrame(
-            [
-                dict(metric=metric, mean=value, low=np.nan, high=np.nan)
-                for metric, value in e.metrics.items()
-                if metric.startswith('coverage')
-            ]
-        )
+        coverage = pd.DataFrame([dict(metric=metric, mean=value, low=np.nan, high=np.nan)
+                                 for metric, value in e.metrics.items() if metric.startswith('coverage')])
         parts.append(pd.concat([ci, coverage]).assign(method=e.name))
     return pd.concat(parts, ignore_index=True)[['method', 'metric', 'mean', 'low', 'high']]
 
 # %% ../../nbs/ranking/03_evaluation.ipynb #ea525a10
 def by_user_group(
-    evaluation: Evaluation,  # of one method
-    group: np.ndarray | pd.Categorical,  # (n,) a label for each row of per_user
-    metrics: Iterable[str] | None = None,  # all by default
-    n_boot: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,  # as in `bootstrap_ci`
-) -> pd.DataFrame:  # method, group, users, metric, mean, low, high
+    evaluation: Evaluation,        # of one method
+    group: np.ndarray|pd.Categorical, # (n,) a label for each row of per_user
+    metrics: Iterable[str]|None = None, # all by default
+    n_boot: int = 1000, level: float = .95, seed: int = 0, # as in `bootstrap_ci`
+) -> pd.DataFrame: # method, group, users, metric, mean, low, high
     "Compute means with intervals within each group of users, in the order of the labels."
     group, metrics = pd.Categorical(group), list(metrics or evaluation.columns)
     if len(group) != evaluation.n_users:
@@ -339,14 +286,12 @@ def by_user_group(
 
 # %% ../../nbs/ranking/03_evaluation.ipynb #686fd430
 def by_item_group(
-    evaluation: Evaluation,  # of one method
-    targets: sp.csr_array,  # bool (n_users, n_items), those of the evaluation
-    group: np.ndarray | pd.Categorical,  # (n_items,) a label for each item
-    k: int = 20,  # list length
-    n_boot: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,  # as in `bootstrap_ci`
-) -> pd.DataFrame:  # method, group, items, targets, recall, low, high, shown
+    evaluation: Evaluation,        # of one method
+    targets: sp.csr_array,         # bool (n_users, n_items), those of the evaluation
+    group: np.ndarray|pd.Categorical, # (n_items,) a label for each item
+    k: int = 20,                   # list length
+    n_boot: int = 1000, level: float = .95, seed: int = 0, # as in `bootstrap_ci`
+) -> pd.DataFrame: # method, group, items, targets, recall, low, high, shown
     "Compute recall@k of each group of items over all users, and `shown`, the group's share of the lists."
     group = pd.Categorical(group)
     if len(group) != evaluation.n_items:
@@ -354,66 +299,51 @@ def by_item_group(
     code, n = np.asarray(group.codes), len(group.categories)
     mine = _clean_targets(targets)[evaluation.per_user.user.to_numpy()]
     ranked, hits = evaluation.ranked[:, :k], evaluation.hits[:, :k]
-
     def count(row, item):
-        return np.bincount(row * n + code[item], minlength=evaluation.n_users * n).reshape(-1, n)
-
+        return np.bincount(row*n+code[item], minlength=evaluation.n_users*n).reshape(-1, n)
     hit = count(np.nonzero(hits)[0], ranked[hits])
     wanted = count(np.repeat(np.arange(evaluation.n_users), np.diff(mine.indptr)), mine.indices)
     shown = np.bincount(code[ranked[ranked >= 0]], minlength=n)
     ci = bootstrap_ci(hit, n_boot, level, seed, weights=wanted)
-    return pd.DataFrame(
-        dict(
-            method=evaluation.name,
-            group=group.categories,
-            items=np.bincount(code, minlength=n),
-            targets=wanted.sum(0),
-            recall=ci['mean'],
-            low=ci.low,
-            high=ci.high,
-            shown=shown / max(1, shown.sum()),
-        )
-    )
+    return pd.DataFrame(dict(
+        method=evaluation.name, group=group.categories, items=np.bincount(code, minlength=n), targets=wanted.sum(0),
+        recall=ci['mean'], low=ci.low, high=ci.high, shown=shown/max(1, shown.sum())))
 
 # %% ../../nbs/ranking/03_evaluation.ipynb #de5609df
 def quantile_groups(
-    counts: np.ndarray,  # int (n,)
-    n: int = 4,  # groups at most; fewer where many counts are equal
-) -> pd.Categorical:  # labels such as '1', '2-5', '6+', in the order of the counts
+    counts: np.ndarray, # int (n,)
+    n: int = 4,         # groups at most; fewer where many counts are equal
+) -> pd.Categorical: # labels such as '1', '2-5', '6+', in the order of the counts
     "Groups of about the same size by a count; equal counts are in the same group."
     counts = np.asarray(counts)
-    if not len(counts):
-        return pd.Categorical([])
-    edges = np.unique(np.quantile(counts, np.arange(1, n) / n, method='higher'))
+    if not len(counts): return pd.Categorical([])
+    edges = np.unique(np.quantile(counts, np.arange(1, n)/n, method='higher'))
     edges = edges[edges > counts.min()]
-    low, high = [int(counts.min()), *edges.astype(int)], [*(edges.astype(int) - 1), -1]
+    low, high = [int(counts.min()), *edges.astype(int)], [*(edges.astype(int)-1), -1]
     names = [f'{a}+' if b < 0 else f'{a}' if a == b else f'{a}-{b}' for a, b in zip(low, high)]
     return pd.Categorical.from_codes(np.searchsorted(edges, counts, side='right'), names, ordered=True)
 
-
 def popularity_groups(
-    popularity: np.ndarray,  # int (n_items,) interactions of each item
-    names: Iterable[str] = ('head', 'mid', 'tail'),  # most popular first
-) -> pd.Categorical:  # (n_items,)
+    popularity: np.ndarray, # int (n_items,) interactions of each item
+    names: Iterable[str] = ('head', 'mid', 'tail'), # most popular first
+) -> pd.Categorical: # (n_items,)
     "Groups of items that hold about the same number of interactions each; items without any are in the last one."
     names, popularity = list(names), np.asarray(popularity, np.float64)
     order = np.argsort(-popularity, kind='stable')
-    before = np.cumsum(popularity[order]) - popularity[order]
+    before = np.cumsum(popularity[order])-popularity[order]
     code = np.empty(len(popularity), int)
-    code[order] = np.minimum((before / max(1, popularity.sum()) * len(names)).astype(int), len(names) - 1)
-    code[popularity == 0] = len(names) - 1
+    code[order] = np.minimum((before/max(1, popularity.sum())*len(names)).astype(int), len(names)-1)
+    code[popularity == 0] = len(names)-1
     return pd.Categorical.from_codes(code, names, ordered=True)
 
 # %% ../../nbs/ranking/03_evaluation.ipynb #09ae4687
 def plot_curve(
-    evaluations: Iterable[Evaluation]
-    | pd.DataFrame,  # methods, or a table k x method as `Evaluation.curve` gives columns
-    metric: str = 'recall',  # one of `METRICS`
-    ax=None,  # matplotlib axes; a new figure by default
-) -> Any:  # the axes
+    evaluations: Iterable[Evaluation]|pd.DataFrame, # methods, or a table k x method as `Evaluation.curve` gives columns
+    metric: str = 'recall', # one of `METRICS`
+    ax=None,                # matplotlib axes; a new figure by default
+) -> Any: # the axes
     "Plot a metric at every k, one line a method, best first in the legend."
     import matplotlib.pyplot as plt
-
     ready = isinstance(evaluations, pd.DataFrame)
     curves = evaluations if ready else pd.concat([e.curve(metric) for e in evaluations], axis=1)
     if ax is None:

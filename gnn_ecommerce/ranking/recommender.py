@@ -15,15 +15,7 @@ from fastcore.basics import patch
 from ..core import GnnEcommerceError, UnknownIdError, expected, rng
 from ..graph.interactions import InteractionGraph
 from gnn_ecommerce.ranking.topk import (
-    PANEL,
-    Panels,
-    TopK,
-    check_k,
-    clean_mask,
-    pack_panels,
-    pad_rows,
-    rank_panels,
-    score_panels,
+    PANEL, Panels, TopK, check_k, clean_mask, pack_panels, pad_rows, rank_panels, score_panels
 )
 
 # %% auto #0
@@ -32,77 +24,65 @@ __all__ = ['Recommender', 'check_indices', 'Popular', 'Random', 'EmbeddingRecomm
 # %% ../../nbs/ranking/02_recommender.ipynb #ceced0ff
 class Recommender:
     "Ranks items for users. Subclasses implement `score` (or `score_blocks`) and, if they learn something, `fit`."
-
     name = 'recommender'
     graph = None
-    budget = 64 << 20  # bytes of scores held at a time
+    budget = 64 << 20 # bytes of scores held at a time
     backend = 'auto'  # how the top-k is computed: 'auto', 'numba' or 'torch'
-    device = 'cpu'  # where scores are computed
+    device = 'cpu'    # where scores are computed
 
     def __repr__(self):
         size = f'{self.n_users:,} users x {self.n_items:,} items' if self.graph is not None else 'not fitted'
         return f'{type(self).__name__}({self.name!r}, {size})'
-
     @property
-    def n_users(self) -> int:
-        return self._fitted().n_users
-
+    def n_users(self) -> int: return self._fitted().n_users
     @property
-    def n_items(self) -> int:
-        return self._fitted().n_items
-
+    def n_items(self) -> int: return self._fitted().n_items
     def _fitted(self) -> InteractionGraph:
         if self.graph is None:
             raise GnnEcommerceError(expected(self.name, 'a fitted recommender', 'none', 'call fit(graph) first'))
         return self.graph
 
-    def fit(self, graph: InteractionGraph) -> Recommender:  # itself
+    def fit(self,
+        graph: InteractionGraph,
+    ) -> Recommender: # itself
         "Learn from a graph; here only kept."
         self.graph = graph
         return self
 
 # %% ../../nbs/ranking/02_recommender.ipynb #3578081a
 @patch
-def score(
-    self: Recommender,
-    users: np.ndarray,  # int (n,) user indices
-) -> np.ndarray:  # float32 (n, n_items)
+def score(self: Recommender,
+    users: np.ndarray, # int (n,) user indices
+) -> np.ndarray: # float32 (n, n_items)
     "Score all items for a few users."
     raise NotImplementedError(f'{type(self).__name__}: a subclass must implement score or score_blocks')
 
-
 @patch
-def score_blocks(
-    self: Recommender,
-    users: np.ndarray,  # int (n,) user indices
-    columns: np.ndarray,  # int32 (m,) item indices, ascending
-) -> Iterator[tuple[int, np.ndarray]]:  # (first, scores float32 (n, b)) of columns[first:first+b]
+def score_blocks(self: Recommender,
+    users: np.ndarray,   # int (n,) user indices
+    columns: np.ndarray, # int32 (m,) item indices, ascending
+) -> Iterator[tuple[int, np.ndarray]]: # (first, scores float32 (n, b)) of columns[first:first+b]
     "Score the items in `columns`, block by block. Override it if a block is cheaper than a row."
     scores = self.score(users)
     yield 0, scores if len(columns) == self.n_items else scores[:, columns]
 
-
 @patch
 def chunk(self: Recommender, n_columns: int) -> int:
     "How many users are scored at a time, so that their scores fit `budget`."
-    return int(min(4096, max(1, self.budget // (4 * max(1, self.n_items)))))
+    return int(min(4096, max(1, self.budget//(4*max(1, self.n_items)))))
 
 # %% ../../nbs/ranking/02_recommender.ipynb #d7771c16
 @patch
-def recommend(
-    self: Recommender,
-    users: np.ndarray,  # int (n,) user indices
-    k: int = 20,  # how many items for each
-    exclude: Literal['bought', 'seen', 'none'] = 'bought',  # what of the graph is left out
-    also_exclude: sp.csr_matrix | None = None,  # (n_users, n_items), true if a pair is left out as well
-    items: np.ndarray | None = None,  # int (m,) the only items that may come; None: all
-) -> tuple[np.ndarray, np.ndarray]:  # int32 (n, k) item indices, -1 pads; float32 (n, k) scores, NaN pads
+def recommend(self: Recommender,
+    users: np.ndarray,          # int (n,) user indices
+    k: int = 20,                # how many items for each
+    exclude: Literal['bought', 'seen', 'none'] = 'bought', # what of the graph is left out
+    also_exclude: sp.csr_matrix|None = None, # (n_users, n_items), true if a pair is left out as well
+    items: np.ndarray|None = None, # int (m,) the only items that may come; None: all
+) -> tuple[np.ndarray, np.ndarray]: # int32 (n, k) item indices, -1 pads; float32 (n, k) scores, NaN pads
     "Rank the k best items of each user, exactly; ties by lower item index."
     users, columns, k = self._check_users(users), self._check_items(items), check_k(k)
-
-    def best(part):
-        return self._best(users[part], k, self._mask(users[part], exclude, also_exclude), columns)
-
+    def best(part): return self._best(users[part], k, self._mask(users[part], exclude, also_exclude), columns)
     return _in_chunks(best, len(users), k, self.chunk(len(columns)) if len(columns) else 0)
 
 # %% ../../nbs/ranking/02_recommender.ipynb #8e695bff
@@ -110,17 +90,16 @@ def _in_chunks(best, n: int, k: int, step: int) -> tuple[np.ndarray, np.ndarray]
     "Lists of n users, `step` at a time, where best(slice) gives items and scores; empty lists if `step` is 0."
     items, scores = np.full((n, k), -1, np.int32), np.full((n, k), np.nan, np.float32)
     for first in range(0, n if step else 0, step or 1):
-        part = slice(first, min(n, first + step))
+        part = slice(first, min(n, first+step))
         items[part], scores[part] = best(part)
     return items, scores
-
 
 @patch
 def _best(self: Recommender, users, k, mask, columns):
     "The best k of `columns` for one chunk of users."
     best = TopK(len(users), k, self.backend, self.device)
     for first, block in self.score_blocks(users, columns):
-        best.update(block, columns[first : first + block.shape[1]], mask)
+        best.update(block, columns[first:first+block.shape[1]], mask)
     return best.result()
 
 # %% ../../nbs/ranking/02_recommender.ipynb #dc64de10
@@ -137,165 +116,129 @@ def _mask(self: Recommender, users, exclude, also_exclude):
         masks.append(also_exclude.tocsr()[users].astype(bool))
     return clean_mask(sum(masks[1:], masks[0])) if masks else None
 
-
 @patch
 def _graph_mask(self: Recommender, values: str) -> sp.csr_array:
     "What the graph's users bought or saw, kept for the next call."
     kept = self.__dict__.get('_masks')
     if kept is None or kept[0] is not self.graph:
         kept = self._masks = (self._fitted(), {})
-    if values not in kept[1]:
-        kept[1][values] = clean_mask(self.graph.csr(values).astype(bool))
+    if values not in kept[1]: kept[1][values] = clean_mask(self.graph.csr(values).astype(bool))
     return kept[1][values]
 
 # %% ../../nbs/ranking/02_recommender.ipynb #57ae07d9
 def check_indices(index, n: int, what: str) -> np.ndarray:
     "Indices in 0..n-1 as an int64 array (m,). Raises `UnknownIdError`, `GnnEcommerceError`."
     index = np.atleast_1d(np.asarray(index))
-    if index.size == 0:
-        return np.zeros(0, np.int64)
+    if index.size == 0: return np.zeros(0, np.int64)
     if index.ndim != 1 or index.dtype.kind not in 'iu':
-        raise GnnEcommerceError(
-            expected(
-                what,
-                'a list of indices',
-                f'{index.dtype} of shape {index.shape}',
-                f'encode ids with graph.{what[:4]}_ids.encode',
-            )
-        )
+        raise GnnEcommerceError(expected(what, 'a list of indices', f'{index.dtype} of shape {index.shape}',
+                                         f'encode ids with graph.{what[:4]}_ids.encode'))
     if index.min() < 0 or index.max() >= n:
-        raise UnknownIdError(expected(what, f'indices in 0..{n - 1}', f'{int(index.min())}..{int(index.max())}'))
+        raise UnknownIdError(expected(what, f'indices in 0..{n-1}', f'{int(index.min())}..{int(index.max())}'))
     return index.astype(np.int64)
-
 
 @patch
 def _check_users(self: Recommender, users):
     return check_indices(users, self.n_users, 'users')
 
-
 @patch
 def _check_items(self: Recommender, items):
     "The allow-list as ascending int32."
-    if items is None:
-        return np.arange(self.n_items, dtype=np.int32)
+    if items is None: return np.arange(self.n_items, dtype=np.int32)
     return np.unique(check_indices(items, self.n_items, 'items')).astype(np.int32)
 
 # %% ../../nbs/ranking/02_recommender.ipynb #6b4cf68c
 @patch
-def similar_items(self: Recommender, items, k: int = 10):  # see `EmbeddingRecommender.similar_items`
+def similar_items(self: Recommender, items, k: int = 10): # see `EmbeddingRecommender.similar_items`
     "Refuse: items have no embedding here. Raises `GnnEcommerceError`."
     self._refuse_similar('item')
 
-
 @patch
-def similar_users(self: Recommender, users, k: int = 10):  # see `EmbeddingRecommender.similar_users`
+def similar_users(self: Recommender, users, k: int = 10): # see `EmbeddingRecommender.similar_users`
     "Refuse: users have no embedding here. Raises `GnnEcommerceError`."
     self._refuse_similar('user')
 
-
 @patch
 def _refuse_similar(self: Recommender, side: str):
-    raise GnnEcommerceError(
-        expected(
-            self.name,
-            f'a model with {"an item" if side == "item" else "a user"} embedding',
-            type(self).__name__,
-            'ask an EmbeddingRecommender, such as the trained LightGCN',
-        )
-    )
+    raise GnnEcommerceError(expected(
+        self.name, f'a model with {"an item" if side == "item" else "a user"} embedding', type(self).__name__,
+        'ask an EmbeddingRecommender, such as the trained LightGCN'))
 
 # %% ../../nbs/ranking/02_recommender.ipynb #1a3bf80e
 class Popular(Recommender):
     "Most popular items first: score(u, i) = number of users who bought (or saw) i."
-
-    def __init__(
-        self,
-        by: Literal['bought', 'seen'] = 'bought',  # what counts; if nothing was bought at all, seen
-        name: str = 'popular',  # name in tables
-    ):
-        self.by, self.name = by, name
+    def __init__(self,
+        by: Literal['bought', 'seen'] = 'bought', # what counts; if nothing was bought at all, seen
+        name: str = 'popular',                    # name in tables
+    ): self.by, self.name = by, name
 
     def fit(self, graph):
         count = np.asarray(graph.item_popularity(self.by))
         self.popularity = (count if count.any() else np.asarray(graph.item_popularity('seen'))).astype(np.float32)
         return super().fit(graph)
 
-    def score(self, users):
-        return np.tile(self.popularity, (len(users), 1))
+    def score(self, users): return np.tile(self.popularity, (len(users), 1))
 
     def _best(self, users, k, mask, columns):
         longest = 0 if mask is None else int(np.diff(mask.indptr).max(initial=0))
-        head = np.sort(columns[np.argsort(-self.popularity[columns], kind='stable')[: k + longest]])
+        head = np.sort(columns[np.argsort(-self.popularity[columns], kind='stable')[:k+longest]])
         best = TopK(len(users), k, self.backend)
         best.update(np.tile(self.popularity[head], (len(users), 1)), head, mask)
         return best.result()
 
 # %% ../../nbs/ranking/02_recommender.ipynb #9a7b17cf
 @patch
-def recommend_new(
-    self: Popular,
-    n: int,  # users whom the graph does not hold
-    k: int = 20,  # how many items for each
-    exclude: sp.csr_array | None = None,  # (n, n_items), true if a pair is left out
-) -> tuple[np.ndarray, np.ndarray]:  # int32 (n, k) item indices, -1 pads; float32 (n, k) scores, NaN pads
+def recommend_new(self: Popular,
+    n: int,      # users whom the graph does not hold
+    k: int = 20, # how many items for each
+    exclude: sp.csr_array|None = None, # (n, n_items), true if a pair is left out
+) -> tuple[np.ndarray, np.ndarray]: # int32 (n, k) item indices, -1 pads; float32 (n, k) scores, NaN pads
     "Rank items for users whom the model has never met."
     if exclude is not None and exclude.shape != (n, self.n_items):
         raise GnnEcommerceError(expected('exclude', f'shape {(n, self.n_items)}', exclude.shape))
     columns, k = self._check_items(None), check_k(k)
-
     def best(part):
         mask = None if exclude is None else clean_mask(exclude.tocsr()[part])
         return self._best(range(part.start, part.stop), k, mask, columns)
-
     return _in_chunks(best, n, k, self.chunk(self.n_items) if self.n_items else 0)
 
 # %% ../../nbs/ranking/02_recommender.ipynb #911bb900
 class Random(Recommender):
     "Items in random order, the same for one (seed, user) on every call."
-
-    def __init__(
-        self,
-        seed: int = 0,  # another seed, other lists
+    def __init__(self,
+        seed: int = 0,         # another seed, other lists
         name: str = 'random',  # name in tables
-    ):
-        self.seed, self.name = seed, name
+    ): self.seed, self.name = seed, name
 
     def score(self, users):
         draw = rng(self.seed, 'random recommender')
         of_item = draw.integers(0, 2**32, self.n_items, np.uint32)
-        of_user = np.asarray(users, np.uint32) * np.uint32(0x9E3779B1) + draw.integers(0, 2**32, dtype=np.uint32)
+        of_user = np.asarray(users, np.uint32)*np.uint32(0x9E3779B1)+draw.integers(0, 2**32, dtype=np.uint32)
         h = of_user[:, None] ^ of_item
-        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        for shift, factor in ((16, 0x7feb352d), (15, 0x846ca68b)):
             h ^= h >> np.uint32(shift)
             h *= np.uint32(factor)
-        return ((h ^ (h >> np.uint32(16))) >> np.uint32(8)).astype(np.float32) * np.float32(2**-24)
+        return ((h ^ (h >> np.uint32(16))) >> np.uint32(8)).astype(np.float32)*np.float32(2**-24)
 
 # %% ../../nbs/ranking/02_recommender.ipynb #c815b2d1
 class EmbeddingRecommender(Recommender):
     "score(u, i) = <user_embedding[u], item_embedding[i]> (+ item_bias[i])."
-
-    block = 1 << 20  # scores of a block on the torch path: users of a chunk x items
-
-    def __init__(
-        self,
-        user_embedding: np.ndarray,  # (n_users, d), kept as float32
-        item_embedding: np.ndarray,  # (n_items, d)
-        graph=None,  # InteractionGraph; may come later through fit
-        item_bias: np.ndarray | None = None,  # (n_items,) added to the score
-        name: str = 'embedding',  # name in tables
+    block = 1 << 20 # scores of a block on the torch path: users of a chunk x items
+    def __init__(self,
+        user_embedding: np.ndarray,         # (n_users, d), kept as float32
+        item_embedding: np.ndarray,         # (n_items, d)
+        graph=None,                         # InteractionGraph; may come later through fit
+        item_bias: np.ndarray|None = None,  # (n_items,) added to the score
+        name: str = 'embedding',            # name in tables
     ):
         self.name = name
         self.set_embedding(user_embedding, item_embedding, item_bias)
-        if graph is not None:
-            EmbeddingRecommender.fit(self, graph)
+        if graph is not None: EmbeddingRecommender.fit(self, graph)
 
     @property
-    def n_users(self):
-        return len(self.user_embedding)
-
+    def n_users(self): return len(self.user_embedding)
     @property
-    def n_items(self):
-        return len(self.item_embedding)
+    def n_items(self): return len(self.item_embedding)
 
 # %% ../../nbs/ranking/02_recommender.ipynb #b64cc396
 @patch
@@ -306,13 +249,11 @@ def set_embedding(self: EmbeddingRecommender, user_embedding, item_embedding, it
     self.item_bias = None if item_bias is None else _float_table(np.asarray(item_bias)[:, None], 'item_bias')[:, 0]
     if user.shape[1] != item.shape[1] or (item_bias is not None and len(self.item_bias) != len(item)):
         bias = f' and {self.item_bias.shape}' if item_bias is not None else ''
-        raise GnnEcommerceError(
-            expected('embeddings', '(n_users, d), (n_items, d) and (n_items,)', f'{user.shape}, {item.shape}{bias}')
-        )
-    if float(np.abs(user).max(initial=0)) * float(np.abs(item).max(initial=0)) * user.shape[1] > 1e38:
-        raise GnnEcommerceError(
-            expected('embeddings', 'scores that fit float32', 'values whose products do not', 'the model has diverged')
-        )
+        raise GnnEcommerceError(expected('embeddings', '(n_users, d), (n_items, d) and (n_items,)',
+                                         f'{user.shape}, {item.shape}{bias}'))
+    if float(np.abs(user).max(initial=0))*float(np.abs(item).max(initial=0))*user.shape[1] > 1e38:
+        raise GnnEcommerceError(expected('embeddings', 'scores that fit float32', 'values whose products do not',
+                                         'the model has diverged'))
     self._unit, self._panels = {}, None
     return self.to(self.device)
 
@@ -321,12 +262,10 @@ def _float_table(values, what: str) -> np.ndarray:
     "A finite float32 table (n, d), contiguous and writable."
     values = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
     table = np.require(values, np.float32, ['C', 'W'])
-    if table.ndim != 2:
-        raise GnnEcommerceError(expected(what, 'a table (n, d)', f'shape {table.shape}'))
-    if bad := int((~np.isfinite(table)).sum()):
-        raise GnnEcommerceError(
-            expected(what, 'finite numbers', f'{bad} that are NaN or infinite', 'the model has diverged')
-        )
+    if table.ndim != 2: raise GnnEcommerceError(expected(what, 'a table (n, d)', f'shape {table.shape}'))
+    if (bad := int((~np.isfinite(table)).sum())):
+        raise GnnEcommerceError(expected(what, 'finite numbers', f'{bad} that are NaN or infinite',
+                                         'the model has diverged'))
     return table
 
 # %% ../../nbs/ranking/02_recommender.ipynb #53e8a4a1
@@ -334,20 +273,14 @@ def _float_table(values, what: str) -> np.ndarray:
 def fit(self: EmbeddingRecommender, graph) -> EmbeddingRecommender:
     "Take the graph to which the embeddings belong. Raises `GnnEcommerceError` if its size differs."
     if (graph.n_users, graph.n_items) != (self.n_users, self.n_items):
-        raise GnnEcommerceError(
-            expected(
-                self.name,
-                f'a graph of {self.n_users} users and {self.n_items} items',
-                f'{graph.n_users} and {graph.n_items}',
-                'the embeddings belong to another graph',
-            )
-        )
+        raise GnnEcommerceError(expected(self.name, f'a graph of {self.n_users} users and {self.n_items} items',
+                                         f'{graph.n_users} and {graph.n_items}',
+                                         'the embeddings belong to another graph'))
     self.graph = graph
     return self
 
-
 @patch
-def to(self: EmbeddingRecommender, device: str | torch.device) -> EmbeddingRecommender:
+def to(self: EmbeddingRecommender, device: str|torch.device) -> EmbeddingRecommender:
     "Compute scores on `device`; results come back as numpy arrays in any case."
     self.device = device
     self._user, self._item = (torch.from_numpy(t).to(device) for t in (self.user_embedding, self.item_embedding))
@@ -361,13 +294,12 @@ def score(self: EmbeddingRecommender, users):
     ((_, scores),) = self.score_blocks(users, columns, max(PANEL, self.n_items))
     return scores if isinstance(scores, np.ndarray) else scores.cpu().numpy()
 
-
 @patch
 def score_blocks(self: EmbeddingRecommender, users, columns, width=None):
     "Blocks of scores in one buffer that the next block overwrites."
-    width = width or max(256, self.block // max(1, len(users)))
+    width = width or max(256, self.block//max(1, len(users)))
     blocks = self._blocks_numba if self._uses_numba() else self._blocks_torch
-    return blocks(users, columns, -(-width // PANEL) * PANEL)
+    return blocks(users, columns, -(-width//PANEL)*PANEL)
 
 # %% ../../nbs/ranking/02_recommender.ipynb #c3216dfe
 @patch
@@ -375,21 +307,20 @@ def _blocks_torch(self: EmbeddingRecommender, users, columns, width):
     chosen = self._user[torch.as_tensor(users, device=self.device)]
     at = None if len(columns) == self.n_items else torch.as_tensor(columns, dtype=torch.int64, device=self.device)
     table, bias = (t if at is None or t is None else t[at] for t in (self._item, self._bias))
-    buffer = torch.empty(len(users) * min(width, len(columns)), device=self.device)
+    buffer = torch.empty(len(users)*min(width, len(columns)), device=self.device)
     for a in range(0, len(columns), width):
-        part = table[a : a + width]
-        block = buffer[: len(users) * len(part)].view(len(users), len(part))
+        part = table[a:a+width]
+        block = buffer[:len(users)*len(part)].view(len(users), len(part))
         torch.mm(chosen, part.T, out=block)
-        yield a, block if bias is None else block.add_(bias[a : a + width])
-
+        yield a, block if bias is None else block.add_(bias[a:a+width])
 
 @patch
 def _blocks_numba(self: EmbeddingRecommender, users, columns, width):
     panels = self._packed(len(users), columns, whole=len(columns) == self.n_items)
     x, buffer = self._rows(users), np.empty((len(users), min(width, len(columns))), np.float32)
     for a in range(0, len(columns), width):
-        p = slice(a // PANEL, (a + width) // PANEL)
-        block = buffer if len(columns) - a >= buffer.shape[1] else np.empty((len(users), len(columns) - a), np.float32)
+        p = slice(a//PANEL, (a+width)//PANEL)
+        block = buffer if len(columns)-a >= buffer.shape[1] else np.empty((len(users), len(columns)-a), np.float32)
         score_panels(x, len(users), panels.values[p], panels.bias[p], block)
         yield a, block
 
@@ -398,11 +329,9 @@ def _blocks_numba(self: EmbeddingRecommender, users, columns, width):
 def chunk(self: EmbeddingRecommender, n_columns):
     return 8192 if self._uses_numba() else 1024
 
-
 @patch
 def _uses_numba(self: EmbeddingRecommender):
     return TopK(0, 1, self.backend, self.device).numba
-
 
 @patch
 def _rows(self: EmbeddingRecommender, users):
@@ -415,16 +344,13 @@ def _pack_items(self: EmbeddingRecommender, columns) -> Panels:
     bias = None if self.item_bias is None else self.item_bias[columns]
     return pack_panels(self.item_embedding[columns], bias, columns)
 
-
 @patch
-def _packed(self: EmbeddingRecommender, n_users: int, columns, whole: bool | None = None) -> Panels:
+def _packed(self: EmbeddingRecommender, n_users: int, columns, whole: bool|None = None) -> Panels:
     "Panels of all items (`whole`) or of the given columns; by default whichever is less work for so many users."
     if self._panels is None:
         self._panels = self._pack_items(np.arange(self.n_items, dtype=np.int32))
-    if whole is None:
-        whole = n_users * (self.n_items - len(columns)) <= 8 * len(columns)
+    if whole is None: whole = n_users*(self.n_items-len(columns)) <= 8*len(columns)
     return self._panels if whole else self._pack_items(columns)
-
 
 @patch
 def _best(self: EmbeddingRecommender, users, k, mask, columns):
@@ -440,31 +366,27 @@ def _nearest(self: EmbeddingRecommender, side: str, index, k: int):
     "The k nearest rows of one table by cosine, without the row itself."
     if side not in self._unit:
         table = self.user_embedding if side == 'users' else self.item_embedding
-        unit = table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        unit = table/np.maximum(np.linalg.norm(table, axis=1, keepdims=True), np.finfo(np.float32).tiny)
         self._unit[side] = EmbeddingRecommender(unit, unit, name=self.name)
         self._unit[side].backend = self.backend
         self._unit[side].to(self.device)
     n = self._unit[side].n_users
     index = check_indices(index, n, side)
-    itself = sp.csr_array((np.ones(n, bool), np.arange(n), np.arange(n + 1)), shape=(n, n))
+    itself = sp.csr_array((np.ones(n, bool), np.arange(n), np.arange(n+1)), shape=(n, n))
     return self._unit[side].recommend(index, k, 'none', itself)
 
-
 @patch
-def similar_items(
-    self: EmbeddingRecommender,
-    items: np.ndarray,  # int (n,) item indices
-    k: int = 10,  # how many for each
-) -> tuple[np.ndarray, np.ndarray]:  # int32 (n, k) items, -1 pads; float32 (n, k) cosines, NaN pads
+def similar_items(self: EmbeddingRecommender,
+    items: np.ndarray, # int (n,) item indices
+    k: int = 10,       # how many for each
+) -> tuple[np.ndarray, np.ndarray]: # int32 (n, k) items, -1 pads; float32 (n, k) cosines, NaN pads
     "The k items whose embeddings point most nearly the same way; an embedding of zeros has cosine 0 with all."
     return self._nearest('items', items, k)
 
-
 @patch
-def similar_users(
-    self: EmbeddingRecommender,
-    users: np.ndarray,  # int (n,) user indices
-    k: int = 10,  # how many for each
-) -> tuple[np.ndarray, np.ndarray]:  # int32 (n, k) users, -1 pads; float32 (n, k) cosines, NaN pads
+def similar_users(self: EmbeddingRecommender,
+    users: np.ndarray, # int (n,) user indices
+    k: int = 10,       # how many for each
+) -> tuple[np.ndarray, np.ndarray]: # int32 (n, k) users, -1 pads; float32 (n, k) cosines, NaN pads
     "The k users whose embeddings point most nearly the same way."
     return self._nearest('users', users, k)

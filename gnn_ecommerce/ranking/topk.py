@@ -14,10 +14,8 @@ from fastcore.basics import patch
 from ..core import GnnEcommerceError, expected
 from ..graph.kernels import HAS_NUMBA, csr_arrays, jit
 
-try:
-    from numba import get_num_threads, prange
-except ImportError:
-    prange = range
+try: from numba import get_num_threads, prange
+except ImportError: prange = range
 
 # %% auto #0
 __all__ = ['NO_ITEM', 'PANEL', 'sift', 'holds', 'TopK', 'check_k', 'refuse_scores', 'topk', 'clean_mask', 'panel_product',
@@ -25,34 +23,29 @@ __all__ = ['NO_ITEM', 'PANEL', 'sift', 'holds', 'TopK', 'check_k', 'refuse_score
 
 # %% ../../nbs/ranking/01_topk.ipynb #2cf5a51c
 #: the item of a heap's empty entry
-NO_ITEM = 2**31 - 1
-
+NO_ITEM = 2**31-1
 
 @jit
 def sift(scores, items, score, item):
     "Put (score, item) in the place of a heap's worst entry, its first: lowest score, and among those the highest item."
     k, p = len(scores), 0
-    while 2 * p + 1 < k:
-        c = 2 * p + 1
-        if c + 1 < k and (scores[c + 1] < scores[c] or (scores[c + 1] == scores[c] and items[c + 1] > items[c])):
+    while 2*p+1 < k:
+        c = 2*p+1
+        if c+1 < k and (scores[c+1] < scores[c] or (scores[c+1] == scores[c] and items[c+1] > items[c])):
             c += 1
-        if scores[c] > score or (scores[c] == score and items[c] < item):
-            break
+        if scores[c] > score or (scores[c] == score and items[c] < item): break
         scores[p], items[p] = scores[c], items[c]
         p = c
     scores[p], items[p] = score, item
-
 
 @jit
 def holds(sorted_items, item):
     "Is `item` among sorted items? By halving."
     a, b = 0, len(sorted_items)
     while a < b:
-        m = (a + b) >> 1
-        if sorted_items[m] < item:
-            a = m + 1
-        else:
-            b = m
+        m = (a+b) >> 1
+        if sorted_items[m] < item: a = m+1
+        else: b = m
     return a < len(sorted_items) and sorted_items[a] == item
 
 # %% ../../nbs/ranking/01_topk.ipynb #c0e884f6
@@ -63,66 +56,56 @@ def _offer(row, first, last, columns, masked, scores, items):
         if row[j] > scores[0] and not holds(masked, columns[j]):
             sift(scores, items, row[j], columns[j])
 
-
 @jit(parallel=True)
 def _scan(block, columns, ptr, masked, scores, items, finite):
     "Update the heaps of n users (n, k) with a block of scores (n, m) of the items in `columns` (m,), ascending."
     n, m = block.shape
     for r in prange(n):
-        row, mine, count = block[r], masked[ptr[r] : ptr[r + 1]], 0
-        for g in range(0, m - m % 64, 64):
+        row, mine, count = block[r], masked[ptr[r]:ptr[r+1]], 0
+        for g in range(0, m-m%64, 64):
             worst, hits = scores[r, 0], 0
-            for j in range(g, g + 64):
+            for j in range(g, g+64):
                 hits += row[j] > worst
                 count += abs(row[j]) < np.inf
-            if hits:
-                _offer(row, g, g + 64, columns, mine, scores[r], items[r])
-        for j in range(m - m % 64, m):
-            count += abs(row[j]) < np.inf
-        _offer(row, m - m % 64, m, columns, mine, scores[r], items[r])
+            if hits: _offer(row, g, g+64, columns, mine, scores[r], items[r])
+        for j in range(m-m%64, m): count += abs(row[j]) < np.inf
+        _offer(row, m-m%64, m, columns, mine, scores[r], items[r])
         finite[r] = count
 
 # %% ../../nbs/ranking/01_topk.ipynb #7b79605e
-_LEAST = torch.iinfo(torch.int64).min  # the key of an empty entry
-
+_LEAST = torch.iinfo(torch.int64).min # the key of an empty entry
 
 class TopK:
     "The best k items of n users, while blocks of scores come in. Ties go to the lower item index."
-
-    def __init__(
-        self,
-        n: int,  # users
-        k: int,  # items to keep for each
-        backend: Literal['auto', 'numba', 'torch'] = 'auto',  # 'auto': numba if installed, for scores on the CPU
-        device: str | torch.device = 'cpu',  # where the scores are
+    def __init__(self,
+        n: int, # users
+        k: int, # items to keep for each
+        backend: Literal['auto', 'numba', 'torch'] = 'auto', # 'auto': numba if installed, for scores on the CPU
+        device: str|torch.device = 'cpu', # where the scores are
     ):
         self.n, self.k, self.numba = n, check_k(k), _chooses_numba(backend, device)
         if self.numba:
             self.scores, self.items = np.full((n, k), -np.inf, np.float32), np.full((n, k), NO_ITEM, np.int32)
-        else:
-            self.keys = torch.full((n, k), _LEAST, device=device)
+        else: self.keys = torch.full((n, k), _LEAST, device=device)
 
-    def update(
-        self,
-        block: np.ndarray | torch.Tensor,  # float32 (n, m) scores
-        columns: np.ndarray,  # int32 (m,) the items they belong to, ascending, above those of earlier blocks
-        mask: sp.csr_matrix | None = None,  # (n, n_items) what each user must not get
+    def update(self,
+        block: np.ndarray|torch.Tensor, # float32 (n, m) scores
+        columns: np.ndarray,            # int32 (m,) the items they belong to, ascending, above those of earlier blocks
+        mask: sp.csr_matrix|None = None, # (n, n_items) what each user must not get
     ):
         "Take in a block of scores. Raises `GnnEcommerceError` if a score is NaN or infinite."
         ptr, masked = csr_arrays(mask, self.n)
         (self._update_numba if self.numba else self._update_torch)(block, columns, ptr, masked)
 
 # %% ../../nbs/ranking/01_topk.ipynb #52946b06
-def _chooses_numba(backend: str, device: str | torch.device) -> bool:
+def _chooses_numba(backend: str, device: str|torch.device) -> bool:
     "Does this backend rank with the compiled kernels?"
     if backend not in ('auto', 'numba', 'torch'):
         raise GnnEcommerceError(expected('backend', "'auto', 'numba' or 'torch'", repr(backend)))
     if backend == 'numba' and not HAS_NUMBA:
-        raise GnnEcommerceError(
-            expected('backend', 'numba to be installed', 'it missing', "install it or take backend='torch'")
-        )
+        raise GnnEcommerceError(expected('backend', 'numba to be installed', 'it missing',
+                                         "install it or take backend='torch'"))
     return backend == 'numba' or (backend == 'auto' and HAS_NUMBA and torch.device(device).type == 'cpu')
-
 
 def check_k(k) -> int:
     "The length of a list. Raises `GnnEcommerceError` unless it is a whole number >= 1."
@@ -130,17 +113,11 @@ def check_k(k) -> int:
         raise GnnEcommerceError(expected('k', 'a whole number >= 1', repr(k)))
     return int(k)
 
-
 def refuse_scores(count: int):
     "Raise `GnnEcommerceError` for so many scores that cannot be ranked."
-    raise GnnEcommerceError(
-        expected(
-            'scores',
-            'finite numbers',
-            f'{count} that are NaN or infinite',
-            'the model has diverged or divides by zero; to keep items out, mask them (`exclude`, `also_exclude`, `items`)',
-        )
-    )
+    raise GnnEcommerceError(expected(
+        'scores', 'finite numbers', f'{count} that are NaN or infinite',
+        'the model has diverged or divides by zero; to keep items out, mask them (`exclude`, `also_exclude`, `items`)'))
 
 # %% ../../nbs/ranking/01_topk.ipynb #d9fb28bf
 @patch
@@ -148,50 +125,46 @@ def _update_numba(self: TopK, block, columns, ptr, masked):
     block = np.ascontiguousarray(block.numpy() if isinstance(block, torch.Tensor) else block, np.float32)
     finite = np.zeros(self.n, np.int64)
     _scan(block, columns, ptr, masked, self.scores, self.items, finite)
-    if finite.sum() != block.size:
-        refuse_scores(int(block.size - finite.sum()))
-
+    if finite.sum() != block.size: refuse_scores(int(block.size-finite.sum()))
 
 def _order_bits(bits: torch.Tensor) -> torch.Tensor:
     "float32 bits (as int32) to integers in the floats' order; its own inverse."
-    return torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-
+    return torch.where(bits < 0, bits ^ 0x7fffffff, bits)
 
 @patch
 def _update_torch(self: TopK, block, columns, ptr, masked):
-    block = torch.as_tensor(block, dtype=torch.float32, device=self.keys.device) + 0.0  # -0. becomes 0.
+    block = torch.as_tensor(block, dtype=torch.float32, device=self.keys.device)+0. # -0. becomes 0.
     finite = int(torch.isfinite(block).sum())
-    if finite != block.numel():
-        refuse_scores(block.numel() - finite)
+    if finite != block.numel(): refuse_scores(block.numel()-finite)
     items = torch.as_tensor(columns, dtype=torch.int64, device=block.device)
-    keys = (_order_bits(block.view(torch.int32)).to(torch.int64) << 32) | (NO_ITEM - items)
+    keys = (_order_bits(block.view(torch.int32)).to(torch.int64) << 32) | (NO_ITEM-items)
     at = np.searchsorted(columns, masked)
-    here = (at < len(columns)) & (columns[np.minimum(at, len(columns) - 1)] == masked)
+    here = (at < len(columns)) & (columns[np.minimum(at, len(columns)-1)] == masked)
     row = np.repeat(np.arange(self.n), np.diff(ptr))[here]
     keys[tuple(torch.as_tensor(index, device=keys.device) for index in (row, at[here]))] = _LEAST
     self.keys = torch.topk(torch.cat((self.keys, keys), 1), self.k, 1).values
 
 # %% ../../nbs/ranking/01_topk.ipynb #52946b07
 @patch
-def result(self: TopK) -> tuple[np.ndarray, np.ndarray]:  # int32 (n, k) items, float32 (n, k) scores
+def result(self: TopK) -> tuple[np.ndarray, np.ndarray]: # int32 (n, k) items, float32 (n, k) scores
     "Give the best items so far, best first; -1 and NaN if there are no more."
     if self.numba:
         order = np.lexsort((self.items, -self.scores), axis=1)
         items, scores = np.take_along_axis(self.items, order, 1), np.take_along_axis(self.scores, order, 1)
         empty = items == NO_ITEM
     else:
-        items = (NO_ITEM - (self.keys & 0xFFFFFFFF)).to(torch.int32).cpu().numpy()
+        items = (NO_ITEM-(self.keys & 0xffffffff)).to(torch.int32).cpu().numpy()
         scores = _order_bits((self.keys >> 32).to(torch.int32)).view(torch.float32).cpu().numpy()
         empty = (self.keys == _LEAST).cpu().numpy()
     return np.where(empty, np.int32(-1), items), np.where(empty, np.float32(np.nan), scores)
 
 # %% ../../nbs/ranking/01_topk.ipynb #bb1446d7
 def topk(
-    scores: np.ndarray | torch.Tensor,  # float32 (n, m)
-    k: int,  # how many
-    exclude: sp.csr_matrix | None = None,  # (n, m), true if an item must not come
-    backend: Literal['auto', 'numba', 'torch'] = 'auto',  # how to compute it; results are equal
-) -> tuple[np.ndarray, np.ndarray]:  # int32 (n, k) columns, -1 pads; float32 (n, k) scores, NaN pads
+    scores: np.ndarray|torch.Tensor,      # float32 (n, m)
+    k: int,                               # how many
+    exclude: sp.csr_matrix|None = None,   # (n, m), true if an item must not come
+    backend: Literal['auto', 'numba', 'torch'] = 'auto', # how to compute it; results are equal
+) -> tuple[np.ndarray, np.ndarray]: # int32 (n, k) columns, -1 pads; float32 (n, k) scores, NaN pads
     "Find the k largest of each row, best first, ties by lower column. Raises `GnnEcommerceError` for NaN or infinity."
     if scores.ndim != 2:
         raise GnnEcommerceError(expected('scores', 'a matrix (n, m)', f'shape {tuple(scores.shape)}'))
@@ -201,11 +174,9 @@ def topk(
     best.update(scores, np.arange(scores.shape[1], dtype=np.int32), clean_mask(exclude))
     return best.result()
 
-
-def clean_mask(mask: sp.sparray | sp.spmatrix | None) -> sp.csr_array | sp.csr_matrix | None:
+def clean_mask(mask: sp.sparray|sp.spmatrix|None) -> sp.csr_array|sp.csr_matrix|None:
     "A mask as CSR with sorted rows and no explicit zeros; the caller's matrix is not changed."
-    if mask is None:
-        return None
+    if mask is None: return None
     mask = mask.tocsr()
     if mask.nnz and not mask.data.all():
         mask = mask.copy()
@@ -216,51 +187,46 @@ def clean_mask(mask: sp.sparray | sp.spmatrix | None) -> sp.csr_array | sp.csr_m
 #: items of a panel
 PANEL = 64
 
-
 @jit(fastmath={'contract'})
 def panel_product(x, r, panel, out):
     "out (4, 64) += x[r:r+4] (4, d) @ panel (d, 64), d a multiple of 4, each sum in the order of the dimensions."
     for t in range(0, x.shape[1], 4):
-        a0, a1, a2, a3 = x[r, t], x[r, t + 1], x[r, t + 2], x[r, t + 3]
-        b0, b1, b2, b3 = x[r + 1, t], x[r + 1, t + 1], x[r + 1, t + 2], x[r + 1, t + 3]
-        c0, c1, c2, c3 = x[r + 2, t], x[r + 2, t + 1], x[r + 2, t + 2], x[r + 2, t + 3]
-        d0, d1, d2, d3 = x[r + 3, t], x[r + 3, t + 1], x[r + 3, t + 2], x[r + 3, t + 3]
+        a0, a1, a2, a3 = x[r, t], x[r, t+1], x[r, t+2], x[r, t+3]
+        b0, b1, b2, b3 = x[r+1, t], x[r+1, t+1], x[r+1, t+2], x[r+1, t+3]
+        c0, c1, c2, c3 = x[r+2, t], x[r+2, t+1], x[r+2, t+2], x[r+2, t+3]
+        d0, d1, d2, d3 = x[r+3, t], x[r+3, t+1], x[r+3, t+2], x[r+3, t+3]
         for j in range(64):
-            p0, p1, p2, p3 = panel[t, j], panel[t + 1, j], panel[t + 2, j], panel[t + 3, j]
-            out[0, j] = (((out[0, j] + a0 * p0) + a1 * p1) + a2 * p2) + a3 * p3
-            out[1, j] = (((out[1, j] + b0 * p0) + b1 * p1) + b2 * p2) + b3 * p3
-            out[2, j] = (((out[2, j] + c0 * p0) + c1 * p1) + c2 * p2) + c3 * p3
-            out[3, j] = (((out[3, j] + d0 * p0) + d1 * p1) + d2 * p2) + d3 * p3
+            p0, p1, p2, p3 = panel[t, j], panel[t+1, j], panel[t+2, j], panel[t+3, j]
+            out[0, j] = (((out[0, j]+a0*p0)+a1*p1)+a2*p2)+a3*p3
+            out[1, j] = (((out[1, j]+b0*p0)+b1*p1)+b2*p2)+b3*p3
+            out[2, j] = (((out[2, j]+c0*p0)+c1*p1)+c2*p2)+c3*p3
+            out[3, j] = (((out[3, j]+d0*p0)+d1*p1)+d2*p2)+d3*p3
 
 # %% ../../nbs/ranking/01_topk.ipynb #52946b10
 class Panels(NamedTuple):
     "Items as `panel_product` wants them."
-
-    values: np.ndarray  # float32 (ceil(n/64), d rounded up to a multiple of 4, 64), zeros where there is nothing
-    bias: np.ndarray  # float32 (ceil(n/64), 64), where the sums start
+    values: np.ndarray # float32 (ceil(n/64), d rounded up to a multiple of 4, 64), zeros where there is nothing
+    bias: np.ndarray   # float32 (ceil(n/64), 64), where the sums start
     items: np.ndarray  # int32 (n,), ascending
 
-
 def pack_panels(
-    table: np.ndarray,  # float32 (n, d)
-    bias: np.ndarray | None,  # float32 (n,); None: 0
-    items: np.ndarray,  # int32 (n,) which item each row is
+    table: np.ndarray,           # float32 (n, d)
+    bias: np.ndarray|None,       # float32 (n,); None: 0
+    items: np.ndarray,           # int32 (n,) which item each row is
 ) -> Panels:
     "Pack the embeddings of some items into panels of 64, each transposed."
     n, d = table.shape
-    values = np.zeros((-(-n // PANEL), -(-d // 4) * 4, PANEL), np.float32)
+    values = np.zeros((-(-n//PANEL), -(-d//4)*4, PANEL), np.float32)
     for p in range(len(values)):
-        values[p, :d, : min(PANEL, n - p * PANEL)] = table[p * PANEL : (p + 1) * PANEL].T
+        values[p, :d, :min(PANEL, n-p*PANEL)] = table[p*PANEL:(p+1)*PANEL].T
     start = np.zeros((len(values), PANEL), np.float32)
-    if bias is not None:
-        start.ravel()[:n] = bias
+    if bias is not None: start.ravel()[:n] = bias
     return Panels(values, start, items)
 
-
-def pad_rows(rows: np.ndarray) -> np.ndarray:  # float32 (n+3, d rounded up to a multiple of 4)
+def pad_rows(rows: np.ndarray) -> np.ndarray: # float32 (n+3, d rounded up to a multiple of 4)
     "Pad users' embeddings (n, d) to the width of the kernel, with three more rows at the end."
-    x = np.zeros((len(rows) + 3, -(-rows.shape[1] // 4) * 4), np.float32)
-    x[: len(rows), : rows.shape[1]] = rows
+    x = np.zeros((len(rows)+3, -(-rows.shape[1]//4)*4), np.float32)
+    x[:len(rows), :rows.shape[1]] = rows
     return x
 
 # %% ../../nbs/ranking/01_topk.ipynb #d9addb44
@@ -271,49 +237,43 @@ def offer_allowed(row, n, columns, allowed, masked, scores, items):
         if row[j] > scores[0] and allowed[columns[j]] and not holds(masked, columns[j]):
             sift(scores, items, row[j], columns[j])
 
-
 @jit
 def _rank_task(x, first, last, panels, a, b, allowed, ptr, masked, scores, items):
     "Offer the users `first` to `last` their scores for the items of panels `a` to `b`."
     out = np.empty((4, 64), np.float32)
     for p in range(a, b):
-        columns = panels.items[p * 64 : (p + 1) * 64]
+        columns = panels.items[p*64:(p+1)*64]
         for r in range(first, last, 4):
-            for q in range(4):
-                out[q] = panels.bias[p]
+            for q in range(4): out[q] = panels.bias[p]
             panel_product(x, r, panels.values[p], out)
-            for q in range(min(4, last - r)):
-                u, hits = r + q, 0
+            for q in range(min(4, last-r)):
+                u, hits = r+q, 0
                 worst = scores[u, 0]
-                for j in range(64):
-                    hits += out[q, j] > worst
+                for j in range(64): hits += out[q, j] > worst
                 if hits:
-                    mine = masked[ptr[u] : ptr[u + 1]]
+                    mine = masked[ptr[u]:ptr[u+1]]
                     offer_allowed(out[q], len(columns), columns, allowed, mine, scores[u], items[u])
 
 # %% ../../nbs/ranking/01_topk.ipynb #52946b11
 @jit(parallel=True)
 def _rank_panels(x, n, panels, allowed, ptr, masked, scores, items):
     "Heaps (segments, n, k) of n users over the items of some panels; `x` holds the users' rows and at least 3 more."
-    segments, tasks, m = len(scores), (n + 127) // 128, len(panels.values)
-    for c in prange(tasks * segments):
-        s, first = c % segments, c // segments * 128
-        a, b = s * m // segments, (s + 1) * m // segments
-        _rank_task(x, first, min(n, first + 128), panels, a, b, allowed, ptr, masked, scores[s], items[s])
-
+    segments, tasks, m = len(scores), (n+127)//128, len(panels.values)
+    for c in prange(tasks*segments):
+        s, first = c%segments, c//segments*128
+        a, b = s*m//segments, (s+1)*m//segments
+        _rank_task(x, first, min(n, first+128), panels, a, b, allowed, ptr, masked, scores[s], items[s])
 
 def rank_panels(
-    rows: np.ndarray,  # float32 (n, d) users' embeddings
-    panels: Panels,  # items
-    k: int,  # items to keep for each user
-    allowed: np.ndarray,  # bool (n_items,), items that may come
-    mask: sp.csr_array | None = None,  # (n, n_items) what each user must not get
-) -> tuple[np.ndarray, np.ndarray]:  # int32 (n, k) items, -1 pads; float32 (n, k) scores, NaN pads
+    rows: np.ndarray,    # float32 (n, d) users' embeddings
+    panels: Panels,      # items
+    k: int,              # items to keep for each user
+    allowed: np.ndarray, # bool (n_items,), items that may come
+    mask: sp.csr_array|None = None, # (n, n_items) what each user must not get
+) -> tuple[np.ndarray, np.ndarray]: # int32 (n, k) items, -1 pads; float32 (n, k) scores, NaN pads
     "Find the k items with the largest dot products (and biases), without writing the scores out."
     n = len(rows)
-    segments = min(
-        len(panels.values), -(-4 * get_num_threads() // (-(-n // 128))) if n < 512 * get_num_threads() else 1
-    )
+    segments = min(len(panels.values), -(-4*get_num_threads()//(-(-n//128))) if n < 512*get_num_threads() else 1)
     scores, items = np.full((segments, n, k), -np.inf, np.float32), np.full((segments, n, k), NO_ITEM, np.int32)
     _rank_panels(pad_rows(rows), n, panels, allowed, *csr_arrays(mask, n), scores, items)
     best = TopK(n, k, 'numba')
@@ -326,18 +286,15 @@ def _score_task(x, first, last, values, bias, out):
     "Scores of users `first` to `last` into out (n, m), m at most 64 a panel."
     part = np.empty((4, 64), np.float32)
     for p in range(len(values)):
-        end = min(64, out.shape[1] - p * 64)
+        end = min(64, out.shape[1]-p*64)
         for r in range(first, last, 4):
-            for q in range(4):
-                part[q] = bias[p]
+            for q in range(4): part[q] = bias[p]
             panel_product(x, r, values[p], part)
-            for q in range(min(4, last - r)):
-                for j in range(end):
-                    out[r + q, p * 64 + j] = part[q, j]
-
+            for q in range(min(4, last-r)):
+                for j in range(end): out[r+q, p*64+j] = part[q, j]
 
 @jit(parallel=True)
 def score_panels(x, n, values, bias, out):
     "Scores (n, m) of n users; `x` holds the users' rows and at least 3 more."
-    for c in prange((n + 63) // 64):
-        _score_task(x, c * 64, min(n, c * 64 + 64), values, bias, out)
+    for c in prange((n+63)//64):
+        _score_task(x, c*64, min(n, c*64+64), values, bias, out)

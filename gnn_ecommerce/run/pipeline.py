@@ -29,25 +29,9 @@ from ruamel.yaml import YAML
 from traitlets.config import Config
 
 from gnn_ecommerce.core import (
-    SIDE_STAGES,
-    STAGES,
-    ArtifactError,
-    DataError,
-    GnnEcommerceError,
-    ProjectPaths,
-    SettingsError,
-    StageSettings,
-    atomic_path,
-    check_table,
-    expected,
-    load_settings,
-    merge_params,
-    project_root,
-    read_json,
-    read_params,
-    read_table,
-    resolve_params,
-    stage_module,
+    SIDE_STAGES, STAGES, ArtifactError, DataError, GnnEcommerceError, ProjectPaths, SettingsError, StageSettings,
+    atomic_path, check_table, expected, load_settings, merge_params, project_root, read_json, read_params, read_table,
+    resolve_params, stage_module
 )
 
 # %% ../../nbs/run/01_pipeline.ipynb #5491db2a
@@ -55,47 +39,37 @@ def _directives(cell) -> set:
     "nbdev's flags at the head of a cell: {'export'}, {'stage'}, ..."
     flags = set()
     for line in cell.source.splitlines():
-        if line.strip() and not line.lstrip().startswith('#|'):
-            break
+        if line.strip() and not line.lstrip().startswith('#|'): break
         flags.update(line.replace('#|', '').replace(':', ' ').split()[:1])
     return flags
 
-
 def _only_imports(source: str) -> bool:
     "Is this a cell that does nothing but import?"
-    try:
-        body = ast.parse(source).body
-    except SyntaxError:
-        return False
+    try: body = ast.parse(source).body
+    except SyntaxError: return False
     return bool(body) and all(isinstance(o, (ast.Import, ast.ImportFrom)) for o in body)
-
 
 def stage_needs(cell) -> bool:
     "Tell whether a run of the stage needs this code cell: examples, tests and slow cells are not needed."
     flags, tags = _directives(cell), set(cell.metadata.get('tags', ()))
-    if flags & {'slow', 'notest'}:
-        return False
+    if flags & {'slow', 'notest'}: return False
     needed = flags & {'export', 'exporti', 'exports', 'stage'} or tags & {'parameters', 'injected-parameters'}
     return bool(needed) or _only_imports(cell.source)
 
 # %% ../../nbs/run/01_pipeline.ipynb #87836784
 class StageEngine(NBClientEngine):
     "papermill's own engine, except that cells which a stage does not need are skipped and keep their outputs."
-
     @classmethod
     def execute_notebook(cls, nb, kernel_name, **kwargs):
         kept = {}
         for cell in nb.cells:
-            if cell.cell_type != 'code' or stage_needs(cell):
-                continue
+            if cell.cell_type != 'code' or stage_needs(cell): continue
             kept[cell.id] = cell.outputs
             cell.metadata.tags = [*cell.metadata.get('tags', ()), 'skip-execution']
         nb = super().execute_notebook(nb, kernel_name, **kwargs)
         for cell in nb.cells:
-            if cell.id in kept:
-                cell.outputs = kept[cell.id]
+            if cell.id in kept: cell.outputs = kept[cell.id]
         return nb
-
 
 papermill_engines.register('stage', StageEngine)
 
@@ -103,32 +77,24 @@ papermill_engines.register('stage', StageEngine)
 class StageFailed(GnnEcommerceError):
     "A cell of an executed notebook failed; the message is the cell's own."
 
-
 def run_notebook(
-    notebook: str | Path,  # notebook to execute
-    output: str | Path,  # where the executed copy goes; written while it runs
-    parameters: dict | None = None,  # values for the cell tagged `parameters`
-    everything: bool = False,  # also run examples and tests, as JupyterLab would
+    notebook: str|Path,           # notebook to execute
+    output: str|Path,             # where the executed copy goes; written while it runs
+    parameters: dict|None = None, # values for the cell tagged `parameters`
+    everything: bool = False,     # also run examples and tests, as JupyterLab would
 ):
     "Execute a notebook with papermill, its prints passed on. Raises `StageFailed`, or `SettingsError` for a parameter."
     notebook, output, parameters = Path(notebook), Path(output), parameters or {}
     _check_parameters(notebook, parameters)
     output.parent.mkdir(parents=True, exist_ok=True)
-    options = dict(
-        engine_name=None if everything else 'stage',
-        progress_bar=False,
-        stdout_file=sys.stdout,
-        stderr_file=sys.stderr,
-        start_timeout=180,
-        config=_kernel_config(),
-    )
+    options = dict(engine_name=None if everything else 'stage', progress_bar=False, stdout_file=sys.stdout,
+                   stderr_file=sys.stderr, start_timeout=180, config=_kernel_config())
     with _environment(**_kernel_environment()):
         try:
             papermill.execute_notebook(str(notebook), str(output), parameters, **options)
         except PapermillExecutionError as err:
             raise StageFailed(_reason(err, output)) from None
-        except DeadKernelError:
-            raise StageFailed(_dead(output)) from None
+        except DeadKernelError: raise StageFailed(_dead(output)) from None
 
 # %% ../../nbs/run/01_pipeline.ipynb #pl000002
 def _check_parameters(notebook: Path, parameters: dict):
@@ -136,100 +102,79 @@ def _check_parameters(notebook: Path, parameters: dict):
     if not notebook.is_file():
         raise SettingsError(expected(notebook, 'a notebook', 'none'))
     declared = papermill.inspect_notebook(str(notebook))
-    unknown = sorted(set(parameters) - set(declared))
-    if not unknown:
-        return
+    unknown = sorted(set(parameters)-set(declared))
+    if not unknown: return
     names = ', '.join(declared) or 'none'
     raise SettingsError(f'{notebook}: expected parameters among {names}; found {", ".join(unknown)}')
 
-
-def _kernel_environment() -> dict:  # None: the variable is removed
+def _kernel_environment() -> dict: # None: the variable is removed
     "The kernel of this environment, progress as lines, and plots kept in the notebook."
     progress = os.environ.get('GNN_ECOMMERCE_PROGRESS', 'log')
     return dict(JUPYTER_PREFER_ENV_PATH='1', GNN_ECOMMERCE_PROGRESS=progress, MPLBACKEND=None)
-
 
 @contextlib.contextmanager
 def _environment(**changes):
     "Environment variables set (or, with None, removed) within the block."
     before = {name: os.environ.get(name) for name in changes}
-
     def put(values):
         for name, value in values.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
+            if value is None: os.environ.pop(name, None)
+            else: os.environ[name] = value
     put(changes)
-    try:
-        yield
-    finally:
-        put(before)
+    try: yield
+    finally: put(before)
 
 # %% ../../nbs/run/01_pipeline.ipynb #72f2dab8
 def _kernel_config() -> Config:
     "How to talk to the kernel: a socket file if its path is short enough, else TCP."
-    path = os.path.join(jupyter_runtime_dir(), 'kernel-' + 36 * 'x' + '-ipc-5')
+    path = os.path.join(jupyter_runtime_dir(), 'kernel-'+36*'x'+'-ipc-5')
     return Config({'KernelManager': {'transport': 'ipc' if os.name != 'nt' and len(path) < 100 else 'tcp'}})
-
 
 def _reason(err: PapermillExecutionError, output: Path) -> str:
     "A failed cell's own message, after the place of the rest."
     return f'Executed up to the cell that failed: {output}\n{err.ename}: {err.evalue}'
 
-
 def _dead(output: Path) -> str:
     "The message when the process that ran the cells is gone."
-    return (
-        f'Executed up to the cell that failed: {output}\n'
-        'The process that ran the cells was ended from outside. Expected enough memory; most often there was too '
-        'little: close other programs, or lower what params.yaml asks for'
-    )
+    return (f'Executed up to the cell that failed: {output}\n'
+            'The process that ran the cells was ended from outside. Expected enough memory; most often there was too '
+            'little: close other programs, or lower what params.yaml asks for')
 
 # %% ../../nbs/run/01_pipeline.ipynb #006acd7f
 def note_peak(
-    output: str | Path,  # the executed copy of a notebook, run by this process and by no other
+    output: str|Path, # the executed copy of a notebook, run by this process and by no other
 ):
     "Add the peak memory of the notebook's process to its executed copy, as `metadata.papermill.peak_gb`."
-    try:
-        import resource
-    except ImportError:
-        return  # Windows
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+    try: import resource
+    except ImportError: return # Windows
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss*(1 if sys.platform == 'darwin' else 1024)
     nb = nbformat.read(output, 4)
-    nb.metadata.setdefault('papermill', {})['peak_gb'] = round(peak / 1e9, 3)
-    with atomic_path(output) as tmp:
-        nbformat.write(nb, tmp)
-
+    nb.metadata.setdefault('papermill', {})['peak_gb'] = round(peak/1e9, 3)
+    with atomic_path(output) as tmp: nbformat.write(nb, tmp)
 
 def stage_costs(
-    root: str | Path,  # the project
-) -> pd.DataFrame:  # stage, seconds, peak_gb (10^9 bytes; NaN if it was not noted): a row for each stage that has run
+    root: str|Path, # the project
+) -> pd.DataFrame: # stage, seconds, peak_gb (10^9 bytes; NaN if it was not noted): a row for each stage that has run
     "Read what each stage took when it last ran to its end, from the executed notebooks."
-    rows, folder = [], Path(root) / 'reports' / 'notebooks'
+    rows, folder = [], Path(root)/'reports'/'notebooks'
     for stage in STAGES:
         for file in sorted(folder.rglob(f'*_{stage}.ipynb')):
             took = nbformat.read(file, 4).metadata.get('papermill', {})
-            if took.get('duration') is None:
-                continue
+            if took.get('duration') is None: continue
             rows.append((stage, took['duration'], took.get('peak_gb', float('nan'))))
     return pd.DataFrame(rows, columns=['stage', 'seconds', 'peak_gb'])
 
 # %% ../../nbs/run/01_pipeline.ipynb #pl000004
 def _terminal_table(title: str, left: tuple[str, ...], right: tuple[str, ...] = (), **options) -> Table:
     "A table for the terminal with columns that are aligned to the left, then to the right."
-    options = dict(box=box.SIMPLE_HEAD, title=title, title_justify='left', title_style='bold', pad_edge=False) | options
+    options = dict(box=box.SIMPLE_HEAD, title=title, title_justify='left', title_style='bold', pad_edge=False)|options
     table = Table(**options)
-    for name in left:
-        table.add_column(name)
-    for name in right:
-        table.add_column(name, justify='right', no_wrap=True)
+    for name in left: table.add_column(name)
+    for name in right: table.add_column(name, justify='right', no_wrap=True)
     return table
 
-
 def cost_table(
-    costs: pd.DataFrame,  # of `stage_costs`
+    costs: pd.DataFrame, # of `stage_costs`
 ) -> Table:
     "Show the costs in the terminal, with a last line for all of them."
     table = _terminal_table('What each stage took when it last ran', ('stage',), ('seconds', 'peak memory, GB'))
@@ -242,30 +187,22 @@ def cost_table(
 # %% ../../nbs/run/01_pipeline.ipynb #aef0a72e
 def settings_class(stage: str) -> type[StageSettings]:
     "Find the settings of a stage: `DataPrepSettings` for `data_prep`."
-    name = ''.join(word.capitalize() for word in stage.split('_')) + 'Settings'
+    name = ''.join(word.capitalize() for word in stage.split('_'))+'Settings'
     return getattr(importlib.import_module(stage_module(stage)), name)
-
 
 def _has_extra(stage: str) -> bool:
     "Is there what the module of a side stage imports? It may need an extra that the demo does without."
-    try:
-        return bool(importlib.import_module(stage_module(stage)))
-    except ModuleNotFoundError:
-        return False
+    try: return bool(importlib.import_module(stage_module(stage)))
+    except ModuleNotFoundError: return False
 
-
-def check_params(params: str | Path = 'params.yaml'):
+def check_params(params: str|Path = 'params.yaml'):
     "Check every stage's section of a params file. Raises `SettingsError` that names all wrong keys of all sections."
     wrong = []
     for stage in (*STAGES, *SIDE_STAGES):
-        if stage in SIDE_STAGES and not _has_extra(stage):
-            continue
-        try:
-            load_settings(settings_class(stage), stage, params)
-        except SettingsError as err:
-            wrong.append(str(err))
-    if wrong:
-        raise SettingsError('\n'.join(dict.fromkeys(wrong)))
+        if stage in SIDE_STAGES and not _has_extra(stage): continue
+        try: load_settings(settings_class(stage), stage, params)
+        except SettingsError as err: wrong.append(str(err))
+    if wrong: raise SettingsError('\n'.join(dict.fromkeys(wrong)))
 
 # %% ../../nbs/run/01_pipeline.ipynb #8ee6fe0c
 def _yaml() -> YAML:
@@ -276,14 +213,11 @@ def _yaml() -> YAML:
     yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar('tag:yaml.org,2002:null', 'null'))
     return yaml
 
-
 def _put(base, key: str, value):
     "Set a key of a YAML mapping. A new one goes before the last, which may carry the comment of the next section."
     if key in base or not len(base) or not hasattr(base, 'insert'):
         base[key] = value
-    else:
-        base.insert(len(base) - 1, key, value)
-
+    else: base.insert(len(base)-1, key, value)
 
 def _merge(base, overlay: dict, name: str = '') -> list[tuple]:
     "Put `overlay` into `base`; an empty mapping replaces, a filled one merges. Returns (key, before, after) of changes."
@@ -294,51 +228,43 @@ def _merge(base, overlay: dict, name: str = '') -> list[tuple]:
             changes += _merge(before, value, f'{full}.')
         elif key not in base or before != value:
             changes.append((full, before, value))
-            if name:
-                _put(base, key, value)
-            else:
-                base[key] = value
+            if name: _put(base, key, value)
+            else: base[key] = value
     return changes
 
 # %% ../../nbs/run/01_pipeline.ipynb #b17f85a8
 def apply_overlay(
-    overlay: dict | str | Path,  # sections and keys that differ, or a YAML file of them
-    params: str | Path = 'params.yaml',  # the file to change, in place
-    check: bool = True,  # refuse what a stage would refuse
-) -> list[tuple]:  # (key, before, after) of each change
+    overlay: dict|str|Path,           # sections and keys that differ, or a YAML file of them
+    params: str|Path = 'params.yaml', # the file to change, in place
+    check: bool = True,               # refuse what a stage would refuse
+) -> list[tuple]: # (key, before, after) of each change
     "Merge an overlay into a params file, comments kept, atomically. Raises `SettingsError` and leaves the file then."
     params = resolve_params(params)
-    if not isinstance(overlay, dict):
-        overlay = read_params(overlay)
+    if not isinstance(overlay, dict): overlay = read_params(overlay)
     base = _yaml().load(params.read_text(encoding='utf8')) or {}
     changes = _merge(base, overlay)
-    if not changes:
-        return changes
+    if not changes: return changes
     with atomic_path(params) as tmp:
-        with tmp.open('w', encoding='utf8') as f:
-            _yaml().dump(base, f)
+        with tmp.open('w', encoding='utf8') as f: _yaml().dump(base, f)
         check_params(tmp) if check else read_params(tmp)
     return changes
 
 # %% ../../nbs/run/01_pipeline.ipynb #074f5e88
 _MAGIC = set('*?[')
 
-
-def _split_glob(path: Path) -> tuple[Path, str | None]:  # folder or file, pattern
+def _split_glob(path: Path) -> tuple[Path, str|None]: # folder or file, pattern
     "Split a path where its first part with a wildcard begins."
     first = next((i for i, part in enumerate(path.parts) if _MAGIC & set(part)), None)
-    if first is None:
-        return path, None
+    if first is None: return path, None
     return Path(*path.parts[:first]) if first else Path('.'), '/'.join(path.parts[first:])
 
-
 def own_events(
-    events: str,  # a file, a folder or a glob
-    root: str | Path,  # the project
-) -> dict:  # an overlay for section data_prep
+    events: str,    # a file, a folder or a glob
+    root: str|Path, # the project
+) -> dict: # an overlay for section data_prep
     "Make the overlay that reads these events. Raises `DataError` if there are none."
     root, (folder, pattern) = Path(root), _split_glob(Path(events).expanduser())
-    place = (root / folder).resolve()
+    place = (root/folder).resolve()
     if not place.exists():
         raise DataError(expected('EVENTS', 'a file, a folder or a glob', f'nothing at {place}'))
     if pattern and not any(place.glob(pattern)):
@@ -354,46 +280,37 @@ def _check_builtin(size: str, data_prep: dict):
         raise SettingsError(expected('SIZE', 'a number of events such as 4000, 200k or 2M, or whole', repr(size)))
     other = [f'data_prep.{key}' for key in ('columns', 'product_columns', 'event_types') if data_prep.get(key)]
     if other:
-        raise SettingsError(
-            expected(
-                'SIZE',
-                'the names of the built-in shop in params.yaml',
-                f'those of other files ({", ".join(other)})',
-                'put it back with git checkout params.yaml',
-            )
-        )
-
+        raise SettingsError(expected('SIZE', 'the names of the built-in shop in params.yaml',
+                                     f'those of other files ({", ".join(other)})',
+                                     'put it back with git checkout params.yaml'))
 
 def built_in_shop(
-    size: str,  # about how many events: 4000, 200k, 2M, or whole
-    data_prep: dict | None = None,  # that section of params.yaml as it is
-) -> dict:  # an overlay for sections sample_data and data_prep
+    size: str,                   # about how many events: 4000, 200k, 2M, or whole
+    data_prep: dict|None = None, # that section of params.yaml as it is
+) -> dict: # an overlay for sections sample_data and data_prep
     "Make the overlay of the built-in shop in a size. Raises `SettingsError`."
     from gnn_ecommerce.data.sample_data import WHOLE_SHOP
-
     _check_builtin(size, data_prep or {})
     unit = {'k': 1e3, 'M': 1e6}.get(size[-1], 1)
-    events = WHOLE_SHOP['events'] if size == 'whole' else round(float(size.rstrip('kM')) * unit)
-    items = 2000 * (events / 5e5) ** 0.5
-    items = None if items < WHOLE_SHOP['items'] / WHOLE_SHOP['events'] * events else round(items)
-    return {
-        'sample_data': {'events': events, 'users': None, 'items': items},
-        'data_prep': {'events': 'data/raw/sample', 'pattern': '*', 'products': 'auto'},
-    }
+    events = WHOLE_SHOP['events'] if size == 'whole' else round(float(size.rstrip('kM'))*unit)
+    items = 2000*(events/5e5)**.5
+    items = None if items < WHOLE_SHOP['items']/WHOLE_SHOP['events']*events else round(items)
+    return {'sample_data': {'events': events, 'users': None, 'items': items},
+            'data_prep': {'events': 'data/raw/sample', 'pattern': '*', 'products': 'auto'}}
 
 # %% ../../nbs/run/01_pipeline.ipynb #02a9a840
-def comparison(root: str | Path) -> pd.DataFrame:  # a row for each recommender
+def comparison(root: str|Path) -> pd.DataFrame: # a row for each recommender
     "Read the comparison that stage `inference` wrote. Raises `ArtifactError` if there is none."
-    path = ProjectPaths(root).report('inference') / 'comparison.csv'
+    path = ProjectPaths(root).report('inference')/'comparison.csv'
     if not path.is_file():
         raise ArtifactError(expected('', f'the comparison in {path}', 'no file', 'run `dvc repro inference`'))
     return pd.read_csv(path)
 
 # %% ../../nbs/run/01_pipeline.ipynb #5c2ba9db
 def comparison_table(
-    frame: pd.DataFrame,  # as `comparison` gives it: method, metric, mean, low, high
-    metrics: tuple = ('recall@20', 'ndcg@20', 'mark@20', 'coverage@20'),  # columns to show, if they are there
-) -> Table:  # for a rich console
+    frame: pd.DataFrame, # as `comparison` gives it: method, metric, mean, low, high
+    metrics: tuple = ('recall@20', 'ndcg@20', 'mark@20', 'coverage@20'), # columns to show, if they are there
+) -> Table: # for a rich console
     "Show the comparison, best first: the best value of each metric in bold, the first one's interval."
     shown = [m for m in metrics if m in set(frame.metric)]
     mean, low, high = (frame.pivot(index='method', columns='metric', values=v) for v in ('mean', 'low', 'high'))
@@ -408,12 +325,11 @@ def comparison_table(
 
 # %% ../../nbs/run/01_pipeline.ipynb #278417cf
 def model_note(
-    metadata: dict,  # of the checkpoint
-) -> str:  # one line; '' if the model is LightGCN alone
+    metadata: dict, # of the checkpoint
+) -> str: # one line; '' if the model is LightGCN alone
     "Say what the model is made of, for those who read the comparison."
     scoring = metadata.get('scoring') or {}
-    if not scoring.get('b'):
-        return ''
+    if not scoring.get('b'): return ''
     return (
         f'hybrid is the model: lightgcn + {scoring["b"]:g} x {scoring["filter"]["name"]}. The rows of these two are '
         f'its parts; lightgcn is that of epoch {metadata["best_epoch"]}, the best one for the sum, which need not be '
@@ -422,21 +338,19 @@ def model_note(
     )
 
 # %% ../../nbs/run/01_pipeline.ipynb #ea4dfeda
-def _difference(row: pd.Series) -> Text:  # of difference, low, high
+def _difference(row: pd.Series) -> Text: # of difference, low, high
     "A difference with its interval, bold if the interval holds no zero."
     text = f'{row.difference:+.3f} ({row.low:.3f}, {row.high:.3f})'.replace('0.', '.')
-    return Text(text, style='bold' if row.low * row.high > 0 else '')
-
+    return Text(text, style='bold' if row.low*row.high > 0 else '')
 
 def paired_table(
-    frame: pd.DataFrame,  # as stage `inference` writes it: model, method, metric, difference, low, high
+    frame: pd.DataFrame, # as stage `inference` writes it: model, method, metric, difference, low, high
     metric: str = 'recall@20',
-    others: tuple = ('als', 'svd', 'popular'),  # methods to show, if they are there
-) -> Table | None:  # for a rich console; None if there is nothing to show
+    others: tuple = ('als', 'svd', 'popular'), # methods to show, if they are there
+) -> Table|None: # for a rich console; None if there is nothing to show
     "Show the model and its LightGCN part minus other methods, customer by customer."
     frame = frame[(frame.metric == metric) & frame.method.isin(others) & frame.model.isin(['hybrid', 'lightgcn'])]
-    if not len(frame):
-        return None
+    if not len(frame): return None
     names = [m for m in others if m in set(frame.method)]
     title = f'The same customers: difference in {metric.split("@")[0]}, with its interval'
     table = _terminal_table(title, ('', *(f'minus {m}' for m in names)))
@@ -448,24 +362,22 @@ def paired_table(
 # %% ../../nbs/run/01_pipeline.ipynb #5ef856c7
 _COUNTS = ['n_view', 'n_cart', 'n_remove_from_cart', 'n_purchase']
 
-
 def _middle(frame: pd.DataFrame, by: str):
     "The user in the middle when sorted by a count; the lower id if counts are equal."
-    return frame.sort_values([by, 'user_id']).user_id.iloc[len(frame) // 2]
+    return frame.sort_values([by, 'user_id']).user_id.iloc[len(frame)//2]
 
-
-def _users(paths: ProjectPaths) -> pd.DataFrame:  # user_id, `_COUNTS`, n
+def _users(paths: ProjectPaths) -> pd.DataFrame: # user_id, `_COUNTS`, n
     "The users of the graph with their numbers of events."
-    edges = read_table(paths.graph / 'edges.parquet', 'edges', 'graph_build', ['user', *_COUNTS])
-    users = read_table(paths.graph / 'users.parquet', 'users', 'graph_build').set_index('user')
+    edges = read_table(paths.graph/'edges.parquet', 'edges', 'graph_build', ['user', *_COUNTS])
+    users = read_table(paths.graph/'users.parquet', 'users', 'graph_build').set_index('user')
     users = users.join(edges.groupby('user')[_COUNTS].sum())
     return users.assign(n=users[_COUNTS].sum(axis=1))
 
 # %% ../../nbs/run/01_pipeline.ipynb #pl000019
-def example_customers(root: str | Path) -> list[tuple[str, Any]]:  # (who it is, user id), three at most
+def example_customers(root: str|Path) -> list[tuple[str, Any]]: # (who it is, user id), three at most
     "Choose customers to show by rule: a buyer, a viewer, one without history."
     paths = ProjectPaths(root)
-    file = paths.recommendations / 'recommendations.parquet'
+    file = paths.recommendations/'recommendations.parquet'
     check_table(file, 'recommendations', 'inference')
     first = pq.read_table(file, columns=['user_id', 'source'], filters=[('rank', '=', 1)]).to_pandas()
     users, modelled = _users(paths), first.source == 'model'
@@ -482,13 +394,12 @@ def example_customers(root: str | Path) -> list[tuple[str, Any]]:  # (who it is,
 # %% ../../nbs/run/01_pipeline.ipynb #6df4c090
 def _products(root, ids) -> pd.DataFrame:
     "Name, brand and price of some products, by product id."
-    file = ProjectPaths(root).processed / 'products.parquet'
+    file = ProjectPaths(root).processed/'products.parquet'
     check_table(file, 'products', 'data_prep')
     frame = pq.read_table(file, filters=[('product_id', 'in', list(ids))]).to_pandas().set_index('product_id')
     return frame[[c for c in ('name', 'brand', 'category_code', 'price') if c in frame]]
 
-
-def _product_row(product_id, products: pd.DataFrame) -> tuple[str, str, str]:  # name, brand, price as text
+def _product_row(product_id, products: pd.DataFrame) -> tuple[str, str, str]: # name, brand, price as text
     "What a person can read of a product."
     row = products.loc[product_id] if product_id in products.index else {}
     text = lambda key: str(row.get(key)) if pd.notna(row.get(key)) else ''
@@ -497,18 +408,18 @@ def _product_row(product_id, products: pd.DataFrame) -> tuple[str, str, str]:  #
 
 # %% ../../nbs/run/01_pipeline.ipynb #pl000010
 def customer_story(
-    root: str | Path,  # the project
-    user_id: Any,  # whom
-    k: int = 5,  # recommendations to show
-    n: int = 6,  # latest events to show
-) -> dict:  # history, recommended (frames), bought_later (product ids), n_events, k and hits (of the whole list)
+    root: str|Path, # the project
+    user_id: Any,   # whom
+    k: int = 5,     # recommendations to show
+    n: int = 6,     # latest events to show
+) -> dict: # history, recommended (frames), bought_later (product ids), n_events, k and hits (of the whole list)
     "Read what one customer did before the split, what is recommended, and what they first bought afterwards."
     paths, mine = ProjectPaths(root), [('user_id', '=', user_id)]
     read = lambda file, columns=None: pq.read_table(file, columns=columns, filters=mine).to_pandas()
     columns = ['user_id', 'event_time', 'event_type', 'product_id']
-    events = read(paths.processed / 'train_events.parquet', columns)
-    recs = read(paths.recommendations / 'recommendations.parquet').sort_values('rank')
-    bought = set(read(paths.processed / 'test.parquet', ['user_id', 'product_id']).product_id)
+    events = read(paths.processed/'train_events.parquet', columns)
+    recs = read(paths.recommendations/'recommendations.parquet').sort_values('rank')
+    bought = set(read(paths.processed/'test.parquet', ['user_id', 'product_id']).product_id)
     return {
         'history': events.sort_values('event_time', ascending=False, kind='stable').head(n),
         'recommended': recs.head(k),
@@ -519,7 +430,7 @@ def customer_story(
     }
 
 # %% ../../nbs/run/01_pipeline.ipynb #82866b9c
-def _history_table(story: dict, products: pd.DataFrame) -> Table | Text:
+def _history_table(story: dict, products: pd.DataFrame) -> Table|Text:
     "The customer's latest events."
     if not len(story['history']):
         return Text('  what they did before the split: nothing', 'italic')
@@ -529,100 +440,84 @@ def _history_table(story: dict, products: pd.DataFrame) -> Table | Text:
         table.add_row(f'{event.event_time:%Y-%m-%d %H:%M}', event.event_type, *_product_row(event.product_id, products))
     return table
 
-
 def _list_table(story: dict, products: pd.DataFrame) -> Table:
     "The customer's recommendations."
-    table = Table(
-        box=box.SIMPLE_HEAD, title='what is recommended', title_justify='left', title_style='italic', pad_edge=False
-    )
+    table = Table(box=box.SIMPLE_HEAD, title='what is recommended', title_justify='left', title_style='italic',
+                  pad_edge=False)
     for name in ('', 'product', 'brand', 'price', 'because of'):
         table.add_column(name, justify='right' if name in ('', 'price') else 'left')
     for r in story['recommended'].itertuples():
         later = ' (bought later)' if r.product_id in story['bought_later'] else ''
         source = 'popularity' if r.source == 'popular' else 'the model'
-        table.add_row(str(r.rank), *_product_row(r.product_id, products), source + later)
+        table.add_row(str(r.rank), *_product_row(r.product_id, products), source+later)
     return table
 
 # %% ../../nbs/run/01_pipeline.ipynb #pl000011
-def customer_view(root: str | Path, who: str, user_id: Any, k: int = 5, n: int = 6) -> Group:
+def customer_view(root: str|Path, who: str, user_id: Any, k: int = 5, n: int = 6) -> Group:
     "Show one customer on a rich console: what they did, what is recommended."
     story = customer_story(root, user_id, k, n)
     products = _products(root, {*story['history'].product_id, *story['recommended'].product_id})
     head = Text.assemble((f'{who}: ', 'bold'), f'customer {user_id}, {story["n_events"]} events before the split')
     parts = [head, _history_table(story, products), _list_table(story, products)]
     if story['bought_later']:
-        parts.append(
-            Text(
-                f'  Of the {len(story["bought_later"])} products that they first bought in the test period, '
-                f'{story["hits"]} are among the {story["k"]} recommended.'
-            )
-        )
+        parts.append(Text(f'  Of the {len(story["bought_later"])} products that they first bought in the test period, '
+                          f'{story["hits"]} are among the {story["k"]} recommended.'))
     return Group(*parts, Text())
 
 # %% ../../nbs/run/01_pipeline.ipynb #8d30403a
-def explained_view(root: str | Path, k: int = 3) -> Group | None:  # None if stage `explainability` has not run
+def explained_view(root: str|Path, k: int = 3) -> Group|None: # None if stage `explainability` has not run
     "Show the first explained customer: the best `k` products, each with the sentence that its largest shares give."
-    file = ProjectPaths(root).recommendations / 'explanations.parquet'
-    if not file.is_file():
-        return None
+    file = ProjectPaths(root).recommendations/'explanations.parquet'
+    if not file.is_file(): return None
     rows = pq.read_table(file, columns=['user_id', 'product_id', 'product', 'rank', 'sentence']).to_pandas()
-    if not len(rows):
-        return None
+    if not len(rows): return None
     mine = rows[rows.user_id == rows.user_id.iloc[0]].drop_duplicates('product_id').sort_values('rank').head(k)
     lines = [Text.assemble((f'{r.rank}  {r.product}\n', 'bold'), f'   {r.sentence}') for r in mine.itertuples()]
     return Group(Text.assemble(('and why: ', 'bold'), f'customer {rows.user_id.iloc[0]}'), *lines, Text())
 
-
 def explained_page(
-    root: str | Path,  # the project
-    customers: int = 1,  # explained customers that are on it, from the first
-) -> Path | None:  # reports/why.html; None if stage `explainability` has not run
+    root: str|Path,     # the project
+    customers: int = 1, # explained customers that are on it, from the first
+) -> Path|None: # reports/why.html; None if stage `explainability` has not run
     "Write lists, reasons and paths as one page without kernel and network, if the explanations are newer than it."
     paths = ProjectPaths(root)
-    file, page = paths.recommendations / 'explanations.parquet', paths.report('why.html')
-    if not file.is_file():
-        return None
+    file, page = paths.recommendations/'explanations.parquet', paths.report('why.html')
+    if not file.is_file(): return None
     if page.is_file() and page.stat().st_mtime > file.stat().st_mtime:
         return page
     ids = pq.read_table(file, columns=['user_id']).column(0).to_pandas().unique()[:customers].tolist()
     return _write_page(root, page, ids) if ids else None
 
 # %% ../../nbs/run/01_pipeline.ipynb #pl000013
-def _write_page(root: str | Path, page: Path, ids: list) -> Path:
+def _write_page(root: str|Path, page: Path, ids: list) -> Path:
     "Write the explorer's page of some customers."
     from gnn_ecommerce.explore.figures import page as write
     from gnn_ecommerce.explore.state import ExplorerState
-
     return write(ExplorerState.from_project(root), page, ids)
 
 # %% ../../nbs/run/01_pipeline.ipynb #1e5ed343
 def show_results(
-    root: str | Path | None = None,  # the project; found from the current folder by default
-    console: Console | None = None,  # where to print
-    note: str = '',  # markup that is printed before the last part
+    root: str|Path|None = None,   # the project; found from the current folder by default
+    console: Console|None = None, # where to print
+    note: str = '',               # markup that is printed before the last part
 ):
     "Print comparison, costs, three customers, and one's reasons. Raises `ArtifactError` if a stage has not run."
     root, console = Path(root or project_root()), console or Console()
     paths = ProjectPaths(root)
     plain = dict(markup=False, highlight=False, soft_wrap=True)
     console.print(comparison_table(comparison(root)))
-    about = model_note(read_json(paths.checkpoints / 'metadata.json', 'training'))
-    if about:
-        console.print(about + '\n', markup=False, highlight=False)
-    paired = paths.report('inference') / 'differences.csv'
+    about = model_note(read_json(paths.checkpoints/'metadata.json', 'training'))
+    if about: console.print(about+'\n', markup=False, highlight=False)
+    paired = paths.report('inference')/'differences.csv'
     table = paired_table(pd.read_csv(paired)) if paired.is_file() else None
-    if table is not None:
-        console.print(table)
+    if table is not None: console.print(table)
     costs = stage_costs(root)
-    if len(costs):
-        console.print(cost_table(costs))
+    if len(costs): console.print(cost_table(costs))
     for who, user_id in example_customers(root):
         console.print(customer_view(root, who, user_id))
-    if note:
-        console.print(Text.from_markup(note))
+    if note: console.print(Text.from_markup(note))
     why = explained_view(root)
-    if why is None:
-        return
+    if why is None: return
     console.print('\n', why)
     console.print(f'To click through, open in a browser: {explained_page(root)}', **plain)
 
@@ -631,30 +526,25 @@ def _git(root: Path, *args) -> subprocess.CompletedProcess:
     "Run git in the project, quietly."
     return subprocess.run(['git', *args], cwd=root, capture_output=True, text=True)
 
-
 def _prepare_dvc(root: Path):
     "Let DVC work in a folder that is no Git repository, such as an unpacked archive."
-    if _git(root, 'rev-parse', '--is-inside-work-tree').returncode == 0:
-        return
+    if _git(root, 'rev-parse', '--is-inside-work-tree').returncode == 0: return
     subprocess.run([sys.executable, '-m', 'dvc', 'config', '--local', 'core.no_scm', 'true'], cwd=root, check=True)
-
 
 def _change_params(root: Path, overlay: dict, console: Console):
     "Apply an overlay to the project's params.yaml; print what changed and how to undo it."
-    params, plain = root / 'params.yaml', dict(markup=False, highlight=False)
+    params, plain = root/'params.yaml', dict(markup=False, highlight=False)
     before = params.read_text(encoding='utf8')
     committed = _git(root, 'diff', '--quiet', 'HEAD', '--', 'params.yaml').returncode == 0
     changes = apply_overlay(overlay, params)
-    if not changes:
-        return
+    if not changes: return
     console.print(Text('params.yaml changed:', 'bold'))
     for key, old, new in changes:
         console.print(f'  {key}: {old!r} -> {new!r}', **plain)
     undo = 'git checkout params.yaml'
     if not committed:
         saved = ProjectPaths(root).report('params.before.yaml')
-        with atomic_path(saved) as tmp:
-            tmp.write_text(before, encoding='utf8')
+        with atomic_path(saved) as tmp: tmp.write_text(before, encoding='utf8')
         undo = f'cp {saved.relative_to(root)} params.yaml'
     console.print(f'  To undo: {undo}\n', **plain)
 
@@ -662,33 +552,28 @@ def _change_params(root: Path, overlay: dict, console: Console):
 #: names a file to which a failing stage writes why, so that the caller of `dvc repro` can print it last
 _REASON = 'GNN_ECOMMERCE_REASON'
 
-
 def run_pipeline(
-    root: str | Path,  # the project
-    targets: str | tuple[str, ...] = ('explainability', 'bundle'),  # stages to run; those that they need run first
+    root: str|Path,          # the project
+    targets: str|tuple[str, ...] = ('explainability', 'bundle'), # stages to run; those that they need run first
 ):
     "Run `dvc repro` of some stages. Raises `StageFailed` with the failing stage's own reason."
     targets = (targets,) if isinstance(targets, str) else targets
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')])
     with tempfile.TemporaryDirectory(prefix='gnn_ecommerce_') as folder:
-        reason = Path(folder) / 'reason.txt'
+        reason = Path(folder)/'reason.txt'
         reason.touch()
-        done = subprocess.run(
-            [sys.executable, '-m', 'dvc', 'repro', *targets],
-            cwd=root,
-            env={**os.environ, 'PATH': path, _REASON: str(reason)},
-        )
-        if not done.returncode:
-            return
+        done = subprocess.run([sys.executable, '-m', 'dvc', 'repro', *targets], cwd=root,
+                              env={**os.environ, 'PATH': path, _REASON: str(reason)})
+        if not done.returncode: return
         code = f'dvc repro {" ".join(targets)} ended with exit code {done.returncode}; its own message is above'
         raise StageFailed(reason.read_text(encoding='utf8').strip() or code)
 
 # %% ../../nbs/run/01_pipeline.ipynb #0ac90ede
 def demo(
-    events: str | None = None,  # a file, a folder or a glob of your own events; default: what params.yaml says
-    overlay: str | None = None,  # a YAML file of settings that differ
-    root: str | Path | None = None,  # the project; found from the current folder by default
-    size: str | None = None,  # about how many events of the built-in shop, such as 4000, 2M or whole
+    events: str|None = None,    # a file, a folder or a glob of your own events; default: what params.yaml says
+    overlay: str|None = None,   # a YAML file of settings that differ
+    root: str|Path|None = None, # the project; found from the current folder by default
+    size: str|None = None,      # about how many events of the built-in shop, such as 4000, 2M or whole
 ):
     "Run the pipeline and show its results. Raises `GnnEcommerceError`."
     root, console = Path(root or project_root()), Console()
@@ -697,20 +582,17 @@ def demo(
     console.rule('results')
     show_results(root, console, NEXT)
 
-
-def _prepare(root: Path, events: str | None, overlay: str | None, console: Console, size: str | None = None):
+def _prepare(root: Path, events: str|None, overlay: str|None, console: Console, size: str|None = None):
     "Put events and overlay into params.yaml, check every section, get DVC ready."
     if events and size:
         found = f'both: {events}, {size}'
         raise SettingsError(expected('', 'EVENTS, your own files, or SIZE, of the built-in shop', found))
     changes = read_params(overlay) if overlay else {}
-    if events:
-        changes = merge_params(own_events(events, root), changes)
+    if events: changes = merge_params(own_events(events, root), changes)
     if size:
-        changes = merge_params(built_in_shop(size, read_params(root / 'params.yaml').get('data_prep')), changes)
-    if changes:
-        _change_params(root, changes, console)
-    check_params(root / 'params.yaml')
+        changes = merge_params(built_in_shop(size, read_params(root/'params.yaml').get('data_prep')), changes)
+    if changes: _change_params(root, changes, console)
+    check_params(root/'params.yaml')
     _prepare_dvc(root)
 
 # %% ../../nbs/run/01_pipeline.ipynb #pl000016
@@ -731,10 +613,10 @@ NEXT = '''[bold]Where things are[/]
 
 # %% ../../nbs/run/01_pipeline.ipynb #aa7031e2
 def tune(
-    budget: str = '',  # such as 30m; '': tuning.budget
-    events: str | None = None,  # as for `demo`
-    overlay: str | None = None,  # as for `demo`
-    root: str | Path | None = None,  # the project; found from the current folder by default
+    budget: str = '',           # such as 30m; '': tuning.budget
+    events: str|None = None,    # as for `demo`
+    overlay: str|None = None,   # as for `demo`
+    root: str|Path|None = None, # the project; found from the current folder by default
 ):
     "Search for better settings; the answer is `reports/tuning/best.yaml`. Raises `GnnEcommerceError`."
     root, console = Path(root or project_root()), Console()
@@ -745,11 +627,8 @@ def tune(
         importlib.import_module(stage_module('tuning')).seconds_of(budget)
     _prepare(root, events, overlay, console)
     run_pipeline(root, SIDE_STAGES['tuning'][1])
-    run_notebook(
-        root / 'nbs/run/02_tuning.ipynb',
-        root / 'reports/notebooks/run/02_tuning.ipynb',
-        {'params': str(root / 'params.yaml'), 'budget': budget},
-    )
+    run_notebook(root/'nbs/run/02_tuning.ipynb', root/'reports/notebooks/run/02_tuning.ipynb',
+                 {'params': str(root/'params.yaml'), 'budget': budget})
 
 # %% ../../nbs/run/01_pipeline.ipynb #b51421c1
 def _parser() -> argparse.ArgumentParser:
@@ -776,28 +655,6 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument('file')
     return parser
 
-# %% ../../nbs/run/01_pipeline.ipynb #pl000017
-def main(
-    argv: list[str] | None = None,  # arguments; the command line's by default
-) -> int:  # exit code
-    "Run the command. A `GnnEcommerceError` ends it with its message and exit code 1."
-    args = _parser().parse_args(argv)
-    try:
-        if args.command == 'papermill':
-            run_notebook(args.notebook, args.output, dict(args.p), everything=args.all)
-            note_peak(args.output)
-        elif args.command == 'demo':
-            demo(args.events, args.params, size=args.size)
-        elif args.command == 'tune':
-            tune(args.budget, args.events, args.params)
-        elif args.command == 'show':
-            show_results()
-        else:
-            _change_params(project_root(), read_params(args.file), Console())
-    except GnnEcommerceError as err:
-        return _fail(err)
-    return 0
-
 # %% ../../nbs/run/01_pipeline.ipynb #3d95c51a
 def _fail(err: GnnEcommerceError) -> int:
     "Print why, on the last lines, and to the file that `run_pipeline` named."
@@ -808,6 +665,23 @@ def _fail(err: GnnEcommerceError) -> int:
     print(f'\n{text}', file=sys.stderr, flush=True)
     return 1
 
+# %% ../../nbs/run/01_pipeline.ipynb #pl000017
+def main(
+    argv: list[str]|None = None, # arguments; the command line's by default
+) -> int: # exit code
+    "Run the command. A `GnnEcommerceError` ends it with its message and exit code 1."
+    args = _parser().parse_args(argv)
+    try:
+        if args.command == 'papermill':
+            run_notebook(args.notebook, args.output, dict(args.p), everything=args.all)
+            note_peak(args.output)
+        elif args.command == 'demo':
+            demo(args.events, args.params, size=args.size)
+        elif args.command == 'tune': tune(args.budget, args.events, args.params)
+        elif args.command == 'show': show_results()
+        else: _change_params(project_root(), read_params(args.file), Console())
+    except GnnEcommerceError as err: return _fail(err)
+    return 0
 
-if __name__ == '__main__' and __spec__ is not None:
-    sys.exit(main())
+# %% ../../nbs/run/01_pipeline.ipynb #pl000020
+if __name__ == '__main__' and __spec__ is not None: sys.exit(main())

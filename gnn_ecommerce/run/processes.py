@@ -15,34 +15,33 @@ from typing import Any
 
 from fastcore.basics import patch
 
-from ..core import ArtifactError, GnnEcommerceError, ProjectPaths, SettingsError, expected, project_root
+from gnn_ecommerce.core import (
+    ArtifactError, GnnEcommerceError, ProjectPaths, SettingsError, expected, project_root
+)
 from ..api_server import ApiSettings, api_settings
 from ..shop.stores import SCOPES, Store, check_key
 
 # %% ../../nbs/run/03_processes.ipynb #c93a38b5
 def _die_with_parent():
     "In the child: ask for a signal when the parent dies."
-    if sys.platform == 'linux':
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
+    if sys.platform == 'linux': ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 @dataclass
 class Program:
     "A command that should run."
-
     name: str
     command: list[str]
-    env: dict[str, str] = field(default_factory=dict)  # on top of the environment
-    ready: str = ''  # address that answers 200 when it can work; '': at once
-    pause: float = 0.1  # seconds until it is started again, the first time
-    longest: float = 5.0  # to which the pause grows
-    cwd: str | Path | None = None
-    log: str | Path | None = None  # file for its output; None: here. Its errors are always seen here
-    process: subprocess.Popen | None = None
-    starts: int = 0  # how often it was started
-    wait: float = 0.0  # seconds of the last pause
-    next: float = 0.0  # monotonic time of the next start
-    since: float = 0.0  # monotonic time of the last start
+    env: dict[str, str] = field(default_factory=dict) # on top of the environment
+    ready: str = ''           # address that answers 200 when it can work; '': at once
+    pause: float = .1         # seconds until it is started again, the first time
+    longest: float = 5.       # to which the pause grows
+    cwd: str|Path|None = None
+    log: str|Path|None = None # file for its output; None: here. Its errors are always seen here
+    process: subprocess.Popen|None = None
+    starts: int = 0           # how often it was started
+    wait: float = 0.          # seconds of the last pause
+    next: float = 0.          # monotonic time of the next start
+    since: float = 0.         # monotonic time of the last start
 
 # %% ../../nbs/run/03_processes.ipynb #pr000002
 @patch
@@ -50,59 +49,46 @@ def start(self: Program):
     "Start the command."
     out = open(self.log, 'ab') if self.log else None
     try:
-        self.process = subprocess.Popen(
-            self.command, env={**os.environ, **self.env}, cwd=self.cwd, stdout=out, preexec_fn=_die_with_parent
-        )
+        self.process = subprocess.Popen(self.command, env={**os.environ, **self.env}, cwd=self.cwd, stdout=out,
+                                        preexec_fn=_die_with_parent)
     finally:
-        if out:
-            out.close()
-    self.starts, self.since = self.starts + 1, time.monotonic()
-
+        if out: out.close()
+    self.starts, self.since = self.starts+1, time.monotonic()
 
 @patch
-def check(self: Program) -> int | None:  # its exit code, if it has died since the last look
+def check(self: Program) -> int|None: # its exit code, if it has died since the last look
     "Start it if it does not run and its pause is over."
     now, code = time.monotonic(), None
     if self.process is not None:
         code = self.process.poll()
-        if code is None:
-            return None
-        lived = now - self.since > 10
-        self.wait = self.pause if lived else min(2 * (self.wait or self.pause), self.longest)
-        self.process, self.next = None, now + self.wait
-    if now >= self.next:
-        self.start()
+        if code is None: return None
+        lived = now-self.since > 10
+        self.wait = self.pause if lived else min(2*(self.wait or self.pause), self.longest)
+        self.process, self.next = None, now+self.wait
+    if now >= self.next: self.start()
     return code
-
 
 @patch
 def is_ready(self: Program) -> bool:
     "Does it run and answer?"
-    if self.process is None or self.process.poll() is not None:
-        return False
-    if not self.ready:
-        return True
-    try:
-        return urllib.request.urlopen(self.ready, timeout=1).status == 200
-    except (urllib.error.URLError, OSError):
-        return False
+    if self.process is None or self.process.poll() is not None: return False
+    if not self.ready: return True
+    try: return urllib.request.urlopen(self.ready, timeout=1).status == 200
+    except (urllib.error.URLError, OSError): return False
 
 # %% ../../nbs/run/03_processes.ipynb #77e6d12b
 class ProcessRunner:
     "Keep programs running until it is told to stop."
-
-    def __init__(
-        self,
-        programs: list[Program],  # in the order in which they start
+    def __init__(self,
+        programs: list[Program],              # in the order in which they start
         say: Callable[[str], None] = print,
-        stop_seconds: float = 25.0,  # until a program that does not stop is killed
+        stop_seconds: float = 25.,            # until a program that does not stop is killed
     ):
         self.programs, self.say, self.stop_seconds, self.stopping = programs, say, stop_seconds, False
 
-    def stop(self, *_):
-        self.stopping = True
+    def stop(self, *_): self.stopping = True
 
-    def start(self, seconds: float = 300.0):
+    def start(self, seconds: float = 300.):
         "Start one after the other, each when the one before is ready. Raises `ArtifactError` if one fails."
         for program in self.programs:
             program.start()
@@ -113,34 +99,30 @@ class ProcessRunner:
         while not self.stopping:
             for program in self.programs:
                 code = program.check()
-                if code is None:
-                    continue
+                if code is None: continue
                 self.say(f'{program.name} ended ({code}); starting it again in {program.wait:.1f} s')
-            time.sleep(0.05)
+            time.sleep(.05)
 
 # %% ../../nbs/run/03_processes.ipynb #pr000005
 @patch
 def _wait_until_ready(self: ProcessRunner, program: Program, seconds: float):
-    until = time.monotonic() + seconds
+    until = time.monotonic()+seconds
     while not program.is_ready() and not self.stopping:
         code = program.process.poll() if program.process else None
         if code is not None:
-            raise ArtifactError(
-                expected(program.name, 'it to start', f'that it ended with code {code}', 'see its message above')
-            )
+            raise ArtifactError(expected(program.name, 'it to start', f'that it ended with code {code}',
+                                         'see its message above'))
         if time.monotonic() > until:
             wanted = f'it to be ready within {seconds:g} s'
             raise ArtifactError(expected(program.name, wanted, f'no answer at {program.ready}'))
-        time.sleep(0.05)
-
+        time.sleep(.05)
 
 @patch
 def end(self: ProcessRunner):
     "Stop what runs."
     for process in (p.process for p in reversed(self.programs) if p.process is not None):
         process.terminate()
-        try:
-            process.wait(self.stop_seconds)
+        try: process.wait(self.stop_seconds)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -148,85 +130,64 @@ def end(self: ProcessRunner):
 # %% ../../nbs/run/03_processes.ipynb #fbe03c35
 def demo_key(
     store: Store,
-    path: str | Path,  # file that keeps it
+    path: str|Path, # file that keeps it
 ) -> str:
     "Return a key for trying things out, with all scopes but `admin`; the same at each start."
     path = Path(path)
     key = path.read_text().strip() if path.is_file() else ''
-    if check_key(key, store.keys()):
-        return key
+    if check_key(key, store.keys()): return key
     key, _ = store.create_key('demo', [s for s in SCOPES if s != 'admin'])
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), 'w') as f:
-        f.write(key + '\n')
+    with os.fdopen(os.open(path, os.O_WRONLY|os.O_CREAT|os.O_EXCL, 0o600), 'w') as f:
+        f.write(key+'\n')
     return key
 
 # %% ../../nbs/run/03_processes.ipynb #pr000009
 def curl_lines(
-    url: str,  # of the API server
+    url: str,       # of the API server
     customer: Any,  # id that the model knows
-    products: list,  # two ids that it recommends to them, the first one first
+    products: list, # two ids that it recommends to them, the first one first
 ) -> str:
     "Write four calls to try."
     call = 'curl -s -H "Authorization: Bearer $KEY"'
     basket = json.dumps({'basket': products[:2], 'k': 3})
     bought = {'event_id': 'try-1', 'event_type': 'purchase', 'product_id': products[0], 'customer_id': customer}
-    return '\n'.join(
-        [
-            f'{call} "{url}/v1/customers/{customer}/recommendations?k=3"       # a known customer',
-            f"{call} --json '{basket}' {url}/v1/sessions/recommendations   # a basket",
-            f'{call} "{url}/v1/customers/somebody-new/recommendations?k=3"   # a newcomer: popular products',
-            f"{call} --json '{json.dumps({'events': [bought]})}' {url}/v1/events   # a purchase: try the first call again",
-        ]
-    )
+    return '\n'.join([
+        f'{call} "{url}/v1/customers/{customer}/recommendations?k=3"       # a known customer',
+        f"{call} --json '{basket}' {url}/v1/sessions/recommendations   # a basket",
+        f'{call} "{url}/v1/customers/somebody-new/recommendations?k=3"   # a newcomer: popular products',
+        f"{call} --json '{json.dumps({'events': [bought]})}' {url}/v1/events   # a purchase: try the first call again",
+    ])
 
 # %% ../../nbs/run/03_processes.ipynb #ec63da57
 def programs(
     paths: ProjectPaths,
     settings: ApiSettings,
     model_port: int,
-    monitor_port: int | None = None,  # port for Prometheus, with the metrics of the last day; None: no monitoring
+    monitor_port: int|None = None, # port for Prometheus, with the metrics of the last day; None: no monitoring
 ) -> list[Program]:
     "List the servers of a shop."
-    logs, root = paths.root / 'data' / 'store', str(paths.root)
+    logs, root = paths.root/'data'/'store', str(paths.root)
     logs.mkdir(parents=True, exist_ok=True)
-
     def program(name, module, args, env, port, page='readyz'):
         command = [sys.executable, '-m', f'gnn_ecommerce.{module}', *args]
-        log = logs / f'{name.replace(" ", "_").replace("API", "api")}.log'
+        log = logs/f'{name.replace(" ", "_").replace("API", "api")}.log'
         return Program(name, command, env, f'http://127.0.0.1:{port}/{page}', cwd=root, log=log)
-
     api = {'MODEL_URL': settings.model_url, 'PORT': str(settings.port)}
-    servers = [
-        program('model server', 'model_server', ['--port', str(model_port)], {}, model_port),
-        program('API server', 'api_server', [], api, settings.port),
-    ]
-    if monitor_port is None:
-        return servers
-    look = [
-        'monitor',
-        '--bundle',
-        'active',
-        '--days',
-        '1',
-        '--spool',
-        settings.spool,
-        '--project',
-        root,
-        '--listen',
-        str(monitor_port),
-    ]
+    servers = [program('model server', 'model_server', ['--port', str(model_port)], {}, model_port),
+               program('API server', 'api_server', [], api, settings.port)]
+    if monitor_port is None: return servers
+    look = ['monitor', '--bundle', 'active', '--days', '1', '--spool', settings.spool, '--project', root,
+            '--listen', str(monitor_port)]
     database = {'DATABASE_URL': settings.database_url}
     return [*servers, program('monitoring', 'cli', look, database, monitor_port, 'metrics')]
 
 # %% ../../nbs/run/03_processes.ipynb #a85ef5e5
-def some_customer(paths: ProjectPaths) -> Any:  # id
+def some_customer(paths: ProjectPaths) -> Any: # id
     "Return a customer whom the newest bundle knows."
     from gnn_ecommerce.bundle import newest, open_bundle
-
-    return open_bundle(paths.bundles / newest(paths.bundles)).user_ids.id(0)
-
+    return open_bundle(paths.bundles/newest(paths.bundles)).user_ids.id(0)
 
 def calls_to_try(paths: ProjectPaths, settings: ApiSettings, key: str) -> str:
     "Write calls to try, with a customer and products of this shop."
@@ -234,27 +195,22 @@ def calls_to_try(paths: ProjectPaths, settings: ApiSettings, key: str) -> str:
     address, head = f'{url}/v1/customers/{customer}/recommendations?k=2', {'Authorization': f'Bearer {key}'}
     with urllib.request.urlopen(urllib.request.Request(address, headers=head), timeout=10) as response:
         products = [item['product_id'] for item in json.load(response)['items']]
-    return (
-        f'The shop answers at {url}. In another terminal:\n\nKEY={key}\n{curl_lines(url, customer, products)}\n\n'
-        'Ctrl+C stops it. Logs: data/store/*.log'
-    )
+    return (f'The shop answers at {url}. In another terminal:\n\nKEY={key}\n{curl_lines(url, customer, products)}\n\n'
+            'Ctrl+C stops it. Logs: data/store/*.log')
 
 # %% ../../nbs/run/03_processes.ipynb #7136ed63
 HELP = """Model server and API server of this project, started again when one dies, until Ctrl+C. Without a bundle the
 pipeline runs first. Settings are environment variables: PORT (8000), MODEL_PORT (8001), MONITOR_PORT (none: no metrics
 for Prometheus), DATABASE_URL, MODEL_URL, API_HOST and the others of notebook 09_api_server."""
 
-
 def env_port(
-    name: str,  # of the environment variable
-    default: int | None = None,  # if it is unset or empty
-) -> int | None:
+    name: str,                # of the environment variable
+    default: int|None = None, # if it is unset or empty
+) -> int|None:
     "Read a port from the environment. Raises `SettingsError` for what is none."
     text = os.environ.get(name) or default
-    try:
-        port = None if text is None else int(text)
-    except ValueError:
-        port = -1
+    try: port = None if text is None else int(text)
+    except ValueError: port = -1
     if port is not None and not 0 <= port <= 65535:
         raise SettingsError(expected(name, 'a port, 0 to 65535', repr(text)))
     return port
@@ -262,42 +218,37 @@ def env_port(
 # %% ../../nbs/run/03_processes.ipynb #pr000013
 def _build_bundle(paths: ProjectPaths):
     "Run the pipeline unless there is a bundle."
-    if (paths.bundles / 'latest.json').is_file():
-        return
+    if (paths.bundles/'latest.json').is_file(): return
     print('No bundle yet: running the pipeline, a few minutes, once.', flush=True)
     if subprocess.run([sys.executable, '-m', 'dvc', 'repro', 'bundle']).returncode:
         raise ArtifactError(expected('', 'a bundle', 'that `dvc repro bundle` failed', 'see above'))
-
 
 def serve(paths: ProjectPaths):
     "Run the servers until a signal ends them. Raises `GnnEcommerceError`."
     model_port, monitor_port = env_port('MODEL_PORT', 8001), env_port('MONITOR_PORT')
     settings = api_settings(**({} if 'MODEL_URL' in os.environ else {'model_url': f'http://127.0.0.1:{model_port}'}))
     _build_bundle(paths)
-    key = demo_key(Store(settings.database_url), paths.root / 'data' / 'store' / 'demo-key')
+    key = demo_key(Store(settings.database_url), paths.root/'data'/'store'/'demo-key')
     say = lambda text: print(text, flush=True)
     runner = ProcessRunner(programs(paths, settings, model_port, monitor_port), say)
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, runner.stop)
     try:
         runner.start()
-        if not runner.stopping:
-            say(calls_to_try(paths, settings, key))
+        if not runner.stopping: say(calls_to_try(paths, settings, key))
         if monitor_port and not runner.stopping:
             say(f'Metrics for Prometheus, and how the last day went: http://127.0.0.1:{monitor_port}/metrics')
         runner.run()
-    finally:
-        runner.end()
+    finally: runner.end()
 
 # %% ../../nbs/run/03_processes.ipynb #pr000014
 def main(
-    argv: Sequence[str] = (),  # arguments of the command line
-) -> int:  # exit code
+    argv: Sequence[str] = (), # arguments of the command line
+) -> int: # exit code
     "Run `make serve`."
     layout = argparse.RawDescriptionHelpFormatter
-    argparse.ArgumentParser(
-        'python -m gnn_ecommerce.run.processes', description=HELP, formatter_class=layout
-    ).parse_args(list(argv))
+    argparse.ArgumentParser('python -m gnn_ecommerce.run.processes', description=HELP,
+                            formatter_class=layout).parse_args(list(argv))
     try:
         paths = ProjectPaths(project_root())
         os.chdir(paths.root)
@@ -308,5 +259,4 @@ def main(
     return 0
 
 # %% ../../nbs/run/03_processes.ipynb #7aadff03
-if __name__ == '__main__' and __spec__ is not None:
-    sys.exit(main(sys.argv[1:]))
+if __name__ == '__main__' and __spec__ is not None: sys.exit(main(sys.argv[1:]))

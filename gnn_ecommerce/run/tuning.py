@@ -27,24 +27,9 @@ from scipy.stats import norm
 
 from fastcore.basics import patch
 from gnn_ecommerce.core import (
-    DataError,
-    GnnEcommerceError,
-    ProjectPaths,
-    SettingsError,
-    StageSettings,
-    array_hash,
-    atomic_path,
-    load_settings,
-    merge_params,
-    parse_section,
-    progress,
-    read_json,
-    read_params,
-    read_table,
-    resolve_params,
-    rng,
-    seed_everything,
-    write_json,
+    DataError, GnnEcommerceError, ProjectPaths, SettingsError, StageSettings, array_hash, atomic_path, load_settings,
+    merge_params, parse_section, progress, read_json, read_params, read_table, resolve_params, rng, seed_everything,
+    write_json
 )
 from ..ranking.evaluation import compare, evaluate
 from ..graph.interactions import InteractionGraph
@@ -110,10 +95,8 @@ SPACE = {
     'graph_build.half_life_days': {'low': 3.0, 'high': 365.0, 'log': True, 'when': {'graph_build.scheme': 'recency'}},
 }
 
-
 class TuningSettings(StageSettings):
     "Section `tuning` of params.yaml."
-
     budget: str = Field(
         '30m', pattern=r'^(\d+(\.\d+)?[hms])+$', description='time for the search, such as 90s, 30m or 1h30m'
     )
@@ -135,65 +118,49 @@ class TuningSettings(StageSettings):
     space: dict[str, Any] = Field(SPACE, description='key of params.yaml: values to try')
 
 # %% ../../nbs/run/02_tuning.ipynb #bc06cf3d
-_UNITS = {'h': 3600.0, 'm': 60.0, 's': 1.0}
-
+_UNITS = {'h': 3600., 'm': 60., 's': 1.}
 
 def seconds_of(
-    budget: str,  # such as 90s, 30m, 1h30m
+    budget: str, # such as 90s, 30m, 1h30m
 ) -> float:
     "A time as seconds. Raises `SettingsError` for another form."
     if not re.fullmatch(r'(\d+(\.\d+)?[hms])+', str(budget)):
         raise SettingsError(f'tuning.budget: expected a time such as 90s, 30m or 1h30m, found {budget!r}')
-    return sum(float(n) * _UNITS[unit] for n, unit in re.findall(r'([\d.]+)([hms])', str(budget)))
+    return sum(float(n)*_UNITS[unit] for n, unit in re.findall(r'([\d.]+)([hms])', str(budget)))
 
 # %% ../../nbs/run/02_tuning.ipynb #1288a630
 #: sections that a search may change -> their settings
 SECTIONS = {'graph_build': GraphBuildSettings, 'training': TrainingSettings}
 #: keys that decide what is measured, or how the run goes: trials with different ones could not be compared
 FIXED = (
-    'seed',
-    'monitor',
-    'exclude',
-    'ks',
-    'eval_users',
-    'eval_every',
-    'memory_limit',
-    'threads',
-    'scheme_from',
-    'max_user_events',
-    'min_user_events',
-    'min_item_events',
-    'k_core',
+    'seed', 'monitor', 'exclude', 'ks', 'eval_users', 'eval_every', 'memory_limit', 'threads', 'scheme_from',
+    'max_user_events', 'min_user_events', 'min_item_events', 'k_core'
 )
 
-
 def value_at(
-    values: dict,  # sections of params.yaml
-    key: str,  # such as training.lr
-) -> Any:  # None where there is none
+    values: dict, # sections of params.yaml
+    key: str,     # such as training.lr
+) -> Any: # None where there is none
     "What stands at a key."
     for part in key.split('.'):
         values = values.get(part) if isinstance(values, dict) else None
     return values
 
-
 def nested(
-    flat: dict,  # key -> value
-) -> dict:  # sections
+    flat: dict, # key -> value
+) -> dict: # sections
     "`{'a.b': 1}` as `{'a': {'b': 1}}`."
     out = {}
     for key, value in flat.items():
         *parents, last = key.split('.')
         at = out
-        for part in parents:
-            at = at.setdefault(part, {})
+        for part in parents: at = at.setdefault(part, {})
         at[last] = value
     return out
 
-
 def settings_of(
-    base: dict,  # sections graph_build and training as they are
-    flat: dict,  # key -> value, what differs
+    base: dict, # sections graph_build and training as they are
+    flat: dict, # key -> value, what differs
 ) -> tuple[GraphBuildSettings, TrainingSettings]:
     "The settings of a trial. Raises `SettingsError` that names the key."
     values = merge_params(base, nested(flat))
@@ -203,17 +170,15 @@ def settings_of(
 @dataclass(frozen=True)
 class Parameter:
     "One key of the space."
-
     key: str
-    choices: tuple | None = None  # to choose from, or
-    low: float | int = 0  # a range
-    high: float | int = 0
+    choices: tuple|None = None # to choose from, or
+    low: float|int = 0         # a range
+    high: float|int = 0
     log: bool = False
-    when: dict = field(default_factory=dict)  # key -> values for which this one matters
+    when: dict = field(default_factory=dict) # key -> values for which this one matters
 
     def active(self, values: Callable[[str], Any]) -> bool:
         return all(values(k) in v for k, v in self.when.items())
-
     def distribution(self) -> optuna.distributions.BaseDistribution:
         if self.choices is not None:
             return optuna.distributions.CategoricalDistribution(self.choices)
@@ -221,7 +186,6 @@ class Parameter:
         return (optuna.distributions.IntDistribution if whole else optuna.distributions.FloatDistribution)(
             self.low, self.high, log=self.log
         )
-
     def suggest(self, trial: optuna.Trial, now: Any) -> Any:
         "A value from the study, rounded; exactly `now` where that is meant."
         d = self.distribution()
@@ -231,10 +195,8 @@ class Parameter:
             self.key, self.low, self.high, log=self.log
         )
         return value if value == now else min(max(rounded(value), self.low), self.high)
-
     def examples(self) -> tuple:
         return self.choices if self.choices is not None else (self.low, self.high)
-
 
 def rounded(value: Any) -> Any:
     "A number to three digits, so that what is tried is what can be written down."
@@ -244,13 +206,12 @@ def rounded(value: Any) -> Any:
 def _parameter(key: str, spec: Any) -> Parameter:
     "One entry of the space. Raises `SettingsError`."
     name = f'tuning.space.{key}'
-    if isinstance(spec, list):
-        spec = {'choices': spec}
+    if isinstance(spec, list): spec = {'choices': spec}
     if not isinstance(spec, dict):
         raise SettingsError(
             f'{name}: expected a list of values or a range such as {{low: 0.01, high: 0.1, log: true}}, found {spec!r}'
         )
-    unknown = set(spec) - {'choices', 'low', 'high', 'log', 'when'}
+    unknown = set(spec)-{'choices', 'low', 'high', 'log', 'when'}
     if unknown:
         raise SettingsError(f'{name}: expected choices, low, high, log or when, found {sorted(unknown)[0]!r}')
     when = {k: v if isinstance(v, list) else [v] for k, v in (spec.get('when') or {}).items()}
@@ -278,9 +239,9 @@ def _parameter(key: str, spec: Any) -> Parameter:
 
 # %% ../../nbs/run/02_tuning.ipynb #b4978ba9
 def read_space(
-    space: dict,  # tuning.space
+    space: dict, # tuning.space
     base: dict,  # sections graph_build and training as they are
-) -> list[Parameter]:  # widened to hold what `base` has
+) -> list[Parameter]: # widened to hold what `base` has
     "The space, every end of it checked against the settings. Raises `SettingsError` that names all wrong entries."
     if not space:
         raise SettingsError('tuning.space: expected at least one key of params.yaml, found none')
@@ -307,23 +268,17 @@ def read_space(
                     raise SettingsError(
                         f'tuning.space.{key}.when: expected values of {other} among {", ".join(map(str, found[other].choices))}, found {lost[0]!r}'
                     )
-            for value in p.examples():
-                _check_value(base, p, value)
+            for value in p.examples(): _check_value(base, p, value)
             found[p.key] = _widened(p, value_at(base, p.key))
-        except SettingsError as err:
-            wrong.append(str(err))
-    if wrong:
-        raise SettingsError('\n'.join(wrong))
+        except SettingsError as err: wrong.append(str(err))
+    if wrong: raise SettingsError('\n'.join(wrong))
     return list(found.values())
-
 
 def _check_value(base: dict, p: Parameter, value: Any):
     "Raises `SettingsError` if the settings would refuse the value."
-    try:
-        settings_of(base, {p.key: value})
+    try: settings_of(base, {p.key: value})
     except SettingsError as err:
         raise SettingsError(f'tuning.space.{p.key}: value {value!r}: {err}') from None
-
 
 def _widened(p: Parameter, now: Any) -> Parameter:
     "The parameter with the present value in it."
@@ -333,8 +288,7 @@ def _widened(p: Parameter, now: Any) -> Parameter:
             if now in p.choices or (now is None and '.filter_params.' in p.key)
             else Parameter(p.key, (now, *p.choices), when=p.when)
         )
-    if now is None:
-        return p
+    if now is None: return p
     if p.log and now <= 0:
         raise SettingsError(
             f'tuning.space.{p.key}: expected a present value > 0 where log is true, found {now}: leave out log'
@@ -344,9 +298,9 @@ def _widened(p: Parameter, now: Any) -> Parameter:
 
 # %% ../../nbs/run/02_tuning.ipynb #512a8b85
 def on_nodes(
-    graph: InteractionGraph,  # a graph
-    reference: InteractionGraph,  # one that holds all of its users and items
-) -> InteractionGraph:  # the edges of `graph` between the nodes of `reference`
+    graph: InteractionGraph,     # a graph
+    reference: InteractionGraph, # one that holds all of its users and items
+) -> InteractionGraph: # the edges of `graph` between the nodes of `reference`
     "The same edges among more users and items. Raises `UnknownIdError` for a node that the reference lacks."
     if graph.user_ids == reference.user_ids and graph.item_ids == reference.item_ids:
         return graph
@@ -365,14 +319,12 @@ def on_nodes(
         scheme=graph.scheme,
     )
 
-
 class GraphMaker:
     "Graphs of the training events by settings, all on the same users and items; the last two are kept."
-
-    def __init__(self, root: str | Path, settings: GraphBuildSettings):
+    def __init__(self, root: str|Path, settings: GraphBuildSettings):
         self.paths, self.kept = ProjectPaths(root), {}
-        self.split = split_point(read_json(self.paths.processed / 'split.json', 'data_prep'))
-        self.products = read_table(self.paths.processed / 'products.parquet', 'products', 'data_prep')
+        self.split = split_point(read_json(self.paths.processed/'split.json', 'data_prep'))
+        self.products = read_table(self.paths.processed/'products.parquet', 'products', 'data_prep')
         self.reference = self._build(settings.model_copy(update=dict(scheme='unweighted', scheme_from='')))
         self.targets, _ = self.reference.encode_pairs(
             read_table(self.paths.processed / 'val.parquet', 'targets', 'data_prep')
@@ -384,7 +336,7 @@ class GraphMaker:
 
     def _build(self, s: GraphBuildSettings) -> InteractionGraph:
         scheme = find_scheme(s.scheme, s.scheme_from, self.paths.root)
-        with duckdb_events(self.paths.processed / 'train_events.parquet', s, self.paths.interim) as events:
+        with duckdb_events(self.paths.processed/'train_events.parquet', s, self.paths.interim) as events:
             return build_graph(events, self.products, s, self.split, scheme)[0]
 
     def __call__(self, s: GraphBuildSettings) -> InteractionGraph:
@@ -396,64 +348,52 @@ class GraphMaker:
 
 # %% ../../nbs/run/02_tuning.ipynb #f345171e
 def open_storage(
-    storage: str,  # a journal file, or a database's URL
-    root: str | Path,  # what a relative file is relative to
+    storage: str,    # a journal file, or a database's URL
+    root: str|Path,  # what a relative file is relative to
 ) -> optuna.storages.BaseStorage:
     "The trials' storage. Raises `SettingsError` if a database cannot be reached."
     if '://' in storage:
-        try:
-            return optuna.storages.RDBStorage(storage)
+        try: return optuna.storages.RDBStorage(storage)
         except Exception as err:
             raise SettingsError(
                 f'tuning.storage: expected the URL of a database that can be reached, found {type(err).__name__}: {str(err).splitlines()[0][:200]}'
             ) from None
     from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
-
     path = ProjectPaths(root).resolve(storage)
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = JournalFileSymlinkLock(str(path), grace_period=10)
-    if path.is_file():
-        _drop_half_line(path, lock)
+    if path.is_file(): _drop_half_line(path, lock)
     return optuna.storages.JournalStorage(JournalFileBackend(str(path), lock))
-
 
 def _drop_half_line(path: Path, lock):
     "Cut off what a killed process left behind the last line break."
-
     def tail(f):
         size = f.seek(0, os.SEEK_END)
-        f.seek(max(0, size - (1 << 20)))
+        f.seek(max(0, size-(1 << 20)))
         return size, f.read()
-
-    with path.open('rb') as f:
-        _, end = tail(f)
-    if not end or end.endswith(b'\n'):
-        return
+    with path.open('rb') as f: _, end = tail(f)
+    if not end or end.endswith(b'\n'): return
     lock.acquire()
     try:
         with path.open('r+b') as f:
             size, end = tail(f)
-            f.truncate(size - len(end) + end.rfind(b'\n') + 1)
-    finally:
-        lock.release()
+            f.truncate(size-len(end)+end.rfind(b'\n')+1)
+    finally: lock.release()
 
 # %% ../../nbs/run/02_tuning.ipynb #9010bf59
 def _me() -> dict:
     "Who works on a trial: host, process and when it began, since ids of processes come back."
     return dict(host=socket.gethostname(), pid=os.getpid(), began=psutil.Process().create_time())
 
-
 def _alive(who: dict) -> bool:
     "Is that process still there? Of other machines nothing is known: yes."
-    if who.get('host') != socket.gethostname():
-        return True
-    try:
-        return abs(psutil.Process(who['pid']).create_time() - who['began']) < 1
-    except psutil.NoSuchProcess:
-        return False
+    if who.get('host') != socket.gethostname(): return True
+    try: return abs(psutil.Process(who['pid']).create_time()-who['began']) < 1
+    except psutil.NoSuchProcess: return False
 
-
-def revive(study: optuna.Study) -> int:  # how many were lost
+def revive(
+    study: optuna.Study,
+) -> int: # how many were lost
     "Trials whose process is gone are closed and put back in the queue."
     lost = [
         t
@@ -461,10 +401,8 @@ def revive(study: optuna.Study) -> int:  # how many were lost
         if 'who' in t.user_attrs and not _alive(t.user_attrs['who'])
     ]
     for t in lost:
-        try:
-            study.tell(t.number, state=optuna.trial.TrialState.FAIL)
-        except (ValueError, RuntimeError):
-            continue  # another process was faster
+        try: study.tell(t.number, state=optuna.trial.TrialState.FAIL)
+        except (ValueError, RuntimeError): continue # another process was faster
         study.enqueue_trial(t.params, user_attrs={'again': t.number, 'defaults': t.user_attrs.get('defaults', False)})
     return len(lost)
 
@@ -472,38 +410,30 @@ def revive(study: optuna.Study) -> int:  # how many were lost
 class OutOfTime(Exception):
     "The budget is used up: raised inside a trial, never seen outside of this module."
 
-
 @dataclass
 class Tuner:
     "A search: where trials are kept, what they may change, when it ends."
-
     study: optuna.Study
     parameters: list[Parameter]
-    base: dict  # sections graph_build and training as they are
-    maker: Callable  # GraphBuildSettings -> graph; has `targets`
-    deadline: float  # time.monotonic() at which it ends
-    trials: int | None = None  # most trials of the study
-    on_epoch: Callable[['Tuner'], Any] = lambda tuner: None  # called after every epoch and trial
-    top: float = -math.inf  # best value of the trial at work
+    base: dict                 # sections graph_build and training as they are
+    maker: Callable            # GraphBuildSettings -> graph; has `targets`
+    deadline: float            # time.monotonic() at which it ends
+    trials: int|None = None    # most trials of the study
+    on_epoch: Callable[['Tuner'], Any] = lambda tuner: None # called after every epoch and trial
+    top: float = -math.inf     # best value of the trial at work
 
     @property
-    def monitor(self) -> str:
-        return self.base['training']['monitor']
-
+    def monitor(self) -> str: return self.base['training']['monitor']
     @property
-    def left(self) -> float:
-        return self.deadline - time.monotonic()
-
+    def left(self) -> float: return self.deadline-time.monotonic()
     def finished(self) -> list[optuna.trial.FrozenTrial]:
         "Trials that came to an end; not those whose process was killed, which are tried again."
         return [t for t in self.study.get_trials(deepcopy=False) if t.state.is_finished() and 'seconds' in t.user_attrs]
-
-    def best(self) -> optuna.trial.FrozenTrial | None:
+    def best(self) -> optuna.trial.FrozenTrial|None:
         "The complete trial of the highest value; of equal ones the first."
         done = [t for t in self.finished() if t.state == optuna.trial.TrialState.COMPLETE]
         return max(done, key=lambda t: (t.value, -t.number)) if done else None
-
-    def defaults(self) -> optuna.trial.FrozenTrial | None:
+    def defaults(self) -> optuna.trial.FrozenTrial|None:
         "The complete trial of the settings as they are."
         return next(
             (
@@ -516,7 +446,7 @@ class Tuner:
 
 # %% ../../nbs/run/02_tuning.ipynb #11941b3c
 @patch
-def present(self: Tuner) -> dict:  # key -> value, for the study
+def present(self: Tuner) -> dict: # key -> value, for the study
     "The settings as they are, as far as the space holds them."
     values = {p.key: value_at(self.base, p.key) for p in self.parameters}
     return {
@@ -525,17 +455,15 @@ def present(self: Tuner) -> dict:  # key -> value, for the study
         if p.active(values.get) and (values[p.key] is not None or p.choices is not None and None in p.choices)
     }
 
-
 @patch
-def ask(self: Tuner) -> tuple[optuna.Trial, dict]:  # the trial; key -> value, what differs from params.yaml
+def ask(self: Tuner) -> tuple[optuna.Trial, dict]: # the trial; key -> value, what differs from params.yaml
     "The next trial and its settings."
     trial, values = self.study.ask(), {}
     trial.set_user_attr('who', _me())
     first, now = trial.user_attrs.get('defaults', False), self.present()
     for p in self.parameters:
         known = lambda key: values.get(key, value_at(self.base, key))
-        if not p.active(known) or (first and p.key not in now):
-            continue
+        if not p.active(known) or (first and p.key not in now): continue
         values[p.key] = p.suggest(trial, now.get(p.key))
     changed = {k: v for k, v in values.items() if v != value_at(self.base, k)}
     trial.set_user_attr('values', changed)
@@ -547,25 +475,18 @@ def run_trial(self: Tuner, trial: optuna.Trial, changed: dict) -> FitResult:
     "Train with some settings. Raises `optuna.TrialPruned`, `OutOfTime` and what `fit` raises."
     graph_settings, training = settings_of(self.base, changed)
     keep, self.top, best = trial.user_attrs.get('defaults', False), -math.inf, -math.inf
-
     def tried(row):
         self.top = max(self.top, row.get('value', -math.inf))
         self.on_epoch(self)
-        if self.left <= 0:
-            raise OutOfTime
-
+        if self.left <= 0: raise OutOfTime
     def after(row):
         nonlocal best
         tried(row)
         best = max(best, row.get('value', -math.inf))
-        if best > -math.inf:
-            trial.report(best, row['epoch'])
-        if not keep and trial.should_prune():
-            raise optuna.TrialPruned
-
+        if best > -math.inf: trial.report(best, row['epoch'])
+        if not keep and trial.should_prune(): raise optuna.TrialPruned
     with _silent():
         return fit(self.maker(graph_settings), training, self.maker.targets, on_epoch=after, on_try=tried)
-
 
 @contextlib.contextmanager
 def _silent():
@@ -573,27 +494,21 @@ def _silent():
     before = os.environ.get('GNN_ECOMMERCE_PROGRESS')
     os.environ['GNN_ECOMMERCE_PROGRESS'] = 'none'
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
+        with contextlib.redirect_stdout(io.StringIO()): yield
     finally:
         os.environ.pop('GNN_ECOMMERCE_PROGRESS')
-        if before is not None:
-            os.environ['GNN_ECOMMERCE_PROGRESS'] = before
+        if before is not None: os.environ['GNN_ECOMMERCE_PROGRESS'] = before
 
 # %% ../../nbs/run/02_tuning.ipynb #25c6cadd
-MOST_PAIRED = 20_000  # customers in whom a trial is compared with the settings as they were
-
+MOST_PAIRED = 20_000 # customers in whom a trial is compared with the settings as they were
 
 def _packed(values: np.ndarray) -> str:
     return base64.b64encode(zlib.compress(np.asarray(values, np.float16).tobytes())).decode()
-
-
 def _unpacked(text: str) -> np.ndarray:
     return np.frombuffer(zlib.decompress(base64.b64decode(text)), np.float16).astype(np.float64)
 
-
 @patch
-def per_customer(self: Tuner, result: FitResult) -> np.ndarray:  # float64 (customers,)
+def per_customer(self: Tuner, result: FitResult) -> np.ndarray: # float64 (customers,)
     "The monitored metric of each validation customer; of `MOST_PAIRED` of them, always the same, where there are more."
     asked = np.flatnonzero(np.diff(sp.csr_array(self.maker.targets).indptr))
     if len(asked) > MOST_PAIRED:
@@ -610,45 +525,38 @@ def per_customer(self: Tuner, result: FitResult) -> np.ndarray:  # float64 (cust
         .to_numpy(np.float64)
     )
 
-
 @patch
-def against_defaults(self: Tuner, trial: optuna.Trial, result: FitResult) -> dict:  # attributes of the trial
+def against_defaults(self: Tuner, trial: optuna.Trial, result: FitResult) -> dict: # attributes of the trial
     "For the first trial what each customer had from it; for one that is better than all before it the standard error of its gain."
     if trial.user_attrs.get('defaults'):
         return dict(customers=_packed(self.per_customer(result)))
     first, best = self.defaults(), self.best()
     if first is None or 'customers' not in first.user_attrs or result.best_value <= best.value:
         return {}
-    gain = self.per_customer(result) - _unpacked(first.user_attrs['customers'])
-    return dict(gain_error=float(gain.std(ddof=1) / math.sqrt(len(gain)))) if len(gain) > 1 else {}
+    gain = self.per_customer(result)-_unpacked(first.user_attrs['customers'])
+    return dict(gain_error=float(gain.std(ddof=1)/math.sqrt(len(gain)))) if len(gain) > 1 else {}
 
 # %% ../../nbs/run/02_tuning.ipynb #4d5420e0
 @patch
-def one_trial(self: Tuner) -> bool:  # may another one follow?
+def one_trial(self: Tuner) -> bool: # may another one follow?
     "Ask, train, tell."
     state, start = optuna.trial.TrialState, time.monotonic()
     trial, changed = self.ask()
-
     def close(value=None, state=None, **attrs):
-        for k, v in dict(seconds=round(time.monotonic() - start, 2), **attrs).items():
+        for k, v in dict(seconds=round(time.monotonic()-start, 2), **attrs).items():
             trial.set_user_attr(k, v)
         self.study.tell(trial, value, state=state)
         self.on_epoch(self)
-
-    try:
-        result = self.run_trial(trial, changed)
-    except optuna.TrialPruned:
-        close(state=state.PRUNED)
+    try: result = self.run_trial(trial, changed)
+    except optuna.TrialPruned: close(state=state.PRUNED)
     except OutOfTime:
-        if self.top > -math.inf:
-            close(self.top, cut=True)
+        if self.top > -math.inf: close(self.top, cut=True)
         else:
             close(state=state.FAIL, why='the time was over before its first epoch')
         return False
     except GnnEcommerceError as err:
         close(state=state.FAIL, why=str(err)[:500])
-        if trial.user_attrs.get('defaults'):
-            raise
+        if trial.user_attrs.get('defaults'): raise
     except BaseException as err:
         close(state=state.FAIL, why=type(err).__name__)
         raise
@@ -662,7 +570,6 @@ def one_trial(self: Tuner) -> bool:  # may another one follow?
             **self.against_defaults(trial, result),
         )
     return self.left > 0
-
 
 @patch
 def run(self: Tuner):
@@ -680,8 +587,8 @@ def run(self: Tuner):
 # %% ../../nbs/run/02_tuning.ipynb #7f7c4535
 def trials_table(
     study: optuna.Study,
-    base: dict,  # sections as they are: what a trial did not change has their values
-) -> pd.DataFrame:  # a row for each trial: number, state, value, epochs, best_epoch, b, seconds, why, and a column for each key of the space
+    base: dict, # sections as they are: what a trial did not change has their values
+) -> pd.DataFrame: # a row for each trial: number, state, value, epochs, best_epoch, b, seconds, why, and a column for each key of the space
     "The trials as a table."
     rows, keys = [], dict.fromkeys(k for t in study.get_trials(deepcopy=False) for k in t.params)
     for t in study.get_trials(deepcopy=False):
@@ -711,13 +618,12 @@ def trials_table(
         )
     return pd.DataFrame(rows)
 
-
 def write_overlay(
-    path: str | Path,
-    trial: optuna.trial.FrozenTrial | None,  # the best one
+    path: str|Path,
+    trial: optuna.trial.FrozenTrial|None, # the best one
     monitor: str,
-    gain: float | None = None,  # its value minus that of the settings as they were
-    interval: tuple[float, float] | None = None,  # of `TuningResult`
+    gain: float|None = None, # its value minus that of the settings as they were
+    interval: tuple[float, float]|None = None, # of `TuningResult`
 ):
     "The best settings as an overlay of params.yaml: only what differs, and a comment that says where it is from."
     changed = trial.user_attrs['values'] if trial is not None else {}
@@ -740,13 +646,10 @@ def write_overlay(
         tmp.write_text(f'{head}\n{text}', encoding='utf8')
 
 # %% ../../nbs/run/02_tuning.ipynb #4c6026b7
-def importances(
-    study: optuna.Study,
-) -> dict[str, float]:  # key -> share, largest first; empty with fewer than 8 complete trials
+def importances(study: optuna.Study) -> dict[str, float]: # key -> share, largest first; empty with fewer than 8 complete trials
     "How much each key, that all trials had, decided."
     done = [t for t in study.get_trials(deepcopy=False) if t.state == optuna.trial.TrialState.COMPLETE]
-    if len(done) < 8 or len({t.value for t in done}) < 3:
-        return {}
+    if len(done) < 8 or len({t.value for t in done}) < 3: return {}
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         found = optuna.importance.get_param_importances(
@@ -754,14 +657,10 @@ def importances(
         )
     return {k: float(v) for k, v in found.items() if v == v}
 
-
 def _short(key: str) -> str:
     return key.split('.', 1)[1].replace('filter_params.', 'filter ').replace('weights.', 'weight ')
 
-
-def _codes(
-    column: pd.Series,
-) -> tuple[np.ndarray, list | None, bool]:  # positions (NaN where not tried), names of the categories, logarithmic?
+def _codes(column: pd.Series) -> tuple[np.ndarray, list|None, bool]: # positions (NaN where not tried), names of the categories, logarithmic?
     "A column of the trials' table as positions on an axis."
     numbers = column.dropna()
     if (
@@ -770,7 +669,7 @@ def _codes(
         and numbers.nunique() > 6
     ):
         x = column.astype(float).to_numpy()
-        log = bool(np.nanmin(x) > 0 and np.nanmax(x) > 20 * np.nanmin(x))
+        log = bool(np.nanmin(x) > 0 and np.nanmax(x) > 20*np.nanmin(x))
         return x, None, log
     names = sorted(
         {str(o) for o in numbers},
@@ -787,11 +686,9 @@ def _tried(table: pd.DataFrame) -> list[str]:
     "Columns of keys that more than one value was tried of."
     return [c for c in table.columns if '.' in c and table[c].dropna().astype(str).nunique() > 1]
 
-
-def plot_search(table: pd.DataFrame, monitor: str = 'value', ax: Any = None) -> Any:  # matplotlib axes
+def plot_search(table: pd.DataFrame, monitor: str = 'value', ax: Any = None) -> Any: # matplotlib axes
     "Value of each trial, and the best so far."
     import matplotlib.pyplot as plt
-
     if ax is None:
         ax = plt.subplots(figsize=(6.5, 3), layout='constrained', dpi=80)[1]
     done, pruned = table[table.state == 'complete'], table[(table.state == 'pruned') & table.value.notna()]
@@ -800,70 +697,60 @@ def plot_search(table: pd.DataFrame, monitor: str = 'value', ax: Any = None) -> 
     ax.step(done.number, done.value.cummax(), where='post', color='#D55E00', lw=1.2, label='best so far')
     first = done[done.why == 'defaults']
     if len(first):
-        ax.axhline(first.value.iloc[0], color='.3', lw=0.8, ls='--', label='settings as they were')
+        ax.axhline(first.value.iloc[0], color='.3', lw=.8, ls='--', label='settings as they were')
     ax.set(xlabel='trial', ylabel=f'validation {monitor}')
     ax.legend(frameon=False, fontsize=8)
     ax.spines[['top', 'right']].set_visible(False)
     return ax
 
-
-def plot_importance(shares: dict[str, float], ax: Any = None) -> Any:  # matplotlib axes
+def plot_importance(shares: dict[str, float], ax: Any = None) -> Any: # matplotlib axes
     "A bar for each key."
     import matplotlib.pyplot as plt
-
     if ax is None:
-        ax = plt.subplots(figsize=(6, 0.6 + 0.26 * max(len(shares), 2)), layout='constrained', dpi=80)[1]
+        ax = plt.subplots(figsize=(6, .6+.26*max(len(shares), 2)), layout='constrained', dpi=80)[1]
     names = list(shares)[::-1]
     ax.barh([_short(n) for n in names], [shares[n] for n in names], color='#0072B2')
     ax.set(xlabel='share of what decided (PED-ANOVA)', xlim=(0, None))
     ax.spines[['top', 'right']].set_visible(False)
     if not names:
-        ax.text(0.5, 0.5, 'fewer than 8 complete trials', ha='center', transform=ax.transAxes)
+        ax.text(.5, .5, 'fewer than 8 complete trials', ha='center', transform=ax.transAxes)
     return ax
 
 # %% ../../nbs/run/02_tuning.ipynb #1dbba2d6
-def plot_slices(table: pd.DataFrame, monitor: str = 'value') -> Any:  # matplotlib figure
+def plot_slices(table: pd.DataFrame, monitor: str = 'value') -> Any: # matplotlib figure
     "The value against each key."
     import matplotlib.pyplot as plt
-
     keys, shown = _tried(table), table[table.value.notna() & table.state.isin(['complete', 'pruned'])]
-    rows = max(1, math.ceil(len(keys) / 4))
-    fig, axes = plt.subplots(
-        rows, 4, figsize=(11, 2.1 * rows), sharey=True, layout='constrained', dpi=70, squeeze=False
-    )
+    rows = max(1, math.ceil(len(keys)/4))
+    fig, axes = plt.subplots(rows, 4, figsize=(11, 2.1*rows), sharey=True, layout='constrained', dpi=70, squeeze=False)
     plt.close(fig)
     done = shown.state.eq('complete').to_numpy()
     for ax, key in zip(axes.flat, keys):
         x, names, log = _codes(shown[key])
-        jitter = rng(0, key).uniform(-0.15, 0.15, len(x)) if names else 0
+        jitter = rng(0, key).uniform(-.15, .15, len(x)) if names else 0
         for part, color in ((~done, '.75'), (done, '#0072B2')):
-            ax.scatter((x + jitter)[part], shown.value[part], s=9, color=color)
-        if log:
-            ax.set_xscale('log')
+            ax.scatter((x+jitter)[part], shown.value[part], s=9, color=color)
+        if log: ax.set_xscale('log')
         if names:
             ax.set_xticks(range(len(names)), names, fontsize=7, rotation=20 if max(map(len, names)) > 6 else 0)
         ax.set_title(_short(key), fontsize=9)
         ax.spines[['top', 'right']].set_visible(False)
-    for ax in axes.flat[len(keys) :]:
-        ax.set_axis_off()
-    for row in axes:
-        row[0].set_ylabel(monitor, fontsize=8)
+    for ax in axes.flat[len(keys):]: ax.set_axis_off()
+    for row in axes: row[0].set_ylabel(monitor, fontsize=8)
     return fig
 
-
-def plot_parallel(table: pd.DataFrame, monitor: str = 'value') -> Any:  # matplotlib figure
+def plot_parallel(table: pd.DataFrame, monitor: str = 'value') -> Any: # matplotlib figure
     "Every complete trial as a line through its settings, coloured by its value, the best in front; below an axis: not used by the trial."
     import matplotlib.pyplot as plt
-
     shown, keys = table[table.state == 'complete'].sort_values('value'), _tried(table)
-    fig, ax = plt.subplots(figsize=(max(6, 0.85 * len(keys) + 1), 3.8), layout='constrained', dpi=75)
+    fig, ax = plt.subplots(figsize=(max(6, .85*len(keys)+1), 3.8), layout='constrained', dpi=75)
     plt.close(fig)
     ys = []
     for i, key in enumerate(keys):
         x, names, log = _codes(shown[key])
         z = np.log(x) if log else x
         low, high = (np.nanmin(z), np.nanmax(z)) if np.isfinite(z).any() else (0, 1)
-        ys.append(np.where(np.isnan(z), -0.12, (z - low) / (high - low or 1)))
+        ys.append(np.where(np.isnan(z), -.12, (z-low)/(high-low or 1)))
         ends = (
             [(n / (max(len(names) - 1, 1)), s) for n, s in enumerate(names)]
             if names
@@ -879,7 +766,7 @@ def plot_parallel(table: pd.DataFrame, monitor: str = 'value') -> Any:  # matplo
         else []
     )
     for line, c in zip(np.array(ys).T if keys else [], colour):
-        ax.plot(range(len(keys)), line, color=c, lw=0.9, alpha=0.8)
+        ax.plot(range(len(keys)), line, color=c, lw=.9, alpha=.8)
     ax.set_xticks(range(len(keys)), [_short(k) for k in keys], rotation=40, ha='right', fontsize=8)
     ax.set_yticks([])
     ax.spines[['top', 'right', 'left']].set_visible(False)
@@ -891,33 +778,29 @@ def plot_parallel(table: pd.DataFrame, monitor: str = 'value') -> Any:  # matplo
 @dataclass
 class TuningResult:
     "What a search found."
-
-    overlay: dict  # sections: what is to be changed in params.yaml; empty where nothing was better
-    table: pd.DataFrame = field(repr=False)  # the trials
-    best: float | None  # validation value of the best trial
-    defaults: float | None  # and of the settings as they were
-    shares: dict = field(default_factory=dict, repr=False)  # importance of each key
+    overlay: dict            # sections: what is to be changed in params.yaml; empty where nothing was better
+    table: pd.DataFrame = field(repr=False) # the trials
+    best: float|None         # validation value of the best trial
+    defaults: float|None     # and of the settings as they were
+    shares: dict = field(default_factory=dict, repr=False) # importance of each key
     monitor: str = 'ndcg@20'
-    error: float | None = None  # standard error of the best trial's gain, paired by customer
+    error: float|None = None # standard error of the best trial's gain, paired by customer
 
     @property
-    def gain(self) -> float | None:
-        return None if self.best is None or self.defaults is None else self.best - self.defaults
-
+    def gain(self) -> float|None:
+        return None if self.best is None or self.defaults is None else self.best-self.defaults
     @property
     def judged(self) -> int:
         return int(self.table.state.isin(['complete', 'pruned']).sum()) if len(self.table) else 0
-
     @property
-    def interval(self) -> tuple[float, float] | None:
+    def interval(self) -> tuple[float, float]|None:
         "95 % interval of the gain of the best of so many trials (Bonferroni): where it holds 0 the gain may be no more than the luck of the best one."
-        if not self.error or not self.overlay:
-            return None
-        half = self.error * float(norm.ppf(1 - 0.025 / max(1, self.judged - 1)))
-        return self.gain - half, self.gain + half
+        if not self.error or not self.overlay: return None
+        half = self.error*float(norm.ppf(1-.025/max(1, self.judged-1)))
+        return self.gain-half, self.gain+half
 
     @property
-    def metrics(self) -> dict:  # flat numbers
+    def metrics(self) -> dict: # flat numbers
         count = self.table.state.value_counts() if len(self.table) else {}
         numbers = {f'{n}_trials': int(count.get(n, 0)) for n in ('complete', 'pruned', 'fail')}
         low, high = self.interval or (None, None)
@@ -929,7 +812,6 @@ class TuningResult:
             if v is not None
         }
 
-
 def study_name(maker: GraphMaker, base: dict, settings: TuningSettings) -> str:
     "The study's name with a fingerprint of all that makes trials comparable."
     kept = {s: {k: v for k, v in base[s].items() if k not in ('memory_limit', 'threads')} for s in SECTIONS}
@@ -938,10 +820,10 @@ def study_name(maker: GraphMaker, base: dict, settings: TuningSettings) -> str:
 
 # %% ../../nbs/run/02_tuning.ipynb #0b70adba
 def make_tuner(
-    params: str | Path,  # the project's settings
+    params: str|Path,        # the project's settings
     settings: TuningSettings,
-    deadline: float,  # time.monotonic() at which the search ends
-    **more,  # further fields of `Tuner`
+    deadline: float,         # time.monotonic() at which the search ends
+    **more,                  # further fields of `Tuner`
 ) -> Tuner:
     "Everything that a search needs. Raises `SettingsError` before any data is read, `ArtifactError` where a stage has not run."
     root = resolve_params(params).parent
@@ -968,7 +850,6 @@ def make_tuner(
     )
     return Tuner(study, parameters, base, maker, deadline, settings.trials, **more)
 
-
 def tuning_result(tuner: Tuner, shares: bool = False) -> TuningResult:
     "What has been found so far."
     best, first = tuner.best(), tuner.defaults()
@@ -982,20 +863,18 @@ def tuning_result(tuner: Tuner, shares: bool = False) -> TuningResult:
         best.user_attrs.get('gain_error') if best else None,
     )
 
-
-def write_answer(folder: str | Path, tuner: Tuner, result: TuningResult):
+def write_answer(folder: str|Path, tuner: Tuner, result: TuningResult):
     "best.yaml, trials.csv, metrics.json."
     folder = Path(folder)
-    write_overlay(folder / 'best.yaml', tuner.best(), tuner.monitor, result.gain, result.interval)
-    with atomic_path(folder / 'trials.csv') as tmp:
+    write_overlay(folder/'best.yaml', tuner.best(), tuner.monitor, result.gain, result.interval)
+    with atomic_path(folder/'trials.csv') as tmp:
         result.table.to_csv(tmp, index=False)
-    write_json(result.metrics, folder / 'metrics.json')
+    write_json(result.metrics, folder/'metrics.json')
 
 # %% ../../nbs/run/02_tuning.ipynb #4ee35a02
-def write_plots(folder: str | Path, result: TuningResult):
+def write_plots(folder: str|Path, result: TuningResult):
     "search.png, importance.png, slices.png, parallel.png."
     import matplotlib.pyplot as plt
-
     folder = Path(folder)
     figures = dict(
         search=plot_search(result.table, result.monitor).figure,
@@ -1004,36 +883,30 @@ def write_plots(folder: str | Path, result: TuningResult):
         parallel=plot_parallel(result.table, result.monitor),
     )
     for name, fig in figures.items():
-        with atomic_path(folder / f'{name}.png') as tmp:
+        with atomic_path(folder/f'{name}.png') as tmp:
             fig.savefig(tmp, metadata={'Software': None})
         plt.close(fig)
 
-
 class _Clock:
     "The progress bar: seconds of the budget, with what has been found."
-
     def __init__(self, bar: progress, start: float, folder: Path):
         self.bar, self.start, self.folder, self.n, self.out = bar, start, folder, -1, sys.stdout
-
     def __call__(self, tuner: Tuner):
         # what a trial prints is not shown
         with contextlib.redirect_stdout(self.out):
             self.show(tuner)
-
     def show(self, tuner: Tuner):
-        self.bar.step(max(0, min(int(time.monotonic() - self.start), self.bar.total) - self.bar.done))
+        self.bar.step(max(0, min(int(time.monotonic()-self.start), self.bar.total)-self.bar.done))
         done = tuner.finished()
-        if len(done) == self.n:
-            return
+        if len(done) == self.n: return
         self.n, best = len(done), tuner.best()
         self.bar.set(trials=self.n, **({'best': float(best.value), 'in trial': best.number} if best else {}))
-        if best:
-            write_answer(self.folder, tuner, tuning_result(tuner))
+        if best: write_answer(self.folder, tuner, tuning_result(tuner))
 
 # %% ../../nbs/run/02_tuning.ipynb #89051762
 def run_tuning(
-    params: str | Path = 'params.yaml',  # the project's settings
-    budget: str = '',  # such as 30m; '': tuning.budget
+    params: str|Path = 'params.yaml', # the project's settings
+    budget: str = '',                 # such as 30m; '': tuning.budget
 ) -> TuningResult:
     "Stage `tuning`: search, and write the best settings as an overlay. Raises `SettingsError`, `ArtifactError`, `DataError`."
     start, params = time.monotonic(), resolve_params(params)
@@ -1042,10 +915,9 @@ def run_tuning(
     seed_everything(settings.seed)
     with progress(desc='tuning, seconds', total=max(1, int(total))) as bar:
         clock = _Clock(bar, start, folder)
-        tuner = make_tuner(params, settings, start + total - min(30.0, 0.05 * total), on_epoch=clock)
+        tuner = make_tuner(params, settings, start+total-min(30., .05*total), on_epoch=clock)
         before = len(tuner.finished())
-        try:
-            tuner.run()
+        try: tuner.run()
         except KeyboardInterrupt:
             print('stopped by hand: what was found so far is written')
         if tuner.trials is not None and len(tuner.finished()) >= tuner.trials:
@@ -1053,9 +925,8 @@ def run_tuning(
     result = tuning_result(tuner, shares=True)
     write_answer(folder, tuner, result)
     write_plots(folder, result)
-    print(_summary(result, before, time.monotonic() - start))
+    print(_summary(result, before, time.monotonic()-start))
     return result
-
 
 def _summary(result: TuningResult, before: int, seconds: float) -> str:
     "What a person wants to know of a search."
@@ -1088,14 +959,14 @@ def _summary(result: TuningResult, before: int, seconds: float) -> str:
 
 # %% ../../nbs/run/02_tuning.ipynb #283c92d7
 def gain_on_test(
-    params: str | Path,  # the project's settings as they were
-    overlay: dict | str | Path,  # what was found: sections, or reports/tuning/best.yaml
-    n_boot: int = 1000,  # draws for the intervals
-) -> pd.DataFrame:  # a row for each metric: tuned, as it was, difference, low, high, better, worse
+    params: str|Path,       # the project's settings as they were
+    overlay: dict|str|Path, # what was found: sections, or reports/tuning/best.yaml
+    n_boot: int = 1000,     # draws for the intervals
+) -> pd.DataFrame: # a row for each metric: tuned, as it was, difference, low, high, better, worse
     "Both settings on the test split, paired by user, on the same users and items."
     base = {name: load_settings(cls, name, params).model_dump() for name, cls in SECTIONS.items()}
     maker, found = GraphMaker(resolve_params(params).parent, GraphBuildSettings(**base['graph_build'])), []
-    test, _ = maker.reference.encode_pairs(read_table(maker.paths.processed / 'test.parquet', 'targets', 'data_prep'))
+    test, _ = maker.reference.encode_pairs(read_table(maker.paths.processed/'test.parquet', 'targets', 'data_prep'))
     for name, values in (('tuned', overlay if isinstance(overlay, dict) else read_params(overlay)), ('as it was', {})):
         graph_settings, s = (
             parse_section(cls, section, merge_params(base, values)[section]) for section, cls in SECTIONS.items()

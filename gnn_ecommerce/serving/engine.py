@@ -24,15 +24,7 @@ from ..models.fold_in import Customers, EdgeRule, Scorer, ScoreShares, basket_hi
 from ..ranking.recommender import Popular
 from ..ranking.topk import TopK, clean_mask
 from gnn_ecommerce.serving.protocol import (
-    MAX_K,
-    BasketItem,
-    Filters,
-    Item,
-    ProblemError,
-    ReasonItem,
-    Request,
-    Result,
-    encode,
+    MAX_K, BasketItem, Filters, Item, ProblemError, ReasonItem, Request, Result, encode
 )
 
 # %% auto #0
@@ -41,34 +33,28 @@ __all__ = ['RankedLists', 'Parts', 'Candidates', 'Listed', 'Job', 'Planner', 'En
 # %% ../../nbs/serving/02_engine.ipynb #a2cd9dc7
 class RankedLists(NamedTuple):
     "Lists of all known customers, ranked in advance."
-
     items: np.ndarray  # int32 (n_users, k), -1 pads
-    scores: np.ndarray  # float32 (n_users, k)
-    exclude: str  # what of the history they leave out
-
+    scores: np.ndarray # float32 (n_users, k)
+    exclude: str       # what of the history they leave out
 
 @dataclass(frozen=True, eq=False)
 class Parts:
     "A model and what else its lists need."
-
     scorer: Scorer
     catalogue: Catalogue
     user_ids: MappedIds
     item_ids: MappedIds
-    rule: EdgeRule  # what events of a basket weigh
-    popularity: np.ndarray  # float32 (n_items,)
-    hidden: tuple[np.ndarray, np.ndarray]  # bought since training: int (n_users+1,) where each starts, items
-    lists: RankedLists | None = None
-    content_weight: float = 0.0  # for baskets, unless the request says another
-    bundle: Bundle | None = None  # where they come from
+    rule: EdgeRule             # what events of a basket weigh
+    popularity: np.ndarray     # float32 (n_items,)
+    hidden: tuple[np.ndarray, np.ndarray] # bought since training: int (n_users+1,) where each starts, items
+    lists: RankedLists|None = None
+    content_weight: float = 0. # for baskets, unless the request says another
+    bundle: Bundle|None = None # where they come from
 
     @property
-    def version(self) -> str:
-        return getattr(self.scorer, 'model_version', '')
-
+    def version(self) -> str: return getattr(self.scorer, 'model_version', '')
     @property
-    def n_items(self) -> int:
-        return len(self.item_ids)
+    def n_items(self) -> int: return len(self.item_ids)
 
 # %% ../../nbs/serving/02_engine.ipynb #32848880
 @patch(cls_method=True)
@@ -76,66 +62,43 @@ def of_bundle(cls: Parts, bundle: Bundle) -> Parts:
     "Take the parts of a bundle."
     lists = None if bundle.lists is None else RankedLists(*bundle.lists, bundle.manifest['lists']['exclude'])
     hidden = bundle.arrays['hidden.indptr'], bundle.arrays['hidden.items']
-    return cls(
-        bundle.scorer,
-        bundle.catalogue,
-        bundle.user_ids,
-        bundle.item_ids,
-        bundle.rule,
-        bundle.popularity,
-        hidden,
-        lists,
-        bundle.manifest['content_weight'],
-        bundle,
-    )
-
+    return cls(bundle.scorer, bundle.catalogue, bundle.user_ids, bundle.item_ids, bundle.rule, bundle.popularity,
+               hidden, lists, bundle.manifest['content_weight'], bundle)
 
 @patch(cls_method=True)
-def of_graph(
-    cls: Parts,
+def of_graph(cls: Parts,
     graph: InteractionGraph,
-    scorer: Scorer,  # trained on it
-    rule: EdgeRule | None = None,  # what events weigh; by the graph's scheme
-    hidden: sp.csr_array | None = None,  # bool (n_users, n_items), bought since training
-    catalogue: Catalogue | None = None,  # the graph's
+    scorer: Scorer,                   # trained on it
+    rule: EdgeRule|None = None,       # what events weigh; by the graph's scheme
+    hidden: sp.csr_array|None = None, # bool (n_users, n_items), bought since training
+    catalogue: Catalogue|None = None, # the graph's
 ) -> Parts:
     "Put the parts together without a bundle."
     hidden = sp.csr_array((graph.n_users, graph.n_items), dtype=bool) if hidden is None else hidden
     users, items = (MappedIds(MappedIds.arrays_of(ids, 'x'), 'x') for ids in (graph.user_ids, graph.item_ids))
-    return cls(
-        scorer,
-        catalogue or Catalogue.from_graph(graph),
-        users,
-        items,
-        rule or EdgeRule(graph.scheme),
-        Popular().fit(graph).popularity,
-        (hidden.indptr, hidden.indices),
-    )
+    return cls(scorer, catalogue or Catalogue.from_graph(graph), users, items, rule or EdgeRule(graph.scheme),
+               Popular().fit(graph).popularity, (hidden.indptr, hidden.indices))
 
 # %% ../../nbs/serving/02_engine.ipynb #f9df1b17
 class Candidates(NamedTuple):
     "Items that may come."
+    allowed: np.ndarray|None # bool (n_items,), from the filters; None: all
+    banned: np.ndarray       # int64 (m,), what the request leaves out
 
-    allowed: np.ndarray | None  # bool (n_items,), from the filters; None: all
-    banned: np.ndarray  # int64 (m,), what the request leaves out
-
-    def mask(self, items: np.ndarray) -> np.ndarray | slice:  # for indexing
+    def mask(self, items: np.ndarray) -> np.ndarray|slice: # for indexing
         "Say which of some items may come."
-        if self.allowed is None and not len(self.banned):
-            return slice(None)
+        if self.allowed is None and not len(self.banned): return slice(None)
         keep = np.ones(len(items), bool) if self.allowed is None else self.allowed[items]
         return keep & ~np.isin(items, self.banned) if len(self.banned) else keep
 
     def first(self, items: np.ndarray, k: int) -> np.ndarray:
         "Take the first k of some items that may come."
-        if self.allowed is None:
-            items = items[: k + len(self.banned)]
+        if self.allowed is None: items = items[:k+len(self.banned)]
         return items[self.mask(items)][:k]
 
-    def columns(self) -> np.ndarray | None:  # int32 (m,), ascending; None: all
+    def columns(self) -> np.ndarray|None: # int32 (m,), ascending; None: all
         "List what the filters allow."
         return None if self.allowed is None else np.flatnonzero(self.allowed).astype(np.int32)
-
 
 _NONE = np.zeros(0, np.int64)
 
@@ -143,68 +106,62 @@ _NONE = np.zeros(0, np.int64)
 @dataclass(eq=False)
 class Listed:
     "The list of one request."
-
     request: Request
     source: str
-    items: np.ndarray  # int (m,), best first
-    scores: np.ndarray | None  # float32 (m,); None of a random list
-    user: int = -1  # user index
-    basket: list = field(default_factory=list)  # (item index, event type)
-    weight: float = 0.0  # of content
-    factor: float = 0.0  # by which content's scores were multiplied
-
+    items: np.ndarray            # int (m,), best first
+    scores: np.ndarray|None      # float32 (m,); None of a random list
+    user: int = -1               # user index
+    basket: list = field(default_factory=list) # (item index, event type)
+    weight: float = 0.           # of content
+    factor: float = 0.           # by which content's scores were multiplied
 
 @dataclass(eq=False)
 class Job:
     "A request that waits for its scores."
-
     request: Request
-    user: int  # user index, -1: not known
-    basket: list  # (item index, event type) of known products
+    user: int                    # user index, -1: not known
+    basket: list                 # (item index, event type) of known products
     candidates: Candidates
-    weight: float  # of content
+    weight: float                # of content
 
     @property
-    def batch_key(self) -> tuple:  # the catalogue keeps masks: the same filter is the same object
+    def batch_key(self) -> tuple: # the catalogue keeps masks: the same filter is the same object
         allowed = self.candidates.allowed
         return self.weight, bool(self.basket), None if allowed is None else id(allowed)
 
 # %% ../../nbs/serving/02_engine.ipynb #dd5be46a
 class Planner:
     "Decides how each request is answered."
-
     def __init__(self, parts: Parts):
         self.parts, self._orders = parts, {}
         self._order = np.argsort(-parts.popularity, kind='stable').astype(np.int32)
 
-    def plan(self, request: Request) -> Listed | Job:
+    def plan(self,
+        request: Request,
+    ) -> Listed|Job:
         "Answer a request if no score is needed; else say what must be scored."
         user = -1 if request.customer is None else self.parts.user_ids.find(request.customer)
         basket = self._basket(request.basket) if request.basket else []
         allowed = None if request.filters is None else self.parts.catalogue.allowed(request.filters)
         banned = self._indices(request.exclude_products) if request.exclude_products else _NONE
         candidates = Candidates(allowed, banned)
-        if basket:
-            return self._basket_job(request, user, basket, candidates)
-        if user < 0:
-            return self._newcomer(request, candidates)
-        return self._from_list(request, user, candidates) or Job(request, user, [], candidates, 0.0)
+        if basket: return self._basket_job(request, user, basket, candidates)
+        if user < 0: return self._newcomer(request, candidates)
+        return self._from_list(request, user, candidates) or Job(request, user, [], candidates, 0.)
 
 # %% ../../nbs/serving/02_engine.ipynb #194dbd21
 @patch
-def _indices(self: Planner, ids: Iterable) -> np.ndarray:  # int64 (m,), ascending, of known products
+def _indices(self: Planner, ids: Iterable) -> np.ndarray: # int64 (m,), ascending, of known products
     "Look up products."
     find = self.parts.item_ids.find
     return np.array(sorted({index for id in ids if (index := find(id)) >= 0}), np.int64)
 
-
 @patch
-def _basket(self: Planner, basket: Sequence[BasketItem | Any]) -> list[tuple[int, str]]:  # (item index, event type)
+def _basket(self: Planner, basket: Sequence[BasketItem|Any]) -> list[tuple[int, str]]: # (item index, event type)
     "Look up the products of a basket that weigh something."
     pairs = [(o.product_id, o.event_type) if isinstance(o, BasketItem) else (o, 'cart') for o in basket]
     indexed = [(self.parts.item_ids.find(id), event_type) for id, event_type in pairs]
     return [(item, event_type) for item, event_type in indexed if item >= 0 and self.parts.rule([event_type]) > 0]
-
 
 @patch
 def _basket_job(self: Planner, request: Request, user: int, basket: list, candidates: Candidates) -> Job:
@@ -216,21 +173,19 @@ def _basket_job(self: Planner, request: Request, user: int, basket: list, candid
 
 # %% ../../nbs/serving/02_engine.ipynb #4ba7fed3
 @patch
-def _from_list(self: Planner, request: Request, user: int, candidates: Candidates) -> Listed | None:
+def _from_list(self: Planner, request: Request, user: int, candidates: Candidates) -> Listed|None:
     "Filter the ranked list of a customer; None if too little is left."
     lists = self.parts.lists
-    if lists is None or request.exclude != lists.exclude:
-        return None
+    if lists is None or request.exclude != lists.exclude: return None
     items, scores = lists.items[user], lists.scores[user]
-    whole = items[-1] < 0  # nothing comes after it
+    whole = items[-1] < 0 # nothing comes after it
     if whole:
         length = np.argmax(items < 0)
         items, scores = items[:length], scores[:length]
     keep = candidates.mask(items)
     items, scores = items[keep], scores[keep]
-    if not whole and len(items) < request.k:
-        return None
-    return Listed(request, 'model', items[: request.k], scores[: request.k], user)
+    if not whole and len(items) < request.k: return None
+    return Listed(request, 'model', items[:request.k], scores[:request.k], user)
 
 # %% ../../nbs/serving/02_engine.ipynb #3561695f
 @patch
@@ -245,38 +200,35 @@ def _newcomer(self: Planner, request: Request, candidates: Candidates) -> Listed
     items = candidates.first(order, request.k)
     return Listed(request, source, items, self.parts.popularity[items])
 
-
 @patch
-def _popular_in(self: Planner, category: str) -> np.ndarray:  # int32 (m,)
+def _popular_in(self: Planner, category: str) -> np.ndarray: # int32 (m,)
     "Rank the products of a category by popularity, and keep the ranking for the next request."
     if category not in self._orders:
-        if len(self._orders) >= 1000:
-            self._orders.clear()
+        if len(self._orders) >= 1000: self._orders.clear()
         self._orders[category] = self.parts.catalogue.popular(category, self.parts.popularity)
     return self._orders[category]
 
 # %% ../../nbs/serving/02_engine.ipynb #b81959de
 class Engine:
     "Answers requests from the parts of one model."
-
     def __init__(self, parts: Parts):
         self.parts, self.planner, self.encoder = parts, Planner(parts), Encoder(parts)
         self.scorer, self.catalogue = parts.scorer, parts.catalogue
         self.bundle, self.version = parts.bundle, parts.version
-
-    def __repr__(self):
-        return f'Engine({self.bundle or self.version})'
+    def __repr__(self): return f'Engine({self.bundle or self.version})'
 
     @classmethod
     def of_bundle(cls, bundle: Bundle) -> Engine:
         "Answer from a bundle."
         return cls(Parts.of_bundle(bundle))
 
-    def plan(self, request: Request) -> Listed | Job:
+    def plan(self, request: Request) -> Listed|Job:
         "Answer a request if no score is needed; else say what must be scored."
         return self.planner.plan(request)
 
-    def answer(self, requests: Sequence[Request]) -> list[Listed]:
+    def answer(self,
+        requests: Sequence[Request],
+    ) -> list[Listed]:
         "Plan some requests and score what must be."
         lists = [self.plan(request) for request in requests]
         scored = iter(self.run([planned for planned in lists if isinstance(planned, Job)]))
@@ -284,26 +236,27 @@ class Engine:
 
 # %% ../../nbs/serving/02_engine.ipynb #cf5acbd1
 @patch
-def run(self: Engine, jobs: Sequence[Job]) -> list[Listed]:  # in the order of the jobs
+def run(self: Engine,
+    jobs: Sequence[Job],
+) -> list[Listed]: # in the order of the jobs
     "Score some jobs. The slow part; it does not hold the GIL while it multiplies."
-    groups, lists = defaultdict(list), [None] * len(jobs)
-    for n, job in enumerate(jobs):
-        groups[job.batch_key].append(n)
+    groups, lists = defaultdict(list), [None]*len(jobs)
+    for n, job in enumerate(jobs): groups[job.batch_key].append(n)
     for (weight, *_), places in groups.items():
         step = 64 if weight else self.scorer.chunk(self.parts.n_items)
         for a in range(0, len(places), step):
-            batch = places[a : a + step]
+            batch = places[a:a+step]
             for n, listed in zip(batch, self._run_alike([jobs[n] for n in batch])):
                 lists[n] = listed
     return lists
 
-
 @patch
-def customers(self: Engine, jobs: Sequence[Job | Listed]) -> Customers:
+def customers(self: Engine,
+    jobs: Sequence[Job|Listed],
+) -> Customers:
     "Gather the users of some jobs, their histories joined with their baskets."
     users = np.array([job.user for job in jobs], np.int64)
-    if not any(job.basket for job in jobs):
-        return self.scorer.customers(users)
+    if not any(job.basket for job in jobs): return self.scorer.customers(users)
     event_types = self.scorer.history.event_types
     baskets = basket_history([job.basket for job in jobs], self.parts.rule, self.parts.n_items, event_types)
     return self.scorer.fold_in(baskets, users)
@@ -316,22 +269,20 @@ def _run_alike(self: Engine, jobs: list[Job]) -> list[Listed]:
     factor = np.zeros(len(jobs))
     if columns is not None and not len(columns):
         items, scores = np.full((len(jobs), k), -1, np.int32), np.full((len(jobs), k), np.nan, np.float32)
-    elif jobs[0].weight:
-        items, scores, factor = self._blended(jobs, k, columns)
+    elif jobs[0].weight: items, scores, factor = self._blended(jobs, k, columns)
     else:
         items, scores = self.scorer.best(self.customers(jobs), k, self._mask(jobs), columns)
     return [_listed(*row) for row in zip(jobs, items, scores, factor)]
 
-
 def _listed(job: Job, items: np.ndarray, scores: np.ndarray, factor: float) -> Listed:
     "Cut a padded row to the list that was asked for."
-    count = int((items[: job.request.k] >= 0).sum())
+    count = int((items[:job.request.k] >= 0).sum())
     source = 'content' if job.weight == 1 else 'model' if job.user >= 0 else 'fold_in'
     return Listed(job.request, source, items[:count], scores[:count], job.user, job.basket, job.weight, float(factor))
 
 # %% ../../nbs/serving/02_engine.ipynb #7f4065a5
 @patch
-def _blended(self: Engine, jobs: list[Job], k: int, columns: np.ndarray | None) -> tuple:  # items, scores, factor (n,)
+def _blended(self: Engine, jobs: list[Job], k: int, columns: np.ndarray|None) -> tuple: # items, scores, factor (n,)
     "Take the best k of model and content together; `factor` is what content was multiplied with."
     baskets = basket_history([job.basket for job in jobs], self.parts.rule, self.parts.n_items).csr('weight')
     model, content = self.scorer.scores(self.customers(jobs)), self.catalogue.content_scores(baskets)
@@ -342,26 +293,23 @@ def _blended(self: Engine, jobs: list[Job], k: int, columns: np.ndarray | None) 
 
 # %% ../../nbs/serving/02_engine.ipynb #86797a81
 @patch
-def _mask(self: Engine, jobs: list[Job]) -> sp.csr_array | None:  # bool (n, n_items)
+def _mask(self: Engine, jobs: list[Job]) -> sp.csr_array|None: # bool (n, n_items)
     "Put together what must not come."
     rows = [self._left_out(job) for job in jobs]
     ptr = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
-    if not ptr[-1]:
-        return None
+    if not ptr[-1]: return None
     items = np.concatenate(rows).astype(np.int32)
     return sp.csr_array((np.ones(ptr[-1], bool), items, ptr), shape=(len(jobs), self.parts.n_items))
 
-
 @patch
-def _left_out(self: Engine, job: Job) -> np.ndarray:  # int (m,)
+def _left_out(self: Engine, job: Job) -> np.ndarray: # int (m,)
     "Items that must not come for one job."
     banned, user, exclude = job.candidates.banned, job.user, job.request.exclude
-    if user < 0 or exclude == 'none':
-        return banned
+    if user < 0 or exclude == 'none': return banned
     history, (ptr, hidden) = self.scorer.history, self.parts.hidden
-    row = slice(*history.indptr[user : user + 2])
+    row = slice(*history.indptr[user:user+2])
     items = history.items[row] if exclude == 'seen' else history.items[row][history.bought[row]]
-    return np.unique(np.concatenate([banned, items, hidden[ptr[user] : ptr[user + 1]]]))
+    return np.unique(np.concatenate([banned, items, hidden[ptr[user]:ptr[user+1]]]))
 
 # %% ../../nbs/serving/02_engine.ipynb #f2120f7a
 _WITHOUT_HISTORY = {
@@ -370,21 +318,19 @@ _WITHOUT_HISTORY = {
     'random': 'Drawn by chance.',
 }
 
-
 @patch
-def explained(
-    self: Engine, listed: Listed
-) -> tuple[list[list[ReasonItem]], list[str]]:  # for each item its shares, and a sentence
+def explained(self: Engine,
+    listed: Listed,
+) -> tuple[list[list[ReasonItem]], list[str]]: # for each item its shares, and a sentence
     "Say why each product of a list is there."
     if listed.source in _WITHOUT_HISTORY:
-        return [[] for _ in listed.items], [_WITHOUT_HISTORY[listed.source]] * len(listed.items)
+        return [[] for _ in listed.items], [_WITHOUT_HISTORY[listed.source]]*len(listed.items)
     model, content = self._all_shares(listed)
     added = {'score': content.sum(0), 'products': content, 'effects': content}
-    both = replace(model, **{name: getattr(model, name) + more for name, more in added.items()})
+    both = replace(model, **{name: getattr(model, name)+more for name, more in added.items()})
     columns = range(len(model.items))
     reasons = [self._reasons(model, content, column, listed.request.reasons) for column in columns]
     return reasons, [both.sentence(column, self.name) for column in columns]
-
 
 @patch
 def name(self: Engine, item: int) -> str:
@@ -398,28 +344,24 @@ def _all_shares(self: Engine, listed: Listed) -> tuple[ScoreShares, np.ndarray]:
     "Split the scores of a list: the model's part as it is in the score, and content's, float64 (h, k)."
     shares = self.scorer.shares(self.customers([listed]), 0, listed.items)
     content = np.zeros(shares.products.shape)
-    if not listed.weight:
-        return shares, content
-    part = 1 - listed.weight
-    scaled = {name: part * getattr(shares, name) for name in ('score', 'own', 'products', 'effects')}
+    if not listed.weight: return shares, content
+    part = 1-listed.weight
+    scaled = {name: part*getattr(shares, name) for name in ('score', 'own', 'products', 'effects')}
     basket = basket_history([listed.basket], self.parts.rule, self.parts.n_items)
     of_basket = self.catalogue.content_shares(basket.items, basket.weight, listed.items)
-    content[np.searchsorted(shares.history.items, basket.items)] = listed.factor * of_basket
+    content[np.searchsorted(shares.history.items, basket.items)] = listed.factor*of_basket
     return replace(shares, **scaled), content
-
 
 @patch
 def _reasons(self: Engine, shares: ScoreShares, content: np.ndarray, column: int, n: int) -> list[ReasonItem]:
     "List the shares of one product, largest first."
     parts, history, own = shares.products[:, column], shares.history, shares.own[column]
     order = np.lexsort((history.items, -parts))
-    shown, rest = (order, order[:0]) if len(order) <= n + 1 else (order[:n], order[n:])
+    shown, rest = (order, order[:0]) if len(order) <= n+1 else (order[:n], order[n:])
     reasons = [self._reason(float(parts[row]), history, row) for row in shown]
-    if len(rest):
-        reasons.append(ReasonItem('rest', float(parts[rest].sum())))
-    if own:
-        reasons.append(ReasonItem('self', float(own)))
-    return reasons + [ReasonItem('content', float(content[:, column].sum()))] * bool(content.any())
+    if len(rest): reasons.append(ReasonItem('rest', float(parts[rest].sum())))
+    if own: reasons.append(ReasonItem('self', float(own)))
+    return reasons+[ReasonItem('content', float(content[:, column].sum()))]*bool(content.any())
 
 # %% ../../nbs/serving/02_engine.ipynb #853e783a
 @patch
@@ -429,28 +371,25 @@ def _reason(self: Engine, share: float, history, row: int) -> ReasonItem:
     return ReasonItem('product', share, self.parts.item_ids.id(item), self.name(item), event_type)
 
 # %% ../../nbs/serving/02_engine.ipynb #53075c50
-_RANKS = [b'%d,"score":' % rank for rank in range(1, MAX_K + 1)]
-
+_RANKS = [b'%d,"score":' % rank for rank in range(1, MAX_K+1)]
 
 class Encoder:
     "Writes lists as JSON."
-
     def __init__(self, parts: Parts):
         self.parts, self._version = parts, encode(parts.version)
-        self._heads, self._tails = [None] * parts.n_items, [None] * parts.n_items
+        self._heads, self._tails = [None]*parts.n_items, [None]*parts.n_items
 
-    def result(self, listed: Listed, rows: Iterable[bytes]) -> bytes:  # a `Result`
+    def result(self, listed: Listed, rows: Iterable[bytes]) -> bytes: # a `Result`
         "Put the head of a list before its encoded rows."
         customer, source = encode(listed.request.customer), listed.source.encode()
         head = b'{"customer":%b,"source":"%b","model_version":%b,"items":[' % (customer, source, self._version)
-        return head + b','.join(rows) + b']}'
+        return head+b','.join(rows)+b']}'
 
-    def rows(self, listed: Listed) -> list[bytes]:  # an `Item` each
+    def rows(self, listed: Listed) -> list[bytes]: # an `Item` each
         "Write the products of a list, without reasons."
         items = listed.items.tolist()
         for item in items:
-            if self._heads[item] is None:
-                self._keep(item)
+            if self._heads[item] is None: self._keep(item)
         heads, tails = [self._heads[item] for item in items], [self._tails[item] for item in items]
         return [b''.join(row) for row in zip(heads, _RANKS, _score_texts(listed), tails)]
 
@@ -459,14 +398,12 @@ class Encoder:
 def _keep(self: Encoder, item: int):
     "Encode what does not change of a product."
     about = {k: v for k, v in self.parts.catalogue.describe(item).items() if v is not None}
-    self._tails[item] = (b',' + encode(about)[1:-1] if about else b'') + b'}'
+    self._tails[item] = (b','+encode(about)[1:-1] if about else b'')+b'}'
     self._heads[item] = b'{"product_id":%b,"rank":' % encode(self.parts.item_ids.id(item))
-
 
 def _score_texts(listed: Listed) -> list[bytes]:
     "Write the scores of a list."
-    if listed.scores is None:
-        return [b'null'] * len(listed.items)
+    if listed.scores is None: return [b'null']*len(listed.items)
     return orjson.dumps(np.ascontiguousarray(listed.scores), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b',')
 
 # %% ../../nbs/serving/02_engine.ipynb #a586ccbb
@@ -474,25 +411,25 @@ def _score_texts(listed: Listed) -> list[bytes]:
 def items(self: Engine, listed: Listed) -> list[Item]:
     "Describe a list by objects."
     count, ids = len(listed.items), self.parts.item_ids
-    reasons, sentences = self.explained(listed) if listed.request.explain else ([None] * count, [None] * count)
-    scores = [None] * count if listed.scores is None else listed.scores.tolist()
+    reasons, sentences = self.explained(listed) if listed.request.explain else ([None]*count, [None]*count)
+    scores = [None]*count if listed.scores is None else listed.scores.tolist()
     return [
-        Item(ids.id(item), n + 1, scores[n], **self.catalogue.describe(item), reasons=reasons[n], sentence=sentences[n])
+        Item(ids.id(item), n+1, scores[n], **self.catalogue.describe(item), reasons=reasons[n], sentence=sentences[n])
         for n, item in enumerate(listed.items.tolist())
     ]
 
-
 @patch
-def to_json(self: Engine, listed: Listed) -> bytes:  # a `Result`
+def to_json(self: Engine,
+    listed: Listed,
+) -> bytes: # a `Result`
     "Write one list as JSON."
     rows = map(encode, self.items(listed)) if listed.request.explain else self.encoder.rows(listed)
     return self.encoder.result(listed, rows)
 
 # %% ../../nbs/serving/02_engine.ipynb #313efcd7
 @patch
-def similar(
-    self: Engine,
-    id: Any,  # product id
+def similar(self: Engine,
+    id: Any, # product id
     k: int,  # how many
 ) -> list[Item]:
     "List products whose vectors point most nearly the same way. Raises `ProblemError` for an unknown one."
@@ -503,26 +440,24 @@ def similar(
     keep = items[0] >= 0
     return self.items(Listed(Request(), 'model', items[0][keep], scores[0][keep]))
 
-
 def in_share(
-    customer: Any,  # id, or None
+    customer: Any, # id, or None
     share: float,  # of the customers, between 0 and 1
 ) -> bool:
     "Say whether a customer is among the share, by a hash of the id. Without an id nobody is."
-    if share <= 0 or customer is None:
-        return False
+    if share <= 0 or customer is None: return False
     data = str(customer).encode('utf8', 'surrogatepass')
     digest = hashlib.blake2b(data, digest_size=8, person=b'canary').digest()
-    return int.from_bytes(digest, 'little') < share * 2**64
+    return int.from_bytes(digest, 'little') < share*2**64
 
 # %% ../../nbs/serving/02_engine.ipynb #58361de3
 def project_parts(
-    paths: ProjectPaths,  # of a project whose training has run
-    graph: InteractionGraph | None = None,  # its graph, for who has loaded it already
+    paths: ProjectPaths, # of a project whose training has run
+    graph: InteractionGraph|None = None, # its graph, for who has loaded it already
 ) -> Parts:
     "Put together the parts of a project's checkpoint. Raises `ArtifactError` if a stage has not run."
     graph = graph or InteractionGraph.load(paths.graph)
-    weights = read_json(paths.graph / 'graph.json', 'graph_build').get('settings', {}).get('weights')
-    valid = read_table(paths.processed / 'val.parquet', 'targets', 'data_prep', ['user_id', 'product_id'])
+    weights = read_json(paths.graph/'graph.json', 'graph_build').get('settings', {}).get('weights')
+    valid = read_table(paths.processed/'val.parquet', 'targets', 'data_prep', ['user_id', 'product_id'])
     scorer = Scorer.from_checkpoint(paths.checkpoints, graph)
     return Parts.of_graph(graph, scorer, EdgeRule(graph.scheme, weights), graph.encode_pairs(valid)[0])

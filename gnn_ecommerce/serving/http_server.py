@@ -23,77 +23,64 @@ __all__ = ['Limits', 'HttpRequest', 'response', 'problem_response', 'HttpConnect
 @dataclass(frozen=True)
 class Limits:
     "What one client, and all of them, may take."
-
-    head: int = 32 << 10  # bytes of request line and headers
-    body: int = MAX_BODY  # bytes
-    receive: float = 10.0  # seconds for a request to arrive
-    idle: float = 75.0  # seconds that a connection may wait for the next one
-    answer: float = 30.0  # seconds for the handler
-    send: float = 30.0  # seconds for a client to take an answer
-    connections: int = 8192  # of one process
-    pipelined: int = 16  # requests of a connection that wait
-
+    head: int = 32 << 10        # bytes of request line and headers
+    body: int = MAX_BODY        # bytes
+    receive: float = 10.        # seconds for a request to arrive
+    idle: float = 75.           # seconds that a connection may wait for the next one
+    answer: float = 30.         # seconds for the handler
+    send: float = 30.           # seconds for a client to take an answer
+    connections: int = 8192     # of one process
+    pipelined: int = 16         # requests of a connection that wait
 
 @dataclass(eq=False)
 class HttpRequest:
     "What arrived."
-
     method: str
     path: str
     query: str
-    headers: dict[bytes, bytes]  # names in lower case
+    headers: dict[bytes, bytes] # names in lower case
     body: bytes
     keep_alive: bool
-    started: float  # time.perf_counter() when it was complete
-    peer: str = ''  # the client's address
+    started: float # time.perf_counter() when it was complete
+    peer: str = '' # the client's address
 
 # %% ../../nbs/serving/03_http_server.ipynb #f8fa9f71
 _LINES = {s.value: b'HTTP/1.1 %d %b\r\n' % (s.value, s.phrase.encode()) for s in HTTPStatus}
 
-
-def _line(name: str, value: str) -> bytes:  # one header
+def _line(name: str, value: str) -> bytes: # one header
     return b'%b: %b\r\n' % (name.lower().encode('latin1'), value.encode('latin1', 'replace'))
-
 
 def response(
     status: int,
     body: bytes,
     content_type: bytes = b'application/json',
-    headers: dict[str, str] | None = None,
-    close: bool = False,  # the connection
+    headers: dict[str, str]|None = None,
+    close: bool = False, # the connection
     head: bool = False,  # leave the body out, as HEAD wants it
 ) -> bytes:
     "Write an HTTP answer."
     more = b''.join(_line(*item) for item in headers.items()) if headers else b''
-    if close:
-        more += b'connection: close\r\n'
+    if close: more += b'connection: close\r\n'
     return b'%bcontent-type: %b\r\ncontent-length: %d\r\n%b\r\n%b' % (
-        _LINES[status],
-        content_type,
-        len(body),
-        more,
-        b'' if head else body,
-    )
-
+        _LINES[status], content_type, len(body), more, b'' if head else body)
 
 def problem_response(
     err: ProblemError,
-    instance: str | None = None,  # id of the request
-) -> tuple[int, bytes, bytes, dict]:  # status, body, content type, headers: as `respond` takes them
+    instance: str|None = None, # id of the request
+) -> tuple[int, bytes, bytes, dict]: # status, body, content type, headers: as `respond` takes them
     "Turn an error into an answer."
     return err.status, encode(err.problem(instance)), PROBLEM.encode(), err.headers
 
 # %% ../../nbs/serving/03_http_server.ipynb #89076d23
 class HttpConnection(asyncio.Protocol):
     "One client. Requests are handled one at a time; further ones wait."
-
     def __init__(self, server: HttpServer):
         self.server, self.limits, self.transport = server, server.limits, None
         self.parser, self.waiting = httptools.HttpRequestParser(self), deque()
         self.closing = self.arriving = self.paused = self.handling = False
-        self.current = None  # request that is being answered
+        self.current = None      # request that is being answered
         self.since = server.now  # when it began to arrive, or to be answered, or the one before was
-        self.stuck = 0.0  # since when the client takes nothing
+        self.stuck = 0.          # since when the client takes nothing
         self._clear()
 
     def _clear(self):
@@ -115,36 +102,28 @@ class HttpConnection(asyncio.Protocol):
 # %% ../../nbs/serving/03_http_server.ipynb #bf595bf4
 @patch
 def data_received(self: HttpConnection, data):
-    if self.closing:
-        return
+    if self.closing: return
     if not self.arriving and self.current is None:
         self.since = self.server.now
     self.arriving = True
-    if self.in_head >= 0:
-        self.in_head += len(data)
-    try:
-        self.parser.feed_data(data)
+    if self.in_head >= 0: self.in_head += len(data)
+    try: self.parser.feed_data(data)
     except httptools.HttpParserUpgrade as err:
-        return self._stay(data[err.args[0] :])
+        return self._stay(data[err.args[0]:])
     except httptools.HttpParserError as err:
         return self.refuse(_parser_problem(err))
-    if self.in_head > self.limits.head:
-        self.refuse(self._too_long())
-
+    if self.in_head > self.limits.head: self.refuse(self._too_long())
 
 def _parser_problem(err: httptools.HttpParserError) -> ProblemError:
     "Find what a callback refused; else the bytes are not HTTP."
-    if isinstance(err.__context__, ProblemError):
-        return err.__context__
+    if isinstance(err.__context__, ProblemError): return err.__context__
     return ProblemError(400, expected('request', 'HTTP/1.1', 'something else'))
-
 
 @patch
 def _stay(self: HttpConnection, rest: bytes):
     "Go on with HTTP/1.1 after an offer to upgrade."
     self.parser = httptools.HttpRequestParser(self)
-    if rest:
-        self.data_received(rest)
+    if rest: self.data_received(rest)
 
 # %% ../../nbs/serving/03_http_server.ipynb #853ca719
 @patch
@@ -152,17 +131,13 @@ def on_message_begin(self: HttpConnection):
     self._clear()
     self.arriving = True
 
-
 @patch
-def on_url(self: HttpConnection, url):
-    self.url += url
-
+def on_url(self: HttpConnection, url): self.url += url
 
 @patch
 def on_header(self: HttpConnection, name, value):
-    self.size += len(name) + len(value)
-    if self.size + len(self.url) > self.limits.head:
-        raise self._too_long()
+    self.size += len(name)+len(value)
+    if self.size+len(self.url) > self.limits.head: raise self._too_long()
     self.headers[name.lower()] = value
 
 # %% ../../nbs/serving/03_http_server.ipynb #0d8aeb03
@@ -175,11 +150,9 @@ def on_headers_complete(self: HttpConnection):
     if self.headers.get(b'expect', b'').lower() == b'100-continue' and not self.waiting and self.current is None:
         self.transport.write(b'HTTP/1.1 100 Continue\r\n\r\n')
 
-
 @patch
 def _too_long(self: HttpConnection) -> ProblemError:
     return ProblemError(431, expected('headers', f'at most {self.limits.head:,} bytes', 'more'))
-
 
 @patch
 def _too_large(self: HttpConnection, size: int) -> ProblemError:
@@ -190,22 +163,18 @@ def _too_large(self: HttpConnection, size: int) -> ProblemError:
 @patch
 def on_body(self: HttpConnection, data):
     self.size += len(data)
-    if self.size > self.limits.body:
-        raise self._too_large(self.size)
+    if self.size > self.limits.body: raise self._too_large(self.size)
     self.body.append(data)
-
 
 @patch
 def on_message_complete(self: HttpConnection):
     self.arriving, self.in_head = False, 0
     self.waiting.append(self._request())
     self._clear()
-    if self.current is None:
-        self._go_on()
+    if self.current is None: self._go_on()
     elif len(self.waiting) >= self.limits.pipelined and not self.paused:
         self.paused = True
         self.transport.pause_reading()
-
 
 @patch
 def _request(self: HttpConnection) -> HttpRequest:
@@ -213,46 +182,31 @@ def _request(self: HttpConnection) -> HttpRequest:
     path, _, query = self.url.partition(b'?')
     body = self.body[0] if len(self.body) == 1 else b''.join(self.body)
     method, keep_alive = self.parser.get_method().decode(), self.parser.should_keep_alive()
-    return HttpRequest(
-        method,
-        path.decode('latin1'),
-        query.decode('latin1'),
-        self.headers,
-        body,
-        keep_alive,
-        time.perf_counter(),
-        self.peer,
-    )
+    return HttpRequest(method, path.decode('latin1'), query.decode('latin1'), self.headers, body, keep_alive,
+                       time.perf_counter(), self.peer)
 
 # %% ../../nbs/serving/03_http_server.ipynb #faf2a5da
 @patch
 def _go_on(self: HttpConnection):
     "Handle what waits, until something is not answered at once."
-    if self.handling:
-        return
+    if self.handling: return
     self.handling = True
     try:
         while self.waiting and self.current is None and not self.closing:
             self._handle(self.waiting.popleft())
-    finally:
-        self.handling = False
+    finally: self.handling = False
     if self.paused and len(self.waiting) < self.limits.pipelined and not self.closing:
         self.paused = False
         self.transport.resume_reading()
 
-
 @patch
 def _handle(self: HttpConnection, request):
     "Give a request to the handler."
-    self.current, self.since, self.server.requests = request, self.server.now, self.server.requests + 1
-
+    self.current, self.since, self.server.requests = request, self.server.now, self.server.requests+1
     def respond(status, body, content_type=b'application/json', headers=None):
         self._answer(request, status, body, content_type, headers)
-
-    try:
-        self.server.handler(request, respond)
-    except ProblemError as err:
-        respond(*problem_response(err))
+    try: self.server.handler(request, respond)
+    except ProblemError as err: respond(*problem_response(err))
     except Exception as err:
         self.server.failed(request, err)
         respond(*problem_response(ProblemError(500, INTERNAL_ERROR)))
@@ -261,47 +215,38 @@ def _handle(self: HttpConnection, request):
 @patch
 def _answer(self: HttpConnection, request, status, body, content_type, headers):
     "Write an answer."
-    if self.current is not request or self.closing:
-        return
+    if self.current is not request or self.closing: return
     last = not request.keep_alive or self.server.stopping
     self.transport.write(response(status, body, content_type, headers, last, request.method == 'HEAD'))
     self.current, self.since = None, self.server.now
     self.server.answered(request, status)
-    if last:
-        self._end()
-    else:
-        self._go_on()
+    if last: self._end()
+    else: self._go_on()
 
 # %% ../../nbs/serving/03_http_server.ipynb #83d5b91b
 @patch
 def refuse(self: HttpConnection, err: ProblemError):
     "Answer with an error and close at once; what is in hand gets no other answer."
-    if self.closing:
-        return
+    if self.closing: return
     self.transport.write(response(*problem_response(err), close=True))
     self.server.refused(err.status)
     self._end()
-
 
 @patch
 def _end(self: HttpConnection):
     "Close when everything is written; what still comes is thrown away for a second."
     self.closing = True
     self.waiting.clear()
-    if self.transport.can_write_eof():
-        self.transport.write_eof()
-    self.server.loop.call_later(1.0 if self.arriving else 0.05, self.transport.close)
+    if self.transport.can_write_eof(): self.transport.write_eof()
+    self.server.loop.call_later(1. if self.arriving else .05, self.transport.close)
 
 # %% ../../nbs/serving/03_http_server.ipynb #15e07e50
 @patch
 def check(self: HttpConnection, now: float):
     "End the connection if the client, or the handler, has taken too long."
-    self.stuck = (self.stuck or now) if self.transport.get_write_buffer_size() else 0.0
-    if self.stuck and now - self.stuck > self.limits.send:
-        self.transport.abort()
-    elif not self.closing:
-        self._check_progress(now - self.since)
-
+    self.stuck = (self.stuck or now) if self.transport.get_write_buffer_size() else 0.
+    if self.stuck and now-self.stuck > self.limits.send: self.transport.abort()
+    elif not self.closing: self._check_progress(now-self.since)
 
 @patch
 def _check_progress(self: HttpConnection, seconds: float):
@@ -314,19 +259,16 @@ def _check_progress(self: HttpConnection, seconds: float):
     elif self.arriving:
         if seconds > limits.receive:
             self.refuse(ProblemError(408, expected('request', f'all of it within {limits.receive:g} s', 'a part')))
-    elif seconds > limits.idle:
-        self.transport.close()
+    elif seconds > limits.idle: self.transport.close()
 
 # %% ../../nbs/serving/03_http_server.ipynb #703dfd81
 class HttpServer:
     "Serves a handler on sockets of the current event loop."
-
-    def __init__(
-        self,
-        handler: Callable,  # (request, respond); respond(status, body, content_type=..., headers=...) once
+    def __init__(self,
+        handler: Callable, # (request, respond); respond(status, body, content_type=..., headers=...) once
         limits: Limits = Limits(),
-        answered: Callable = lambda request, status: None,  # called after each answer
-        failed: Callable = lambda request, err: None,  # called with an exception of the handler
+        answered: Callable = lambda request, status: None, # called after each answer
+        failed: Callable = lambda request, err: None, # called with an exception of the handler
     ):
         self.handler, self.limits, self.answered, self.failed = handler, limits, answered, failed
         self.connections, self.requests, self.stopping = set(), 0, False
@@ -336,9 +278,8 @@ class HttpServer:
         self.refusals += 1
         self.answered(None, status)
 
-    async def start(
-        self,
-        sockets: list[socket.socket],  # listening
+    async def start(self,
+        sockets: list[socket.socket], # listening
     ):
         "Begin to serve."
         self.loop = asyncio.get_running_loop()
@@ -352,30 +293,23 @@ async def _sweep(self: HttpServer):
     "Let every connection look at the clock, each second."
     while True:
         self.now = time.monotonic()
-        for connection in list(self.connections):
-            connection.check(self.now)
-        await asyncio.sleep(1 if self.limits.receive >= 2 else 0.1)
-
+        for connection in list(self.connections): connection.check(self.now)
+        await asyncio.sleep(1 if self.limits.receive >= 2 else .1)
 
 @patch(as_prop=True)
-def busy(self: HttpConnection) -> bool:  # is something arriving, in hand, or not yet sent?
-    return bool(
-        self.current is not None or self.arriving and not self.closing or self.transport.get_write_buffer_size()
-    )
-
+def busy(self: HttpConnection) -> bool: # is something arriving, in hand, or not yet sent?
+    return bool(self.current is not None or self.arriving and not self.closing
+                or self.transport.get_write_buffer_size())
 
 @patch
-async def stop(
-    self: HttpServer,
-    seconds: float = 10.0,  # what requests in hand may take
+async def stop(self: HttpServer,
+    seconds: float = 10., # what requests in hand may take
 ):
     "Stop to serve, gracefully."
-    self.stopping, end = True, time.monotonic() + seconds
-    for s in self.servers:
-        s.close()
+    self.stopping, end = True, time.monotonic()+seconds
+    for s in self.servers: s.close()
     while any(c.busy for c in self.connections) and time.monotonic() < end:
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(.02)
     self.sweeper.cancel()
-    for connection in list(self.connections):
-        connection.transport.close()
+    for connection in list(self.connections): connection.transport.close()
     await asyncio.sleep(0)

@@ -34,50 +34,45 @@ EventType = Literal['view', 'cart', 'remove_from_cart', 'purchase']
 # %% ../../nbs/serving/01_protocol.ipynb #8a096864
 class BasketItem(Struct, forbid_unknown_fields=True):
     "A product of the basket or session, and what was done with it last."
-
     product_id: Id
     event_type: EventType = 'cart'
 
-
 class Filters(Struct, forbid_unknown_fields=True, omit_defaults=True):
     "What a recommended product must be. A field that is not given allows everything."
-
     # category code or one above it: 'accessories' allows 'accessories.bag'
-    category: Text | Annotated[list[Text], Meta(max_length=MAX_VALUES)] | None = None
-    brand: Text | Annotated[list[Text], Meta(max_length=MAX_VALUES)] | None = None
-    min_price: Price | None = None  # products without a price are left out by both
-    max_price: Price | None = None
+    category: Text|Annotated[list[Text], Meta(max_length=MAX_VALUES)]|None = None
+    brand: Text|Annotated[list[Text], Meta(max_length=MAX_VALUES)]|None = None
+    min_price: Price|None = None # products without a price are left out by both
+    max_price: Price|None = None
     # the only ones that may come, such as what is in stock
-    products: Annotated[list[Id], Meta(max_length=MAX_PRODUCTS)] | None = None
+    products: Annotated[list[Id], Meta(max_length=MAX_PRODUCTS)]|None = None
 
 # %% ../../nbs/serving/01_protocol.ipynb #159cc81f
 class Request(Struct, forbid_unknown_fields=True, omit_defaults=True):
     "One list for one customer."
-
-    customer: Id | None = None
+    customer: Id|None = None
     # the newest last; a bare id is a product in the cart
-    basket: Annotated[list[BasketItem | Id], Meta(max_length=MAX_BASKET)] = []
+    basket: Annotated[list[BasketItem|Id], Meta(max_length=MAX_BASKET)] = []
     k: K = 20
     exclude: Literal['bought', 'seen', 'none'] = 'bought'
     # such as what is out of stock; unknown ids do nothing
     exclude_products: Annotated[list[Id], Meta(max_length=MAX_PRODUCTS)] = []
-    filters: Filters | None = None
+    filters: Filters|None = None
     explain: bool = False
-    fallback: Literal['popular', 'random'] = 'popular'  # for a customer without history
-    category: Text | None = None  # the fallback's: popular in this category
-    seed: Annotated[int, Meta(ge=0, lt=2**32)] = 0  # of a random list
+    fallback: Literal['popular', 'random'] = 'popular' # for a customer without history
+    category: Text|None = None # the fallback's: popular in this category
+    seed: Annotated[int, Meta(ge=0, lt=2**32)] = 0 # of a random list
     # of similarity by category, brand and price to the basket; null: as chosen on validation
-    content_weight: Share | None = None
-    reasons: Annotated[int, Meta(ge=1, le=100)] = 5  # products that an explanation lists; the rest is one entry
+    content_weight: Share|None = None
+    reasons: Annotated[int, Meta(ge=1, le=100)] = 5 # products that an explanation lists; the rest is one entry
 
 # %% ../../nbs/serving/01_protocol.ipynb #0a24c5db
 class RecommendRequest(Struct, forbid_unknown_fields=True):
     "Body of `POST /recommend`."
-
     requests: Annotated[list[Request], Meta(min_length=1, max_length=MAX_REQUESTS)]
 
     def __post_init__(self):
-        size = sum(r.k * (1 + r.reasons * r.explain) for r in self.requests)
+        size = sum(r.k*(1+r.reasons*r.explain) for r in self.requests)
         if size > MAX_ANSWER:
             most = f'at most {MAX_ANSWER:,} products and reasons'
             raise ValueError(expected('requests', most, f'{size:,}', 'ask several times'))
@@ -85,50 +80,41 @@ class RecommendRequest(Struct, forbid_unknown_fields=True):
 # %% ../../nbs/serving/01_protocol.ipynb #1b77955c
 class ReasonItem(Struct, omit_defaults=True):
     "A share of a score."
-
     kind: Literal['product', 'self', 'rest', 'content']
     share: float
-    product_id: Id | None = None
-    name: str | None = None
-    event_type: str | None = None
-
+    product_id: Id|None = None
+    name: str|None = None
+    event_type: str|None = None
 
 class Item(Struct, omit_defaults=True):
     "A recommended product."
-
     product_id: Id
     rank: int
-    score: float | None
-    name: str | None = None
-    brand: str | None = None
-    category: str | None = None
-    price: float | None = None
-    reasons: list[ReasonItem] | None = None
-    sentence: str | None = None
+    score: float|None
+    name: str|None = None
+    brand: str|None = None
+    category: str|None = None
+    price: float|None = None
+    reasons: list[ReasonItem]|None = None
+    sentence: str|None = None
 
 # %% ../../nbs/serving/01_protocol.ipynb #7c151c5c
 Source = Literal['model', 'fold_in', 'content', 'popular', 'popular_in_category', 'random']
 
-
 class Result(Struct):
     "The list of one request; results come in the order of the requests."
-
-    customer: Id | None
+    customer: Id|None
     source: Source
     model_version: str
     items: list[Item]
 
-
 class RecommendResponse(Struct):
     "Answer of `POST /recommend`."
-
-    model_version: str  # of what is active
+    model_version: str # of what is active
     results: list[Result]
-
 
 class SimilarResponse(Struct):
     "Answer of `GET /products/{id}/similar`."
-
     product_id: Id
     model_version: str
     items: list[Item]
@@ -136,105 +122,88 @@ class SimilarResponse(Struct):
 # %% ../../nbs/serving/01_protocol.ipynb #c08eda5b
 class ServedBundle(Struct):
     "A bundle that is being served."
-
     bundle: str
     model_version: str
-    share: float  # of the customers that get it
+    share: float # of the customers that get it
     created: str
     schema: int
     n_users: int
     n_items: int
     data_hash: str
-    git_commit: str | None
+    git_commit: str|None
     metrics: dict[str, float]
-
 
 class VersionResponse(Struct):
     "Answer of `GET /version`."
-
     model_version: str
     bundle: str
-    serving: list[ServedBundle]  # one, or two during a canary
-    server: str  # version of this package
-    worker: int  # process that answered
+    serving: list[ServedBundle] # one, or two during a canary
+    server: str # version of this package
+    worker: int # process that answered
 
 # %% ../../nbs/serving/01_protocol.ipynb #6f7a28d5
 class ActivateRequest(Struct, forbid_unknown_fields=True):
     "Body of `POST /admin/activate`."
-
     bundle: Text
-    share: Share = 1.0
-
+    share: Share = 1.
 
 class ActivateResponse(Struct):
     "Answer of `POST /admin/activate`, when every worker serves as it says."
-
-    active: str  # bundle
-    model_version: str  # of it
-    canary: str | None  # bundle
-    share: float  # of the customers that the canary gets
-    previous: str  # what was active before: put it back for a rollback
+    active: str        # bundle
+    model_version: str # of it
+    canary: str|None   # bundle
+    share: float       # of the customers that the canary gets
+    previous: str      # what was active before: put it back for a rollback
     seconds: float
     workers: int
 
 # %% ../../nbs/serving/01_protocol.ipynb #6b6357e5
 class InferTensor(Struct, omit_defaults=True):
     "A tensor of a request or an answer."
-
     name: Text
     shape: Annotated[list[Annotated[int, Meta(ge=0)]], Meta(max_length=8)]
     datatype: Text
     data: list[Any] = []
-    parameters: dict[str, Any] | None = None
-
+    parameters: dict[str, Any]|None = None
 
 class InferOutput(Struct):
     "An output that is asked for."
-
     name: Text
-    parameters: dict[str, Any] | None = None
+    parameters: dict[str, Any]|None = None
 
 # %% ../../nbs/serving/01_protocol.ipynb #c9c9a9e1
 class InferRequest(Struct):
     "Body of `POST /v2/models/{name}/infer`."
-
     inputs: Annotated[list[InferTensor], Meta(min_length=1, max_length=8)]
-    id: Text | None = None
-    parameters: dict[str, Any] | None = None
-    outputs: Annotated[list[InferOutput], Meta(max_length=8)] | None = None
-
+    id: Text|None = None
+    parameters: dict[str, Any]|None = None
+    outputs: Annotated[list[InferOutput], Meta(max_length=8)]|None = None
 
 class InferResponse(Struct, omit_defaults=True):
     "Answer of `POST /v2/models/{name}/infer`."
-
     model_name: str
     outputs: list[InferTensor]
-    model_version: str | None = None
-    id: str | None = None
-    parameters: dict[str, Any] | None = None
+    model_version: str|None = None
+    id: str|None = None
+    parameters: dict[str, Any]|None = None
 
 # %% ../../nbs/serving/01_protocol.ipynb #2991cf65
 class TensorInfo(Struct):
     "Name, type and shape of an input or output; -1 is any size."
-
     name: str
     datatype: str
     shape: list[int]
 
-
 class ModelMetadata(Struct):
     "Answer of `GET /v2/models/{name}`."
-
     name: str
     versions: list[str]
     platform: str
     inputs: list[TensorInfo]
     outputs: list[TensorInfo]
 
-
 class ServerMetadata(Struct):
     "Answer of `GET /v2`."
-
     name: str
     version: str
     extensions: list[str]
@@ -246,30 +215,17 @@ PROBLEM = 'application/problem+json'
 INTERNAL_ERROR = 'internal error: see the log'
 #: status -> title
 TITLES = {
-    400: 'Malformed request',
-    401: 'No valid key',
-    403: 'Not allowed',
-    404: 'Not found',
-    405: 'Method not allowed',
-    408: 'Request took too long',
-    409: 'Conflict',
-    413: 'Body too large',
-    414: 'Address too long',
-    415: 'Unsupported media type',
-    422: 'Invalid request',
-    429: 'Too many requests',
-    431: 'Headers too large',
-    500: 'Internal error',
-    503: 'Not available',
-    504: 'No answer in time',
+    400: 'Malformed request', 401: 'No valid key', 403: 'Not allowed', 404: 'Not found', 405: 'Method not allowed',
+    408: 'Request took too long', 409: 'Conflict', 413: 'Body too large', 414: 'Address too long',
+    415: 'Unsupported media type', 422: 'Invalid request', 429: 'Too many requests', 431: 'Headers too large',
+    500: 'Internal error', 503: 'Not available', 504: 'No answer in time',
 }
 
-
 def problem(
-    status: int,  # HTTP status
-    detail: str,  # what was expected, what was found, what to do
-    instance: str | None = None,  # id of the request
-    **more,  # further members
+    status: int, # HTTP status
+    detail: str, # what was expected, what was found, what to do
+    instance: str|None = None, # id of the request
+    **more,      # further members
 ) -> dict:
     "Describe an error as RFC 9457 wants it."
     about = {'type': 'about:blank', 'title': TITLES.get(status, 'Error'), 'status': status, 'detail': detail}
@@ -278,52 +234,45 @@ def problem(
 # %% ../../nbs/serving/01_protocol.ipynb #800b83f1
 class ProblemError(GnnEcommerceError):
     "An error with an HTTP status."
-
-    def __init__(
-        self,
-        status: int,  # HTTP status
-        detail: str,  # what was expected, what was found
-        **headers: str,  # further headers of the answer, such as Allow; _ for -
+    def __init__(self,
+        status: int,    # HTTP status
+        detail: str,    # what was expected, what was found
+        **headers: str, # further headers of the answer, such as Allow; _ for -
     ):
         super().__init__(detail)
         self.status, self.detail = status, detail
         self.headers = {name.replace('_', '-'): value for name, value in headers.items()}
 
-    def problem(self, instance: str | None = None) -> dict:
+    def problem(self, instance: str|None = None) -> dict:
         "Describe this error as RFC 9457 wants it."
         return problem(self.status, self.detail, instance)
 
-
 class Problem(Struct, omit_defaults=True):
     "An error as it arrives."
-
     title: str
     status: int
     detail: str = ''
     type: str = 'about:blank'
-    instance: str | None = None  # id of the request
+    instance: str|None = None # id of the request
 
 # %% ../../nbs/serving/01_protocol.ipynb #760423b2
 _decoders: dict[type, msgspec.json.Decoder] = {}
 _encoder = msgspec.json.Encoder()
 
-
 def decode(
-    body: bytes,  # JSON
-    cls: type,  # one of the types above
+    body: bytes, # JSON
+    cls: type,   # one of the types above
 ) -> Any:
     "Read a body as an object of `cls`. Raises `ProblemError` (400, 413, 422) for anything else."
     if len(body) > MAX_BODY:
         most = f'at most {MAX_BODY:,} bytes'
         raise ProblemError(413, expected('body', most, f'{len(body):,}', 'send several smaller ones'))
     decoder = _decoders.get(cls) or _decoders.setdefault(cls, msgspec.json.Decoder(cls))
-    try:
-        return decoder.decode(body)
+    try: return decoder.decode(body)
     except msgspec.ValidationError as err:
         raise ProblemError(422, str(err)) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as err:
         raise ProblemError(400, expected('body', 'JSON', str(err)[:200])) from None
-
 
 def encode(value: Any) -> bytes:
     "Write an object as JSON."
@@ -348,20 +297,18 @@ ROUTES = {
 }
 
 # %% ../../nbs/serving/01_protocol.ipynb #febcedb6
-def _content(cls: type | None, media_type: str = 'application/json') -> dict:
+def _content(cls: type|None, media_type: str = 'application/json') -> dict:
     "The part of OpenAPI that says which type a body has."
     return {'content': {media_type: {'schema': {'$ref': f'#/components/schemas/{cls.__name__}'}}}} if cls else {}
-
 
 def _parameters(path: str) -> list[dict]:
     "The names in a path, and the length of a list of similar products."
     names = [part[1:-1] for part in path.split('/') if part.startswith('{')]
     named = [{'name': name, 'in': 'path', 'required': True, 'schema': {'type': 'string'}} for name in names]
     k = {'type': 'integer', 'minimum': 1, 'maximum': MAX_K, 'default': 10}
-    return named + [{'name': 'k', 'in': 'query', 'schema': k}] * path.endswith('similar')
+    return named + [{'name': 'k', 'in': 'query', 'schema': k}]*path.endswith('similar')
 
-
-def _operation(path: str, summary: str, body: type | None, answer: type | None) -> dict:
+def _operation(path: str, summary: str, body: type|None, answer: type|None) -> dict:
     "What OpenAPI says of one route."
     problem = {'description': 'A problem.', **_content(Problem, PROBLEM)}
     responses = {'200': {'description': 'As asked.', **_content(answer)}, 'default': problem}
@@ -370,7 +317,7 @@ def _operation(path: str, summary: str, body: type | None, answer: type | None) 
 
 # %% ../../nbs/serving/01_protocol.ipynb #49e79694
 def openapi(
-    version: str,  # of the server
+    version: str, # of the server
 ) -> dict:
     "Describe the routes by OpenAPI 3.1."
     types = {t for _, *pair in ROUTES.values() for t in pair if t is not None} | {Problem}

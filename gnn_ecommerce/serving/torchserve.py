@@ -14,54 +14,47 @@ import numpy as np
 import torch
 
 # %% ../../nbs/serving/04_torchserve.ipynb #5fa640fa
-def _floats(arrays, name):  # a stored table as float32
+def _floats(arrays, name): # a stored table as float32
     scale = arrays[f'{name}.scale'][:, None] if f'{name}.scale' in arrays else 1
-    return arrays[name].astype(np.float32) * scale
+    return arrays[name].astype(np.float32)*scale
 
-
-def _ids(arrays, side):  # ids in the order of their indices
-    if f'{side}.ids' in arrays:
-        return arrays[f'{side}.ids'].tolist()
+def _ids(arrays, side): # ids in the order of their indices
+    if f'{side}.ids' in arrays: return arrays[f'{side}.ids'].tolist()
     data, start = arrays[f'{side}.bytes'].tobytes(), arrays[f'{side}.start']
     return [data[a:b].decode() for a, b in zip(start[:-1], start[1:])]
 
 # %% ../../nbs/serving/04_torchserve.ipynb #5c1f5b6e
-def _bought(arrays, user):  # int (m,), what a user bought, until now
-    history, hidden = (slice(*arrays[f'{name}.indptr'][user : user + 2]) for name in ('history', 'hidden'))
-    return np.concatenate(
-        [arrays['history.items'][history][arrays['history.bought'][history]], arrays['hidden.items'][hidden]]
-    )
+def _bought(arrays, user): # int (m,), what a user bought, until now
+    history, hidden = (slice(*arrays[f'{name}.indptr'][user:user+2]) for name in ('history', 'hidden'))
+    return np.concatenate([arrays['history.items'][history][arrays['history.bought'][history]],
+                           arrays['hidden.items'][hidden]])
 
-
-def _add_filter(arrays, about, b, scores, user):  # add the graph filter's part to one user's scores
-    history = slice(*arrays['history.indptr'][user : user + 2])
+def _add_filter(arrays, about, b, scores, user): # add the graph filter's part to one user's scores
+    history = slice(*arrays['history.indptr'][user:user+2])
     weight = arrays['history.weight'][history]
-    if not about['weighted']:
-        weight = np.ones(len(weight), np.float32)
+    if not about['weighted']: weight = np.ones(len(weight), np.float32)
     if about.get('recency'):
-        weight = weight * (1 + arrays['history.age'][history].astype(np.float32)) ** -about['recency']
-    factor = b * float(arrays['filter.scale'][0]) * max(float(weight.sum()), 1e-30) ** -0.5
+        weight = weight*(1+arrays['history.age'][history].astype(np.float32))**-about['recency']
+    factor = b*float(arrays['filter.scale'][0])*max(float(weight.sum()), 1e-30)**-.5
     for item, w in zip(arrays['history.items'][history], weight):
-        row = slice(*arrays['filter.indptr'][item : item + 2])
-        values = arrays['filter.values'][row].astype(np.float32) * np.float32(w * factor)
+        row = slice(*arrays['filter.indptr'][item:item+2])
+        values = arrays['filter.values'][row].astype(np.float32)*np.float32(w*factor)
         scores.index_add_(0, torch.from_numpy(arrays['filter.indices'][row].astype(np.int64)), torch.from_numpy(values))
 
 # %% ../../nbs/serving/04_torchserve.ipynb #d0aac30f
 class _Model:
     "A bundle's model in memory."
-
     def __init__(self, folder):
         from safetensors.numpy import load_file
-
-        files = [load_file(Path(folder) / f'{name}.safetensors') for name in ('model', 'users', 'items')]
+        files = [load_file(Path(folder)/f'{name}.safetensors') for name in ('model', 'users', 'items')]
         self.arrays = arrays = files[0] | files[1] | files[2]
-        self.about = json.loads((Path(folder) / 'manifest.json').read_text())
+        self.about = json.loads((Path(folder)/'manifest.json').read_text())
         self.users, self.items = (torch.from_numpy(_floats(arrays, f'{side}_embedding')) for side in ('user', 'item'))
         self.user_of = {id: user for user, id in enumerate(_ids(arrays, 'users'))}
         self.products, self.popular = _ids(arrays, 'items'), np.argsort(-arrays['popularity'], kind='stable')
 
-    def lists(self, users, k):  # items and scores of known users, best first
-        scores, about = self.users[users] @ self.items.T, self.about['score']
+    def lists(self, users, k): # items and scores of known users, best first
+        scores, about = self.users[users]@self.items.T, self.about['score']
         for row, user in zip(scores, users):
             if about['b']:
                 _add_filter(self.arrays, about['filter'], about['b'], row, user)
@@ -70,12 +63,11 @@ class _Model:
         return best.indices.tolist(), best.values.tolist()
 
 # %% ../../nbs/serving/04_torchserve.ipynb #f12f8a11
-def _read(data):  # one request as a dict with an id or None, and a sane k
+def _read(data): # one request as a dict with an id or None, and a sane k
     body = data.get('body', data.get('data'))
     try:
         body = json.loads(body) if isinstance(body, str | bytes | bytearray) else body
-    except ValueError:
-        body = {}
+    except ValueError: body = {}
     body = body if isinstance(body, dict) else {}
     k, customer = body.get('k', 20), body.get('customer')
     if not isinstance(customer, int | str) or isinstance(customer, bool):
@@ -84,30 +76,24 @@ def _read(data):  # one request as a dict with an id or None, and a sane k
         k = 20
     return {'customer': customer, 'k': k}
 
-
-def _popular(model, k):  # (item, score) of a newcomer's list
+def _popular(model, k): # (item, score) of a newcomer's list
     return [(int(item), float(model.arrays['popularity'][item])) for item in model.popular[:k]]
 
-
-def _answer(model, request, source, pairs):  # pairs of item and score, best first
-    items = [
-        {'product_id': model.products[item], 'rank': rank, 'score': score}
-        for rank, (item, score) in enumerate(pairs, 1)
-    ]
+def _answer(model, request, source, pairs): # pairs of item and score, best first
+    items = [{'product_id': model.products[item], 'rank': rank, 'score': score}
+             for rank, (item, score) in enumerate(pairs, 1)]
     version = model.about['model_version']
     return {'customer': request['customer'], 'source': source, 'model_version': version, 'items': items}
 
 # %% ../../nbs/serving/04_torchserve.ipynb #6acc6d15
 _loaded = {}
 
-
 def handle(data, context):
     "TorchServe's entry point: a list of requests `{\"customer\": id, \"k\": 20}` -> a list of answers."
     if 'model' not in _loaded:
         torch.set_num_threads(1)
         _loaded['model'] = _Model(context.system_properties['model_dir'])
-    if data is None:
-        return None
+    if data is None: return None
     model, requests = _loaded['model'], [_read(one) for one in data]
     users = [model.user_of.get(request['customer'], -1) for request in requests]
     known = [user for user in users if user >= 0]
@@ -119,18 +105,17 @@ def handle(data, context):
             answers.append(_answer(model, request, 'popular', _popular(model, request['k'])))
             continue
         pairs = [(item, score) for item, score in zip(*next(lists)) if score > -np.inf]
-        answers.append(_answer(model, request, 'model', pairs[: request['k']]))
+        answers.append(_answer(model, request, 'model', pairs[:request['k']]))
     return answers
 
 # %% ../../nbs/serving/04_torchserve.ipynb #5dc9f123
 def write_archive(
-    bundle,  # path of a bundle
-    path,  # where the archive goes, such as `lightgcn.mar`
+    bundle, # path of a bundle
+    path,   # where the archive goes, such as `lightgcn.mar`
 ) -> Path:
     "Write a bundle as a TorchServe archive. Raises `ArtifactError` if the bundle is damaged."
     from gnn_ecommerce.bundle import open_bundle
     from gnn_ecommerce.core import atomic_path
-
     opened = open_bundle(bundle)
     model = {'modelName': Path(path).stem, 'handler': 'handler.py', 'modelVersion': opened.model_version}
     about = {'createdOn': '', 'runtime': 'python', 'archiverVersion': '0.12.0', 'model': model}
@@ -142,12 +127,11 @@ def write_archive(
     return Path(path)
 
 # %% ../../nbs/serving/04_torchserve.ipynb #a9778f1e
-def main(argv=None) -> int:  # exit code
+def main(argv=None) -> int: # exit code
     "The command behind `make torchserve-archive`."
     import argparse
     from gnn_ecommerce.bundle import locate_bundle, newest
     from gnn_ecommerce.core import GnnEcommerceError
-
     about = 'Write a bundle as a TorchServe archive.'
     p = argparse.ArgumentParser(prog='python -m gnn_ecommerce.serving.torchserve', description=about)
     p.add_argument('--bundle', help='path or name of a bundle; by default the newest')
@@ -155,7 +139,7 @@ def main(argv=None) -> int:  # exit code
     a = p.parse_args(argv)
     try:
         folder, name = locate_bundle(a.bundle)
-        path = write_archive(folder / (name or newest(folder)), a.out)
+        path = write_archive(folder/(name or newest(folder)), a.out)
     except GnnEcommerceError as err:
         print(f'{type(err).__name__}: {err}')
         return 1
@@ -163,6 +147,4 @@ def main(argv=None) -> int:  # exit code
     print(f'wrote {path}; torchserve --start --disable-token-auth {model}')
     return 0
 
-
-if __name__ == '__main__' and __spec__ is not None:
-    raise SystemExit(main())
+if __name__ == '__main__' and __spec__ is not None: raise SystemExit(main())

@@ -18,31 +18,19 @@ from fastcore.basics import patch
 
 from ..core import GnnEcommerceError, expected
 from gnn_ecommerce.serving.protocol import (
-    PROBLEM,
-    Item,
-    Problem,
-    ProblemError,
-    RecommendRequest,
-    RecommendResponse,
-    Request,
-    SimilarResponse,
-    VersionResponse,
-    encode,
-    problem,
+    PROBLEM, Item, Problem, ProblemError, RecommendRequest, RecommendResponse, Request, SimilarResponse,
+    VersionResponse, encode, problem,
 )
 
 # %% ../../nbs/shop/04_model_client.ipynb #b8f81049
 @dataclass
 class Breaker:
     "Keep calls away from a server that fails."
-
-    failures: int = 5  # in a row, that open it
-    pause: float = 0.5  # seconds until one call is tried
-    longest: float = 5.0  # to which the pause grows
+    failures: int = 5         # in a row, that open it
+    pause: float = .5         # seconds until one call is tried
+    longest: float = 5.       # to which the pause grows
     now: Callable[[], float] = time.monotonic
-
-    def __post_init__(self):
-        self.success()
+    def __post_init__(self): self.success()
 
     @property
     def state(self) -> str:
@@ -50,10 +38,8 @@ class Breaker:
 
     def allow(self) -> bool:
         "Say whether a call may be made now. If the pause is over, the first who asks may."
-        if self.until is None:
-            return True
-        if self.trying or self.now() < self.until:
-            return False
+        if self.until is None: return True
+        if self.trying or self.now() < self.until: return False
         self.trying = True
         return True
 
@@ -63,32 +49,24 @@ class Breaker:
     def failure(self):
         self.failed += 1
         if self.until is not None and self.trying:
-            self.wait = min(2 * self.wait, self.longest)
+            self.wait = min(2*self.wait, self.longest)
         if self.until is not None or self.failed >= self.failures:
-            self.until = self.now() + self.wait
+            self.until = self.now()+self.wait
         self.trying = False
 
-    def cancelled(self):
-        self.trying = False  # the call ended without a result
+    def cancelled(self): self.trying = False # the call ended without a result
 
 # %% ../../nbs/shop/04_model_client.ipynb #aa34fafa
 @dataclass
 class Budget:
     "Limit how many retries there may be."
-
-    share: float = 0.1  # of the calls
-    reserve: float = 10.0  # retries, at most at once
-
-    def __post_init__(self):
-        self.left = self.reserve
-
-    def call(self):
-        self.left = min(self.reserve, self.left + self.share)
-
+    share: float = .1      # of the calls
+    reserve: float = 10.   # retries, at most at once
+    def __post_init__(self): self.left = self.reserve
+    def call(self): self.left = min(self.reserve, self.left+self.share)
     def retry(self) -> bool:
         "Take one more, if there is one."
-        if self.left < 1:
-            return False
+        if self.left < 1: return False
         self.left -= 1
         return True
 
@@ -96,45 +74,36 @@ class Budget:
 class ModelDown(GnnEcommerceError, ConnectionError):
     "The model server did not answer as it should."
 
-
 class ModelClient:
     "The model server, as the API server sees it."
-
-    def __init__(
-        self,
-        url: str,  # such as http://127.0.0.1:8001
-        timeout: float = 0.5,  # seconds for one call, retries included
-        connect: float = 0.25,  # seconds for a connection
-        concurrent: int = 128,  # calls at once; more of them count as failed at once
-        breaker: Breaker | None = None,
-        budget: Budget | None = None,
-        transport: httpx.AsyncBaseTransport | None = None,  # for tests
+    def __init__(self,
+        url: str,                 # such as http://127.0.0.1:8001
+        timeout: float = .5,      # seconds for one call, retries included
+        connect: float = .25,     # seconds for a connection
+        concurrent: int = 128,    # calls at once; more of them count as failed at once
+        breaker: Breaker|None = None,
+        budget: Budget|None = None,
+        transport: httpx.AsyncBaseTransport|None = None, # for tests
     ):
         self.timeout, self.concurrent, self.running = timeout, concurrent, 0
         self.breaker, self.budget = breaker or Breaker(), budget or Budget()
         self.counts = {'calls': 0, 'retries': 0, 'failures': 0, 'refused': 0}
         idle = min(32, concurrent)
         self.http = httpx.AsyncClient(
-            base_url=url,
-            trust_env=False,
-            transport=transport,
-            timeout=httpx.Timeout(timeout, connect=connect),
+            base_url=url, trust_env=False, transport=transport, timeout=httpx.Timeout(timeout, connect=connect),
             limits=httpx.Limits(max_connections=concurrent, max_keepalive_connections=idle, keepalive_expiry=15),
         )
-
-    async def close(self):
-        await self.http.aclose()
+    async def close(self): await self.http.aclose()
 
 # %% ../../nbs/shop/04_model_client.ipynb #04b0a002
 @patch
-async def call(
-    self: ModelClient,
+async def call(self: ModelClient,
     method: str,
     path: str,
-    answer: type,  # type of the answer, of `protocol`
-    body: Any = None,  # of `protocol`
+    answer: type,             # type of the answer, of `protocol`
+    body: Any = None,         # of `protocol`
     request_id: str = '',
-) -> Any:  # of type `answer`
+) -> Any: # of type `answer`
     "Make one call. Raises `ModelDown`, or `ProblemError` if the request is at fault."
     if self.running >= self.concurrent or not self.breaker.allow():
         self.counts['refused'] += 1
@@ -150,9 +119,7 @@ async def call(
     except asyncio.CancelledError:
         self.breaker.cancelled()
         raise
-    finally:
-        self.running -= 1
-
+    finally: self.running -= 1
 
 @patch
 def _failed(self: ModelClient, what: str, found: str) -> ModelDown:
@@ -164,7 +131,6 @@ def _failed(self: ModelClient, what: str, found: str) -> ModelDown:
 # %% ../../nbs/shop/04_model_client.ipynb #b7c6dcdc
 NO_ANSWER = (httpx.HTTPError, httpx.StreamError, msgspec.DecodeError, UnicodeDecodeError, OSError)
 
-
 @patch
 async def _tries(self: ModelClient, method, path, answer, body, request_id):
     "Call until it works or the budget is spent."
@@ -175,10 +141,9 @@ async def _tries(self: ModelClient, method, path, answer, body, request_id):
             return self._read(await self.http.request(method, path, content=content, headers=headers), answer)
         except (*NO_ANSWER, ModelDown) as err:
             why = str(err) if isinstance(err, ModelDown) else type(err).__name__
-        if not self.budget.retry():
-            raise self._failed('an answer', why)
+        if not self.budget.retry(): raise self._failed('an answer', why)
         self.counts['retries'] += 1
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(.01)
 
 # %% ../../nbs/shop/04_model_client.ipynb #04b0a012
 @patch
@@ -193,10 +158,8 @@ def _read(self: ModelClient, response: httpx.Response, answer: type) -> Any:
         raise ProblemError(response.status_code, _detail(response.content))
     return result
 
-
 def _detail(content: bytes) -> str:
-    try:
-        return msgspec.json.decode(content, type=Problem).detail
+    try: return msgspec.json.decode(content, type=Problem).detail
     except (msgspec.DecodeError, UnicodeDecodeError):
         return 'the model server refused the request'
 
@@ -210,13 +173,11 @@ async def recommend(self: ModelClient, requests: list[Request], request_id: str 
         raise self._failed(f'{len(requests)} lists', str(len(response.results)))
     return response
 
-
 @patch
-async def similar(self: ModelClient, product_id: str | int, k: int = 10, request_id: str = '') -> SimilarResponse:
+async def similar(self: ModelClient, product_id: str|int, k: int = 10, request_id: str = '') -> SimilarResponse:
     "Ask for products close to one."
     path = f'/products/{quote(str(product_id), safe="")}/similar?k={k}'
     return await self.call('GET', path, SimilarResponse, request_id=request_id)
-
 
 @patch
 async def version(self: ModelClient) -> VersionResponse:
@@ -226,31 +187,23 @@ async def version(self: ModelClient) -> VersionResponse:
 # %% ../../nbs/shop/04_model_client.ipynb #18981f67
 def _any_of(value: Any, wanted: Any) -> bool:
     return wanted is None or value in _as_list(wanted)
-
-
 def _as_list(value: Any) -> list:
     return [value] if isinstance(value, str) else value
 
-
-def in_category(code: str | None, wanted: str | list[str] | None) -> bool:
+def in_category(code: str|None, wanted: str|list[str]|None) -> bool:
     "Say whether a category is one of those wanted, or below one."
-    if wanted is None:
-        return True
+    if wanted is None: return True
     return code is not None and any(code == c or code.startswith(f'{c}.') for c in _as_list(wanted))
 
 # %% ../../nbs/shop/04_model_client.ipynb #04b0a008
-def _in_range(price: float | None, low: float | None, high: float | None) -> bool:
-    if low is None and high is None:
-        return True
+def _in_range(price: float|None, low: float|None, high: float|None) -> bool:
+    if low is None and high is None: return True
     return price is not None and (low or 0) <= price <= (float('inf') if high is None else high)
-
 
 def is_allowed(item: Item, request: Request) -> bool:
     "Say whether a product passes a request's filters."
-    if not in_category(item.category, request.category):
-        return False
-    if (wanted := request.filters) is None:
-        return True
+    if not in_category(item.category, request.category): return False
+    if (wanted := request.filters) is None: return True
     return (
         in_category(item.category, wanted.category)
         and _any_of(item.brand, wanted.brand)
@@ -262,15 +215,14 @@ def is_allowed(item: Item, request: Request) -> bool:
 @dataclass
 class Fallback:
     "Popular products for the time when the model server is away."
+    items: list[Item] = field(default_factory=list) # as the model server gave them
+    products: list = field(default_factory=list)    # ids, of the store
 
-    items: list[Item] = field(default_factory=list)  # as the model server gave them
-    products: list = field(default_factory=list)  # ids, of the store
-
-    def pick(self, request: Request, also: set[str] = frozenset()) -> list[Item]:  # ranked from 1
+    def pick(self, request: Request, also: set[str] = frozenset()) -> list[Item]: # ranked from 1
         "Take the first `k` that the request allows; `also` are further ids, as text, to leave out."
-        left_out = {str(i) for i in request.exclude_products} | set(also)
+        left_out = {str(i) for i in request.exclude_products}|set(also)
         if request.exclude != 'none':
             left_out |= {str(b if isinstance(b, (int, str)) else b.product_id) for b in request.basket}
         items = self.items or [Item(p, 0, None) for p in self.products]
         allowed = [i for i in items if str(i.product_id) not in left_out and is_allowed(i, request)]
-        return [msgspec.structs.replace(item, rank=n, score=None) for n, item in enumerate(allowed[: request.k], 1)]
+        return [msgspec.structs.replace(item, rank=n, score=None) for n, item in enumerate(allowed[:request.k], 1)]

@@ -22,34 +22,22 @@ from fastcore.basics import patch
 from ..core import DataError, atomic_path, expected
 from .spool import Spool, SpoolFull
 from gnn_ecommerce.shop.stores import (
-    Added,
-    ApiKey,
-    CustomerHistory,
-    Event,
-    Served,
-    Store,
-    StoreDown,
-    check_id,
-    check_key,
+    Added, ApiKey, CustomerHistory, Event, Served, Store, StoreDown, check_id, check_key
 )
 
 # %% ../../nbs/shop/03_recorder.ipynb #4a1dad73
-Operation = Event | Served | str  # a string is the id of a customer to delete
-
+Operation = Event | Served | str # a string is the id of a customer to delete
 
 def to_json(op: Operation) -> dict:
     "Convert an operation to a record of the spool."
-    if isinstance(op, str):
-        return {'delete': op}
+    if isinstance(op, str): return {'delete': op}
     values = {k: v.isoformat() if isinstance(v, datetime) else v for k, v in asdict(op).items() if v is not None}
     return {'event' if isinstance(op, Event) else 'served': values}
 
-
 def from_json(record: dict) -> Operation:
     "Convert a record of the spool to an operation. Raises `DataError` if it is none."
-    ((name, value),) = record.items()
-    if name == 'delete':
-        return check_id(value, 'customer')
+    (name, value), = record.items()
+    if name == 'delete': return check_id(value, 'customer')
     if name == 'event':
         return Event(**{**value, 'event_time': datetime.fromisoformat(value['event_time'])})
     return Served(**{'model_version': None, **value, 'served_at': datetime.fromisoformat(value['served_at'])})
@@ -61,8 +49,7 @@ def apply(store: Store, ops: Iterable[Operation]) -> Added:
     for are_deletions, group in itertools.groupby(ops, lambda op: isinstance(op, str)):
         group = list(group)
         if are_deletions:
-            for user in group:
-                store.delete_customer(user)
+            for user in group: store.delete_customer(user)
             continue
         if events := [op for op in group if isinstance(op, Event)]:
             total += store.add_events(events)
@@ -73,14 +60,12 @@ def apply(store: Store, ops: Iterable[Operation]) -> Added:
 # %% ../../nbs/shop/03_recorder.ipynb #07ee4a7a
 class PendingChanges:
     "What customers did lately, whether or not the database has it."
-
-    def __init__(
-        self,
+    def __init__(self,
         limit: int = 100_000,  # customers, the last ones to do something
-        products: int = 1_000,  # of each of them
+        products: int = 1_000, # of each of them
     ):
         self.limit, self.products = limit, products
-        self.users: OrderedDict[str, dict[str, tuple[bool, str]]] = OrderedDict()  # product -> bought?, last event type
+        self.users: OrderedDict[str, dict[str, tuple[bool, str]]] = OrderedDict() # product -> bought?, last event type
         self.deleted: set[str] = set()
 
     def add(self, ops: Iterable[Operation]):
@@ -97,10 +82,8 @@ class PendingChanges:
         self.users.move_to_end(event.user_id)
         bought = products.pop(event.product_id, (False, ''))[0] or event.event_type == 'purchase'
         products[event.product_id] = (bought, event.event_type)
-        if len(products) > self.products:
-            products.pop(next(iter(products)))
-        if len(self.users) > self.limit:
-            self.users.popitem(last=False)
+        if len(products) > self.products: products.pop(next(iter(products)))
+        if len(self.users) > self.limit: self.users.popitem(last=False)
 
 # %% ../../nbs/shop/03_recorder.ipynb #5d0c8a05
 @patch
@@ -109,8 +92,7 @@ def apply_to(self: PendingChanges, user_id: str, history: CustomerHistory) -> Cu
     if user_id in self.deleted or history.deleted:
         return CustomerHistory(deleted=True)
     pending = dict(reversed(self.users.get(user_id, {}).items()))
-    if not pending:
-        return history
+    if not pending: return history
     newly_bought = [product for product, (bought, _) in pending.items() if bought]
     newly_seen = {product: event_type for product, (bought, event_type) in pending.items() if not bought}
     all_bought = tuple(dict.fromkeys([*newly_bought, *history.bought]))
@@ -120,46 +102,43 @@ def apply_to(self: PendingChanges, user_id: str, history: CustomerHistory) -> Cu
 # %% ../../nbs/shop/03_recorder.ipynb #5d0c8a07
 class StoreState(NamedTuple):
     "What one look at the store gave."
-
     keys: dict[str, ApiKey]
     deleted: list[str]
-    at: datetime  # when the look began
-    complete: bool  # are those all deletions?
+    at: datetime   # when the look began
+    complete: bool # are those all deletions?
 
 # %% ../../nbs/shop/03_recorder.ipynb #5d0c8a31
 class KeyCache:
     "Keys and deletions, as the store last had them."
-
     def __init__(self, store: Store, path: Path):
         self.store, self.path = store, path
-        self.keys: dict[str, ApiKey] | None = None  # None: never read
+        self.keys: dict[str, ApiKey]|None = None # None: never read
         self.deleted: set[str] = set()
-        self.unsaved = False  # is the file behind?
+        self.unsaved = False # is the file behind?
         self._read_at, self._complete_at = datetime.now(UTC), datetime.min.replace(tzinfo=UTC)
 
-    def find(self, key: str) -> ApiKey | None:
+    def find(self, key: str) -> ApiKey|None:
         "Find the record of a key; None if it is not valid."
         return check_key(key, self.keys or {})
 
     def read(self) -> StoreState:
         "Look at the store; blocks, so it runs in a thread."
         now = datetime.now(UTC)
-        complete = now - self._complete_at > timedelta(minutes=5)
-        since = None if complete else self._read_at - timedelta(hours=1)
+        complete = now-self._complete_at > timedelta(minutes=5)
+        since = None if complete else self._read_at-timedelta(hours=1)
         return StoreState(self.store.keys(), self.store.deleted(since), now, complete)
 
     def take(self, state: StoreState):
         "Take over what a look gave."
         self._read_at = state.at
-        if state.complete:
-            self._complete_at = state.at
-        new = set(state.deleted) - self.deleted
+        if state.complete: self._complete_at = state.at
+        new = set(state.deleted)-self.deleted
         self.unsaved = self.unsaved or bool(new) or state.keys != self.keys
-        self.keys, self.deleted = state.keys, self.deleted | new
+        self.keys, self.deleted = state.keys, self.deleted|new
 
     def forget(self, user: str):
         "Take over a deletion."
-        self.deleted, self.unsaved = self.deleted | {user}, True
+        self.deleted, self.unsaved = self.deleted|{user}, True
 
 # %% ../../nbs/shop/03_recorder.ipynb #5d0c8a09
 @patch
@@ -168,49 +147,41 @@ def save(self: KeyCache):
     self.unsaved = False
     state = {'keys': [asdict(key) for key in (self.keys or {}).values()], 'deleted': sorted(self.deleted)}
     with suppress(Exception), atomic_path(self.path) as tmp:
-        with os.fdopen(os.open(tmp, os.O_WRONLY | os.O_CREAT, 0o600), 'w') as file:
+        with os.fdopen(os.open(tmp, os.O_WRONLY|os.O_CREAT, 0o600), 'w') as file:
             file.write(json.dumps(state, default=str))
-
 
 @patch
 def load(self: KeyCache):
     "Read the file, if there is one."
-    try:
-        state = json.loads(self.path.read_text())
-    except (OSError, ValueError):
-        return
-
+    try: state = json.loads(self.path.read_text())
+    except (OSError, ValueError): return
     def key_of(values):
         times = {name: values[name] and datetime.fromisoformat(values[name]) for name in values if name.endswith('_at')}
         return ApiKey(**{**values, **times, 'scopes': tuple(values['scopes'])})
-
     self.keys = {values['key_id']: key_of(values) for values in state['keys']}
     self.deleted = set(state['deleted'])
 
 # %% ../../nbs/shop/03_recorder.ipynb #f6e8787b
-COUNTS = ('stored', 'duplicates', 'ignored', 'spooled', 'replayed', 'set_aside', 'served_lost')  # of operations
-
+COUNTS = ('stored', 'duplicates', 'ignored', 'spooled', 'replayed', 'set_aside', 'served_lost') # of operations
 
 class Recorder:
     "Write behind a server's back, and answer for the store when it is away."
-
-    def __init__(
-        self,
+    def __init__(self,
         store: Store,
-        folder: str | Path,  # of the spool and the file of keys
-        patience: float = 0.5,  # seconds that a request waits for a look-up
-        write_patience: float = 5.0,  # seconds that a batch may take
-        refresh: float = 2.0,  # seconds between two looks at keys and deletions
-        limit: int = 1 << 30,  # bytes of the spool
-        remembered: int = 20_000,  # customers whose last history is kept for an outage
+        folder: str|Path,           # of the spool and the file of keys
+        patience: float = .5,       # seconds that a request waits for a look-up
+        write_patience: float = 5., # seconds that a batch may take
+        refresh: float = 2.,        # seconds between two looks at keys and deletions
+        limit: int = 1 << 30,       # bytes of the spool
+        remembered: int = 20_000,   # customers whose last history is kept for an outage
     ):
         self.store, self.patience, self.write_patience = store, patience, write_patience
         self.refresh, self.remembered = refresh, remembered
         self.spool, self.changes = Spool(folder, limit), PendingChanges()
-        self.cache = KeyCache(store, Path(folder) / 'snapshot.json')
+        self.cache = KeyCache(store, Path(folder)/'snapshot.json')
         self.up, self.stopping = True, False
         self.counts = dict.fromkeys(COUNTS, 0)
-        self._replay_size = 2000  # records
+        self._replay_size = 2000 # records
         self._last: OrderedDict[str, CustomerHistory] = OrderedDict()
         self._threads = ThreadPoolExecutor(12, thread_name_prefix='store')
         self._disk = ThreadPoolExecutor(1, thread_name_prefix='spool')
@@ -218,12 +189,11 @@ class Recorder:
 
 # %% ../../nbs/shop/03_recorder.ipynb #5d0c8a12
 @patch
-async def ask(
-    self: Recorder,
-    work: Callable,  # a method of the store
-    *args: Any,  # its arguments
-    patience: float | None = None,  # seconds; `write_patience` by default
-) -> Any:  # what it returns
+async def ask(self: Recorder,
+    work: Callable, # a method of the store
+    *args: Any,     # its arguments
+    patience: float|None = None, # seconds; `write_patience` by default
+) -> Any: # what it returns
     "Run `work` in a thread. Raises `StoreDown`, also if it takes too long."
     patience = patience or self.write_patience
     try:
@@ -236,12 +206,10 @@ async def ask(
         self.up = False
         raise
 
-
 @patch
 async def _on_disk(self: Recorder, work: Callable, *args):
     "Run `work` in the thread that has the spool."
     return await asyncio.get_running_loop().run_in_executor(self._disk, work, *args)
-
 
 @patch
 async def refresh_keys(self: Recorder):
@@ -249,8 +217,7 @@ async def refresh_keys(self: Recorder):
     state = await self.ask(self.cache.read)
     self.up = True
     self.cache.take(state)
-    if self.cache.unsaved:
-        await self._on_disk(self.cache.save)
+    if self.cache.unsaved: await self._on_disk(self.cache.save)
 
 # %% ../../nbs/shop/03_recorder.ipynb #5d0c8a13
 @patch
@@ -258,25 +225,21 @@ async def start(self: Recorder):
     "Read what was left in the spool, keys and deletions, and begin to write."
     for records in self.spool.pending():
         self.changes.add(filter(None, map(_operation, records)))
-    try:
-        await self.refresh_keys()
-    except StoreDown:
-        self.cache.load()
+    try: await self.refresh_keys()
+    except StoreDown: self.cache.load()
     self._tasks = [asyncio.create_task(self._write_loop()), asyncio.create_task(self._care_loop())]
 
-
-def _operation(record: dict) -> Operation | None:
+def _operation(record: dict) -> Operation|None:
     "Read a record of the spool; None for one that is no longer allowed."
-    try:
-        return from_json(record)
+    try: return from_json(record)
     except (DataError, TypeError, ValueError, KeyError, AttributeError):
         return None
 
 # %% ../../nbs/shop/03_recorder.ipynb #a571fd36
 @patch
-async def record(
-    self: Recorder, ops: list[Operation]
-) -> tuple[str, Added | None]:  # 'stored', and what became of them; or 'spooled'
+async def record(self: Recorder,
+    ops: list[Operation],
+) -> tuple[str, Added|None]: # 'stored', and what became of them; or 'spooled'
     "Return when the operations are safe. Raises `SpoolFull` if neither store nor disk takes them."
     if self.stopping:
         raise SpoolFull(expected('recorder', 'a running server', 'it stopping', 'send again'))
@@ -284,29 +247,22 @@ async def record(
     await self._queue.put((ops, done))
     return await done
 
-
 @patch
 def record_later(self: Recorder, op: Served):
     "Record a list without waiting for it."
     done = asyncio.get_running_loop().create_future()
-
     def count_lost(future):
         if future.cancelled() or future.exception():
             self.counts['served_lost'] += 1
-
     done.add_done_callback(count_lost)
-    try:
-        self._queue.put_nowait(([op], done))
-    except asyncio.QueueFull:
-        done.cancel()
+    try: self._queue.put_nowait(([op], done))
+    except asyncio.QueueFull: done.cancel()
 
 # %% ../../nbs/shop/03_recorder.ipynb #5d0c8a16
 Batch = list[tuple[list[Operation], asyncio.Future]]
 
-
 def _operations(batch: Batch) -> list[Operation]:
     return [op for ops, _ in batch for op in ops]
-
 
 def share_out(batch: Batch, result: Added) -> Iterator[tuple[asyncio.Future, Added]]:
     "Say what became of each request's events, given what became of all."
@@ -316,8 +272,7 @@ def share_out(batch: Batch, result: Added) -> Iterator[tuple[asyncio.Future, Add
         ignored = sum(i in refused for i in ids)
         added = new & set(ids)
         new -= added
-        yield done, Added(len(added), len(ids) - ignored - len(added), ignored)
-
+        yield done, Added(len(added), len(ids)-ignored-len(added), ignored)
 
 @patch
 def _count(self: Recorder, result: Added):
@@ -333,18 +288,15 @@ async def _write_loop(self: Recorder):
             batch.append(await self._queue.get())
             size += len(batch[-1][0])
         try:
-            async with self._turn:
-                outcomes = await self._write(batch)
+            async with self._turn: outcomes = await self._write(batch)
             for done, outcome in outcomes:
-                if not done.done():
-                    done.set_result(outcome)
+                if not done.done(): done.set_result(outcome)
         except Exception as err:
             for _, done in batch:
                 if not done.done():
                     done.set_exception(err if isinstance(err, SpoolFull) else SpoolFull(str(err)))
         finally:
-            for _ in batch:
-                self._queue.task_done()
+            for _ in batch: self._queue.task_done()
 
 # %% ../../nbs/shop/03_recorder.ipynb #5d0c8a22
 @patch
@@ -357,10 +309,8 @@ async def _write(self: Recorder, batch: Batch) -> list[tuple[asyncio.Future, tup
             self._count(result)
             self.changes.add(op for op in ops if not isinstance(op, Event) or op.event_id in result.new)
             return [(done, ('stored', part)) for done, part in share_out(batch, result)]
-        except (StoreDown, DataError):
-            pass
-        except Exception as err:
-            log_exception(err)
+        except (StoreDown, DataError): pass
+        except Exception as err: log_exception(err)
     await self._on_disk(self.spool.append, [to_json(op) for op in ops])
     self.changes.add(ops)
     self.counts['spooled'] += len(ops)
@@ -373,19 +323,16 @@ async def _care_loop(self: Recorder):
     while True:
         calm = self.up and not len(self.spool)
         with suppress(TimeoutError):
-            async with asyncio.timeout(self.refresh if calm else 0.25):
+            async with asyncio.timeout(self.refresh if calm else .25):
                 await self._wake.wait()
         self._wake.clear()
         try:
             await self.refresh_keys()
             while len(self.spool):
-                async with self._turn:
-                    await self._replay()
-        except StoreDown:
-            await asyncio.sleep(0.25)
-        except OSError:
-            await asyncio.sleep(1)  # the spool's disk
-        except Exception as err:  # whatever it is, nothing is lost and it goes on
+                async with self._turn: await self._replay()
+        except StoreDown: await asyncio.sleep(.25)
+        except OSError: await asyncio.sleep(1) # the spool's disk
+        except Exception as err: # whatever it is, nothing is lost and it goes on
             log_exception(err)
             await asyncio.sleep(1)
 
@@ -398,74 +345,60 @@ def log_exception(err: Exception):
     logging.getLogger('gnn_ecommerce.api').error(json.dumps(line))
 
 # %% ../../nbs/shop/03_recorder.ipynb #21974ab1
-_Refused = list[tuple[Any, str]]  # records, with the reasons
-
+_Refused = list[tuple[Any, str]] # records, with the reasons
 
 @patch
 async def _replay(self: Recorder):
     "Put the spool's first records into the store."
-    try:
-        records, last = await self._on_disk(self.spool.peek, self._replay_size)
-    except sqlite3.OperationalError:
-        raise
+    try: records, last = await self._on_disk(self.spool.peek, self._replay_size)
+    except sqlite3.OperationalError: raise
     except (sqlite3.DatabaseError, ValueError):
         return await self._on_disk(self.spool.set_aside)
     ops = [_operation(record) for record in records]
     good = [op for op in ops if op is not None]
     refused = [(record, 'no operation') for record, op in zip(records, ops) if op is None]
-    try:
-        self._count(await self.ask(apply, self.store, good))
+    try: self._count(await self.ask(apply, self.store, good))
     except StoreDown:
-        self._replay_size = max(20, self._replay_size // 2)
+        self._replay_size = max(20, self._replay_size//2)
         raise
-    except Exception as err:
-        refused += await self._one_by_one(good, err)
-    if refused:
-        await self._on_disk(self._keep, refused)
+    except Exception as err: refused += await self._one_by_one(good, err)
+    if refused: await self._on_disk(self._keep, refused)
     await self._on_disk(self.spool.done, last)
     self.counts['replayed'] += len(good)
     self.counts['set_aside'] += len(refused)
-    self._replay_size = min(2000, 2 * self._replay_size)
-
+    self._replay_size = min(2000, 2*self._replay_size)
 
 @patch
 def _keep(self: Recorder, refused: _Refused):
     "Keep records that cannot be stored, with the reasons, for a person to look at."
-    with open(self.spool.folder / 'refused.jsonl', 'a') as file:
+    with open(self.spool.folder/'refused.jsonl', 'a') as file:
         for record, why in refused:
             values = record if isinstance(record, dict) else {'record': record}
-            file.write(json.dumps({**values, 'why': why}) + '\n')
+            file.write(json.dumps({**values, 'why': why})+'\n')
 
 # %% ../../nbs/shop/03_recorder.ipynb #5d0c8a19
 @patch
-async def _one_by_one(
-    self: Recorder,
+async def _one_by_one(self: Recorder,
     good: list[Operation],
-    why: Exception,  # that together they failed with
+    why: Exception, # that together they failed with
 ) -> _Refused:
     "Find the operations that the store refuses. Raises `why` if it refuses all, and `StoreDown`."
     refused, unexpected = [], 0
     for op in good:
-        try:
-            self._count(await self.ask(apply, self.store, [op]))
-        except StoreDown:
-            raise
-        except DataError as err:
-            refused.append((to_json(op), str(err)))
+        try: self._count(await self.ask(apply, self.store, [op]))
+        except StoreDown: raise
+        except DataError as err: refused.append((to_json(op), str(err)))
         except Exception as err:
             unexpected += 1
             refused.append((to_json(op), type(err).__name__))
-    if unexpected == len(good) > 1:
-        raise why
-    if unexpected:
-        log_exception(why)
+    if unexpected == len(good) > 1: raise why
+    if unexpected: log_exception(why)
     return refused
 
 # %% ../../nbs/shop/03_recorder.ipynb #08499c5f
 @patch
-async def stop(
-    self: Recorder,
-    seconds: float = 5.0,  # for the store to take the spool
+async def stop(self: Recorder,
+    seconds: float = 5., # for the store to take the spool
 ):
     "Write what is in hand and close. What the store does not take stays on disk."
     self.stopping = True
@@ -474,9 +407,8 @@ async def stop(
         async with asyncio.timeout(seconds):
             while self.up and len(self.spool):
                 self._wake.set()
-                await asyncio.sleep(0.05)
-    for task in self._tasks:
-        task.cancel()
+                await asyncio.sleep(.05)
+    for task in self._tasks: task.cancel()
     await asyncio.gather(*self._tasks, return_exceptions=True)
     await self._on_disk(self.spool.close)
     self._threads.shutdown(wait=False, cancel_futures=True)
@@ -485,31 +417,25 @@ async def stop(
 
 # %% ../../nbs/shop/03_recorder.ipynb #d3169573
 @patch
-async def history(self: Recorder, user_id: str | int) -> CustomerHistory:
+async def history(self: Recorder, user_id: str|int) -> CustomerHistory:
     "Say what a customer did since training, as far as it can be known now."
     user, stored = check_id(user_id, 'customer'), None
-    if user in self.cache.deleted:
-        return CustomerHistory(deleted=True)
+    if user in self.cache.deleted: return CustomerHistory(deleted=True)
     if self.up:
         with suppress(StoreDown):
             stored = await self.ask(self.store.history, user, patience=self.patience)
-    if stored is None:
-        stored = self._last.get(user, CustomerHistory())
-    elif stored.bought or stored.seen:
-        self._remember(user, stored)
+    if stored is None: stored = self._last.get(user, CustomerHistory())
+    elif stored.bought or stored.seen: self._remember(user, stored)
     return self.changes.apply_to(user, stored)
-
 
 @patch
 def _remember(self: Recorder, user: str, history: CustomerHistory):
     self._last[user] = history
     self._last.move_to_end(user)
-    if len(self._last) > self.remembered:
-        self._last.popitem(last=False)
-
+    if len(self._last) > self.remembered: self._last.popitem(last=False)
 
 @patch
-async def delete(self: Recorder, user_id: str | int) -> str:  # 'stored' or 'spooled'
+async def delete(self: Recorder, user_id: str|int) -> str: # 'stored' or 'spooled'
     "Forget a customer. They are hidden from now on, also if the store is away."
     user = check_id(user_id, 'customer')
     state, _ = await self.record([user])

@@ -24,42 +24,40 @@ from ..serving.protocol import PROBLEM, encode, problem
 # %% ../../nbs/shop/05_request_guard.ipynb #856f0440
 class RateLimit:
     "Limit how many requests each caller may make of this process."
-
-    def __init__(
-        self,
-        rate: float,  # a second
-        burst: float,  # at once
-        remembered: int = 10_000,  # callers
+    def __init__(self,
+        rate: float,              # a second
+        burst: float,             # at once
+        remembered: int = 10_000, # callers
         now: Callable[[], float] = time.monotonic,
     ):
         store_attr()
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # caller -> tokens, when
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict() # caller -> tokens, when
 
-    def take(self, caller: str) -> float:  # 0, or seconds to wait
+    def take(self, caller: str) -> float: # 0, or seconds to wait
         "Count one more request of a caller."
         now = self.now()
         tokens, at = self._buckets.get(caller, (self.burst, now))
-        tokens = min(self.burst, tokens + (now - at) * self.rate)
+        tokens = min(self.burst, tokens+(now-at)*self.rate)
         allowed = tokens >= 1
-        self._buckets[caller] = (tokens - allowed, now)
+        self._buckets[caller] = (tokens-allowed, now)
         self._buckets.move_to_end(caller)
         if len(self._buckets) > self.remembered:
             self._buckets.popitem(last=False)
-        return 0.0 if allowed else (1 - tokens) / self.rate
+        return 0. if allowed else (1-tokens)/self.rate
 
 # %% ../../nbs/shop/05_request_guard.ipynb #a3a20080
-BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)  # seconds
-
+BUCKETS = (.002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10) # seconds
 
 class ApiMetrics:
     "What Prometheus reads."
-
     def __init__(self):
         self.registry = CollectorRegistry()
         self.requests = self._add(
             Counter, 'requests', 'requests by route, method and status', labels=('route', 'method', 'status')
         )
-        self.seconds = self._add(Histogram, 'request_seconds', 'time of a request', labels=('route',), buckets=BUCKETS)
+        self.seconds = self._add(
+            Histogram, 'request_seconds', 'time of a request', labels=('route',), buckets=BUCKETS
+        )
         self.lists = self._add(Counter, 'lists', 'lists by route and source', labels=('route', 'source'))
         self.running = self._add(Gauge, 'requests_running', 'requests that are being answered')
 
@@ -73,7 +71,6 @@ class ApiMetrics:
 # %% ../../nbs/shop/05_request_guard.ipynb #05c0a013
 logger = logging.getLogger('gnn_ecommerce.api')
 
-
 def log_event(level: int, event: str, **values):
     "Log one line of JSON."
     head = {'time': datetime.now(UTC).isoformat(timespec='milliseconds'), 'level': logging.getLevelName(level).lower()}
@@ -83,60 +80,47 @@ def log_event(level: int, event: str, **values):
 @dataclass
 class RequestRecord:
     "What is known of a request in the end."
-
     request_id: str
     key_id: str = ''
-    source: str = ''  # of the list
+    source: str = '' # of the list
     status: int = 0
-    started: bool = False  # was an answer begun?
+    started: bool = False # was an answer begun?
 
 # %% ../../nbs/shop/05_request_guard.ipynb #05c0a015
 _REQUEST_ID = re.compile(rb'[A-Za-z0-9._-]{1,128}')
 
-
 class RequestLimits:
     "ASGI middleware around everything else."
-
-    def __init__(
-        self,
-        app,
-        metrics: ApiMetrics,
-        max_body: int = 1 << 20,  # bytes
-        max_path: int = 8192,  # bytes of path and query
-        body_seconds: float = 10.0,  # in which the body must arrive
-        request_seconds: float = 10.0,  # in which the application must answer
+    def __init__(self, app, metrics: ApiMetrics,
+        max_body: int = 1 << 20,      # bytes
+        max_path: int = 8192,         # bytes of path and query
+        body_seconds: float = 10.,    # in which the body must arrive
+        request_seconds: float = 10., # in which the application must answer
         log_paths: bool = False,
-    ):
-        store_attr()
+    ): store_attr()
 
     async def __call__(self, scope, receive, send):
-        if scope['type'] != 'http':
-            return await self.app(scope, receive, send)
+        if scope['type'] != 'http': return await self.app(scope, receive, send)
         given, start = dict(scope['headers']).get(b'x-request-id', b''), time.monotonic()
         record = RequestRecord(given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
         scope['record'] = record
         self.metrics.running.inc()
-        try:
-            await self._answer(scope, receive, _sender(send, record), record)
-        except Exception as err:
-            _log_failure(err, record)
+        try: await self._answer(scope, receive, _sender(send, record), record)
+        except Exception as err: _log_failure(err, record)
         finally:
             self.metrics.running.dec()
-            self._report(scope, record, time.monotonic() - start)
+            self._report(scope, record, time.monotonic()-start)
 
 # %% ../../nbs/shop/05_request_guard.ipynb #05c0a003
 def _sender(send, record: RequestRecord):
     "Make a `send` that adds the request's id and remembers the status."
-
     async def inner(message):
         if message['type'] == 'http.response.start':
             record.started, record.status = True, message['status']
             request_id = (b'x-request-id', record.request_id.encode())
             message = {**message, 'headers': [*message.get('headers', ()), request_id]}
         await send(message)
-
     return inner
-
 
 def _log_failure(err: BaseException, record: RequestRecord):
     "Log where an exception happened, without its message."
@@ -144,10 +128,8 @@ def _log_failure(err: BaseException, record: RequestRecord):
     at = ' < '.join(f'{frame.filename.rsplit("/", 1)[-1]}:{frame.lineno}' for frame in frames)
     log_event(logging.ERROR, 'failed', request_id=record.request_id, error=type(err).__name__, at=at)
 
-
 class RequestRefused(GnnEcommerceError):
     "A request that no route is to see."
-
     def __init__(self, status: int, detail: str):
         self.status, self.detail = status, detail
 
@@ -158,28 +140,23 @@ async def _answer(self: RequestLimits, scope, receive, send, record):
     try:
         self._check_head(scope)
         body = await self._body(receive)
-        if body is None:
-            return  # the client is gone
+        if body is None: return # the client is gone
         async with asyncio.timeout(self.request_seconds):
             await self.app(scope, _receiver(body, receive), send)
     except RequestRefused as err:
         await _send_problem(send, err.status, err.detail, record, close=True)
     except TimeoutError:
         detail = expected('server', f'an answer within {self.request_seconds:g} s', 'none', 'try again')
-        if not record.started:
-            await _send_problem(send, 504, detail, record)
+        if not record.started: await _send_problem(send, 504, detail, record)
     except Exception as err:
         _log_failure(err, record)
         detail = 'internal error: please report it with this id'
-        if not record.started:
-            await _send_problem(send, 500, detail, record)
-
+        if not record.started: await _send_problem(send, 500, detail, record)
 
 async def _send_problem(send, status, detail, record, close=False):
     body = encode(problem(status, detail, record.request_id))
     headers = [(b'content-type', PROBLEM.encode()), (b'content-length', str(len(body)).encode())]
-    if close:
-        headers.append((b'connection', b'close'))
+    if close: headers.append((b'connection', b'close'))
     await send({'type': 'http.response.start', 'status': status, 'headers': headers})
     await send({'type': 'http.response.body', 'body': body})
 
@@ -188,31 +165,27 @@ async def _send_problem(send, status, detail, record, close=False):
 def _too_large(self: RequestLimits) -> RequestRefused:
     return RequestRefused(413, f'body: expected at most {self.max_body:,} bytes: send several smaller ones')
 
-
 @patch
 def _check_head(self: RequestLimits, scope):
     "Raise `RequestRefused` for what can be told from the head."
-    if len(scope.get('raw_path') or b'') + len(scope['query_string']) > self.max_path:
+    if len(scope.get('raw_path') or b'')+len(scope['query_string']) > self.max_path:
         raise RequestRefused(414, f'address: expected at most {self.max_path:,} bytes')
     length = dict(scope['headers']).get(b'content-length', b'0')
     if not length.isdigit() or len(length) > 12 or int(length) > self.max_body:
         raise self._too_large()
 
-
 @patch
-async def _body(self: RequestLimits, receive) -> bytes | None:  # None: the client is gone
+async def _body(self: RequestLimits, receive) -> bytes|None: # None: the client is gone
     "Read the body."
     body, more = bytearray(), True
     try:
         async with asyncio.timeout(self.body_seconds):
             while more:
                 message = await receive()
-                if message['type'] == 'http.disconnect':
-                    return None
+                if message['type'] == 'http.disconnect': return None
                 body += message.get('body', b'')
                 more = message.get('more_body')
-                if len(body) > self.max_body:
-                    raise self._too_large()
+                if len(body) > self.max_body: raise self._too_large()
     except TimeoutError:
         detail = expected('body', f'all of it within {self.body_seconds:g} s', f'{len(body):,} bytes')
         raise RequestRefused(408, detail) from None
@@ -221,16 +194,11 @@ async def _body(self: RequestLimits, receive) -> bytes | None:  # None: the clie
 # %% ../../nbs/shop/05_request_guard.ipynb #ee411c5d
 METHODS = ('GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'HEAD', 'OPTIONS')
 
-
 def _receiver(body: bytes, receive):
     "Make a `receive` for the application: the body, then what comes from the client."
     messages = [{'type': 'http.request', 'body': body, 'more_body': False}]
-
-    async def inner():
-        return messages.pop() if messages else await receive()
-
+    async def inner(): return messages.pop() if messages else await receive()
     return inner
-
 
 @patch
 def _report(self: RequestLimits, scope, record, seconds):
@@ -241,23 +209,14 @@ def _report(self: RequestLimits, scope, record, seconds):
     self.metrics.seconds.labels(route).observe(seconds)
     path = scope['path'] if self.log_paths else None
     log_event(
-        logging.INFO,
-        'request',
-        request_id=record.request_id,
-        method=method,
-        route=route,
-        status=record.status,
-        ms=round(1000 * seconds, 1),
-        key=record.key_id,
-        source=record.source,
-        path=path,
+        logging.INFO, 'request', request_id=record.request_id, method=method, route=route, status=record.status,
+        ms=round(1000*seconds, 1), key=record.key_id, source=record.source, path=path,
     )
 
 # %% ../../nbs/shop/05_request_guard.ipynb #70cc9fdd
 class HttpProtocol(H11Protocol):
     "uvicorn's HTTP/1.1 with a limit on the time until a request's head is complete."
-
-    head_seconds = 10.0
+    head_seconds = 10.
 
     def connection_made(self, transport):
         super().connection_made(transport)
@@ -271,15 +230,13 @@ class HttpProtocol(H11Protocol):
         if self._waits() and (self._timer.cancelled() or self._timer.when() < self.loop.time()):
             self._start_timer()
         super().data_received(data)
-        if not self._waits():
-            self._timer.cancel()
+        if not self._waits(): self._timer.cancel()
 
     def send_400_response(self, msg):
         self._refuse(400, 'expected an HTTP/1.1 request, found something else')
 
     def _start_timer(self):
         self._timer = self.loop.call_later(self.head_seconds, self._too_slow)
-
     # for the head of a request
     def _waits(self) -> bool:
         return self.conn.their_state is h11.IDLE
@@ -288,12 +245,9 @@ class HttpProtocol(H11Protocol):
 @patch
 def _too_slow(self: HttpProtocol):
     answering = self.cycle is not None and not self.cycle.response_complete
-    if self.transport.is_closing() or not self._waits() or answering:
-        return
-    if not self.conn.trailing_data[0]:
-        return self.transport.close()
+    if self.transport.is_closing() or not self._waits() or answering: return
+    if not self.conn.trailing_data[0]: return self.transport.close()
     self._refuse(408, expected('head', f'all of it within {self.head_seconds:g} s', 'a part'))
-
 
 @patch
 def _refuse(self: HttpProtocol, status: int, detail: str):
@@ -303,6 +257,5 @@ def _refuse(self: HttpProtocol, status: int, detail: str):
     try:
         for event in (h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event))
-    except h11.LocalProtocolError:
-        pass
+    except h11.LocalProtocolError: pass
     self.transport.close()

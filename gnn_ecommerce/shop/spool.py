@@ -19,44 +19,31 @@ from ..core import ArtifactError, GnnEcommerceError, expected
 class SpoolFull(GnnEcommerceError, OSError):
     "There is no room for more records."
 
-
 class Spool:
     "A queue on disk. Not for several threads at once; one process at a time."
-
-    def __init__(
-        self,
-        folder: str | Path,  # where its files lie
-        limit: int = 1 << 30,  # bytes of the file, at most
+    def __init__(self,
+        folder: str|Path,     # where its files lie
+        limit: int = 1 << 30, # bytes of the file, at most
     ):
         self.folder, self.limit = Path(folder), limit
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.path = self.folder / 'spool.db'
-        self._lock = _lock(self.folder / 'lock')
-        try:
-            self._open()
-        except sqlite3.DatabaseError:
-            self.set_aside()
+        self.path = self.folder/'spool.db'
+        self._lock = _lock(self.folder/'lock')
+        try: self._open()
+        except sqlite3.DatabaseError: self.set_aside()
 
-    def __len__(self):
-        return self._last - self._done
-
-    def __repr__(self):
-        return f'Spool({len(self)} records, {self.bytes} bytes)'
-
+    def __len__(self): return self._last-self._done
+    def __repr__(self): return f'Spool({len(self)} records, {self.bytes} bytes)'
     @property
-    def bytes(self) -> int:
-        return self.path.stat().st_size
-
+    def bytes(self) -> int: return self.path.stat().st_size
     def close(self):
         self._db.close()
         self._lock.close()
 
-
 def _lock(path: Path):
     "Open a file that one process has at a time."
     file = open(path, 'a')
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try: fcntl.flock(file, fcntl.LOCK_EX|fcntl.LOCK_NB)
     except OSError:
         file.close()
         fix = 'give each server a folder of its own'
@@ -73,13 +60,13 @@ def _open(self: Spool):
         for setting in ('journal_mode=WAL', 'synchronous=FULL'):
             self._db.execute(f'PRAGMA {setting}')
         self._db.execute('CREATE TABLE IF NOT EXISTS records (id INTEGER PRIMARY KEY, record TEXT NOT NULL)')
-        (page_size,) = self._db.execute('PRAGMA page_size').fetchone()
-        self._db.execute(f'PRAGMA max_page_count={max(1, self.limit // page_size)}')
+        page_size, = self._db.execute('PRAGMA page_size').fetchone()
+        self._db.execute(f'PRAGMA max_page_count={max(1, self.limit//page_size)}')
         first, self._last = self._db.execute('SELECT min(id), coalesce(max(id), 0) FROM records').fetchone()
     except sqlite3.OperationalError as err:
         self.close()
         raise ArtifactError(expected(self.path, 'a database that opens', err, 'is there room on its disk?')) from None
-    self._done = first - 1 if first else 0  # number of the last record that is done; `_last` is the newest one's
+    self._done = first-1 if first else 0 # number of the last record that is done; `_last` is the newest one's
 
 # %% ../../nbs/shop/02_spool.ipynb #e10cc1a6
 @patch
@@ -101,24 +88,21 @@ def pending(self: Spool, n: int = 500) -> Iterator[list]:
     "All records that are not done, `n` at a time."
     rows = self._db.execute('SELECT record FROM records WHERE id > ? ORDER BY id', (self._done,))
     while part := rows.fetchmany(n):
-        yield [json.loads(record) for (record,) in part]
-
+        yield [json.loads(record) for record, in part]
 
 @patch
-def peek(self: Spool, n: int = 500) -> tuple[list, int]:  # records; the number of the last one, for `done`
+def peek(self: Spool, n: int = 500) -> tuple[list, int]: # records; the number of the last one, for `done`
     "The first records that are not done."
     query = 'SELECT record FROM records WHERE id > ? ORDER BY id LIMIT ?'
-    records = [json.loads(record) for (record,) in self._db.execute(query, (self._done, n))]
-    return records, self._done + len(records)
-
+    records = [json.loads(record) for record, in self._db.execute(query, (self._done, n))]
+    return records, self._done+len(records)
 
 @patch
 def done(self: Spool, last: int):
     "Records up to number `last` are needed no more."
     self._done = last
-    if not len(self):
-        return self._begin_anew()
-    with contextlib.suppress(sqlite3.OperationalError), self._db:  # no room
+    if not len(self): return self._begin_anew()
+    with contextlib.suppress(sqlite3.OperationalError), self._db: # no room
         self._db.execute('DELETE FROM records WHERE id <= ?', (last,))
 
 # %% ../../nbs/shop/02_spool.ipynb #8b1d3c22
@@ -126,14 +110,11 @@ def done(self: Spool, last: int):
 def _files(self: Spool) -> list[Path]:
     return [Path(f'{self.path}{suffix}') for suffix in ('-wal', '-shm', '')]
 
-
 @patch
 def _begin_anew(self: Spool):
     self._db.close()
-    for file in self._files():
-        file.unlink(missing_ok=True)
+    for file in self._files(): file.unlink(missing_ok=True)
     self._open()
-
 
 @patch
 def set_aside(self: Spool):
@@ -142,22 +123,20 @@ def set_aside(self: Spool):
     name = f'damaged-{time.time_ns()}.db'
     for file in self._files():
         if file.exists():
-            file.rename(self.folder / file.name.replace('spool.db', name))
+            file.rename(self.folder/file.name.replace('spool.db', name))
     self._open()
 
 # %% ../../nbs/shop/02_spool.ipynb #9c2e4d33
 class SpoolCounts(NamedTuple):
     "What lies in a spool's folder."
+    records: int # that wait for the store
+    damaged: int # databases that were set aside
 
-    records: int  # that wait for the store
-    damaged: int  # databases that were set aside
-
-
-def spool_counts(folder: str | Path) -> SpoolCounts:
+def spool_counts(folder: str|Path) -> SpoolCounts:
     "Count what a spool holds, also while a server uses it."
-    path, records = Path(folder).absolute() / 'spool.db', 0
+    path, records = Path(folder).absolute()/'spool.db', 0
     if path.exists():
         with contextlib.closing(sqlite3.connect(f'{path.as_uri()}?mode=ro', uri=True)) as db:
             if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'records'").fetchone():
-                (records,) = db.execute('SELECT count(*) FROM records').fetchone()
+                records, = db.execute('SELECT count(*) FROM records').fetchone()
     return SpoolCounts(records, len([*path.parent.glob('damaged-*.db')]))

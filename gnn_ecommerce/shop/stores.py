@@ -29,14 +29,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 from ..core import DataError, GnnEcommerceError, atomic_path, expected
 
 # %% ../../nbs/shop/01_stores.ipynb #579268da
-MAX_ID, MAX_STRING = 256, 256  # characters
-NO_ID = ('', 'NULL', 'null', 'None', '\\N', 'NaN', 'nan')  # strings that stand for no value, in events files too
+MAX_ID, MAX_STRING = 256, 256 # characters
+NO_ID = ('', 'NULL', 'null', 'None', '\\N', 'NaN', 'nan') # strings that stand for no value, in events files too
 
-
-def check_string(value: Any, name: str, longest: int = MAX_STRING) -> str | None:  # the same
+def check_string(value: Any, name: str, longest: int = MAX_STRING) -> str|None: # the same
     "Check that both databases can hold a string. Raises `DataError`."
-    if value is None:
-        return None
+    if value is None: return None
     if not isinstance(value, str):
         raise DataError(expected(name, 'text', type(value).__name__))
     if len(value) > longest:
@@ -45,12 +43,10 @@ def check_string(value: Any, name: str, longest: int = MAX_STRING) -> str | None
         raise DataError(expected(name, 'text in Unicode', 'a NUL or half of a surrogate pair'))
     return value
 
-
 def check_id(value: Any, name: str) -> str:
     "Convert an id to how the store keeps it: text, 1 to 256 characters. Raises `DataError`."
     if isinstance(value, int) and not isinstance(value, bool):
-        if -(2**63) <= value < 2**63:
-            return str(value)
+        if -2**63 <= value < 2**63: return str(value)
         raise DataError(expected(name, 'an integer of 64 bits, or text', 'a larger one', 'send it as text'))
     if not isinstance(value, str):
         raise DataError(expected(name, 'an integer or text', type(value).__name__))
@@ -59,24 +55,21 @@ def check_id(value: Any, name: str) -> str:
     return check_string(value, name, MAX_ID)
 
 # %% ../../nbs/shop/01_stores.ipynb #3b0cc330
-def check_time(value: Any, name: str = 'event_time') -> datetime:  # in UTC
+def check_time(value: Any, name: str = 'event_time') -> datetime: # in UTC
     "Check that `data_prep` takes a time; one without a zone is in UTC. Raises `DataError`."
     if not isinstance(value, datetime):
         raise DataError(expected(name, 'a time', type(value).__name__))
-    earliest, latest = datetime(1990, 1, 1, tzinfo=UTC), datetime.now(UTC) + timedelta(days=1)
+    earliest, latest = datetime(1990, 1, 1, tzinfo=UTC), datetime.now(UTC)+timedelta(days=1)
     try:
         utc = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-    except (OverflowError, ValueError):
-        utc = None
+    except (OverflowError, ValueError): utc = None
     if utc is None or not earliest <= utc <= latest:
         raise DataError(expected(name, 'a time between 1990 and tomorrow', value.isoformat()))
     return utc
 
-
-def check_price(value: Any) -> float | None:
+def check_price(value: Any) -> float|None:
     "Check a price. Raises `DataError`."
-    if value is None:
-        return None
+    if value is None: return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise DataError(expected('price', 'a number', type(value).__name__))
     if not 0 <= value <= 1e300:
@@ -87,22 +80,20 @@ def check_price(value: Any) -> float | None:
 # %% ../../nbs/shop/01_stores.ipynb #01a0b004
 REPORTED_TYPES = ('view', 'cart', 'remove_from_cart', 'purchase', 'click', 'shown')
 
-
 @dataclass(slots=True)
 class Event:
     "Something that a customer did, checked. Raises `DataError`."
-
-    event_id: str  # given by the shop, once for each event
-    event_type: str  # one of `REPORTED_TYPES`
-    product_id: str | int
-    user_id: str | int
+    event_id: str       # given by the shop, once for each event
+    event_type: str     # one of `REPORTED_TYPES`
+    product_id: str|int
+    user_id: str|int
     event_time: datetime = field(default_factory=lambda: datetime.now(UTC))
-    category_id: str | None = None
-    category_code: str | None = None
-    brand: str | None = None
-    price: float | None = None
-    user_session: str | None = None
-    recommendation_id: str | None = None  # list that the product was found in
+    category_id: str|None = None
+    category_code: str|None = None
+    brand: str|None = None
+    price: float|None = None
+    user_session: str|None = None
+    recommendation_id: str|None = None # list that the product was found in
 
     def __post_init__(self):
         for name in ('event_id', 'product_id', 'user_id'):
@@ -117,31 +108,20 @@ class Event:
 # %% ../../nbs/shop/01_stores.ipynb #cbd453ab
 class UtcTime(sa.TypeDecorator):
     "A time that goes in and comes out in UTC."
-
     impl, cache_ok = sa.DateTime(timezone=True), True
-
     def process_bind_param(self, value, dialect):
         return value if value is None else value.astimezone(UTC)
-
     def process_result_value(self, value, dialect):
         return value if value is None else value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
-
 STORE_SCHEMA = sa.MetaData()
-_number = sa.BigInteger().with_variant(sa.Integer(), 'sqlite')  # of a row
-
-
-def _text(name, **options):
-    return sa.Column(name, sa.Text, **options)
-
-
-def _time(name, **options):
-    return sa.Column(name, UtcTime, **options)
+_number = sa.BigInteger().with_variant(sa.Integer(), 'sqlite') # of a row
+def _text(name, **options): return sa.Column(name, sa.Text, **options)
+def _time(name, **options): return sa.Column(name, UtcTime, **options)
 
 # %% ../../nbs/shop/01_stores.ipynb #01a0b007
 events = sa.Table(
-    'events',
-    STORE_SCHEMA,
+    'events', STORE_SCHEMA,
     sa.Column('seq', _number, sa.Identity(), primary_key=True),
     _text('event_id', nullable=False, unique=True),
     _time('event_time', nullable=False, index=True),
@@ -156,8 +136,7 @@ events = sa.Table(
 )
 
 interactions = sa.Table(
-    'interactions',
-    STORE_SCHEMA,
+    'interactions', STORE_SCHEMA,
     _text('user_id', primary_key=True),
     _text('product_id', primary_key=True),
     sa.Column('bought', sa.Boolean, nullable=False),
@@ -167,8 +146,7 @@ interactions = sa.Table(
 
 # %% ../../nbs/shop/01_stores.ipynb #01a0b009
 served_lists = sa.Table(
-    'served',
-    STORE_SCHEMA,
+    'served', STORE_SCHEMA,
     _text('recommendation_id', primary_key=True),
     _time('served_at', nullable=False, index=True),
     _text('user_id', index=True),
@@ -180,8 +158,7 @@ served_lists = sa.Table(
 )
 
 api_keys = sa.Table(
-    'api_keys',
-    STORE_SCHEMA,
+    'api_keys', STORE_SCHEMA,
     _text('key_id', primary_key=True),
     *(_text(name, nullable=False) for name in ('name', 'hash', 'scopes')),
     _time('created_at', nullable=False),
@@ -193,9 +170,8 @@ deleted_customers = sa.Table(
 )
 
 # %% ../../nbs/shop/01_stores.ipynb #410e6de1
-def _columns(data_type, *names: str) -> list[sa.Column]:  # `name?` may be null
+def _columns(data_type, *names: str) -> list[sa.Column]: # `name?` may be null
     return [sa.Column(name.rstrip('?'), data_type, nullable=name.endswith('?')) for name in names]
-
 
 def _first_events(op: Operations):
     "Create what revision 0001 has for events."
@@ -244,7 +220,6 @@ def _first_tables(op: Operations):
         op.create_index(f'ix_served_{name}', 'served', [name])
     op.create_index('ix_interactions_at', 'interactions', ['at'])
 
-
 #: revision and what it does, in the order in which they are applied
 MIGRATIONS: list[tuple[str, Callable[[Operations], None]]] = [('0001', _first_tables)]
 _version = sa.Table('alembic_version', sa.MetaData(), sa.Column('version_num', sa.String(32), primary_key=True))
@@ -253,17 +228,15 @@ _version = sa.Table('alembic_version', sa.MetaData(), sa.Column('version_num', s
 class StoreDown(GnnEcommerceError, ConnectionError):
     "The store cannot answer, or has no room. Later it may."
 
-
-def migrate(con: sa.Connection) -> list[str]:  # revisions that were applied
+def migrate(con: sa.Connection) -> list[str]: # revisions that were applied
     "Bring a database to the newest schema, in the transaction of `con`. Raises `StoreDown` for a newer one."
     context, names = MigrationContext.configure(con), [name for name, _ in MIGRATIONS]
     current = context.get_current_revision()
     if current is not None and current not in names:
         fix = 'a newer version of this program has changed it; install that version'
         raise StoreDown(expected('store', f'schema {names[-1]} or older', current, fix))
-    todo = MIGRATIONS[names.index(current) + 1 :] if current else MIGRATIONS
-    for _, step in todo:
-        step(Operations(context))
+    todo = MIGRATIONS[names.index(current)+1:] if current else MIGRATIONS
+    for _, step in todo: step(Operations(context))
     if todo:
         _version.create(con, checkfirst=True)
         con.execute(_version.delete())
@@ -271,14 +244,12 @@ def migrate(con: sa.Connection) -> list[str]:  # revisions that were applied
     return [name for name, _ in todo]
 
 # %% ../../nbs/shop/01_stores.ipynb #5846d544
-DATABASES = {'sqlite': 'sqlite', 'postgresql': 'postgresql+psycopg', 'postgres': 'postgresql+psycopg'}  # drivers
-
+DATABASES = {'sqlite': 'sqlite', 'postgresql': 'postgresql+psycopg', 'postgres': 'postgresql+psycopg'} # drivers
 
 def store_url(url: str) -> sa.URL:
     "Read a database's address. Raises `DataError` unless it is SQLite in a file or PostgreSQL."
     where, forms = 'DATABASE_URL', 'sqlite:///path/to/file.db or postgresql://user:password@host/name'
-    try:
-        address = sa.make_url(url)
+    try: address = sa.make_url(url)
     except sa.exc.ArgumentError:
         raise DataError(expected(where, forms, 'something else')) from None
     driver = DATABASES.get(address.drivername, address.drivername)
@@ -296,7 +267,6 @@ def _sqlite_connect(connection: sqlite3.Connection, _):
     for pragma in ('synchronous=FULL', 'secure_delete=ON', 'foreign_keys=ON'):
         connection.execute(f'PRAGMA {pragma}')
 
-
 def _to_wal(connection: sqlite3.Connection, attempts: int = 50):
     "Switch to WAL. SQLite does not wait for another process that does the same just now, so this does."
     for attempt in range(attempts):
@@ -305,10 +275,8 @@ def _to_wal(connection: sqlite3.Connection, attempts: int = 50):
                 connection.execute('PRAGMA journal_mode=WAL')
             return
         except sqlite3.OperationalError as err:
-            if 'locked' not in str(err) or attempt == attempts - 1:
-                raise
-            time.sleep(0.02)
-
+            if 'locked' not in str(err) or attempt == attempts-1: raise
+            time.sleep(.02)
 
 def _sqlite_begin(con: sa.Connection):
     con.exec_driver_sql('BEGIN IMMEDIATE' if con.get_execution_options().get('write') else 'BEGIN')
@@ -326,30 +294,23 @@ def _engine(url: sa.URL, pool: int, timeout: float) -> sa.Engine:
     sa.event.listen(engine, 'begin', _sqlite_begin)
     return engine
 
-
 def _postgres_limits(url: sa.URL, timeout: float) -> dict:
-    ms, seconds = int(timeout * 1000), max(2, math.ceil(timeout))
-    settings = {'statement_timeout': ms, 'idle_in_transaction_session_timeout': ms * 6, 'timezone': 'UTC'}
+    ms, seconds = int(timeout*1000), max(2, math.ceil(timeout))
+    settings = {'statement_timeout': ms, 'idle_in_transaction_session_timeout': ms*6, 'timezone': 'UTC'}
     options = ' '.join(f'-c {name}={value}' for name, value in settings.items())
     return {
-        'connect_timeout': seconds,
-        'application_name': 'gnn_ecommerce',
-        'tcp_user_timeout': ms,
-        'keepalives_idle': seconds,
-        'keepalives_interval': 2,
-        'keepalives_count': 3,
-        'options': f'{options} {url.query.get("options", "")}',  # such as a search_path
+        'connect_timeout': seconds, 'application_name': 'gnn_ecommerce', 'tcp_user_timeout': ms,
+        'keepalives_idle': seconds, 'keepalives_interval': 2, 'keepalives_count': 3,
+        'options': f'{options} {url.query.get("options", "")}', # such as a search_path
     }
 
 # %% ../../nbs/shop/01_stores.ipynb #e4d60de4
 class Store:
     "Everything that a shop's servers remember, in one database. Safe to use from several threads and processes."
-
-    def __init__(
-        self,
-        url: str,  # sqlite:///path or postgresql://user:password@host/name
-        pool: int = 8,  # connections, at most
-        timeout: float = 5.0,  # seconds to wait for a connection, a lock or a statement
+    def __init__(self,
+        url: str,             # sqlite:///path or postgresql://user:password@host/name
+        pool: int = 8,        # connections, at most
+        timeout: float = 5.,  # seconds to wait for a connection, a lock or a statement
     ):
         self.url = store_url(url)
         self.name = self.url.render_as_string(hide_password=True)
@@ -357,21 +318,15 @@ class Store:
         self.engine = _engine(self.url, pool, timeout)
         self._writer = self.engine.execution_options(write=True)
         self._migrated, self._lock = False, threading.Lock()
+    def __repr__(self): return f'Store({self.name!r})'
+    def close(self): self.engine.dispose()
 
-    def __repr__(self):
-        return f'Store({self.name!r})'
-
-    def close(self):
-        self.engine.dispose()
-
-    def run(
-        self,
-        work: Callable[[sa.Connection], Any],  # gets a connection; may be called again, in a new transaction
+    def run(self,
+        work: Callable[[sa.Connection], Any], # gets a connection; may be called again, in a new transaction
         write: bool = False,
-    ) -> Any:  # what `work` gives
+    ) -> Any: # what `work` gives
         "Do `work` in one transaction. Raises `StoreDown`, or `DataError` if the data are not fit for it."
-        if not self._migrated:
-            self.migrate()
+        if not self._migrated: self.migrate()
         return self._transaction(work, write)
 
 # %% ../../nbs/shop/01_stores.ipynb #01a0b022
@@ -384,45 +339,37 @@ def _transaction(self: Store, work, write, attempts: int = 3):
         except (sa.exc.DataError, sa.exc.IntegrityError) as err:
             raise DataError(expected('store', f'values that {self.name} can hold', _reason(err))) from None
         except sa.exc.SQLAlchemyError as err:
-            if _is_deadlock(err) and attempt < attempts - 1:
-                continue
+            if _is_deadlock(err) and attempt < attempts-1: continue
             fix = 'is it running, and is there room on its disk?'
             raise StoreDown(expected('store', f'{self.name} to answer', _reason(err), fix)) from None
 
-
 def _is_deadlock(err: Exception) -> bool:
     return str(getattr(getattr(err, 'orig', None), 'sqlstate', '')).startswith('40')
-
 
 def _reason(err: Exception) -> str:
     return str(getattr(err, 'orig', None) or err).strip().splitlines()[0][:200]
 
 # %% ../../nbs/shop/01_stores.ipynb #8f91c393
-ADVISORY_LOCK = 0x676E6E  # in PostgreSQL
-
+ADVISORY_LOCK = 0x676e6e # in PostgreSQL
 
 @patch
-def migrate(self: Store, *, _steps=migrate) -> list[str]:  # revisions that were applied
+def migrate(self: Store, *, _steps=migrate) -> list[str]: # revisions that were applied
     "Create or upgrade the tables; done by itself before the first use."
-
     def work(con):
         if not self.is_sqlite:
             con.execute(sa.text(f'SELECT pg_advisory_xact_lock({ADVISORY_LOCK})'))
         return _steps(con)
-
     with self._lock:
         revisions = self._transaction(work, write=True)
         self._migrated = True
     return revisions
 
-
 @patch
-def ping(self: Store) -> float:  # seconds
+def ping(self: Store) -> float: # seconds
     "Ask the database for nothing. Raises `StoreDown` if it does not answer."
     start = time.monotonic()
     self.run(lambda con: con.execute(sa.select(1)))
-    return time.monotonic() - start
-
+    return time.monotonic()-start
 
 @patch
 def _insert(self: Store, table: sa.Table):
@@ -432,36 +379,28 @@ def _insert(self: Store, table: sa.Table):
 @dataclass(frozen=True)
 class Added:
     "What became of a batch."
-
-    added: int  # events that are new
-    duplicates: int  # that were stored before, or stand twice in the batch
-    ignored: int  # of deleted customers
-    new: frozenset = field(default=frozenset(), repr=False, compare=False)  # event ids of `added`
-    refused: frozenset = field(default=frozenset(), repr=False, compare=False)  # event ids of `ignored`
+    added: int      # events that are new
+    duplicates: int # that were stored before, or stand twice in the batch
+    ignored: int    # of deleted customers
+    new: frozenset = field(default=frozenset(), repr=False, compare=False)     # event ids of `added`
+    refused: frozenset = field(default=frozenset(), repr=False, compare=False) # event ids of `ignored`
 
     def __add__(self, other: 'Added') -> 'Added':
         return Added(
-            self.added + other.added,
-            self.duplicates + other.duplicates,
-            self.ignored + other.ignored,
-            self.new | other.new,
-            self.refused | other.refused,
+            self.added+other.added, self.duplicates+other.duplicates, self.ignored+other.ignored,
+            self.new|other.new, self.refused|other.refused,
         )
 
-
-BATCH = 500  # rows in one statement
-
-
+BATCH = 500 # rows in one statement
 def _chunks(rows: list) -> Iterator[list]:
-    return (rows[i : i + BATCH] for i in range(0, len(rows), BATCH))
+    return (rows[i:i+BATCH] for i in range(0, len(rows), BATCH))
 
 # %% ../../nbs/shop/01_stores.ipynb #01a0b026
-def interaction_rows(batch: Iterable[Event]) -> list[dict]:  # rows of `interactions`
+def interaction_rows(batch: Iterable[Event]) -> list[dict]: # rows of `interactions`
     "Sum up events, one row for each pair of customer and product."
     rows = {}
     for event in batch:
-        if event.event_type == 'shown':
-            continue
+        if event.event_type == 'shown': continue
         pair = {'user_id': event.user_id, 'product_id': event.product_id}
         new = {**pair, 'bought': False, 'at': event.event_time, 'event_type': event.event_type}
         row = rows.setdefault((event.user_id, event.product_id), new)
@@ -470,27 +409,22 @@ def interaction_rows(batch: Iterable[Event]) -> list[dict]:  # rows of `interact
             row |= {'at': event.event_time, 'event_type': event.event_type}
     return [rows[pair] for pair in sorted(rows)]
 
-
 @patch
 def _upsert_interactions(self: Store, con: sa.Connection, rows: list[dict]):
     insert, old = self._insert(interactions), interactions.c
     new = insert.excluded
-
     def later(name):
         return sa.case((new.at >= old.at, new[name]), else_=old[name])
-
     values = {'bought': sa.or_(old.bought, new.bought), 'at': later('at'), 'event_type': later('event_type')}
     insert = insert.on_conflict_do_update(index_elements=['user_id', 'product_id'], set_=values)
-    for part in _chunks(rows):
-        con.execute(insert, part)
+    for part in _chunks(rows): con.execute(insert, part)
 
 # %% ../../nbs/shop/01_stores.ipynb #8d8403a5
 @patch
 def _lock_deletions(self: Store, con: sa.Connection, exclusive: bool = False):
     "Keep a deletion and batches apart until the transaction ends."
     if not self.is_sqlite:
-        con.execute(sa.text(f'SELECT pg_advisory_xact_lock{"" if exclusive else "_shared"}({ADVISORY_LOCK + 1})'))
-
+        con.execute(sa.text(f'SELECT pg_advisory_xact_lock{"" if exclusive else "_shared"}({ADVISORY_LOCK+1})'))
 
 @patch
 def _deleted_among(self: Store, con: sa.Connection, users: Iterable[str]) -> set[str]:
@@ -504,7 +438,6 @@ def _deleted_among(self: Store, con: sa.Connection, users: Iterable[str]) -> set
 def add_events(self: Store, batch: Iterable[Event]) -> Added:
     "Store events, each once. Raises `StoreDown`; then none of them is stored, or all: send them again."
     batch = list(batch)
-
     def work(con):
         self._lock_deletions(con)
         deleted = self._deleted_among(con, (event.user_id for event in batch))
@@ -515,13 +448,11 @@ def add_events(self: Store, batch: Iterable[Event]) -> Added:
                 unique.setdefault(event.event_id, event)
         new = self._insert_events(con, unique.values())
         self._upsert_interactions(con, interaction_rows(unique[i] for i in new))
-        return Added(len(new), len(batch) - len(refused) - len(new), len(refused), frozenset(new), frozenset(refused))
-
+        return Added(len(new), len(batch)-len(refused)-len(new), len(refused), frozenset(new), frozenset(refused))
     return self.run(work, write=True) if batch else Added(0, 0, 0)
 
-
 @patch
-def _insert_events(self: Store, con: sa.Connection, batch: Iterable[Event]) -> set[str]:  # ids of those that are new
+def _insert_events(self: Store, con: sa.Connection, batch: Iterable[Event]) -> set[str]: # ids of those that are new
     insert, now = self._insert(events).on_conflict_do_nothing(index_elements=['event_id']), datetime.now(UTC)
     insert = insert.returning(events.c.event_id)
     rows = [{**asdict(event), 'stored_at': now} for event in batch]
@@ -531,107 +462,88 @@ def _insert_events(self: Store, con: sa.Connection, batch: Iterable[Event]) -> s
 @dataclass(frozen=True)
 class CustomerHistory:
     "What a customer did since training; newest first."
-
     deleted: bool = False
     bought: tuple[str, ...] = ()
-    seen: tuple[tuple[str, str], ...] = ()  # (product, last event type) of what was not bought
-
+    seen: tuple[tuple[str, str], ...] = () # (product, last event type) of what was not bought
 
 @patch
-def history(
-    self: Store,
-    user_id: str | int,
-    limit: int = 10_000,  # products, at most
+def history(self: Store,
+    user_id: str|int,
+    limit: int = 10_000, # products, at most
 ) -> CustomerHistory:
     "Say what a customer did since training, or that there is no such customer any more."
     user, t = check_id(user_id, 'customer'), interactions.c
     query = sa.select(t.product_id, t.bought, t.event_type).where(t.user_id == user)
     query = query.order_by(t.at.desc(), t.product_id).limit(limit)
-
     def work(con):
         if self._deleted_among(con, [user]):
             return CustomerHistory(deleted=True)
         rows = con.execute(query).all()
         bought = tuple(row.product_id for row in rows if row.bought)
         return CustomerHistory(False, bought, tuple((r.product_id, r.event_type) for r in rows if not r.bought))
-
     return self.run(work)
 
 # %% ../../nbs/shop/01_stores.ipynb #01a0b033
 @patch
-def prune_interactions(
-    self: Store,
-    before: datetime,  # end of the data that the served model was trained on
-) -> int:  # rows
+def prune_interactions(self: Store,
+    before: datetime, # end of the data that the served model was trained on
+) -> int: # rows
     "Forget what happened before a time. The events stay."
     delete = interactions.delete().where(interactions.c.at < check_time(before, 'before'))
     return self.run(lambda con: con.execute(delete).rowcount, write=True)
 
-
 @patch
-def popular(self: Store, k: int, days: float = 30.0) -> list[str]:  # products
+def popular(self: Store, k: int, days: float = 30.) -> list[str]: # products
     "Say what was bought most, then looked at most, in the last days before the newest event."
     t, bought = events.c, sa.func.sum(sa.case((events.c.event_type == 'purchase', 1), else_=0))
-
     def work(con):
         last = con.execute(sa.select(sa.func.max(t.event_time, type_=UtcTime))).scalar()
-        if last is None:
-            return []
-        recent = (t.event_time > last - timedelta(days=days), t.event_type != 'shown')
+        if last is None: return []
+        recent = (t.event_time > last-timedelta(days=days), t.event_type != 'shown')
         query = sa.select(t.product_id).where(*recent).group_by(t.product_id)
         return list(con.execute(query.order_by(bought.desc(), sa.func.count().desc(), t.product_id).limit(k)).scalars())
-
     return self.run(work)
 
 # %% ../../nbs/shop/01_stores.ipynb #13b31edb
 @dataclass(slots=True)
 class Served:
     "A list that was given out."
-
     recommendation_id: str
-    route: str  # customer, session, similar
-    source: str  # where the list comes from
-    model_version: str | None
-    products: list  # ids in order
-    user_id: str | None = None
+    route: str          # customer, session, similar
+    source: str         # where the list comes from
+    model_version: str|None
+    products: list      # ids in order
+    user_id: str|None = None
     served_at: datetime = field(default_factory=lambda: datetime.now(UTC))
-    seconds: float | None = None  # that it took
-
+    seconds: float|None = None # that it took
 
 @patch
-def add_served(self: Store, batch: Iterable[Served]) -> int:  # lists that are new
+def add_served(self: Store, batch: Iterable[Served]) -> int: # lists that are new
     "Store what was given out, each list once."
     batch = list(batch)
     insert = self._insert(served_lists).on_conflict_do_nothing(index_elements=['recommendation_id'])
     insert = insert.returning(served_lists.c.recommendation_id)
-
     def work(con):
         self._lock_deletions(con)
         deleted = self._deleted_among(con, (s.user_id for s in batch if s.user_id is not None))
         rows = [{**asdict(s), 'products': json.dumps(s.products)} for s in batch]
         for row in rows:
-            if row['user_id'] in deleted:
-                row['user_id'] = None
+            if row['user_id'] in deleted: row['user_id'] = None
         return sum(len(con.execute(insert, part).all()) for part in _chunks(rows))
-
     return self.run(work, write=True) if batch else 0
 
 # %% ../../nbs/shop/01_stores.ipynb #01a0b035
 TIME_COLUMNS = {
-    'events': events.c.event_time,
-    'served': served_lists.c.served_at,
-    'interactions': interactions.c.at,
-    'deleted_customers': deleted_customers.c.deleted_at,
+    'events': events.c.event_time, 'served': served_lists.c.served_at,
+    'interactions': interactions.c.at, 'deleted_customers': deleted_customers.c.deleted_at,
 }
 
-
 @patch
-def table(
-    self: Store,
-    name: str,  # a key of `TIME_COLUMNS`
-    since: datetime | None = None,  # by the time of `TIME_COLUMNS`
-    before: datetime | None = None,
-    columns: Iterable[str] | None = None,  # all by default
+def table(self: Store,
+    name: str,                    # a key of `TIME_COLUMNS`
+    since: datetime|None = None,  # by the time of `TIME_COLUMNS`
+    before: datetime|None = None,
+    columns: Iterable[str]|None = None, # all by default
 ) -> pd.DataFrame:
     "Read rows of a table in the order of time."
     if name not in TIME_COLUMNS:
@@ -639,10 +551,8 @@ def table(
     at = TIME_COLUMNS[name]
     wanted = [at.table.c[c] for c in columns or at.table.c.keys()]
     query = sa.select(*wanted).order_by(at, *at.table.primary_key)
-    if since is not None:
-        query = query.where(at >= since)
-    if before is not None:
-        query = query.where(at < before)
+    if since is not None: query = query.where(at >= since)
+    if before is not None: query = query.where(at < before)
     return self.run(lambda con: pd.DataFrame(con.execute(query).all(), columns=[c.name for c in wanted]))
 
 # %% ../../nbs/shop/01_stores.ipynb #2fd28a12
@@ -653,32 +563,28 @@ SCOPES = {
     'admin': 'manage keys, read the status',
 }
 
-
 @dataclass(frozen=True)
 class ApiKey:
     "What is stored of a key. The key itself is not."
-
     key_id: str
     name: str
-    hash: str  # sha256 of the secret, in hex
+    hash: str                # sha256 of the secret, in hex
     scopes: tuple[str, ...]
     created_at: datetime
-    expires_at: datetime | None = None
-    revoked_at: datetime | None = None
-
+    expires_at: datetime|None = None
+    revoked_at: datetime|None = None
     def active(self, now: datetime) -> bool:
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
-
 
 def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode('utf8', 'surrogatepass')).hexdigest()
 
 # %% ../../nbs/shop/01_stores.ipynb #01a0b038
 def check_key(
-    key: str,  # as it came with a request
-    keys: dict[str, ApiKey],  # of `Store.keys`
-    now: datetime | None = None,
-) -> ApiKey | None:
+    key: str,                # as it came with a request
+    keys: dict[str, ApiKey], # of `Store.keys`
+    now: datetime|None = None,
+) -> ApiKey|None:
     "Find the record of a key; None if there is none or it is no longer valid. Takes the same time for both."
     prefix, _, rest = key.partition('_')
     key_id, _, secret = rest.partition('_')
@@ -688,12 +594,11 @@ def check_key(
 
 # %% ../../nbs/shop/01_stores.ipynb #3f244199
 @patch
-def create_key(
-    self: Store,
-    name: str,  # who uses it
+def create_key(self: Store,
+    name: str,              # who uses it
     scopes: Iterable[str],  # of `SCOPES`
-    expires_at: datetime | None = None,
-) -> tuple[str, ApiKey]:  # the key, which is shown this once; what is stored
+    expires_at: datetime|None = None,
+) -> tuple[str, ApiKey]: # the key, which is shown this once; what is stored
     "Make a key. Raises `DataError` for a scope that does not exist."
     scopes = tuple(sorted(set(scopes)))
     wrong = [scope for scope in scopes if scope not in SCOPES]
@@ -705,9 +610,8 @@ def create_key(
     self.run(lambda con: con.execute(insert), write=True)
     return f'gk_{key_id}_{secret}', record
 
-
 @patch
-def keys(self: Store) -> dict[str, ApiKey]:  # key_id -> key
+def keys(self: Store) -> dict[str, ApiKey]: # key_id -> key
     "Read all keys, revoked ones too, oldest first."
     query = api_keys.select().order_by(api_keys.c.created_at, api_keys.c.key_id)
     rows = self.run(lambda con: con.execute(query).mappings().all())
@@ -715,7 +619,7 @@ def keys(self: Store) -> dict[str, ApiKey]:  # key_id -> key
 
 # %% ../../nbs/shop/01_stores.ipynb #01a0b041
 @patch
-def revoke_key(self: Store, key_id: str) -> bool:  # was there such a key, still valid?
+def revoke_key(self: Store, key_id: str) -> bool: # was there such a key, still valid?
     "Accept a key no more."
     t = api_keys.c
     update = api_keys.update().where(t.key_id == key_id, t.revoked_at.is_(None)).values(revoked_at=datetime.now(UTC))
@@ -723,73 +627,56 @@ def revoke_key(self: Store, key_id: str) -> bool:  # was there such a key, still
 
 # %% ../../nbs/shop/01_stores.ipynb #1b1473f2
 @patch
-def delete_customer(self: Store, user_id: str | int) -> dict[str, int]:  # table -> rows that were removed
+def delete_customer(self: Store, user_id: str|int) -> dict[str, int]: # table -> rows that were removed
     "Remove a customer everywhere, for good. Doing it again does no harm."
     user = check_id(user_id, 'customer')
     insert = self._insert(deleted_customers).values(user_id=user, deleted_at=datetime.now(UTC))
-
     def work(con):
         self._lock_deletions(con, exclusive=True)
         con.execute(insert.on_conflict_do_nothing(index_elements=['user_id']))
         tables = (events, interactions, served_lists)
         return {t.name: con.execute(t.delete().where(t.c.user_id == user)).rowcount for t in tables}
-
     return self.run(work, write=True)
 
-
 @patch
-def deleted(
-    self: Store,
-    since: datetime | None = None,  # only those deleted from then on; None: all
+def deleted(self: Store,
+    since: datetime|None = None, # only those deleted from then on; None: all
 ) -> list[str]:
     "List the customers who were deleted, in the order of the deletions."
     t = deleted_customers.c
     query = sa.select(t.user_id).order_by(t.deleted_at, t.user_id)
-    if since is not None:
-        query = query.where(t.deleted_at >= since)
+    if since is not None: query = query.where(t.deleted_at >= since)
     return list(self.run(lambda con: con.execute(query).scalars()))
 
 # %% ../../nbs/shop/01_stores.ipynb #e24f34e0
 #: columns of the export, those of `data_prep`'s input
 EXPORT = (
-    'event_time',
-    'event_type',
-    'product_id',
-    'category_id',
-    'category_code',
-    'brand',
-    'price',
-    'user_id',
+    'event_time', 'event_type', 'product_id', 'category_id', 'category_code', 'brand', 'price', 'user_id',
     'user_session',
 )
 _ARROW_TYPES = {'event_time': pa.timestamp('us', 'UTC'), 'price': pa.float64()}
 _ARROW_SCHEMA = pa.schema([(name, _ARROW_TYPES.get(name, pa.string())) for name in EXPORT])
 
-
-def export_query(since: datetime | None, before: datetime | None) -> sa.Select:
+def export_query(since: datetime|None, before: datetime|None) -> sa.Select:
     "Select the events that training may see."
     t = events.c
     as_view = sa.case((t.event_type == 'click', 'view'), else_=t.event_type).label('event_type')
     query = sa.select(*(as_view if name == 'event_type' else t[name] for name in EXPORT))
     query = query.where(t.event_type != 'shown', t.user_id.not_in(sa.select(deleted_customers.c.user_id)))
-    if since is not None:
-        query = query.where(t.event_time >= since)
-    if before is not None:
-        query = query.where(t.event_time < before)
+    if since is not None: query = query.where(t.event_time >= since)
+    if before is not None: query = query.where(t.event_time < before)
     return query.order_by(t.event_time, t.seq)
 
 # %% ../../nbs/shop/01_stores.ipynb #01a0b044
 @patch
-def export_events(
-    self: Store,
-    path: str | Path,  # a .parquet file
-    since: datetime | None = None,  # first event_time
-    before: datetime | None = None,  # event_time after the last
-    batch: int = 50_000,  # rows in memory at a time
-) -> int:  # rows
+def export_events(self: Store,
+    path: str|Path,               # a .parquet file
+    since: datetime|None = None,  # first event_time
+    before: datetime|None = None, # event_time after the last
+    batch: int = 50_000,          # rows in memory at a time
+) -> int: # rows
     "Write the events for `data_prep`, atomically."
     query, n = export_query(since, before), 0
-
     def work(con):
         nonlocal n
         n = 0
@@ -799,8 +686,7 @@ def export_events(
             for rows in con.execution_options(yield_per=batch).execute(query).mappings().partitions():
                 file.write_table(pa.Table.from_pylist([dict(row) for row in rows], _ARROW_SCHEMA))
                 n += len(rows)
-
     self.run(work)
-    with atomic_path(Path(path).parent / '.forget') as tmp:
-        tmp.write_text(''.join(json.dumps(user) + '\n' for user in self.deleted()))
+    with atomic_path(Path(path).parent/'.forget') as tmp:
+        tmp.write_text(''.join(json.dumps(user)+'\n' for user in self.deleted()))
     return n
