@@ -328,6 +328,31 @@ def test_folders_form_no_circle():
         pytest.fail(f"imports run in a circle: {' <- '.join(err.args[1])}")
 
 
+#: the function behind `python -m`, one in each module that is a command
+SEVERAL = {"main"}
+
+
+def public_names(tree):
+    "Names that a module defines at its top, without methods that are patched onto a class."
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            patched = any("patch" in ast.unparse(d) for d in node.decorator_list)
+            names = [] if patched else [node.name]
+        elif isinstance(node, ast.Assign):
+            names = [n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)]
+        else:
+            names = [node.target.id] if isinstance(node, ast.AnnAssign) else []
+        yield from (name for name in names if not name.startswith("_"))
+
+
+def test_a_public_name_is_defined_once():
+    places = {}
+    for name in NUMBERED:
+        for public in set(public_names(ast.parse(source(name)))):
+            places.setdefault(public, []).append(name)
+    assert {public: where for public, where in places.items() if len(where) > 1 and public not in SEVERAL} == {}
+
+
 def test_a_circle_of_folders_is_found():
     with pytest.raises(graphlib.CycleError):
         floors({"graph": {"ranking": 1}, "ranking": {"graph": 1}})
