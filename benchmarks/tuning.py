@@ -1,34 +1,25 @@
-"""A search for settings on two shops, and what it brings on the test split. GNN_ECOMMERCE_BUDGET is the time for each, 10m where it is unset."""
+"""A search for settings on two shops, and its gain on the test split. Time for each: GNN_ECOMMERCE_BUDGET, or 10m."""
 
 import os
 import tempfile
 from pathlib import Path
 
 import pandas as pd
-import yaml
-from gnn_ecommerce.core import atomic_path, merge_params, project_root, read_params, run_stage
+from gnn_ecommerce.core import atomic_path, dump_yaml, load_yaml, merge_params, project_root, read_params, run_stage
 from gnn_ecommerce.graph.datasets import data_folder
 from gnn_ecommerce.run.tuning import gain_on_test, run_tuning
 
 from benchmarks.common import FIELDS, RESULTS, Clock, machine, row, write
 
-# one kind of filter, so that a trial takes seconds: where a shop is small, `auto` tries kind `chebyshev` too
+# one kind of filter, so that a trial takes seconds: if a shop is small, `auto` tries kind `chebyshev` too
 QUICK = {"training": {"filter": "paths"}, "tuning": {"space": {"training.filter": ["paths", "none"]}}}
 
 
 def retailrocket():
-    "Real events of several behaviours. Pairs are drawn at random: of the customers who buy in the last weeks, four in five are new."
-    overlay = yaml.safe_load((project_root() / "nbs" / "guides" / "retailrocket.yaml").read_text(encoding="utf8"))
-    return merge_params(
-        overlay,
-        {
-            "data_prep": {
-                "events": str(data_folder("retailrocket")),
-                "pattern": "train_events.csv",
-                "split": "random_pairs",
-            }
-        },
-    ), ["data_prep"]
+    "Real events. Pairs are drawn at random: of the customers who buy in the last weeks, four in five are new."
+    overlay = load_yaml((project_root() / "nbs" / "guides" / "retailrocket.yaml").read_text(encoding="utf8"))
+    source = dict(events=str(data_folder("retailrocket")), pattern="train_events.csv", split="random_pairs")
+    return merge_params(overlay, {"data_prep": source}), ["data_prep"]
 
 
 def shop():
@@ -44,12 +35,8 @@ def measure(part, budget, folder):
     make, dataset = PARTS[part]
     values, stages = make()
     params = Path(folder) / "params.yaml"
-    params.write_text(
-        yaml.safe_dump(
-            merge_params(merge_params(read_params(project_root() / "params.yaml"), values), QUICK), sort_keys=False
-        ),
-        encoding="utf8",
-    )
+    settings = merge_params(merge_params(read_params(project_root() / "params.yaml"), values), QUICK)
+    params.write_text(dump_yaml(settings), encoding="utf8")
     for stage in stages:
         run_stage(stage, params)
     clock = Clock()
@@ -85,20 +72,8 @@ def gain(table: pd.DataFrame, dataset):
             k: float(f"{v:.5g}")
             for k, v in dict(value=r.difference, min=min(r.low, r.difference), max=max(r.high, r.difference)).items()
         }
-        filled = (
-            dict(
-                name="tuned",
-                dataset=dataset,
-                metric=f"{metric} minus settings as they were",
-                split="test",
-                unit="",
-                runs=1000,
-                peer=None,
-                ratio=None,
-                chosen_on="validation",
-            )
-            | digits
-        )
+        about = dict(name="tuned", dataset=dataset, metric=f"{metric} minus settings as they were", split="test")
+        filled = about | dict(unit="", runs=1000, peer=None, ratio=None, chosen_on="validation") | digits
         rows.append({k: filled[k] for k in FIELDS})
     return rows
 

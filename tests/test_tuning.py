@@ -1,4 +1,4 @@
-"""The search for settings: killed and resumed, shared by two processes, ended in time, and its answer taken by the pipeline."""
+"""The search for settings: killed and resumed, shared, ended in time, and its answer taken by the pipeline."""
 
 import os
 import signal
@@ -10,9 +10,16 @@ from datetime import datetime
 import optuna
 import pandas as pd
 import pytest
-import yaml
 from conftest import ROOT
-from gnn_ecommerce.core import SettingsError, example_project, load_settings, read_params, run_stage
+from gnn_ecommerce.core import (
+    SettingsError,
+    dump_yaml,
+    example_project,
+    load_settings,
+    load_yaml,
+    read_params,
+    run_stage,
+)
 from gnn_ecommerce.run.pipeline import apply_overlay, main
 from gnn_ecommerce.run.tuning import SPACE, TuningSettings, make_tuner, open_storage, run_tuning
 
@@ -35,9 +42,9 @@ def shop(tmp_path_factory):
 
 def space(params, wanted, **more):
     "Put a space, and other settings of section tuning, into a params file."
-    values = yaml.safe_load(params.read_text())
+    values = load_yaml(params.read_text())
     values["tuning"] |= dict(space=wanted, startup=3, **more)
-    params.write_text(yaml.safe_dump(values, sort_keys=False))
+    params.write_text(dump_yaml(values))
     return params
 
 
@@ -93,8 +100,8 @@ def test_kill_9_and_two_processes_on_one_study(shop, tmp_path):
         f.write(b'{"op_code": 6, "trial_i')  # as if killed while writing
 
     two = [start(params, "10m") for _ in range(2)]
-    said = [c.communicate(timeout=200)[0] for c in two]
-    assert [c.returncode for c in two] == [0, 0], said
+    outputs = [c.communicate(timeout=200)[0] for c in two]
+    assert [c.returncode for c in two] == [0, 0], outputs
     after = trials(params)
     assert all({t.number: t.value for t in after}[n] == value for n, value in before.items()), (
         "no trial is lost or changed"
@@ -106,7 +113,7 @@ def test_kill_9_and_two_processes_on_one_study(shop, tmp_path):
     values = [t.params for t in done]
     assert len({str(v) for v in values}) >= 8, "processes that share a study do not draw the same settings"
     again = [t for t in after if "again" in t.user_attrs]
-    for t in again:  # what the killed one had drawn, which is not everything where it was killed while drawing
+    for t in again:  # what the killed one had drawn, not everything if it was killed while drawing
         had = after[t.user_attrs["again"]].params
         assert not t.params or had == {name: t.params.get(name) for name in had}, (had, t.params)
 
@@ -151,9 +158,9 @@ def test_a_second_search_goes_on_and_other_data_begins_anew(shop, tmp_path):
     space(params, SMALL, trials=3)
     second = run_tuning(params, "60s").table
     assert len(first) == 2 and len(second) == 3 and second.value[:2].tolist() == first.value.tolist()
-    values = yaml.safe_load(params.read_text())
+    values = load_yaml(params.read_text())
     values["training"]["dim"] = 4
-    params.write_text(yaml.safe_dump(values))
+    params.write_text(dump_yaml(values))
     assert (
         len(run_tuning(params, "1s").table) <= 3
         and len(optuna.get_all_study_names(open_storage("model-checkpoints/tuning/journal.log", params.parent))) == 2
@@ -168,7 +175,7 @@ def test_a_database_can_hold_the_trials(shop, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong, said",
+    "wrong, message",
     [
         ({"training.dims": [1]}, "training.dims: expected no such key"),
         ({"training.lr": [0.0]}, "training.lr: expected a value > 0"),
@@ -182,12 +189,12 @@ def test_a_database_can_hold_the_trials(shop, tmp_path):
         ({}, "expected at least one key"),
     ],
 )
-def test_a_bad_space_is_refused_before_anything_runs(shop, tmp_path, wrong, said):
+def test_a_bad_space_is_refused_before_anything_runs(shop, tmp_path, wrong, message):
     params = project(shop, tmp_path / "shop")
     space(params, wrong)
     with pytest.raises(SettingsError, match="tuning.space") as err:
         run_tuning(params, "60s")
-    assert said in str(err.value)
+    assert message in str(err.value)
 
 
 def test_params_yaml_shows_the_default_space():
