@@ -51,7 +51,8 @@ class InferenceSettings(StageSettings):
     chunk: int = Field(16_384, ge=1, le=10_000_000, description='users whose lists are in memory at a time')
     report: bool = Field(True,
         description='compare all methods on the test split; false: only write the recommendations')
-    ks: list[Annotated[int, Field(ge=1, le=1000)]] = Field([10, 20], min_length=1, description='list lengths of the metrics')
+    ks: list[Annotated[int, Field(ge=1, le=1000)]] = Field([10, 20], min_length=1,
+        description='list lengths of the metrics')
     longest: int = Field(50, ge=1, le=1000, description='longest list in the plot of recall@k')
     baselines: list[str] = Field(['popular', 'random', 'svd', 'als', 'graph_filter'],
         description='methods to compare with, names in models/04_baselines')

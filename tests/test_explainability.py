@@ -64,7 +64,8 @@ def test_every_split_adds_up_to_the_score(capsys):
             cases, scores = cases + 1, scores + len(items)
     with capsys.disabled():
         print(
-            f"\n{scores} scores of {cases} models, worst deviation of the scale: {', '.join(f'{k} {v:.1e}' for k, v in worst.items())}"
+            f"\n{scores} scores of {cases} models, worst deviation of the scale:",
+            ", ".join(f"{k} {v:.1e}" for k, v in worst.items()),
         )
     assert max(worst.values()) < 1e-5
 
@@ -209,7 +210,7 @@ def test_a_hub_and_a_customer_with_five_thousand_products_stay_cheap():
 
 
 def test_what_if_is_what_a_graph_without_the_events_says_of_the_customer():
-    "An isolated pair of customer and products: nobody else's degree matters, so folding in and propagating anew agree on the customer's side."
+    "Nobody else's degree matters, so folding in and propagating anew agree on the customer's side."
     g = random_graph(30, 25, 160, seed=3)
     explainer, _ = model_of(3, 2, True, True, "paths")
     g = explainer.graph
@@ -236,6 +237,48 @@ def test_what_if_is_what_a_graph_without_the_events_says_of_the_customer():
             np.testing.assert_allclose(w.after, score, atol=1e-5)
     with pytest.raises(GnnEcommerceError, match="no event with it"):
         explainer.what_if(0, [x for x in range(30) if x not in explainer.shares(0, [0]).history][:1], [0])
+
+
+def test_effects_are_what_if_of_each_product():
+    for seed in range(5):
+        explainer, _ = random_case(seed)
+        s = explainer.shares(0, np.arange(min(5, explainer.graph.n_items)))
+        changes = [explainer.what_if(0, [x], s.items).change.to_numpy() for x in s.history]
+        wanted = -np.reshape(changes, (len(s.history), len(s.items)))
+        np.testing.assert_allclose(explainer.effects(s), wanted, atol=1e-9)
+
+
+def test_people_are_what_dense_matrices_say():
+    g, user, items, others = random_graph(30, 20, 150, seed=4), 3, np.arange(20), np.arange(30) != 3
+    E, alpha = rng(0, "E").standard_normal((50, 5), np.float32), [0.4, 0.3, 0.2, 0.1]
+    explainer = Explainer(g, torch.from_numpy(E), alpha, filter=GraphFilter("paths", n=8, cap=6).fit(g), b=0.7)
+    A = Adjacency.from_graph(g).to_scipy().toarray().astype(float)
+    Z = sum(a * np.linalg.matrix_power(A, l) for l, a in enumerate(alpha)) @ E
+    beyond = (0.2 * np.eye(50) + 0.1 * A) @ E
+    joint = (A[user, 30:] @ A[30:, :30]) * (Z[30:] @ beyond[:30].T)
+    joint /= np.linalg.norm(Z[user]) * np.linalg.norm(Z[30:], axis=1)[:, None]
+    has, table, s = g.csr().toarray().astype(bool).T, explainer.people(user, items), explainer.shares(user, items)
+    own = np.array([share[v == user].sum() for _, v, share in (explainer.filter_paths(user, i) for i in items)])
+    both = (joint * has)[:, others].sum(1) + s.filter.sum(0) - own
+    np.testing.assert_allclose(table.people_with_both, both, atol=1e-6)
+    np.testing.assert_allclose(table.other_people, (joint * ~has)[:, others].sum(1), atol=1e-6)
+    np.testing.assert_allclose(table.yourself, joint[:, user] + own, atol=1e-6)
+
+
+def test_the_stage_explains_an_unknown_customer_by_popularity(tmp_path):
+    from gnn_ecommerce.core import ProjectPaths, dump_yaml, example_project, read_params, read_table
+    from gnn_ecommerce.explainability import run_explainability
+
+    params = example_project(before="explainability", root=tmp_path)
+    file = ProjectPaths(params.parent).recommendations / "recommendations.parquet"
+    first = read_table(file, "recommendations", "inference").groupby("source").user_id.first()
+    users = [int(first["model"]), int(first["popular"])]
+    params.write_text(dump_yaml(read_params(params) | {"explainability": {"users": users, "k": 2, "check": 2}}))
+    result = run_explainability(params)
+    unknown = result.rows[result.rows.user_id == users[1]]
+    assert set(unknown.split) == {"popular"} and len(unknown) == 2
+    assert unknown.sentence.str.startswith("Because many customers bought it").all()
+    assert result.metrics["customers"] == 2 and result.metrics["not_known"] == 2 and result.metrics["checked"] == 2
 
 
 def taste_shop(seed=0, n_users=240, n_items=120, tastes=6):
@@ -322,7 +365,8 @@ def test_customers_without_history_and_products_without_customers():
 
 def test_the_share_functions_load_nothing_that_a_server_must_not_load():
     code = (
-        "import sys, gnn_ecommerce.explain.shares, gnn_ecommerce.explain.paths; heavy = {'duckdb', 'ibis', 'papermill', 'matplotlib', 'plotly', 'implicit', 'sklearn', 'dvclive'}; "
+        "import sys, gnn_ecommerce.explain.shares, gnn_ecommerce.explain.paths; "
+        "heavy = {'duckdb', 'ibis', 'papermill', 'matplotlib', 'plotly', 'implicit', 'sklearn', 'dvclive'}; "
         "print(sorted(heavy & set(sys.modules)), 'gnn_ecommerce.training' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
