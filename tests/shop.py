@@ -16,6 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 import httpx
+import pytest
 from postgres import free_port
 
 from gnn_ecommerce.shop.stores import SCOPES, Store
@@ -90,6 +91,11 @@ def wait_for(what, seconds=90, step=0.02):
     while not what():
         assert time.monotonic() < until, f"waited {seconds} s in vain"
         time.sleep(step)
+
+
+def named(cases):
+    "Parameters of a test, and their names, of a dict: a tuple holds several."
+    return [pytest.param(*(case if isinstance(case, tuple) else (case,)), id=name) for name, case in cases.items()]
 
 
 def answers(url):
