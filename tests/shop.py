@@ -79,10 +79,10 @@ uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", lifespan="off",
 
 
 def post(url, value):
-    "POST JSON with the standard library; status and answer."
+    "POST JSON with the standard library; the answer."
     request = urllib.request.Request(url, json.dumps(value).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=5) as r:
-        return r.status, r.read()
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
 
 
 def wait_for(what, seconds=90, step=0.02):
@@ -100,7 +100,8 @@ def named(cases):
 
 def answers(url):
     try:
-        return urllib.request.urlopen(url, timeout=1).status == 200
+        with urllib.request.urlopen(url, timeout=1) as answer:
+            return answer.status == 200
     except (urllib.error.URLError, OSError):
         return False
 
@@ -110,24 +111,21 @@ class Process:
 
     def __init__(self, command, env, ready, limits=None):
         self.command, self.env, self.ready, self.limits, self.process = command, env, ready, limits, None
-        self.log = tempfile.NamedTemporaryFile("w+", suffix=".log", delete=False)
+        self.log = Path(tempfile.mkdtemp(prefix="gnn_server_")) / "log"
 
     def start(self, wait=True):
-        self.process = subprocess.Popen(
-            self.command,
-            env={**os.environ, **self.env},
-            cwd=ROOT,
-            stdout=self.log,
-            stderr=self.log,
-            preexec_fn=self.limits,
-        )
+        env = {**os.environ, **self.env}
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                self.command, env=env, cwd=ROOT, stdout=log, stderr=log, preexec_fn=self.limits
+            )
         if wait:
             wait_for(lambda: answers(self.ready) or self.process.poll() is not None, 120)
         assert self.process.poll() is None, self.text()[-3000:]
         return self
 
     def text(self):
-        return Path(self.log.name).read_text()
+        return self.log.read_text()
 
     def kill(self):
         self.process.send_signal(signal.SIGKILL)

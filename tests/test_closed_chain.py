@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import sys
-import urllib.request
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -14,7 +13,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 from postgres import free_port
-from shop import Api, answers, wait_for
+from shop import Api, answers, post, wait_for
 
 from gnn_ecommerce.bundle import open_bundle
 from gnn_ecommerce.core import ProjectPaths, example_project, run_stage
@@ -44,11 +43,6 @@ def model_server(root, log):
     finally:
         process.terminate()
         process.wait(30)
-
-
-def activate(url, name):
-    body, head = json.dumps({"bundle": name}).encode(), {"Content-Type": "application/json"}
-    return json.load(urllib.request.urlopen(urllib.request.Request(f"{url}/admin/activate", body, head), timeout=60))
 
 
 def event(name, event_type, product, customer, minutes):
@@ -123,7 +117,7 @@ def around(seen, api, shop, url):
     for stage in ("data_prep", "graph_build", "training", "bundle"):
         run_stage(stage, seen.root / "params.yaml")
     seen.new = newest(seen.root)
-    seen.active = activate(url, seen.new.name)["active"]
+    seen.active = post(f"{url}/admin/activate", {"bundle": seen.new.name})["active"]
     api.store.prune_interactions(AFTER + timedelta(days=30))
     wait_for(lambda: list_of(shop, seen.buyer)[2] != seen.before[seen.buyer][2])
     seen.after, seen.long_list = lists(), list_of(shop, seen.buyer, 100)[1]

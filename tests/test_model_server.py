@@ -154,11 +154,12 @@ class Server(Process):
         raise AssertionError(f"expected {WORKERS} workers to answer, found {set(pid for pid, _ in connections)}")
 
     def workers(self):
-        "The processes that answer."
-        connections = self.spread(1)
-        for _, con in connections:
+        "The processes that answer, and the bundle that each of them serves."
+        serving = {}
+        for pid, con in self.spread(1):
+            serving[pid] = self.ask("GET", "/version", connection=con)[1]["bundle"]
             con.close()
-        return {pid for pid, _ in connections}
+        return serving
 
 
 @pytest.fixture(scope="module")
@@ -312,6 +313,8 @@ class Clients:
         self.stopping = True
         for thread in self.threads:
             thread.join()
+        for con in self.connections:
+            con.close()
 
 
 class Turns:
@@ -342,8 +345,7 @@ def swapped(running, models):
         wait_for(lambda: turns.are_at("one"))
         for version in ["two", "one"] * 5:
             status, answer = running.activate(models[version].name)
-            served = [running.ask("GET", "/version", connection=con)[1]["bundle"] for _, con in running.spread(1)]
-            swaps.append((status, answer["active"], answer["workers"], served))
+            swaps.append((status, answer["active"], answer["workers"], [*running.workers().values()]))
             wait_for(lambda at=version: turns.are_at(at))
     return clients, turns, swaps
 
