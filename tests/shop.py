@@ -85,7 +85,7 @@ def post(url, value):
         return json.load(answer)
 
 
-def wait_for(what, seconds=90, step=0.02):
+def wait_for(what, seconds=300, step=0.02):
     "Until `what()` is true."
     until = time.monotonic() + seconds
     while not what():
@@ -120,7 +120,7 @@ class Process:
                 self.command, env=env, cwd=ROOT, stdout=log, stderr=log, preexec_fn=self.limits
             )
         if wait:
-            wait_for(lambda: answers(self.ready) or self.process.poll() is not None, 120)
+            wait_for(lambda: answers(self.ready) or self.process.poll() is not None)
         assert self.process.poll() is None, self.text()[-3000:]
         return self
 

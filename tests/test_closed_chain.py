@@ -38,7 +38,7 @@ def model_server(root, log):
     with open(log, "w") as file:
         process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file)
     try:
-        wait_for(lambda: answers(f"{url}/readyz") or process.poll() is not None, 200)
+        wait_for(lambda: answers(f"{url}/readyz") or process.poll() is not None)
         yield url
     finally:
         process.terminate()

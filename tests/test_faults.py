@@ -50,7 +50,7 @@ def repaired(request):
 
 def all_there(api, load):
     "Every acknowledged event is stored, each once, and nothing that was not sent."
-    wait_for(lambda: api.state()["spool"] == 0, 120)
+    wait_for(lambda: api.state()["spool"] == 0)
     names = [e for e in api.store.table("events", columns=["event_id"]).event_id if e.startswith(load.name)]
     assert len(names) == len(set(names))
     assert load.acknowledged <= set(names) <= load.sent

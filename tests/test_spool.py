@@ -199,7 +199,7 @@ def spooled(folder, operations):
     return folder
 
 
-async def until(what, seconds=60):
+async def until(what, seconds=300):
     async with asyncio.timeout(seconds):
         while not what():
             await asyncio.sleep(0.02)
