@@ -120,9 +120,17 @@ class Process:
                 self.command, env=env, cwd=ROOT, stdout=log, stderr=log, preexec_fn=self.limits
             )
         if wait:
-            wait_for(lambda: answers(self.ready) or self.process.poll() is not None)
+            self.wait_until(lambda: answers(self.ready))
         assert self.process.poll() is None, self.text()[-3000:]
         return self
+
+    def wait_until(self, is_ready):
+        "Until it is ready, or has ended; it does not outlive a wait in vain."
+        try:
+            wait_for(lambda: is_ready() or self.process.poll() is not None)
+        except BaseException:
+            self.kill()
+            raise
 
     def text(self):
         return self.log.read_text()

@@ -102,7 +102,7 @@ class Server(Process):
 
     def start(self):
         super().start(wait=False)
-        wait_for(lambda: self.address() or self.process.poll() is not None)
+        self.wait_until(self.address)
         assert self.address(), self.text()[-3000:]
         self.port = int(self.address()[1])
         return self
