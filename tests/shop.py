@@ -16,6 +16,7 @@ from collections import Counter
 from pathlib import Path
 
 import httpx
+import pytest
 from postgres import free_port
 
 from gnn_ecommerce.shop.stores import SCOPES, Store
@@ -78,13 +79,13 @@ uvicorn.run(app, host="127.0.0.1", port=port, log_level="error", lifespan="off",
 
 
 def post(url, value):
-    "POST JSON with the standard library; status and answer."
+    "POST JSON with the standard library; the answer."
     request = urllib.request.Request(url, json.dumps(value).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=5) as r:
-        return r.status, r.read()
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
 
 
-def wait_for(what, seconds=90, step=0.02):
+def wait_for(what, seconds=300, step=0.02):
     "Until `what()` is true."
     until = time.monotonic() + seconds
     while not what():
@@ -92,9 +93,15 @@ def wait_for(what, seconds=90, step=0.02):
         time.sleep(step)
 
 
+def named(cases):
+    "Parameters of a test, and their names, of a dict: a tuple holds several."
+    return [pytest.param(*(case if isinstance(case, tuple) else (case,)), id=name) for name, case in cases.items()]
+
+
 def answers(url):
     try:
-        return urllib.request.urlopen(url, timeout=1).status == 200
+        with urllib.request.urlopen(url, timeout=1) as answer:
+            return answer.status == 200
     except (urllib.error.URLError, OSError):
         return False
 
@@ -104,24 +111,29 @@ class Process:
 
     def __init__(self, command, env, ready, limits=None):
         self.command, self.env, self.ready, self.limits, self.process = command, env, ready, limits, None
-        self.log = tempfile.NamedTemporaryFile("w+", suffix=".log", delete=False)
+        self.log = Path(tempfile.mkdtemp(prefix="gnn_server_")) / "log"
 
     def start(self, wait=True):
-        self.process = subprocess.Popen(
-            self.command,
-            env={**os.environ, **self.env},
-            cwd=ROOT,
-            stdout=self.log,
-            stderr=self.log,
-            preexec_fn=self.limits,
-        )
+        env = {**os.environ, **self.env}
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                self.command, env=env, cwd=ROOT, stdout=log, stderr=log, preexec_fn=self.limits
+            )
         if wait:
-            wait_for(lambda: answers(self.ready) or self.process.poll() is not None, 120)
+            self.wait_until(lambda: answers(self.ready))
         assert self.process.poll() is None, self.text()[-3000:]
         return self
 
+    def wait_until(self, is_ready):
+        "Until it is ready, or has ended; it does not outlive a wait in vain."
+        try:
+            wait_for(lambda: is_ready() or self.process.poll() is not None)
+        except BaseException:
+            self.kill()
+            raise
+
     def text(self):
-        return Path(self.log.name).read_text()
+        return self.log.read_text()
 
     def kill(self):
         self.process.send_signal(signal.SIGKILL)

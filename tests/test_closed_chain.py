@@ -1,13 +1,10 @@
 """Once around: serve, events, export, the pipeline again, a new bundle, swapped in; then the purchases matter, and the
-deleted customer is nowhere.
-
-That both kinds of databases export the same is tested in test_stores.py, so this runs on one of them.
-"""
+deleted customer is nowhere."""
 
 import json
+import shutil
 import subprocess
 import sys
-import urllib.request
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -16,7 +13,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 from postgres import free_port
-from shop import Api, answers, wait_for
+from shop import Api, answers, post, wait_for
 
 from gnn_ecommerce.bundle import open_bundle
 from gnn_ecommerce.core import ProjectPaths, example_project, run_stage
@@ -41,16 +38,11 @@ def model_server(root, log):
     with open(log, "w") as file:
         process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file)
     try:
-        wait_for(lambda: answers(f"{url}/readyz") or process.poll() is not None, 200)
+        wait_for(lambda: answers(f"{url}/readyz") or process.poll() is not None)
         yield url
     finally:
         process.terminate()
         process.wait(30)
-
-
-def activate(url, name):
-    body, head = json.dumps({"bundle": name}).encode(), {"Content-Type": "application/json"}
-    return json.load(urllib.request.urlopen(urllib.request.Request(f"{url}/admin/activate", body, head), timeout=60))
 
 
 def event(name, event_type, product, customer, minutes):
@@ -82,16 +74,25 @@ def other_events(bundle, products):
 
 
 @pytest.fixture(scope="module")
-def chain(tmp_path_factory):
+def trained(tmp_path_factory):
+    "A small shop whose pipeline has run; each database gets a copy."
+    root = tmp_path_factory.mktemp("trained") / "shop"
+    run_stage("bundle", example_project("bundle", {"training": {"epochs": 2, "filter": "paths"}}, root))
+    return root
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def chain(request, trained, tmp_path_factory):
     "The whole way: what the shop saw before, in between and after."
     folder = tmp_path_factory.mktemp("chain")
+    database = request.getfixturevalue("postgres").database() if request.param == "postgres" else None
     seen, root = SimpleNamespace(root=folder / "shop"), folder / "shop"
-    run_stage("bundle", example_project("bundle", {"training": {"epochs": 2}}, root))
+    shutil.copytree(trained, root)
     seen.old = newest(root)
     seen.buyer, seen.gone = seen.old.user_ids.id(1), seen.old.user_ids.id(0)
     seen.products = [seen.old.item_ids.id(i) for i in range(8)]
     with model_server(root, folder / "model.log") as url:
-        api = Api(folder, url, MODEL_TIMEOUT=5).start()
+        api = Api(folder, url, database, MODEL_TIMEOUT=5).start()
         try:
             with api.client() as shop:
                 around(seen, api, shop, url)
@@ -116,7 +117,7 @@ def around(seen, api, shop, url):
     for stage in ("data_prep", "graph_build", "training", "bundle"):
         run_stage(stage, seen.root / "params.yaml")
     seen.new = newest(seen.root)
-    seen.active = activate(url, seen.new.name)["active"]
+    seen.active = post(f"{url}/admin/activate", {"bundle": seen.new.name})["active"]
     api.store.prune_interactions(AFTER + timedelta(days=30))
     wait_for(lambda: list_of(shop, seen.buyer)[2] != seen.before[seen.buyer][2])
     seen.after, seen.long_list = lists(), list_of(shop, seen.buyer, 100)[1]

@@ -10,8 +10,7 @@ import psutil
 import pytest
 from shop import Api, Load, Model, wait_for
 
-from gnn_ecommerce.run.processes import Program
-from gnn_ecommerce.model_server import Supervisor
+from gnn_ecommerce.run.processes import ProcessRunner, Program
 from gnn_ecommerce.shop.stores import Event
 
 GET = "/v1/customers/17/recommendations"
@@ -22,7 +21,7 @@ def model():
     "A model server under a supervisor, as `make serve` has it."
     server, messages = Model(), []
     server.program = Program("model server", server.command, server.env, server.ready)
-    watch = Supervisor([server.program], messages.append)
+    watch = ProcessRunner([server.program], messages.append)
     watch.start()
     thread = threading.Thread(target=watch.run)
     thread.start()
@@ -51,7 +50,7 @@ def repaired(request):
 
 def all_there(api, load):
     "Every acknowledged event is stored, each once, and nothing that was not sent."
-    wait_for(lambda: api.state()["spool"] == 0, 120)
+    wait_for(lambda: api.state()["spool"] == 0)
     names = [e for e in api.store.table("events", columns=["event_id"]).event_id if e.startswith(load.name)]
     assert len(names) == len(set(names))
     assert load.acknowledged <= set(names) <= load.sent

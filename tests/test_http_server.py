@@ -6,6 +6,8 @@ import threading
 import time
 
 import pytest
+from shop import named
+
 from gnn_ecommerce.serving.http_server import HttpServer, Limits
 from gnn_ecommerce.serving.protocol import encode
 
@@ -129,19 +131,21 @@ def test_more_late_requests_than_may_wait(server):
 
 @pytest.mark.parametrize(
     "parts, status",
-    {
-        "no HTTP": ((b"GARBAGE\r\n\r\n",), 400),
-        "TLS": ((b"\x16\x03\x01\x02\x00\x01\x00",), 400),
-        "long header": ((get(b"/a", b"X: %b\r\n" % (b"x" * 3000)),), 431),
-        "a header that never ends": ((b"GET /a HTTP/1.1\r\nX: ", b"x" * 1500, b"x" * 1500, b"x" * 1500), 431),
-        "long address": ((get(b"/" + b"a" * 3000),), 431),
-        "announced body": ((post(b"Content-Length: 6000\r\n"),), 413),
-        "chunked body": ((post(b"Transfer-Encoding: chunked\r\n", b"1770\r\n" + b"x" * 6000),), 413),
-        "half a body": ((post(b"Content-Length: 10\r\n", b"abc"),), 408),
-        "half a head": ((b"GET /a HT",), 408),
-        "no answer": ((get(b"/never"),), 504),
-        "nothing": ((b"",), 0),
-    }.values(),
+    named(
+        {
+            "no HTTP": ((b"GARBAGE\r\n\r\n",), 400),
+            "TLS": ((b"\x16\x03\x01\x02\x00\x01\x00",), 400),
+            "long header": ((get(b"/a", b"X: %b\r\n" % (b"x" * 3000)),), 431),
+            "a header that never ends": ((b"GET /a HTTP/1.1\r\nX: ", b"x" * 1500, b"x" * 1500, b"x" * 1500), 431),
+            "long address": ((get(b"/" + b"a" * 3000),), 431),
+            "announced body": ((post(b"Content-Length: 6000\r\n"),), 413),
+            "chunked body": ((post(b"Transfer-Encoding: chunked\r\n", b"1770\r\n" + b"x" * 6000),), 413),
+            "half a body": ((post(b"Content-Length: 10\r\n", b"abc"),), 408),
+            "half a head": ((b"GET /a HT",), 408),
+            "no answer": ((get(b"/never"),), 504),
+            "nothing": ((b"",), 0),
+        }
+    ),
 )
 def test_what_is_wrong_is_answered_and_the_connection_closed(server, parts, status):
     assert server.status(*parts) == status

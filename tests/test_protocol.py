@@ -1,6 +1,8 @@
 """The wire format of the model server: what is refused, and with which status."""
 
 import pytest
+from shop import named
+
 from gnn_ecommerce.serving.protocol import MAX_BODY, ProblemError, RecommendRequest, decode, encode, openapi
 
 
@@ -28,19 +30,21 @@ def test_a_field_of_the_wrong_type_is_named(field, reason):
 
 @pytest.mark.parametrize(
     "body, status",
-    {
-        "nothing": (b"", 400),
-        "cut off": (b'{"requests"', 400),
-        "not UTF-8": (b"\xff", 400),
-        "not a number": (b'{"requests": [{"filters": {"max_price": NaN}}]}', 400),
-        "half a surrogate": (b'{"requests": [{"customer": "\xed\xa0\x80"}]}', 400),
-        "deep": (b"[" * 5000, 422),
-        "deep where a list is expected": (b'{"requests":' + b"[" * 50000, 422),
-        "long id": (b'{"requests": [{"customer": "%s"}]}' % (b"x" * 1000), 422),
-        "a list": (b"[]", 422),
-        "no requests": (b'{"requests": []}', 422),
-        "large": (b" " * (MAX_BODY + 1), 413),
-    }.values(),
+    named(
+        {
+            "nothing": (b"", 400),
+            "cut off": (b'{"requests"', 400),
+            "not UTF-8": (b"\xff", 400),
+            "not a number": (b'{"requests": [{"filters": {"max_price": NaN}}]}', 400),
+            "half a surrogate": (b'{"requests": [{"customer": "\xed\xa0\x80"}]}', 400),
+            "deep": (b"[" * 5000, 422),
+            "deep where a list is expected": (b'{"requests":' + b"[" * 50000, 422),
+            "long id": (b'{"requests": [{"customer": "%s"}]}' % (b"x" * 1000), 422),
+            "a list": (b"[]", 422),
+            "no requests": (b'{"requests": []}', 422),
+            "large": (b" " * (MAX_BODY + 1), 413),
+        }
+    ),
 )
 def test_what_is_no_request_is_refused(body, status):
     assert refused(body).status == status

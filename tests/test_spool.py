@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -31,6 +32,13 @@ def numbers(first, last):
     return [number(i) for i in range(first, last)]
 
 
+@pytest.fixture
+def open_spool(tmp_path):
+    "Opens spools in the test's folder; at the end they are closed."
+    with ExitStack() as stack:
+        yield lambda **options: stack.enter_context(closing(Spool(tmp_path, **options)))
+
+
 def everything(spool):
     return [record for part in spool.pending() for record in part]
 
@@ -38,8 +46,8 @@ def everything(spool):
 # The file
 
 
-def test_the_file_stays_within_its_limit_while_it_never_gets_empty(tmp_path):
-    spool, largest = Spool(tmp_path, limit=LIMIT), 0
+def test_the_file_stays_within_its_limit_while_it_never_gets_empty(open_spool):
+    spool, largest = open_spool(limit=LIMIT), 0
     spool.append(numbers(0, 200))
     for i in range(200, 1200, 10):
         records, last = spool.peek(10)
@@ -51,20 +59,20 @@ def test_the_file_stays_within_its_limit_while_it_never_gets_empty(tmp_path):
     assert everything(spool) == numbers(1000, 1200)
 
 
-def test_a_second_process_is_refused(tmp_path):
-    spool = Spool(tmp_path)
+def test_a_second_process_is_refused(tmp_path, open_spool):
+    spool = open_spool()
     with pytest.raises(ArtifactError, match="another process"):
         Spool(tmp_path)
     spool.close()
     Spool(tmp_path).close()
 
 
-def test_what_is_there_comes_again_after_a_reopening(tmp_path):
-    spool = Spool(tmp_path)
+def test_what_is_there_comes_again_after_a_reopening(open_spool):
+    spool = open_spool()
     spool.append(numbers(0, 50))
     spool.done(spool.peek(20)[1])
     spool.close()
-    again = Spool(tmp_path)
+    again = open_spool()
     assert (len(again), everything(again)) == (30, numbers(20, 50))
 
 
@@ -78,23 +86,23 @@ def fill(spool):
     return n
 
 
-def test_a_full_spool_refuses_and_keeps_what_it_has(tmp_path):
-    spool = Spool(tmp_path, limit=LIMIT)
+def test_a_full_spool_refuses_and_keeps_what_it_has(open_spool):
+    spool = open_spool(limit=LIMIT)
     n = fill(spool)
     assert 0 < n == len(spool) == len(everything(spool))
     assert os.path.getsize(spool.path) <= LIMIT
 
 
-def test_a_full_spool_has_room_again_when_half_of_it_is_done(tmp_path):
-    spool = Spool(tmp_path, limit=LIMIT)
+def test_a_full_spool_has_room_again_when_half_of_it_is_done(open_spool):
+    spool = open_spool(limit=LIMIT)
     n = fill(spool)
     spool.done(spool.peek(n // 2)[1])
     spool.append([number(7)] * 100)
     assert everything(spool)[-100:] == [number(7)] * 100
 
 
-def test_an_empty_spool_gives_its_room_back(tmp_path):
-    spool = Spool(tmp_path)
+def test_an_empty_spool_gives_its_room_back(tmp_path, open_spool):
+    spool = open_spool()
     empty = spool.bytes
     spool.append([{"text": "x" * 1000}] * 5000)
     assert sum(f.stat().st_size for f in tmp_path.iterdir()) > 5_000_000
@@ -112,13 +120,13 @@ def small_files():
     signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_full_disk_refuses_and_loses_nothing(tmp_path, small_files):
-    spool = Spool(tmp_path)
+def test_a_full_disk_refuses_and_loses_nothing(open_spool, small_files):
+    spool = open_spool()
     assert fill(spool) == len(spool) == len(everything(spool))
 
 
-def test_a_full_disk_does_not_keep_the_spool_from_getting_empty(tmp_path, small_files):
-    spool, records = Spool(tmp_path), []
+def test_a_full_disk_does_not_keep_the_spool_from_getting_empty(open_spool, small_files):
+    spool, records = open_spool(), []
     n = fill(spool)
     while len(spool):
         part, last = spool.peek(30)
@@ -139,13 +147,13 @@ for i in range(100_000):
 """
 
 
-def test_kill_loses_nothing_that_was_acknowledged(tmp_path):
+def test_kill_loses_nothing_that_was_acknowledged(tmp_path, open_spool):
     writer = subprocess.Popen([sys.executable, "-c", APPENDS, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     for _ in range(30):
         writer.stdout.readline()
     writer.send_signal(signal.SIGKILL)
     acknowledged = 30 + writer.communicate()[0].count("\n")
-    records = [record["n"] for record in everything(Spool(tmp_path))]
+    records = [record["n"] for record in everything(open_spool())]
     assert records == list(range(len(records)))
     assert len(records) in (acknowledged, acknowledged + 1)
 
@@ -161,16 +169,16 @@ def damaged(folder):
     return data
 
 
-def test_a_damaged_file_is_kept_and_a_new_one_begun(tmp_path):
+def test_a_damaged_file_is_kept_and_a_new_one_begun(tmp_path, open_spool):
     data = damaged(tmp_path)
-    spool = Spool(tmp_path)
+    spool = open_spool()
     spool.append(numbers(0, 3))
     assert everything(spool) == numbers(0, 3)
     assert [f.read_bytes() for f in tmp_path.glob("damaged-*.db")] == [bytes(data)]
 
 
-def test_counts_are_read_while_a_server_has_the_spool(tmp_path):
-    spool = Spool(tmp_path)
+def test_counts_are_read_while_a_server_has_the_spool(tmp_path, open_spool):
+    spool = open_spool()
     spool.append(numbers(0, 5))
     spool.done(spool.peek(2)[1])
     assert spool_counts(tmp_path) == SpoolCounts(records=3, damaged=0)
@@ -191,7 +199,7 @@ def spooled(folder, operations):
     return folder
 
 
-async def until(what, seconds=60):
+async def until(what, seconds=300):
     async with asyncio.timeout(seconds):
         while not what():
             await asyncio.sleep(0.02)
@@ -419,5 +427,5 @@ def test_a_database_of_sqlite_is_what_a_damaged_file_is_kept_as(tmp_path):
     damaged(tmp_path)
     Spool(tmp_path).close()
     (kept,) = tmp_path.glob("damaged-*.db")
-    with pytest.raises(sqlite3.DatabaseError, match="malformed"):
-        sqlite3.connect(kept).execute("SELECT * FROM records").fetchall()
+    with closing(sqlite3.connect(kept)) as db, pytest.raises(sqlite3.DatabaseError, match="malformed"):
+        db.execute("SELECT * FROM records").fetchall()

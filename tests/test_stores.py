@@ -36,8 +36,16 @@ ODD = [
 ]
 
 
-def reopened(store):
-    return Store(store.url.render_as_string(hide_password=False))
+def reopened(store, **options):
+    return Store(store.url.render_as_string(hide_password=False), **options)
+
+
+@pytest.fixture
+def patient(store):
+    "A store that waits long for its turn: SQLite has no queue, so a writer among others may have bad luck."
+    opened = reopened(store, timeout=120)
+    yield opened
+    opened.close()
 
 
 def events(n, user=lambda i: i % 20, first=0, **more):
@@ -189,38 +197,40 @@ def test_sqlite_overwrites_what_is_deleted(tmp_path):
 # Several writers
 
 
-def test_writers_that_send_the_same_events_store_each_once(store):
+def test_writers_that_send_the_same_events_store_each_once(patient):
     batch = events(1200, user=lambda i: i % 7)
 
     def send(turn):
         order = batch if turn % 2 else batch[::-1]
-        return [store.add_events(order[i : i + 100]) for i in range(0, len(order), 100)]
+        return [patient.add_events(order[i : i + 100]) for i in range(0, len(order), 100)]
 
     with ThreadPoolExecutor(4) as threads:
         results = [added for part in threads.map(send, range(4)) for added in part]
     assert sum(results, Added(0, 0, 0)) == Added(1200, 3600, 0)
-    assert len(stored(store)) == 1200
+    assert len(stored(patient)) == 1200
 
 
-def test_no_event_slips_in_behind_a_deletion(store):
-    store.migrate()
+def test_no_event_slips_in_behind_a_deletion(patient):
+    patient.migrate()
     stop, written = threading.Event(), [0, 0, 0]
 
     def write(turn):
         while not stop.is_set():
-            store.add_events([Event(f"{turn}-{written[turn]}", "view", 1, "x", WHEN)])
+            patient.add_events([Event(f"{turn}-{written[turn]}", "view", 1, "x", WHEN)])
             written[turn] += 1
 
     with ThreadPoolExecutor(3) as threads:
         writing = [threads.submit(write, turn) for turn in range(3)]
-        wait_for(lambda: min(written) > 3)
-        removed, before = store.delete_customer("x")["events"], list(written)
-        wait_for(lambda: all(n > m + 1 for n, m in zip(written, before)))
-        stop.set()
+        try:
+            wait_for(lambda: sum(written) > 9)
+            removed, before = patient.delete_customer("x")["events"], sum(written)
+            wait_for(lambda: sum(written) > before + 9)
+        finally:
+            stop.set()
         for w in writing:
             w.result()
     assert removed > 0
-    assert [store.table(name).empty for name in ("events", "interactions")] == [True, True]
+    assert [patient.table(name).empty for name in ("events", "interactions")] == [True, True]
 
 
 WRITER = """

@@ -188,10 +188,7 @@ def _fold_rows(ptr, items, weight, table, out):
 # %% ../../nbs/models/05_fold_in.ipynb #5334f60d
 class _ItemSide(EmbeddingRecommender):
     "Items alone: users come as rows of vectors instead of indices."
-    def _rows(self, x):
-        out = np.zeros((len(x)+3, -(-x.shape[1]//4)*4), np.float32)
-        out[:len(x), :x.shape[1]] = x
-        return out
+    def _vectors(self, x): return x
     def _blocks_torch(self, x, columns, width):
         self._user = torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
         yield from super()._blocks_torch(np.arange(len(x)), columns, width)

@@ -333,10 +333,15 @@ def chunk(self: EmbeddingRecommender, n_columns):
 def _uses_numba(self: EmbeddingRecommender):
     return TopK(0, 1, self.backend, self.device).numba
 
+# %% ../../nbs/ranking/02_recommender.ipynb #9d47966b
+@patch
+def _vectors(self: EmbeddingRecommender, users) -> np.ndarray: # float32 (n, d)
+    return self.user_embedding[users]
+
 @patch
 def _rows(self: EmbeddingRecommender, users):
-    "The users' rows as the kernel wants them."
-    return pad_rows(self.user_embedding[users])
+    "The users' vectors as the kernel wants them."
+    return pad_rows(self._vectors(users))
 
 # %% ../../nbs/ranking/02_recommender.ipynb #24b22758
 @patch
@@ -358,7 +363,7 @@ def _best(self: EmbeddingRecommender, users, k, mask, columns):
         return Recommender._best(self, users, k, mask, columns)
     allowed = np.zeros(self.n_items, bool)
     allowed[columns] = True
-    return rank_panels(self.user_embedding[users], self._packed(len(users), columns), k, allowed, mask)
+    return rank_panels(self._vectors(users), self._packed(len(users), columns), k, allowed, mask)
 
 # %% ../../nbs/ranking/02_recommender.ipynb #71072891
 @patch
