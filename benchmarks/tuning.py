@@ -1,4 +1,7 @@
-"""A search for settings on two shops, and what it brings on the test split. GNN_ECOMMERCE_BUDGET is the time for each, 10m where it is unset."""
+"""A search for settings on two shops, and what it brings on the test split.
+
+GNN_ECOMMERCE_BUDGET is the time for each, 10m if it is unset.
+"""
 
 import os
 import tempfile
@@ -17,7 +20,10 @@ QUICK = {"training": {"filter": "paths"}, "tuning": {"space": {"training.filter"
 
 
 def retailrocket():
-    "Real events of several behaviours. Pairs are drawn at random: of the customers who buy in the last weeks, four in five are new."
+    """Real events of several behaviours.
+
+    Pairs are drawn at random, because four in five of the customers who buy in the last weeks are new.
+    """
     overlay = yaml.safe_load((project_root() / "nbs" / "guides" / "retailrocket.yaml").read_text(encoding="utf8"))
     return merge_params(
         overlay,
