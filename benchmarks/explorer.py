@@ -70,7 +70,11 @@ def jupyterlab(folder):
         yield wait_for_address(server, folder)
     finally:
         server.terminate()
-        server.wait(20)
+        try:
+            server.wait(120)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
 
 
 def once(browser, url):
