@@ -1,4 +1,7 @@
-"""Ranking metrics on public data and on the built-in shop. Validation chooses; each test part is read once, by what was chosen."""
+"""Ranking metrics on public data and on the built-in shop.
+
+Validation chooses; what was chosen reads each test part once.
+"""
 
 import numpy as np
 from gnn_ecommerce.models.baselines import ALSRecommender, SVDRecommender
@@ -71,7 +74,7 @@ def curve(name, dataset, final, metric):
 
 
 def timed(make, test, exclude="seen"):
-    "Fit a recommender and score all test users: evaluation, wall seconds, processor seconds from the graph to the lists."
+    "Fit a recommender and score all test users: evaluation, and wall and processor seconds from graph to lists."
     clock = Clock()
     model = make()
     found = evaluate(model, test, (20,), exclude)
@@ -178,7 +181,8 @@ def lastfm_trained(name, extra, seeds):
         wall.append(clock.wall)
         cpu.append(clock.cpu)
         print(
-            f"{name}: epoch {result.best_epoch}, temperature {result.temperature}, layers {result.tensors['alpha'].tolist()}, {result.scoring}, validation {result.best_value:.4f}",
+            f"{name}: epoch {result.best_epoch}, temperature {result.temperature}, "
+            f"layers {result.tensors['alpha'].tolist()}, {result.scoring}, validation {result.best_value:.4f}",
             flush=True,
         )
         found.append(evaluate(result.recommender, b.test, (20,), "seen"))
@@ -215,7 +219,7 @@ def lastfm_large():
 
 
 def retailrocket():
-    "One purchase of each user held out, with every event of that pair; for choosing, the last purchase of the rest likewise."
+    "Hold out one purchase of each user, with every event of that pair; choose on the last purchase of the rest."
     data, rows = Retailrocket(), []
     graph = data.graph(data.events)
     final = fit_final(graph, TrainingSettings(), holdout=(data.graph(data.part), data.valid))

@@ -1,4 +1,4 @@
-"""What the suites share: rows of a result file, the machine they were measured on, and runs of several contenders in turn."""
+"""What the suites share: rows of a result file, the machine that measured them, runs of several contenders in turn."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def row(
     chosen_on=None,
     higher_is_better=None,
 ):
-    "One measurement: the median of `values`, and the ratio to a peer's median in the same run, above 1 where ours is better."
+    "One measurement: the median of `values`; its ratio to a peer's median in the same run, above 1 if ours is better."
     values = [values] if isinstance(values, (int, float)) else list(values)
     value, ratio = statistics.median(values), None
     if peer_values is not None:
@@ -56,7 +56,7 @@ def row(
 
 
 def machine():
-    "The processor, cores and memory of this machine, and how busy it is with other work: load of the last minute before the run."
+    "The processor, cores and memory of this machine, and its load in the last minute before the run."
     info = Path("/proc/cpuinfo")
     names = (
         [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
@@ -102,7 +102,7 @@ def read(suite, folder=RESULTS):
 
 
 def write(suite, rows, folder=RESULTS, extra_versions=None, on=None):
-    "Write a result file atomically. Rows of an earlier file that were measured again are replaced, the others are kept."
+    "Write a result file atomically. Rows measured again replace those of an earlier file, the others stay."
 
     def key(r):
         return tuple(r[k] for k in ("name", "dataset", "metric", "split", "peer"))

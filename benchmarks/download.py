@@ -1,6 +1,8 @@
 """Fetch the public data that the benchmarks use into a folder and check it: `python -m benchmarks.download FOLDER`.
 
-retailrocket (HKUDS/SSLRec) has no plain files at its origin and is not fetched: its rows need the folder that README.md describes."""
+retailrocket (HKUDS/SSLRec) has no plain files at its origin and is not fetched:
+its rows need the folder that README.md describes.
+"""
 
 import argparse
 import sys

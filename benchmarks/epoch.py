@@ -1,4 +1,7 @@
-"""Training on Gowalla: epochs of the exact softmax, and seconds per batch of BPR beside PyTorch Geometric's LightGCN and RecBole's."""
+"""Training on Gowalla: epochs of the exact softmax, and seconds per batch of BPR.
+
+The peers are the LightGCN of PyTorch Geometric and the one of RecBole.
+"""
 
 import itertools
 import json
@@ -73,7 +76,7 @@ def bpr_pyg(graph, n, sparse, device="cpu"):
 
 
 def recbole(n):
-    "Seconds per batch of RecBole's LightGCN in its own environment, whose interpreter GNN_ECOMMERCE_RECBOLE names; None without."
+    "Seconds per batch of RecBole's LightGCN. GNN_ECOMMERCE_RECBOLE names its interpreter; None without."
     python = os.environ.get("GNN_ECOMMERCE_RECBOLE")
     if not python:
         return None

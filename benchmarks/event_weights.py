@@ -1,4 +1,8 @@
-"""What event weights bring: purchases alone, all events alike, weights by behaviour, recency, weighted or plain propagation, what counts as positive."""
+"""What event weights bring.
+
+Purchases alone, all events alike, weights by behaviour, recency, weighted or plain propagation,
+and what counts as positive.
+"""
 
 import numpy as np
 from gnn_ecommerce.models.baselines import ALSRecommender

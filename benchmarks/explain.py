@@ -1,6 +1,8 @@
-"""How long it takes to explain twenty recommendations of one customer: shares, kinds of events, effects, sentences; and paths.
+"""How long twenty recommendations of one customer take to explain: shares, event types, effects, sentences, paths.
 
-Speed depends on the graph and the width of the embeddings, not on what was learned, so the embeddings are random here; the graph filter is real."""
+Speed depends on the graph and the width of the embeddings, not on what was learned,
+so the embeddings are random here; the graph filter is real.
+"""
 
 import time
 

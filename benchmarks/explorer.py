@@ -1,4 +1,7 @@
-"""What somebody waits for in JupyterLab, in a headless Chromium on the same machine: from running the cell to the explorer's list, and to its pictures."""
+"""How long somebody waits in JupyterLab, from running the cell to the explorer's list and to its pictures.
+
+Measured in a headless Chromium on the same machine.
+"""
 
 import json
 import os
@@ -21,60 +24,57 @@ LIST, PATHS = "table[aria-label=recommendations] tbody tr", ".gx-plot[aria-label
 
 def write_notebook(folder, project):
     "A notebook with two cells: the import, and the explorer."
-    cells = [
-        new_code_cell("from gnn_ecommerce.explore.page import PathExplorer"),
-        new_code_cell(
-            f"import time\nstart = time.time()\nexplorer = PathExplorer.from_project({str(project)!r})\nprint(time.time() - start)\nexplorer"
-        ),
-    ]
-    nbformat.write(
-        new_notebook(
-            cells=cells, metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python"))
-        ),
-        folder / "explorer.ipynb",
+    show = (
+        "import time",
+        "start = time.time()",
+        f"explorer = PathExplorer.from_project({str(project)!r})",
+        "print(time.time() - start)",
+        "explorer",
     )
+    cells = [new_code_cell("from gnn_ecommerce.explore.page import PathExplorer"), new_code_cell("\n".join(show))]
+    kernel = dict(name="python3", display_name="python3", language="python")
+    nbformat.write(new_notebook(cells=cells, metadata=dict(kernelspec=kernel)), folder / "explorer.ipynb")
+
+
+def wait_for_address(server, folder, seconds=180):
+    "Address of a JupyterLab that starts: it writes its runtime file when it listens."
+    end = time.monotonic() + seconds
+    while server.poll() is None and time.monotonic() < end:
+        for file in (folder / "runtime_dir").glob("jpserver-*.json"):
+            try:
+                return json.loads(file.read_text(encoding="utf8"))["url"]
+            except json.JSONDecodeError:
+                pass  # half written
+        time.sleep(0.1)
+    log = (folder / "log").read_text(encoding="utf8")
+    raise GnnEcommerceError(f"expected JupyterLab to start within {seconds} s, found: {log[-2000:]}")
 
 
 @contextmanager
 def jupyterlab(folder):
-    "A JupyterLab of its own over a folder, on a port that the system chose, token `explorer`; its address. Ends with the block."
-    env = {
-        **os.environ,
-        **{
-            f"JUPYTER{k}": str(folder / k.lower().strip("_"))
-            for k in ("_RUNTIME_DIR", "_CONFIG_DIR", "LAB_SETTINGS_DIR", "LAB_WORKSPACES_DIR")
-        },
-        "PYTHONPATH": str(ROOT),
-    }
-    command = [
-        sys.executable,
-        "-m",
-        "jupyterlab",
-        "--no-browser",
-        "--ServerApp.ip=127.0.0.1",
-        "--ServerApp.port=0",
-        "--IdentityProvider.token=explorer",
-        f"--ServerApp.root_dir={folder}",
-        "--allow-root",
-        "--LabApp.news_url=None",
-        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-    ]
+    """A JupyterLab of its own over a folder, which ends with the block; its address.
+
+    The system chooses the port; the token is `explorer`.
+    """
+    places = ("_RUNTIME_DIR", "_CONFIG_DIR", "LAB_SETTINGS_DIR", "LAB_WORKSPACES_DIR")
+    own = {f"JUPYTER{place}": str(folder / place.lower().strip("_")) for place in places}
+    env = {**os.environ, **own, "PYTHONPATH": str(ROOT)}
+    options = (
+        "--no-browser --allow-root --ServerApp.ip=127.0.0.1 --ServerApp.port=0 --IdentityProvider.token=explorer "
+        "--LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"
+    )
+    command = [sys.executable, "-m", "jupyterlab", *options.split(), f"--ServerApp.root_dir={folder}"]
     with open(folder / "log", "w") as log:
         server = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log)
     try:
-        for _ in range(600):
-            facts = list((folder / "runtime_dir").glob("jpserver-*.json"))
-            if facts or server.poll() is not None:
-                break
-            time.sleep(0.1)
-        if not facts or server.poll() is not None:
-            raise GnnEcommerceError(
-                f"expected JupyterLab to start within a minute, found: {(folder / 'log').read_text(encoding='utf8')[-2000:]}"
-            )
-        yield json.loads(facts[0].read_text(encoding="utf8"))["url"]
+        yield wait_for_address(server, folder)
     finally:
         server.terminate()
-        server.wait(20)
+        try:
+            server.wait(120)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
 
 
 def once(browser, url):

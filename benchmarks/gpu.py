@@ -1,4 +1,7 @@
-"""Training on a GPU, beside the same machine's processor and beside PyTorch Geometric's LightGCN on the same GPU. Leaves its rows as they are where torch sees no GPU."""
+"""Training on a GPU, beside the processor of the same machine and PyTorch Geometric's LightGCN on the same GPU.
+
+If torch sees no GPU, the rows stay as they are.
+"""
 
 import torch
 from gnn_ecommerce.graph.datasets import load_benchmark

@@ -1,4 +1,4 @@
-"""From events to graph at several sizes, as suite `whole_shop` measures it, without the stages after it: minutes in place of an hour."""
+"""From events to graph at several sizes: suite `whole_shop` without its later stages, minutes in place of an hour."""
 
 from benchmarks.shop import EVENTS_TO_GRAPH, run_sizes, sizes_named
 

@@ -1,4 +1,4 @@
-"""One layer of propagation on Gowalla, A x for x (70,839 x d): this package beside PyTorch Geometric, PyTorch and SciPy."""
+"""One layer of propagation on Gowalla, A x for x (70,839 x d), beside PyTorch Geometric, PyTorch and SciPy."""
 
 import warnings
 

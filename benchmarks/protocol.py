@@ -1,4 +1,7 @@
-"""How a final model is made where a data set has no validation part: choose on the last tenth of each user's line, train again on all of it."""
+"""How to make a final model if a data set has no validation part.
+
+Choose on the last tenth of each user's line, then train again on all of it.
+"""
 
 from dataclasses import dataclass, field
 
@@ -46,7 +49,11 @@ def retrain(graph, settings, epochs):
 
 
 def fit_final(graph, settings: TrainingSettings, fraction=0.1, holdout=None):
-    "Choose epoch, temperature, layer weights, filter exponents and b on the last `fraction` of each user's edges (random ones where no order is known), or on `holdout` (graph, targets); then train and build the filter on all of `graph`."
+    """Choose on a part of the edges, then train and build the filter on all of `graph`.
+
+    Chosen are epoch, temperature, layer weights, filter exponents and b; on `holdout` (graph, targets), or else
+    on the last `fraction` of each user's edges (random ones if their order is unknown).
+    """
     clock, times = Clock(), []
     part, valid = holdout or hold_out(graph, fraction)
     chosen = fit(part, settings, valid, on_epoch=lambda r: times.append(clock.wall))
@@ -71,7 +78,7 @@ RETAILROCKET_CHOSEN = "validation: last purchase of each user's training events,
 
 
 class Retailrocket:
-    "Events, one purchase of each user held out for test, and the last one of the rest, with every event of that pair, for choosing."
+    "Events; one purchase of each user for the test; to choose on, the last one of the rest with its pair's events."
 
     def __init__(self):
         folder = data_folder("retailrocket")

@@ -1,4 +1,7 @@
-"""Seconds per batch of RecBole's LightGCN. Run by the suite `epoch` with the interpreter of RecBole's own environment; see README.md there."""
+"""Seconds per batch of RecBole's LightGCN.
+
+The suite `epoch` runs it with the interpreter of RecBole's own environment; see README.md there.
+"""
 
 import json
 import sys

@@ -44,7 +44,8 @@ def main(argv=None):
         parser.error(f"expected suites among {', '.join(SUITES)}, found {', '.join(unknown)}")
     if not os.environ.get("GNN_ECOMMERCE_DATA"):
         parser.error(
-            "expected GNN_ECOMMERCE_DATA to name a folder of public data, found it unset: `python -m benchmarks.download FOLDER` fills one"
+            "expected GNN_ECOMMERCE_DATA to name a folder of public data, found it unset: "
+            "`python -m benchmarks.download FOLDER` fills one"
         )
     for suite in args.suites or [s for s in SUITES if args.full or s not in SLOW]:
         print(f"== {suite}{' (full)' if args.full else ''}", flush=True)

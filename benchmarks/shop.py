@@ -1,4 +1,4 @@
-"""The built-in shop through all stages, in one `dvc repro`, from a small size to the whole shop's 20.7 million events."""
+"""The built-in shop through all stages in one `dvc repro`, from a small size to the whole 20.7 million events."""
 
 import os
 import subprocess
@@ -23,7 +23,10 @@ def clone(folder):
 
 
 def costs_of(events, folder, last=None):
-    "Seconds and peak memory of each stage at one size, up to stage `last`; catalogue and customers sized likewise, the other settings those of params.yaml."
+    """Seconds and peak memory of each stage at one size, up to stage `last`.
+
+    Catalogue and customers are sized likewise; the other settings are those of params.yaml.
+    """
     project = clone(folder)
     apply_overlay(dict(sample_data=dict(events=events, items=None)), project / "params.yaml")
     before = os.environ.get("PYTHONPATH")
@@ -58,14 +61,16 @@ def sizes_named(only, full):
         else list(SIZES)[:1]
     )
     if not chosen:
-        raise SystemExit(
-            f"expected sizes among {', '.join(d.removeprefix('shop of ').removesuffix(' events') for d in SIZES)}, found {', '.join(only)}"
-        )
+        sizes = ", ".join(d.removeprefix("shop of ").removesuffix(" events") for d in SIZES)
+        raise SystemExit(f"expected sizes among {sizes}, found {', '.join(only)}")
     return chosen
 
 
 def run_sizes(sizes, last=None):
-    "Measure some sizes, up to stage `last`, and write the suites `whole_shop` (all stages) and `preparation` (events to graph) as soon as a size is done."
+    """Measure some sizes, up to stage `last`.
+
+    The suites `whole_shop` (all stages) and `preparation` (events to graph) are written as soon as a size is done.
+    """
     for dataset in sizes:
         on = machine()
         with tempfile.TemporaryDirectory(dir=os.environ.get("GNN_ECOMMERCE_WORK")) as folder:

@@ -1,4 +1,8 @@
-"""The 20 best of 54,571 items for each of some users from embeddings of 64 dimensions: this package beside implicit, PyTorch and NumPy; and from the sum with a graph filter, beside scores held in memory."""
+"""The 20 best of 54,571 items for each of some users.
+
+From embeddings of 64 dimensions, beside implicit, PyTorch and NumPy;
+and from the sum with a graph filter, beside scores held in memory.
+"""
 
 import numpy as np
 import torch

@@ -79,7 +79,7 @@ html_theme_options = {
 
 
 def rst(text):
-    "Markdown of a docstring as reStructuredText: code in backticks stays code, what reStructuredText would read as markup is escaped."
+    "Markdown of a docstring as reStructuredText: code in backticks stays code, other markup is escaped."
     parts = re.split(r"(`[^`]+`)", text)
     return "".join(f"`{p}`" if i % 2 else re.sub(r"([\\*_|])", r"\\\1", p) for i, p in enumerate(parts))
 

@@ -61,7 +61,7 @@ def pytest_runtest_makereport(item, call):
 
 @pytest.fixture(autouse=True)
 def process_stays_as_it_was():
-    "A test that leaves another folder or other settings behind would make later ones fail: it fails itself, and they do not."
+    "A test that leaves another folder or other settings behind fails itself; later ones do not."
 
     def ours():
         return {

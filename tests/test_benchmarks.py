@@ -1,4 +1,4 @@
-"""Result files of the benchmarks: their schema, what chose each accuracy figure, and that texts say what the files say."""
+"""Result files of the benchmarks: their schema, what chose each accuracy, and that texts say what the files say."""
 
 import json
 import math

@@ -306,22 +306,44 @@ def lab(project, tmp_path_factory):
 def drawn(view, label):
     "The plot of a name, once it has been drawn."
     plot = view.locator(f".gx-plot[aria-label^='{label}:']")
-    plot.locator(".main-svg").first.wait_for(timeout=180_000)
+    plot.locator(".main-svg").first.wait_for()
     return plot
 
 
 def settle(view):
     "Wait until the kernel has nothing left to do and nothing is drawn any more."
     drawings = lambda: view.evaluate("[...document.querySelectorAll('[data-drawn]')].map(e => e.dataset.drawn).join()")
-    view.wait_for_timeout(200)
+    view.wait_for_timeout(100)
     seen = None
     while seen != drawings():
-        view.locator("#jp-main-statusbar").get_by_text("| Idle").wait_for(timeout=180_000)
+        view.locator("#jp-main-statusbar").get_by_text("| Idle").wait_for()
         seen = drawings()
-        view.wait_for_timeout(500)
+        view.wait_for_timeout(250)
 
 
-def changes(view, what, act, timeout=90):
+def eventually(view, look, what, timeout=180):
+    "What `look()` gives as soon as it gives something."
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        if seen := look():
+            return seen
+        view.wait_for_timeout(100)
+    raise AssertionError(f"expected {what}, found none after {timeout} s")
+
+
+def another_customer(paths, me):
+    "Position and id of another customer among the nodes of the picture; None as long as they are not all drawn."
+    texts = paths.evaluate(
+        """e => (e.data ? e : e.querySelector('.js-plotly-plot')).data
+            .filter(t => (t.mode || '').includes('markers')).flatMap(t => [...t.hovertext])"""
+    )
+    if len(texts) != paths.locator("path.point").count():
+        return None
+    ids = (re.match(r"<b>customer (\S+)</b>", text) for text in texts)
+    return next(((at, m[1]) for at, m in enumerate(ids) if m and m[1] != me), None)
+
+
+def changes(view, what, act, timeout=180):
     "Do something and wait until `what()` gives something else; returns both."
     before = what()
     act()
@@ -339,10 +361,11 @@ def changes(view, what, act, timeout=90):
 def test_explorer_in_jupyterlab(lab, browser):
     "Choose a customer, click a product, slide, switch, take a product out, export; each changes what is shown."
     context = browser.new_context(viewport={"width": 1000, "height": 900}, accept_downloads=True)
+    context.set_default_timeout(180_000)
     view = context.new_page()
     view.goto(f"{lab}lab/tree/explorer.ipynb?token=explorer&reset")
-    view.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=180_000)
-    view.locator("#jp-main-statusbar").get_by_text("| Idle").wait_for(timeout=180_000)
+    view.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
+    view.locator("#jp-main-statusbar").get_by_text("| Idle").wait_for()
     view.locator(".lm-MenuBar-item", has_text="Run").click()
     view.locator('.lm-Menu-item:has-text("Run All Cells")').first.click()
     paths = drawn(view, "paths")
@@ -394,7 +417,7 @@ def test_explorer_in_jupyterlab(lab, browser):
         ("PNG", ".png", None),
         ("Page", ".html", "<!DOCTYPE html>"),
     ):
-        with view.expect_download(timeout=120_000) as saved:
+        with view.expect_download() as saved:
             view.locator(".jupyter-button", has_text=button).click()
         assert saved.value.suggested_filename.endswith(ending) and wanted in saved.value.suggested_filename
         content = Path(saved.value.path()).read_bytes()
@@ -419,22 +442,21 @@ def test_explorer_in_jupyterlab(lab, browser):
     view.get_by_role("tab", name="Customer").click()
     settle(view)
     paths.scroll_into_view_if_needed()
-    texts = paths.evaluate(
-        """e => (e.data ? e : e.querySelector('.js-plotly-plot')).data
-            .filter(t => (t.mode || '').includes('markers')).flatMap(t => [...t.hovertext])"""
-    )
-    nodes, me = paths.locator("path.point"), head.text_content().split()[-1]
-    assert len(texts) == nodes.count()
-    at, other = next(
-        (n, m[1]) for n, t in enumerate(texts) if (m := re.match(r"<b>customer (\S+)</b>", t)) and m[1] != me
-    )
-    box = nodes.nth(at).bounding_box()
+    changes(view, title, lambda: slider.press("End"))
+    me = head.text_content().split()[-1]
+    at, other = eventually(view, lambda: another_customer(paths, me), "another customer in the picture")
+    box = paths.locator("path.point").nth(at).bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     view.mouse.move(x - 1, y)
     view.wait_for_timeout(300)
     changes(view, head.text_content, lambda: view.mouse.click(x, y))
     assert other in head.text_content()
     context.close()
+
+
+def listens(port):
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.slow
@@ -454,22 +476,21 @@ def test_page_of_make_explore(project, browser, tmp_path):
             stderr=log,
         )
     try:
-        for _ in range(600):
-            with socket.socket() as s:
-                if s.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert server.poll() is None, (tmp_path / "log").read_text(encoding="utf8")[-2000:]
+        end = time.monotonic() + 180
+        while not listens(port):
+            assert server.poll() is None and time.monotonic() < end, (tmp_path / "log").read_text("utf8")[-2000:]
             time.sleep(0.1)
         context, problems = browser.new_context(viewport={"width": 1000, "height": 900}), []
+        context.set_default_timeout(180_000)
         view = context.new_page()
         view.on("pageerror", lambda e: problems.append(str(e)))
-        view.goto(f"http://127.0.0.1:{port}", timeout=180_000)
+        view.goto(f"http://127.0.0.1:{port}")
         for name in ("history", "paths", "shares", "effect"):
             drawn(view, name)
         head = view.locator(".gx-head").first
         before = head.text_content()
         view.get_by_role("button", name="Surprise me").click()
-        view.wait_for_function("before => document.querySelector('.gx-head').textContent !== before", arg=before)
+        eventually(view, lambda: head.text_content() != before, "another customer")
         assert (
             view.locator("h2", has_text="How to read it").count()
             and not view.locator("h2", has_text="One customer").count()
@@ -478,4 +499,4 @@ def test_page_of_make_explore(project, browser, tmp_path):
         context.close()
     finally:
         server.terminate()
-        server.wait(20)
+        server.wait(120)

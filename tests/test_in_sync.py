@@ -140,19 +140,19 @@ def exported(path):
 def test_an_exported_cell_is_one_idea(path):
     "At most 30 lines, 1,600 characters and three definitions."
     large = []
-    for source in exported(path):
-        lines = [line for line in source.splitlines() if line.strip()]
+    for code in exported(path):
+        lines = [line for line in code.splitlines() if line.strip()]
         defined = [
-            n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            n for n in ast.parse(code).body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
         ]
-        size = (len(lines), len(source), len(defined))
+        size = (len(lines), len(code), len(defined))
         if any(x > most for x, most in zip(size, (30, 1600, 3))):
             large.append((*size, lines[0]))
     assert large == [], f"{path.name}: (lines, characters, definitions, first line) of cells to split by meaning"
 
 
 def test_the_median_exported_cell_is_short():
-    sizes = [len(source) for path in numbered() for source in exported(path)]
+    sizes = [len(code) for path in numbered() for code in exported(path)]
     assert statistics.median(sizes) <= 900
 
 
@@ -225,7 +225,8 @@ def test_links_of_notebooks_lead_to_files(path):
     links = [link for text in texts for link in re.findall(r"\]\((?!\w+:|#|/)([^)#\s]+)", text)]
     lost = [link for link in links if not (path.parent / link).exists()]
     assert not lost, (
-        f"{path.name}: expected files behind its links, found none at {', '.join(lost)}: link what is there, name what is not yet"
+        f"{path.name}: expected files behind its links, found none at {', '.join(lost)}: "
+        "link what is there, name what is not yet"
     )
 
 
@@ -432,17 +433,18 @@ def test_modules_import_only_what_is_installed_with_them():
         name: {canonicalize_name(r.name) for r in wanted("requirements", *groups)} for name, groups in EXTRAS.items()
     }
     base = {canonicalize_name(r.name) for r in wanted("requirements")}
-    for module in NUMBERED:
-        names = set()
-        for node in ast.walk(ast.parse(source(module))):
+    for name in NUMBERED:
+        packages = set()
+        for node in ast.walk(ast.parse(source(name))):
             if isinstance(node, ast.Import):
-                names |= {a.name.split(".")[0] for a in node.names}
+                packages |= {a.name.split(".")[0] for a in node.names}
             if isinstance(node, ast.ImportFrom) and not node.level:
-                names.add(node.module.split(".")[0])
-        for name in names - set(sys.stdlib_module_names) - {"gnn_ecommerce"}:
-            owners = {canonicalize_name(d) for d in known.get(name, ())}
-            assert owners & extras.get(module, base), (
-                f"{module} imports {name}: expected {', '.join(owners) or name} among the requirements in settings.ini"
+                packages.add(node.module.split(".")[0])
+        for package in packages - set(sys.stdlib_module_names) - {"gnn_ecommerce"}:
+            owners = {canonicalize_name(d) for d in known.get(package, ())}
+            provider = ", ".join(owners) or package
+            assert owners & extras.get(name, base), (
+                f"{name} imports {package}: expected {provider} among the requirements in settings.ini"
             )
 
 

@@ -1,4 +1,4 @@
-"""The whole pipeline in a temporary clone, on a shop of a few seconds: DVC, experiments, remotes, failures, own files."""
+"""The whole pipeline in a temporary clone, on a tiny shop: DVC, experiments, remotes, failures, own files."""
 
 import io
 import json

@@ -86,7 +86,8 @@ def test_reference_shows_shapes_defaults_and_errors(built):
 def test_the_checker_sees_what_is_broken(tmp_path):
     (tmp_path / "index.html").write_text(
         '<a href="b.html#here"></a><a href="b.html#gone"></a><a href="c.html"></a><img src="https://example.org/x.png">'
-        '<a href="https://example.org"></a><a href="/b.html"></a><link rel="stylesheet" href="a.css"><script src="x.js"></script>'
+        '<a href="https://example.org"></a><a href="/b.html"></a><link rel="stylesheet" href="a.css">'
+        '<script src="x.js"></script>'
     )
     (tmp_path / "b.html").write_text('<p id="here">')
     (tmp_path / "a.css").write_text("p { background: url('lost.svg') }")
@@ -170,7 +171,10 @@ def test_plotly_figures_draw_from_files_in_both_colours(built, tab):
     tab.wait_for_timeout(300)
     assert light != ink(), "expected a figure to follow the page's colours"
     behind = figure.evaluate(
-        "e => { while (getComputedStyle(e).backgroundColor === 'rgba(0, 0, 0, 0)') e = e.parentElement; return getComputedStyle(e).backgroundColor }"
+        """e => {
+            while (getComputedStyle(e).backgroundColor === 'rgba(0, 0, 0, 0)') e = e.parentElement;
+            return getComputedStyle(e).backgroundColor
+        }"""
     )
     assert max(map(int, re.findall(r"\d+", behind)[:3])) < 80, (
         f"expected a dark ground in the dark theme, found {behind}"
@@ -187,8 +191,10 @@ def test_tables_in_outputs_are_tables(built):
 @pytest.mark.parametrize("page", FIVE)
 def test_pages_fit_a_phone(built, tab, page):
     tab.goto(address(built, page))
-    wide = tab.evaluate("""() => [...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1
-        && e.checkVisibility() && !e.closest('.highlight, .cell_output, table, .formula, dialog, .pst-scrollable-table-container')).map(e => e.outerHTML.slice(0, 120))""")
+    wide = tab.evaluate("""() => [...document.querySelectorAll('body *')]
+        .filter(e => e.getBoundingClientRect().right > innerWidth + 1 && e.checkVisibility())
+        .filter(e => !e.closest('.highlight, .cell_output, table, .formula, dialog, .pst-scrollable-table-container'))
+        .map(e => e.outerHTML.slice(0, 120))""")
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390, wide[:5]
     assert not tab.asked and not tab.errors
 

@@ -2,7 +2,8 @@
 
     python tools/check_site.py _docs
 
-What a page loads must be a file of the site, so that it works without a network; only what a reader clicks may lead elsewhere.
+What a page loads must be a file of the site, so that it works without a network;
+only what a reader clicks may lead elsewhere.
 """
 
 import posixpath
@@ -13,7 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-#: attributes that hold addresses; of `<a>` and `<area>` a reader follows them, of everything else the browser loads them
+#: attributes that hold addresses: a reader follows those of `<a>` and `<area>`, the browser loads all others
 ADDRESSES = ("href", "src", "srcset", "poster", "data", "action")
 LOADED = {"stylesheet", "icon", "shortcut", "preload", "modulepreload", "manifest", "apple-touch-icon"}
 CSS_URL = re.compile(r"url\(\s*['\"]?([^'\")]+)")

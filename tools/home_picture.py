@@ -28,7 +28,7 @@ EVENTS = [
     ("Eva", "brush", "purchase"),
 ]
 WEIGHT = {"view": 0.01, "cart": 0.1, "purchase": 1.0}
-COLUMNS = (("customer", 70), ("her history", 260), ("who has it too", 450), ("recommended", 640))
+COLUMNS = (("customer", 70), ("their history", 260), ("who has it too", 450), ("recommended", 640))
 
 
 def shop():
@@ -77,9 +77,10 @@ def svg():
     out = [f'<svg class="why" viewBox="0 0 710 235" role="img" aria-label="{escape(sentence)}">']
     for r in lines.itertuples():
         (x1, y1), (x2, y2) = at[r.start], at[r.end]
-        out.append(
-            f'<path class="{r.event}" stroke-width="{1.5 + 12 * r.share:.1f}" d="M{x1} {y1:.0f}C{(x1 + x2) / 2:.0f} {y1:.0f} {(x1 + x2) / 2:.0f} {y2:.0f} {x2} {y2:.0f}"><title>{escape(f"{r.event}, {r.share:.0%} of the score")}</title></path>'
-        )
+        middle, title = (x1 + x2) / 2, escape(f"{r.event}, {r.share:.0%} of the score")
+        curve = f"M{x1} {y1:.0f}C{middle:.0f} {y1:.0f} {middle:.0f} {y2:.0f} {x2} {y2:.0f}"
+        width = f"{1.5 + 12 * r.share:.1f}"
+        out.append(f'<path class="{r.event}" stroke-width="{width}" d="{curve}"><title>{title}</title></path>')
     for r, (x, y) in zip(nodes.itertuples(), at):
         label = PRODUCTS[r.id] if r.kind == "item" else r.id
         part = f" {r.share:.0%}" if r.column in (1, 2) else ""
@@ -91,9 +92,9 @@ def svg():
         out.append(f'<text x="{x}" y="{y - 13:.0f}"><tspan class="name">{escape(label)}</tspan>{part}</text>')
     out += [f'<text class="head" x="{x}" y="14">{name}</text>' for name, x in COLUMNS]
     for k, event in enumerate(e for e in WEIGHT if e in set(lines.event)):
-        out.append(
-            f'<path class="{event}" stroke-width="4" d="M{250 + 90 * k} 228h18"/><text class="key" x="{274 + 90 * k}" y="232">{event}</text>'
-        )
+        x = 250 + 90 * k
+        out.append(f'<path class="{event}" stroke-width="4" d="M{x} 228h18"/>')
+        out.append(f'<text class="key" x="{x + 24}" y="232">{event}</text>')
     return "\n".join([*out, "</svg>"]), sentence
 
 

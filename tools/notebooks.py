@@ -78,7 +78,7 @@ def slug(heading):
 
 
 def for_a_page(out):
-    "An output as a page without a kernel can show it: a plotly figure for figures.js, no widgets. None for nothing to show."
+    "An output as a page without a kernel shows it: a plotly figure for figures.js, no widgets; None: nothing to show."
     data = out.get("data", {})
     if WIDGET in data:
         return None
@@ -86,9 +86,8 @@ def for_a_page(out):
         figure = data.pop(PLOTLY)
         height = figure.get("layout", {}).get("height", 400)
         text = json.dumps({k: figure[k] for k in ("data", "layout") if k in figure}).replace("</", "<\\/")
-        data["text/html"] = (
-            f'<div class="plotly-figure" style="height:{height}px"><script type="application/json">{text}</script></div>'
-        )
+        script = f'<script type="application/json">{text}</script>'
+        data["text/html"] = f'<div class="plotly-figure" style="height:{height}px">{script}</div>'
     return out
 
 
@@ -201,7 +200,8 @@ def new(number, name, stage=False, folder="", root=ROOT):
     )
     if stage:
         print(
-            f"A stage also needs: {name} in SECTIONS and STAGES (nbs/00_core.ipynb), a section in params.yaml, a stage in dvc.yaml"
+            f"A stage also needs: {name} in SECTIONS and STAGES (nbs/00_core.ipynb), "
+            "a section in params.yaml, a stage in dvc.yaml"
         )
 
 
@@ -253,7 +253,7 @@ def runs_on_oldest(dist):
 
 
 def lock(root=ROOT):
-    "Write requirements.lock from this environment: every version, no place that it came from, none too new for the oldest Python."
+    "Write requirements.lock from this environment: every version, no origins, none too new for the oldest Python."
     strict = [
         f"{d.name} {d.version} (Python {d.metadata['Requires-Python']})"
         for d in metadata.distributions()
@@ -261,7 +261,8 @@ def lock(root=ROOT):
     ]
     if strict:
         sys.exit(
-            f"expected versions that run on Python {OLDEST}, found {', '.join(strict)}: install older ones, then make lock"
+            f"expected versions that run on Python {OLDEST}, found {', '.join(strict)}: "
+            "install older ones, then make lock"
         )
     frozen = subprocess.run(
         [sys.executable, "-m", "pip", "freeze", "--exclude-editable"], capture_output=True, text=True, check=True

@@ -22,14 +22,15 @@ from gnn_ecommerce.core import (
 from ..data_prep import COLOURS, DataPrepSettings, activity, copy_table, prepare, reject_reasons
 from ..data.events import EVENT_TYPES, connect
 from ..graph_build import GraphBuildSettings, event_count, filter_edges, find_scheme, pair_table
+from ..ranking.evaluation import wilson
 
 # %% auto #0
 __all__ = ['OVERVIEW', 'STEPS', 'RATES', 'OPTIONAL', 'ALTERNATIVES', 'ShopEvents', 'open_shop', 'overview', 'events_by',
-           'plot_events_by', 'wilson', 'price_bounds', 'funnel', 'plot_funnel', 'plot_rates', 'tails', 'lorenz',
-           'tail_summary', 'plot_tails', 'orders', 'returned_by_month', 'repeat_purchase', 'plot_repeat', 'sessions',
-           'session_lengths', 'plot_sessions', 'missing', 'rejected', 'plot_missing', 'busiest', 'user_limits',
-           'plot_busiest', 'Pairs', 'train_pairs', 'filter_effects', 'plot_filters', 'degree_counts', 'components',
-           'plot_graph', 'cold', 'plot_cold']
+           'plot_events_by', 'price_bounds', 'funnel', 'plot_funnel', 'plot_rates', 'tails', 'lorenz', 'tail_summary',
+           'plot_tails', 'orders', 'returned_by_month', 'repeat_purchase', 'plot_repeat', 'sessions', 'session_lengths',
+           'plot_sessions', 'missing', 'rejected', 'plot_missing', 'busiest', 'user_limits', 'plot_busiest', 'Pairs',
+           'train_pairs', 'filter_effects', 'plot_filters', 'degree_counts', 'components', 'plot_graph', 'cold',
+           'plot_cold']
 
 # %% ../../nbs/explore/01_eda.ipynb #9d9b31bc
 @dataclass
@@ -219,19 +220,6 @@ def products(self: ShopEvents) -> ibis.Table: # product_id, brand, category, pri
         brand=e.brand.max(), category=ibis.coalesce(e.category_code.max(), e.category_id.max()),
         price=e.price.mean().round(2)))
 
-# %% ../../nbs/explore/01_eda.ipynb #dea2b3e1
-def wilson(
-    k: np.ndarray,   # successes
-    n: np.ndarray,   # trials
-    z: float = 1.96, # 1.96: 95 %
-) -> tuple[np.ndarray, np.ndarray]: # low, high; nan for no trials
-    "Interval of a share (Wilson, 1927), which holds for small numbers too."
-    k, n = np.asarray(k, float), np.asarray(n, float)
-    with np.errstate(divide='ignore', invalid='ignore'):
-        p, q = k/n, z*z/n
-        middle, half = (p+q/2)/(1+q), z*np.sqrt(p*(1-p)/n+q/n/4)/(1+q)
-    return middle-half, middle+half
-
 # %% ../../nbs/explore/01_eda.ipynb #631baa10
 def price_bounds(
     prices: np.ndarray, # prices, any order
@@ -287,7 +275,7 @@ def _rates(df: pd.DataFrame) -> pd.DataFrame:
     for name, (k, n) in RATES.items():
         with np.errstate(invalid='ignore', divide='ignore'):
             df[name] = df[k].to_numpy(float)/df[n].to_numpy(float)
-        df[f'{name}_low'], df[f'{name}_high'] = wilson(df[k], df[n])
+        df[f'{name}_low'], df[f'{name}_high'] = wilson(df[k], df[n], none=(np.nan, np.nan))
     return df
 
 # %% ../../nbs/explore/01_eda.ipynb #8b09846c
