@@ -1,6 +1,7 @@
-"""The graph filter against its formulas on many random graphs, without numba, in threads, at the edges of what a table can hold, on public data."""
+"""The graph filter against its formulas on many random graphs, without numba, in threads, at the edges of its table."""
 
 import dataclasses
+import inspect
 import itertools
 import subprocess
 import sys
@@ -9,16 +10,18 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 import torch
 
-from gnn_ecommerce.core import rng
-from gnn_ecommerce.graph.interactions import InteractionGraph, pairs_csr, random_graph
+from gnn_ecommerce.core import GnnEcommerceError, UnknownIdError, rng
+from gnn_ecommerce.graph.interactions import InteractionGraph, pairs_csr, random_graph, toy_graph
 from gnn_ecommerce.filter.graph_filter import GraphFilter, fit_filters
 from gnn_ecommerce.filter.hybrid import HybridRecommender, choose_b
 from gnn_ecommerce.filter.item_table import TablePacker
 from gnn_ecommerce.filter.choose import choose_filter, estimate_cost
-from gnn_ecommerce.filter.methods import history_matrix
-from gnn_ecommerce.ranking.recommender import EmbeddingRecommender
+from gnn_ecommerce.filter.methods import history_matrix, method_settings
+from gnn_ecommerce.ranking.evaluation import evaluate
+from gnn_ecommerce.ranking.recommender import EmbeddingRecommender, Recommender
 from gnn_ecommerce.graph.spectral import normalized, truncated_svd
 
 
@@ -67,17 +70,17 @@ def largest(w, n, diagonal):
         np.fill_diagonal(w, np.nan)
     floor = np.full(len(w), -np.inf)
     for i, row in enumerate(w):
-        known = np.sort(row[np.isfinite(row)])[::-1]
-        if len(known) > n:
-            floor[i] = known[n - 1]
+        entries = np.sort(row[np.isfinite(row)])[::-1]
+        if len(entries) > n:
+            floor[i] = entries[n - 1]
     return np.where(np.isfinite(w), w, 0.0), floor
 
 
 CASES = [
-    (kind, weighted, n, diagonal, backend, seed)
-    for seed, (kind, weighted, n, diagonal) in enumerate(
-        (kind, weighted, n, diagonal)
-        for kind in ("paths", "chebyshev", "regression")
+    (method, weighted, n, diagonal, backend, seed)
+    for seed, (method, weighted, n, diagonal) in enumerate(
+        (method, weighted, n, diagonal)
+        for method in ("paths", "chebyshev", "regression")
         for weighted in (False, True)
         for n in (1, 6, 500)
         for diagonal in (False, True)
@@ -86,25 +89,25 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("kind,weighted,n,diagonal,backend,seed", CASES)
-def test_formula(kind, weighted, n, diagonal, backend, seed):
-    "Every entry has the formula's value, and the entries are the n largest of their row (equal values may stand for each other)."
+@pytest.mark.parametrize("method,weighted,n,diagonal,backend,seed", CASES)
+def test_formula(method, weighted, n, diagonal, backend, seed):
+    "Every entry has the formula's value, and the entries are the n largest of their row (of equal values, any)."
     draw = rng(seed, "formula")
     graph = random_graph(*draw.integers(20, 90, 2), int(draw.integers(60, 400)), seed=seed)
     settings = (
         {"l2": draw.uniform(0.1, 9), "dropout": draw.uniform(0, 0.9)}
-        if kind == "regression"
+        if method == "regression"
         else (
             {"alpha": draw.uniform(0, 1), "beta": draw.uniform(0, 0.6)}
-            | ({"gamma": draw.uniform(0, 1)} if kind == "paths" else {"rank": int(draw.integers(1, 12))})
+            | ({"gamma": draw.uniform(0, 1)} if method == "paths" else {"rank": int(draw.integers(1, 12))})
         )
     )
-    f = GraphFilter(kind, n, weighted, diagonal, "float32", **settings)
+    f = GraphFilter(method, n, weighted, diagonal, "float32", **settings)
     f.backend = backend
     got = f.fit(graph).table.to_csr()
     exact = full_table(graph, f)
     size, floor = largest(
-        np.abs(exact) if kind == "regression" else exact, n, diagonal
+        np.abs(exact) if method == "regression" else exact, n, diagonal
     )  # signs count for nothing there
     if not diagonal:
         np.fill_diagonal(exact, 0)
@@ -117,7 +120,7 @@ def test_formula(kind, weighted, n, diagonal, backend, seed):
     assert not missed.any()
     if n >= graph.n_items:
         np.testing.assert_allclose(dense, exact, atol=tolerance)
-    if kind != "paths" and n > 100:
+    if method != "paths" and n > 100:
         assert (dense < -tolerance).any(), "signed entries are kept"
     scores = f.score(np.arange(graph.n_users))
     np.testing.assert_allclose(
@@ -125,25 +128,25 @@ def test_formula(kind, weighted, n, diagonal, backend, seed):
     )
 
 
-@pytest.mark.parametrize("kind", ["paths", "chebyshev", "regression"])
-def test_isolated_and_empty(kind):
+@pytest.mark.parametrize("method", ["paths", "chebyshev", "regression"])
+def test_isolated_and_empty(method):
     "Products and customers without an edge, a single edge, no edge at all."
     graph = InteractionGraph.from_arrays([1, 1, 3, 4], [2, 4, 2, 6], n_users=6, n_items=8)
-    f = GraphFilter(kind).fit(graph)
+    f = GraphFilter(method).fit(graph)
     w, s = f.table.to_csr().toarray(), f.score(np.arange(6))
     assert np.isfinite(w).all() and np.isfinite(s).all()
     assert not w[[0, 1, 3, 5, 7]].any() and not w[:, [0, 1, 3, 5, 7]].any() and not s[[0, 2, 5]].any()
     assert np.abs(w[6]).max() < 1e-6 and w[2, 4] > 0
     assert f.recommend([0], 3)[0].tolist() == [[0, 1, 2]], "a stranger gets ties by item index"
     for one in (InteractionGraph.from_arrays([0], [0]), InteractionGraph.from_arrays([], [], n_users=3, n_items=2)):
-        assert not GraphFilter(kind).fit(one).score(np.arange(one.n_users)).any()
+        assert not GraphFilter(method).fit(one).score(np.arange(one.n_users)).any()
 
 
-@pytest.mark.parametrize("kind", ["paths", "chebyshev", "regression"])
+@pytest.mark.parametrize("method", ["paths", "chebyshev", "regression"])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_shares_sum_to_the_score(kind, weighted):
+def test_shares_sum_to_the_score(method, weighted):
     graph = random_graph(40, 120, 900, seed=3)
-    f = GraphFilter(kind, 15, weighted, **({"rank": 9} if kind == "chebyshev" else {}))
+    f = GraphFilter(method, 15, weighted, **({"rank": 9} if method == "chebyshev" else {}))
     scores = f.fit(graph).score(np.arange(40))
     for user in range(40):
         products, shares = f.contributions(user, np.arange(120))
@@ -179,7 +182,7 @@ def test_many_items_take_wider_ids():
 
 
 def test_long_histories_are_capped():
-    "Of a customer beyond the cap only `cap` products make paths; her own score uses them all."
+    "Of a customer beyond the cap only `cap` products make paths; their own score uses them all."
     item = np.concatenate([np.arange(30), [3, 4], [3, 9]])
     user = np.concatenate([np.zeros(30, int), [1, 1], [2, 2]])
     weight = np.where(user == 0, 1 + np.arange(34) % 5, 1).astype(np.float32)
@@ -220,11 +223,12 @@ def test_many_callers_at_once():
             assert row.tobytes() == alone[user].tobytes()
 
 
-def parts(seed=0, users=150, items=90, edges=1500):
+def parts(seed=0, users=150, items=90, edges=1500, biased=False):
     graph, draw = random_graph(users, items, edges, seed=seed), rng(seed, "parts")
     z = draw.standard_normal((users + items, 12)).astype(np.float32)
     z /= np.linalg.norm(z, axis=1, keepdims=True)
-    return graph, EmbeddingRecommender(z[:users], z[users:], graph), GraphFilter(n=30).fit(graph)
+    bias = draw.standard_normal(items) if biased else None
+    return graph, EmbeddingRecommender(z[:users], z[users:], graph, bias), GraphFilter(n=30).fit(graph)
 
 
 def test_hybrid_without_filter_is_the_model_to_the_bit():
@@ -248,7 +252,7 @@ def test_hybrid_adds_its_parts(backend):
 
 
 def test_choose_b_finds_the_better_part():
-    "Where the model is noise, b goes up; where the filter has nothing to say, it is 0."
+    "If the model is noise, b goes up; if the filter has nothing to say, it is 0."
     graph, model, f = parts(2)
     known = graph.csr("seen")
     assert choose_b(HybridRecommender(model, f), known, exclude="none")[0] == 30
@@ -311,7 +315,7 @@ def test_order_in_table_and_history(backend, seed):
 
 
 def test_the_order_is_found_where_it_matters():
-    "Customers whose next product follows from the last one: recency is chosen, and raises the score; of a graph without order it is not asked."
+    "If the next product follows from the last one, recency is chosen, and raises the score; it needs an order."
     draw = rng(0, "next")
     user, item, at, held = [], [], [], []
     for u in range(400):
@@ -359,8 +363,8 @@ def test_shared_pass_gives_the_same_tables():
 
 def test_cost_grows_with_the_shop():
     small, large = random_graph(500, 400, 3000), random_graph(5000, 4000, 90000)
-    for kind in ("paths", "chebyshev", "regression"):
-        assert estimate_cost(small, kind).seconds < estimate_cost(large, kind).seconds
+    for method in ("paths", "chebyshev", "regression"):
+        assert estimate_cost(small, method).seconds < estimate_cost(large, method).seconds
     assert estimate_cost(large, "chebyshev", tables=9).seconds > estimate_cost(large, "chebyshev").seconds
 
 
@@ -368,7 +372,7 @@ def test_cost_grows_with_the_shop():
     "shape,edges,rank", [((900, 1200), 20000, 30), ((2500, 800), 9000, 60), ((60, 900), 700, 80), ((700, 700), 720, 16)]
 )
 def test_truncated_svd(shape, edges, rank):
-    "Singular values and the space of the vectors are LAPACK's; also where many values are equal (small parts that do not touch)."
+    "Singular values and the space of the vectors are LAPACK's, also if many values are equal."
     m = normalized(history_matrix(random_graph(*shape, edges, seed=edges)))
     u, s, v = truncated_svd(m, rank)
     exact_u, exact, exact_v = np.linalg.svd(m.toarray().astype(float), full_matrices=False)
@@ -378,38 +382,35 @@ def test_truncated_svd(shape, edges, rank):
     np.testing.assert_allclose(m @ v, u * s, atol=1e-4)
 
 
-WITHOUT = """
-import sys
-import numpy as np
-if {without}: sys.modules["numba"] = None
-from gnn_ecommerce.graph.interactions import random_graph
-from gnn_ecommerce.graph.kernels import HAS_NUMBA
-from gnn_ecommerce.filter.graph_filter import GraphFilter
-graph = random_graph(80, 150, 900, seed=4)
-filters = [GraphFilter(n=12, dtype="float32"), GraphFilter("chebyshev", 12, dtype="float32", rank=8), GraphFilter("regression", 12, dtype="float32", l2=3.)]
-np.savez({path!r}, numba=HAS_NUMBA, **{{f.method: f.fit(graph).score(np.arange(80)) for f in filters}})
-"""
+def scores_by_method():
+    "Scores of each method; the function brings its imports along into another process."
+    import numpy as np
+
+    from gnn_ecommerce.filter.graph_filter import GraphFilter
+    from gnn_ecommerce.graph.interactions import random_graph
+
+    graph = random_graph(80, 150, 900, seed=4)
+    settings = {"paths": {}, "chebyshev": {"rank": 8}, "regression": {"l2": 3.0}}
+    filters = [GraphFilter(method, 12, dtype="float32", **more) for method, more in settings.items()]
+    return {f.method: f.fit(graph).score(np.arange(80)) for f in filters}
 
 
-@pytest.mark.slow
 def test_the_same_without_numba(root, tmp_path):
-    env, found = {"PATH": "", "HOME": "/nowhere"}, []
-    for without in (True, False):
-        path = str(tmp_path / f"{without}.npz")
-        subprocess.run(
-            [sys.executable, "-c", WITHOUT.format(without=without, path=path)], cwd=root, env=env, check=True
-        )
-        found.append(np.load(path))
-    assert [bool(f["numba"]) for f in found] == [False, True]
-    for kind in ("paths", "chebyshev", "regression"):
-        np.testing.assert_allclose(found[0][kind], found[1][kind], atol=1e-4 * np.abs(found[0][kind]).max())
+    pytest.importorskip("numba")
+    code = "import sys\nsys.modules['numba'] = None\n" + inspect.getsource(scores_by_method)
+    code += "from gnn_ecommerce.graph.kernels import HAS_NUMBA\nassert not HAS_NUMBA\n"
+    code += f"np.savez({str(tmp_path / 'scores.npz')!r}, **scores_by_method())"
+    code = code.replace("sys.modules", "import numpy as np\nsys.modules", 1)
+    subprocess.run([sys.executable, "-c", code], cwd=root, env={"PATH": "", "HOME": "/nowhere"}, check=True)
+    there = np.load(tmp_path / "scores.npz")
+    for method, here in scores_by_method().items():
+        np.testing.assert_allclose(there[method], here, atol=1e-4 * np.abs(here).max())
 
 
 @pytest.mark.slow
 def test_gowalla_paths(real_data):
-    "The published form of the filter, on its public split: .1873 without a cut, .1865 with 200 entries a row; about a second of work."
+    "The published form of the filter on its public split: .1873 without a cut, .1865 with 200 entries a row."
     from gnn_ecommerce.graph.datasets import load_benchmark
-    from gnn_ecommerce.ranking.evaluation import evaluate
 
     b = load_benchmark("gowalla")
     f = GraphFilter().fit(b.graph)
@@ -431,13 +432,12 @@ def test_half_precision_decodes_every_number():
     np.testing.assert_array_equal(decoded, halves[finite][::7].astype(np.float32))
 
 
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("b", [0.01, 3.0, 300.0])
 @pytest.mark.parametrize("exclude", ["bought", "seen", "none"])
-def test_fused_ranking_equals_scores_in_memory(b, exclude):
-    "Both kernels give the lists and scores of the general way, to the bit."
-    from gnn_ecommerce.ranking.recommender import Recommender
-
-    graph, model, f = parts(3, users=300)
+def test_fused_ranking_equals_scores_in_memory(b, exclude, biased):
+    "Both kernels give the lists and scores of the general way, to the bit; with item biases too."
+    graph, model, f = parts(3, users=300, biased=biased)
     hybrid, users = HybridRecommender(model, f, b), np.arange(300)
     for items in (None, np.arange(0, 90, 2), np.arange(3)):
         fused = hybrid.recommend(users, 9, exclude, items=items)
@@ -455,3 +455,201 @@ def test_saved_filter_keeps_its_key():
     for params in (f.saved_params, f.params):
         back = GraphFilter.from_arrays(f.to_arrays(), params, graph)
         assert back.params == f.params
+
+
+def dense(f):
+    return f.table.to_csr().toarray()
+
+
+def test_fold_in_counts_the_newest_products_most():
+    "Of a basket the last product is the newest; one that comes twice has its latest place."
+    graph = in_order(random_graph(60, 50, 500, seed=6), 6)
+    f = GraphFilter(n=9, recency=0.7, closeness=0.5).fit(graph)
+    want = dense(f)[[5, 5]] + 2**-0.7 * dense(f)[[3, 3]]
+    np.testing.assert_allclose(f.fold_in([[3, 5], [5, 3, 5]]), want, rtol=1e-5)
+
+
+def test_fold_in_of_a_history_with_recency_is_its_score():
+    graph = random_graph(60, 50, 500, seed=6)
+    position = pd.DataFrame({"position": rng(0, "order").permutation(graph.n_edges)})
+    graph = dataclasses.replace(graph, edges=position)
+    f = GraphFilter(n=9, recency=0.7).fit(graph)
+    row, oldest_first = f.base[[3]], np.argsort(-graph.ages[graph.edges_of(user=3)])
+    folded = f.fold_in([row.indices[oldest_first]], [row.data[oldest_first]])
+    np.testing.assert_allclose(folded, f.score([3]), rtol=1e-5)
+
+
+def test_a_product_twice_in_a_basket_counts_once():
+    f = GraphFilter(n=9).fit(random_graph(60, 50, 500, seed=6))
+    np.testing.assert_array_equal(f.fold_in([[4, 4, 0]]), f.fold_in([[0, 4]]))
+
+
+def test_regression_is_at_its_optimum():
+    "Without dropout it is the ridge regression whose diagonal is zero: any other table has a larger loss."
+    f = GraphFilter("regression", 99, dtype="float32", l2=3.0, dropout=0.0).fit(random_graph(50, 40, 400, seed=2))
+    r, best, draw = f.base.toarray().astype(float), dense(f), rng(0, "bent")
+
+    def loss(w):
+        return ((r - r @ w) ** 2).sum() + 3 * (w**2).sum()
+
+    for size in (1e-3, 1e-2, 1e-1):
+        bent = np.where(np.eye(40), 0, size * draw.standard_normal((40, 40)))
+        assert loss(best) < min(loss(best + bent), loss(best - bent))
+
+
+GRID = {"beta": (0.2, 0.0), "gamma": (0.84, 0.2, 2.0)}
+
+
+def test_refine_extends_the_first_table():
+    "A second round adds rows between the values, and can only raise the best one."
+    graph, held = random_graph(80, 60, 700, seed=7), random_graph(80, 60, 300, seed=8).csr("seen")
+    _, coarse = choose_filter(graph, held, grid=GRID, metric="recall@5", n=10)
+    _, fine = choose_filter(graph, held, grid=GRID, metric="recall@5", n=10, refine=True)
+    pd.testing.assert_frame_equal(fine.iloc[: len(coarse)], coarse)
+    assert len(fine) > len(coarse)
+    assert fine["recall@5"].max() >= coarse["recall@5"].max()
+
+
+def test_choose_filter_measures_what_it_returns():
+    graph, held = in_order(random_graph(80, 60, 700, seed=7), 7), random_graph(80, 60, 300, seed=8).csr("seen")
+    grid = {"recency": (0.0, 0.5, 1.0), "closeness": (0.0, 0.5)}
+    best, table = choose_filter(graph, held, grid=grid, metric="recall@5", n=10)
+    again = evaluate(GraphFilter(**best.params).fit(graph), held, [5]).metrics["recall@5"]
+    assert (len(table), again) == (4, table["recall@5"].max())
+
+
+def test_a_product_speaks_for_itself_if_customers_come_back():
+    graph = random_graph(80, 60, 700, seed=7)
+    assert choose_filter(graph, graph.csr("seen"), metric="ndcg@5", exclude="none")[0].diagonal
+
+
+def test_choose_b_backends_agree():
+    graph, model, f = parts(4)
+    hybrid, held = HybridRecommender(model, f), random_graph(150, 90, 500, seed=8).csr("seen")
+    compiled = choose_b(hybrid, held, (0, 2, 8), "recall@5")
+    f.backend = "torch"
+    best, table = choose_b(hybrid, held, (0, 2, 8), "recall@5")
+    assert best == compiled[0]
+    pd.testing.assert_frame_equal(table, compiled[1])
+
+
+def test_choose_b_measures_what_is_served():
+    graph, model, f = parts(4)
+    hybrid, held = HybridRecommender(model, f), random_graph(150, 90, 500, seed=8).csr("seen")
+    _, table = choose_b(hybrid, held, (0, 2, 8), "recall@5")
+    served = [evaluate(hybrid.with_b(b), held, [5]).metrics["recall@5"] for b in table.b]
+    np.testing.assert_allclose(table["recall@5"], served, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "values", "message"),
+    [
+        ("path", {}, "method: expected one of paths, chebyshev, regression, found 'path'"),
+        ("paths", {"betta": 0.3}, "did you mean 'beta'"),
+        ("paths", {"alpha": -1}, "paths.alpha: expected a number >= 0, found -1"),
+        ("paths", {"cap": 0}, "paths.cap: expected a whole number >= 1, found 0"),
+        ("paths", {"cap": 2.5}, "paths.cap: expected a whole number >= 1, found 2.5"),
+        ("paths", {"beta": True}, "paths.beta: expected a number >= 0, found True"),
+        ("chebyshev", {"flatness": np.inf}, "chebyshev.flatness: expected a number >= 0, found inf"),
+        ("regression", {"l2": 0.0}, "regression.l2: expected a number > 0, found 0.0"),
+        ("regression", {"dropout": 1.0}, r"regression.dropout: expected a number in \[0, 1\), found 1.0"),
+    ],
+)
+def test_wrong_settings_of_a_method(method, values, message):
+    with pytest.raises(GnnEcommerceError, match=message):
+        method_settings(method, values)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"n": 0}, "n: expected a whole number >= 1, found 0"),
+        ({"recency": -1}, "recency: expected a number >= 0, found -1"),
+        ({"recency": np.inf}, "recency: expected a number >= 0, found inf"),
+        ({"dtype": "float64"}, "dtype: expected 'float16' or 'float32', found 'float64'"),
+        ({"method": "regression", "dropout": 1.0}, "regression.dropout"),
+        ({"cap": 0}, "paths.cap"),
+        ({"rank": 3}, "paths.rank"),
+    ],
+)
+def test_wrong_parameters_of_a_filter(parameters, message):
+    with pytest.raises(GnnEcommerceError, match=message):
+        GraphFilter(**parameters)
+
+
+def fitted(**parameters):
+    return GraphFilter(n=9, **parameters).fit(toy_graph())
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: GraphFilter(n=9, recency=1.0).fit(toy_graph()), GnnEcommerceError, "set recency to 0"),
+        (lambda: GraphFilter(n=9, closeness=0.5).fit(toy_graph()), GnnEcommerceError, "set closeness to 0"),
+        (lambda: GraphFilter().fold_in([[0]]), GnnEcommerceError, "call fit"),
+        (lambda: fitted().fold_in([[7]]), UnknownIdError, "items: expected indices in 0..4, found 7..7"),
+        (lambda: fitted().fold_in([[0.5]]), GnnEcommerceError, "items: expected a list of indices, found float64"),
+        (lambda: fitted().fold_in([[1]], [[1, 2]]), GnnEcommerceError, "weights: expected one for each product"),
+        (lambda: fitted().contributions(9, 0), UnknownIdError, "users: expected indices in 0..3"),
+        (lambda: TablePacker(3, "int8"), GnnEcommerceError, "dtype: expected 'float16' or 'float32', found 'int8'"),
+    ],
+    ids=["recency", "closeness", "not fitted", "item", "type", "weights", "user", "dtype"],
+)
+def test_what_a_filter_refuses(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_damaged_arrays_are_refused():
+    f = fitted()
+    arrays = f.to_arrays()
+    for name, damaged, message in (
+        ("indices", f.table.indices[1:], "do not agree"),
+        ("indptr", f.table.indptr[:-1], "do not agree"),
+        ("indices", f.table.indices + np.uint16(5), "do not agree"),
+        ("values", f.table.values.astype(np.float32), "expected int64 indptr, uint16 or int32 indices and float16"),
+    ):
+        with pytest.raises(GnnEcommerceError, match=message):
+            GraphFilter.from_arrays(arrays | {name: damaged}, f.params)
+
+
+def test_an_empty_table_can_be_packed():
+    assert TablePacker(0).table().n_items == 0
+
+
+HYBRID = {
+    "negative b": (lambda model, f: HybridRecommender(model, f, -1), "b: expected a number >= 0, found -1"),
+    "infinite b": (lambda model, f: HybridRecommender(model, f, np.inf), "b: expected a number >= 0, found inf"),
+    "no filter": (lambda model, f: HybridRecommender(model, None, 1), "expected a filter_part for b=1, found none"),
+    "other sizes": (lambda model, f: HybridRecommender(model, fitted()), "two parts for the same users and items"),
+    "fit": (lambda model, f: HybridRecommender(model, f).fit(None), "fit the parts and put them together again"),
+    "metric": (lambda model, f: choose_b(HybridRecommender(model, f), None, metric="auc"), "such as 'ndcg@20'"),
+    "no b": (lambda model, f: choose_b(HybridRecommender(model, f), None, ()), "at least one b"),
+    "targets": (
+        lambda model, f: choose_b(HybridRecommender(model, f), sp.csr_array((9, 9))),
+        r"targets: expected shape \(150, 90\)",
+    ),
+    "nobody": (
+        lambda model, f: choose_b(HybridRecommender(model, f), sp.csr_array((150, 90), dtype=bool)),
+        "users with validation pairs, found none",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), HYBRID.values(), ids=HYBRID)
+def test_what_a_hybrid_refuses(call, message):
+    _, model, f = parts()
+    with pytest.raises(GnnEcommerceError, match=message):
+        call(model, f)
+
+
+def test_a_grid_of_another_method_is_refused():
+    graph = random_graph(80, 60, 700, seed=7)
+    with pytest.raises(GnnEcommerceError, match="paths.rank"):
+        choose_filter(graph, graph.csr("seen"), grid={"rank": (1, 2)})
+
+
+def test_similar_items_are_the_models():
+    _, model, f = parts()
+    ours, theirs = HybridRecommender(model, f, 3.0).similar_items([3], 4), model.similar_items([3], 4)
+    np.testing.assert_array_equal(ours[0], theirs[0])

@@ -22,15 +22,13 @@ __all__ = ['data_folder', 'have_data', 'load_lines', 'Benchmark', 'load_benchmar
 # %% ../../nbs/graph/06_datasets.ipynb #69168b87
 def data_folder(
     name: str = '', # a data set in it, or the folder itself
-) -> Path|None: # None where GNN_ECOMMERCE_DATA is not set
-    "Folder of the public data sets. Raises `DataError` if the variable names none or the data set is missing."
+) -> Path|None: # None if GNN_ECOMMERCE_DATA is not set
+    "Find the folder of the public data sets. Raises `DataError` if the variable names none or the data set is missing."
     root = os.environ.get('GNN_ECOMMERCE_DATA')
     if not root: return None
     path = Path(root).expanduser()/name
     if not path.is_dir():
-        raise DataError(
-            f'expected a folder {path} (GNN_ECOMMERCE_DATA is {root!r}), found none: correct the variable or unset it'
-        )
+        raise DataError(expected('GNN_ECOMMERCE_DATA', f'a folder {path}', 'none', 'correct the variable or unset it'))
     return path
 
 def have_data(
@@ -47,10 +45,10 @@ def have_data(
 def load_lines(
     path: str|Path, # a text file, a line per user: `user item item ...`
 ) -> tuple[np.ndarray, np.ndarray]: # user and item of each pair, int32 (n,) each, in file order
-    "Read a file in LightGCN's format. Raises `DataError` with the line number where it is not."
+    "Read a file in LightGCN's format. Raises `DataError` with the number of a line that is not."
     path = Path(path)
     if not path.is_file():
-        raise DataError(f'expected lines of `user item item ...` in {path}, found no file')
+        raise DataError(expected(str(path), 'lines of `user item item ...`', 'no file'))
     users, lengths, items = [], [], []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try: row = np.array(line.split(), dtype=np.int64)
@@ -73,7 +71,7 @@ class Benchmark:
     # training pairs, unweighted; edge column `position`: order in the user's line, unless lines are sorted by item
     graph: InteractionGraph
     test: sparse.csr_array           # bool (n_users, n_items), read once, at the end
-    valid: sparse.csr_array|None     # bool (n_users, n_items) where the split has one; else see `temporal_holdout`
+    valid: sparse.csr_array|None     # bool (n_users, n_items) if the split has one; else see `temporal_holdout`
     def __repr__(self):
         valid = f'{self.valid.nnz:,} valid, ' if self.valid is not None else ''
         size = f'{self.graph.n_users:,} users, {self.graph.n_items:,} items, {self.graph.n_edges:,} train'
@@ -87,7 +85,7 @@ def load_benchmark(
     "Read a benchmark split. Raises `DataError` if it is missing, repeats a pair or has a target in training."
     folder = Path(folder) if folder is not None else data_folder(name)
     if folder is None:
-        raise DataError(f'{name}: expected GNN_ECOMMERCE_DATA to name the folder of public data, found it unset')
+        raise DataError(expected(name, 'GNN_ECOMMERCE_DATA to name the folder of public data', 'it unset'))
     names = ['train', *(['valid'] if (folder/'valid.txt').is_file() else []), 'test']
     parts = {part: load_lines(folder/f'{part}.txt') for part in names}
     shape = tuple(int(max(pairs[side].max(initial=-1) for pairs in parts.values()))+1 for side in (0, 1))
@@ -129,13 +127,11 @@ def temporal_holdout(
 ) -> tuple[InteractionGraph, sparse.csr_array]: # graph of the rest (same nodes), held pairs bool (n_users, n_items)
     "Hold back the last edges of each user for validation. Raises `DataError` if the graph does not know an order."
     if not 0 < fraction < 1:
-        raise DataError(f'fraction: expected a number in (0, 1), found {fraction}')
+        raise DataError(expected('fraction', 'a number in (0, 1)', fraction))
     columns = list(graph.edges.columns) if graph.edges is not None else []
     by = next((c for c in ('position', 'first_time') if c in columns), None)
     if by is None:
-        raise DataError(
-            f"edges: expected a column 'position' or 'first_time' that orders a user's edges, found {columns}"
-        )
+        raise DataError(expected('edges', "a column 'position' or 'first_time' that orders a user's edges", columns))
     order = np.lexsort((graph.edges[by].to_numpy(), graph.user))
     degree = np.diff(graph.user_ptr)
     keep_n = degree - np.minimum(np.floor(degree*fraction+.5).astype(np.int64), np.maximum(degree-1, 0))
@@ -147,12 +143,11 @@ def temporal_holdout(
 def holdout(
     graph: InteractionGraph,
     fraction: float = .1, # share of each user's edges to hold back, rounded; at least one edge stays
-    seed: int = 0,        # of the draw, where there is one
+    seed: int = 0,        # of the draw, if there is one
 ) -> tuple[InteractionGraph, sparse.csr_array]: # graph of the rest (same nodes), held pairs bool (n_users, n_items)
-    "The last edges of each user for validation, as `temporal_holdout`; random ones of a graph that knows no order."
+    "Hold back edges for validation: the last ones (`temporal_holdout`), or random ones if the graph knows no order."
     if graph.ages is not None: return temporal_holdout(graph, fraction)
     columns = pd.DataFrame(index=range(graph.n_edges)) if graph.edges is None else graph.edges
-    part, held = temporal_holdout(
-        replace(graph, edges=columns.assign(position=rng(seed, 'holdout').permutation(graph.n_edges))), fraction
-    )
+    drawn = columns.assign(position=rng(seed, 'holdout').permutation(graph.n_edges))
+    part, held = temporal_holdout(replace(graph, edges=drawn), fraction)
     return replace(part, edges=None if graph.edges is None else part.edges.drop(columns='position')), held

@@ -32,7 +32,7 @@ LOSSES: dict[str, type[Loss]] = {}
 
 class Loss:
     "A training objective with its gradient. Subclasses implement `__len__`, `batches` and `step`."
-    size = 1024 # of a batch, where the settings do not say
+    size = 1024 # of a batch, if the settings do not say
 
     def __init_subclass__(cls, name: str|None = None, **kw):
         super().__init_subclass__(**kw)
@@ -74,14 +74,14 @@ def __len__(self: Loss) -> int:
 def batches(self: Loss,
     rng: np.random.Generator, # draws order and negatives: the same generator, the same batches
 ) -> Iterator: # what `step` takes
-    "The batches of one epoch."
+    "Yield the batches of one epoch."
     raise NotImplementedError(f'{type(self).__name__}: a subclass must implement batches')
 
 @patch
 def rows(self: Loss,
     batch, # one of `batches`
 ) -> torch.Tensor: # int64, distinct
-    "The rows of `z` that `step` reads: all that propagation has to provide."
+    "List the rows of `z` that `step` reads: all that propagation has to provide."
     raise NotImplementedError(f'{type(self).__name__}: a subclass must implement rows')
 
 # %% ../../nbs/models/02_losses.ipynb #d63e4f37
@@ -93,7 +93,7 @@ def step(self: Loss,
     grad_z: torch.Tensor, # dloss/dz is added to it
     grad_e0: torch.Tensor|None = None, # the L2 part of dloss/de0 is added to it; None if l2 is 0
 ) -> float: # the loss
-    "Loss and gradient of one batch."
+    "Compute the loss of one batch, and add its gradient."
     raise NotImplementedError(f'{type(self).__name__}: a subclass must implement step')
 
 # %% ../../nbs/models/02_losses.ipynb #f5b60be4
@@ -102,12 +102,12 @@ def make_loss(
     graph: InteractionGraph,
     **settings, # of the loss
 ) -> Loss:
-    "A loss by name. Raises `SettingsError` for a name or a setting that does not exist."
+    "Make a loss by its name. Raises `SettingsError` for a name or a setting that does not exist."
     if name not in LOSSES:
         raise SettingsError(expected('loss', f'one of {", ".join(LOSSES)}', repr(name)))
-    known = {k for c in LOSSES[name].__mro__[:-1] for k in c.__init__.__annotations__}-{'graph'}
-    if strange := set(settings)-known:
-        raise SettingsError(expected(name, f'settings among {", ".join(sorted(known))}', repr(sorted(strange)[0])))
+    allowed = {k for c in LOSSES[name].__mro__[:-1] for k in c.__init__.__annotations__}-{'graph'}
+    if unknown := sorted(set(settings)-allowed):
+        raise SettingsError(expected(name, f'settings among {", ".join(sorted(allowed))}', repr(unknown[0])))
     return LOSSES[name](graph, **settings)
 
 # %% ../../nbs/models/02_losses.ipynb #3abdfb24
@@ -141,9 +141,8 @@ def sample_negatives(
     "Draw for each user an item without an edge, all equally likely. Raises `DataError` for a user who has all items."
     lacks = graph.n_items-np.diff(graph.user_ptr)[users]
     if (lacks <= 0).any():
-        raise DataError(
-            f'negatives: expected users who lack an item, found user {users[lacks <= 0][0]} with all {graph.n_items}'
-        )
+        full = f'user {users[lacks <= 0][0]} with all {graph.n_items}'
+        raise DataError(expected('negatives', 'users who lack an item', full))
     out = np.empty(len(users), np.int64)
     _missing(graph.user_ptr, graph.item, users, rng.integers(0, lacks), out)
     return out
@@ -156,10 +155,8 @@ class BPR(Loss, name='bpr'):
         super().__init__(graph, batch, temperature, l2, max(negatives, 1))
         self.edges = np.flatnonzero(np.diff(graph.user_ptr)[graph.user] < graph.n_items)
         if not len(self.edges):
-            raise DataError(
-                f'bpr: expected a user who lacks an item, found {graph.n_users} users who each have all '
-                f'{graph.n_items} or none: there are no negatives'
-            )
+            full = f'{graph.n_users} users who each have all {graph.n_items} or none'
+            raise DataError(expected('bpr', 'a user who lacks an item', full, 'there are no negatives'))
     def __len__(self): return -(-len(self.edges)//self.batch)
 
 # %% ../../nbs/models/02_losses.ipynb #a39af536
@@ -177,12 +174,8 @@ def batches(self: BPR, rng):
     for a in range(0, len(order), self.batch):
         e = np.repeat(order[a:a+self.batch], self.negatives)
         user = self.graph.user[e].astype(np.int64)
-        yield tuple(
-            map(
-                torch.from_numpy,
-                (user, self.graph.item[e].astype(np.int64), sample_negatives(self.graph, user, rng)),
-            )
-        )
+        triples = user, self.graph.item[e].astype(np.int64), sample_negatives(self.graph, user, rng)
+        yield tuple(torch.from_numpy(index) for index in triples)
 
 @patch
 def rows(self: BPR, batch):
@@ -227,7 +220,7 @@ if HAS_NUMBA:
 def unit_rows(
     x: torch.Tensor, # (n, d)
 ) -> tuple[torch.Tensor, torch.Tensor]: # unit rows (n, d); 1/length (n, 1)
-    "Rows of length 1; a row of zeros stays one, with 1/length 0."
+    "Scale rows to length 1; a row of zeros stays one, with 1/length 0."
     inverse = torch.linalg.vector_norm(x, dim=1, keepdim=True).reciprocal_()
     inverse.masked_fill_(torch.isinf(inverse), 0)
     return x*inverse, inverse
@@ -237,7 +230,7 @@ def unit_rows_grad(
     unit: torch.Tensor,    # the unit rows, (n, d)
     inverse: torch.Tensor, # 1/length, (n, 1)
 ) -> torch.Tensor: # gradient with respect to the rows, (n, d); it is `grad`
-    "The gradient before normalisation; zeros where the row is."
+    "Compute the gradient before normalisation; zeros for a row of zeros."
     along = (grad*unit).sum(1, keepdim=True)
     return grad.addcmul_(unit, along, value=-1).mul_(inverse)
 
@@ -254,10 +247,9 @@ class SampledSoftmax(Loss, name='sampled_softmax'):
         share = np.where(edges > 0, edges, 1.)**popularity if popularity else np.ones(graph.n_items)
         self.popularity, self.cumulative = popularity, np.cumsum(share/share.sum())
         size = min(self.batch, graph.n_edges)
-        expected = (size-1)*edges/graph.n_edges+self.negatives*share/share.sum()
-        self.log_expected = torch.from_numpy(
-            np.log(np.maximum(expected, 1e-12)) if correct else np.zeros(graph.n_items)
-        )
+        count = (size-1)*edges/graph.n_edges+self.negatives*share/share.sum()
+        log_expected = np.log(np.maximum(count, 1e-12)) if correct else np.zeros(graph.n_items)
+        self.log_expected = torch.from_numpy(log_expected)
         self.seen = graph.csr('seen')
     def __len__(self): return -(-self.graph.n_edges//self.batch)
 
@@ -317,15 +309,13 @@ def _gflops(dtype, device, dim) -> float:
 def fast_dtype(
     device: str = 'cpu', # type of the device: 'cpu', 'cuda'
     dim: int = 64,       # width of the embeddings
-) -> torch.dtype: # torch.bfloat16 where it is clearly faster, else torch.float32
-    "The number format in which matrix products are fastest here; measured once, and printed."
+) -> torch.dtype: # torch.bfloat16 if it is clearly faster, else torch.float32
+    "Measure in which number format matrix products are fastest here, once, and print it."
     with own_threads():
         half, single = (_gflops(t, device, dim) for t in (torch.bfloat16, torch.float32))
     chosen = torch.bfloat16 if half > 1.3*single else torch.float32
-    print(
-        f'Matrix products in {str(chosen)[6:]}: measured {half:,.0f} GFLOP/s in bfloat16, {single:,.0f} in float32 '
-        f'({"a GPU" if device != "cpu" else "one thread"})'
-    )
+    print(f'Matrix products in {str(chosen)[6:]}: measured {half:,.0f} GFLOP/s in bfloat16, {single:,.0f} in float32 '
+          f'({"a GPU" if device != "cpu" else "one thread"})')
     return chosen
 
 # %% ../../nbs/models/02_losses.ipynb #cad4ac34
@@ -379,14 +369,13 @@ def exp_block(
     total: torch.Tensor, # (users,); the sum of each column is added
     temperature: float,
 ):
-    "Exponential in place, and its sums by column: what a softmax divides by."
+    "Take the exponential in place, and sum it by column: what a softmax divides by."
     if HAS_NUMBA and block.device.type == 'cpu' and block.dtype in (torch.float32, torch.bfloat16):
         kernel, view = (_exp_float, block) if block.dtype == torch.float32 else (_exp_bfloat, block.view(torch.int16))
         kernel(view.numpy(), total.numpy(), np.float32(1/(temperature*math.log(2))))
     else:
         e = block.to(total.dtype).sub_(1).mul_(1/temperature)
-        # a pass over the block: only where it can matter
-        if temperature < 3/(126*math.log(2)):
+        if temperature < 3/(126*math.log(2)): # a pass over the block, only if it can matter
             e.clamp_(min=-126*math.log(2))
         total += e.exp_().sum(0)
         if block.dtype != e.dtype: block.copy_(e)
@@ -413,7 +402,7 @@ def pair_dots(
     x: torch.Tensor, y: torch.Tensor, # (n, d) and (m, d)
     a: torch.Tensor, b: torch.Tensor, # int64 (p,) rows of x, rows of y
 ) -> torch.Tensor: # (p,)
-    "Dot products of pairs of rows."
+    "Compute dot products of pairs of rows."
     if not HAS_NUMBA or x.device.type != 'cpu': return (x[a]*y[b]).sum(1)
     out = x.new_empty(len(a))
     run_blocks(_pair_dots, [*range(0, len(a), 4096), len(a)], *(t.numpy() for t in (x, y, a, b, out)))
@@ -439,13 +428,12 @@ class Softmax(Loss, name='softmax'):
     ):
         super().__init__(graph, batch, temperature, l2, negatives)
         if precision not in ('auto', 'bf16', 'fp32'):
-            raise SettingsError(f"{self.name}: precision: expected 'auto', 'bf16' or 'fp32', found {precision!r}")
+            raise SettingsError(expected(f'{self.name}: precision', "'auto', 'bf16' or 'fp32'", repr(precision)))
         self.precision, self._tables = precision, {}
         count = np.diff(graph.user_ptr)
         self.users = np.flatnonzero(count)
-        self.user_weight = torch.from_numpy(
-            np.where(count > 0, np.maximum(count, 1.0) ** power, 0) / np.mean(count[self.users] ** float(power))
-        )
+        weight = np.where(count > 0, np.maximum(count, 1.)**power, 0)/np.mean(count[self.users]**float(power))
+        self.user_weight = torch.from_numpy(weight)
         share = graph.weight if weighted_positives else np.ones(graph.n_edges)
         self.share = torch.from_numpy(share/np.bincount(graph.user, share, graph.n_users)[graph.user])
     def __len__(self): return -(-len(self.users)//self.batch)
@@ -498,14 +486,10 @@ def _start(self: Softmax, z, users, dtype):
         blocks = -(-items//rows)
         self._tables[users, rows] = torch.empty(blocks, users, **like), torch.empty(blocks, d, users, **like)
     (total, gx), scores = self._tables[users, rows], self._tables['scores']
+    tables = {name: self._tables[name] for name in ('y', 'gy', 'inverse')}
     return SimpleNamespace(
-        total=total,
-        gx=gx,
-        **{k: self._tables[k] for k in ('y', 'gy', 'inverse')},
-        bounds=[*range(0, items, rows), items],
-        block=lambda a, b: scores[a * users : b * users].view(b - a, users),
-        index=lambda a: a // rows,
-    )
+        total=total, gx=gx, **tables, bounds=[*range(0, items, rows), items],
+        block=lambda a, b: scores[a*users:b*users].view(b-a, users), index=lambda a: a//rows)
 
 # %% ../../nbs/models/02_losses.ipynb #8bdb71ee
 @patch
@@ -544,11 +528,8 @@ def step(self: Softmax, z, e0, batch, grad_z, grad_e0=None):
         run(functools.partial(_sweep_backward, t, (x*(c/total)[:, None]).to(dtype), grad_z[n:]), t.bounds)
         grad_z.index_add_(0, users, unit_rows_grad(gx, x, inverse))
     loss = float((w*(total.log()+1/self.temperature-term)).sum())
-    return (
-        loss
-        if not self.l2
-        else loss + _l2(e0, torch.cat([users, torch.arange(n, len(z), device=z.device)]), self.l2 / len(users), grad_e0)
-    )
+    if not self.l2: return loss
+    return loss+_l2(e0, torch.cat([users, torch.arange(n, len(z), device=z.device)]), self.l2/len(users), grad_e0)
 
 @patch
 def _pull(self: Softmax, t, x, batch, c, gx):
@@ -569,7 +550,7 @@ class BSL(Softmax, name='bsl'):
     ):
         super().__init__(graph, batch, temperature, l2, negatives, power, weighted_positives, precision)
         if not temperature_positive > 0:
-            raise SettingsError(f'bsl: temperature_positive: expected a number > 0, found {temperature_positive!r}')
+            raise SettingsError(expected('bsl: temperature_positive', 'a number > 0', repr(temperature_positive)))
         self.temperature_positive = float(temperature_positive)
 
     def _positives(self, s, share, owner, n):
