@@ -34,8 +34,8 @@ from .ranking.recommender import Popular
 __all__ = ['LISTED', 'SCHEMA', 'MANIFEST', 'BundleSettings', 'map_tensors', 'MappedIds', 'ScaledRows', 'stored', 'as_used',
            'bundle_arrays', 'top_lists', 'write_bundle', 'read_manifest', 'Bundle', 'open_bundle', 'build_bundle',
            'precision_loss', 'bundle_path', 'bundles', 'pointed', 'read_pointer', 'latest_bundle', 'find_bundle',
-           'newest', 'locate_bundle', 'diff', 'read_sessions', 'content_weight', 'data_revisions', 'training_profile',
-           'prune', 'bundle_metrics', 'run_bundle']
+           'diff', 'read_sessions', 'content_weight', 'data_revisions', 'training_profile', 'prune', 'bundle_metrics',
+           'run_bundle']
 
 # %% ../nbs/07_bundle.ipynb #13c66fff
 #: customers up to whose number lists are ranked in advance where the settings leave it open
@@ -669,19 +669,6 @@ def find_bundle(
     if name == 'active':
         name = (read_pointer(pointer or folder.parent/'serving'/'active.json') or {'active': 'latest'})['active']
     return bundle_path(folder, latest_bundle(folder) if name == 'latest' else name)
-
-# %% ../nbs/07_bundle.ipynb #e46c24bc
-def newest(folder: Path) -> str: return latest_bundle(folder)
-
-def locate_bundle(
-    given: str|None,   # path or name of a bundle; None: the pointer's, or the newest of the project
-    folder: str|Path|None = None, # where bundles are; by default the project's
-) -> tuple[Path, str|None]: # folder, name; None if the pointer says what is served
-    "Which bundle is meant. Raises `ArtifactError` if there is none."
-    if given is not None and ('/' in given or Path(given).is_dir()):
-        path = find_bundle(str(Path(given).resolve()))
-        return path.parent, path.name
-    return Path(folder).resolve() if folder is not None else ProjectPaths(project_root()).bundles, given
 
 # %% ../nbs/07_bundle.ipynb #42e5ed11
 def diff(
