@@ -4,86 +4,47 @@
 
 # %% ../nbs/11_cli.ipynb #09b68583
 from __future__ import annotations
-import functools, json, os, sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import contextlib, functools, io, json, os, sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import pandas as pd
 import typer
-from fastcore.basics import patch
 
-from .core import GnnEcommerceError, IdMap, ProjectPaths, UnknownIdError, project_root
+from gnn_ecommerce.core import (
+    GnnEcommerceError, IdMap, ProjectPaths, UnknownIdError, expected, json_default, project_root, read_json, write_json
+)
 
 # %% auto #0
-__all__ = ['app', 'Project', 'Json', 'Basket', 'Exclude', 'bundle_app', 'Which', 'keys_app', 'events_app', 'Database', 'command',
-           'say', 'columns', 'Trained', 'open_project', 'as_ids', 'read_basket', 'Wish', 'list_of', 'basket_rows',
-           'result', 'recommend', 'explained', 'explain', 'find_bundle', 'bundle_build', 'bundle_list', 'bundle_verify',
-           'bundle_diff', 'bundle_activate', 'store_address', 'open_store', 'keys_create', 'keys_list', 'keys_revoke',
-           'events_export', 'references', 'monitored', 'monitor', 'report', 'export_figures', 'serve', 'main']
+__all__ = ['app', 'Project', 'Json', 'Basket', 'CustomerIds', 'Length', 'LeaveOut', 'Categories', 'Brands', 'MinPrice',
+           'MaxPrice', 'ContentWeight', 'LIST_HEAD', 'Customer', 'Products', 'Explained', 'Reasons', 'bundle_app',
+           'BundleName', 'NewBundle', 'CustomerShare', 'ModelUrl', 'Offline', 'keys_app', 'events_app', 'Database',
+           'KEY_HEAD', 'Scopes', 'MONITOR_TABLES', 'Days', 'Window', 'LiveBundle', 'LiveProject', 'SpoolFolder',
+           'Exported', 'Html', 'Listen', 'Every', 'Servers', 'Port', 'ModelPort', 'BundleToServe', 'Workers',
+           'add_group', 'command', 'show', 'text_table', 'TrainedProject', 'open_project', 'as_ids', 'read_basket',
+           'list_request', 'list_text', 'recommend', 'explained_list', 'explanation_text', 'explain', 'bundle_summary',
+           'summary_text', 'bundle_folder', 'bundle_build', 'bundle_verify', 'bundle_list', 'difference_text',
+           'bundle_diff', 'bundle_activate', 'store_address', 'open_store', 'as_time', 'public_key', 'keys_create',
+           'keys_list', 'keys_revoke', 'events_export', 'MonitorOptions', 'reference_of', 'live_tables', 'monitor_text',
+           'live_report', 'serve_metrics', 'monitor', 'start_server', 'serve', 'main']
 
 # %% ../nbs/11_cli.ipynb #8e30dffd
 app = typer.Typer(
-    help='A graph neural network recommender for online shops: recommendations from a trained project, bundles, servers and what watches them.',
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    help='Recommend products with a graph neural network: ask a trained project, make bundles, run and watch servers.',
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     context_settings={'help_option_names': ['-h', '--help']},
 )
 
-def command(
-    group: typer.Typer, # the command or a group of commands
-    name: str,          # what is typed
-    **options: Any,     # of typer's `command`
-) -> Callable: # a decorator
-    "Make a function a command whose `GnnEcommerceError` is a message and exit code 1."
-    def add(f: Callable) -> Callable:
-        @functools.wraps(f)
-        def run(*args, **kwargs):
-            try: return f(*args, **kwargs)
-            except GnnEcommerceError as err: text = str(err)
-            except BrokenPipeError:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                return None
-            typer.echo(f'gnn-ecommerce {name}: {text}', err=True)
-            raise typer.Exit(1)
-        group.command(name, **options)(run)
-        return f
-    return add
+def add_group(name: str, help: str) -> typer.Typer:
+    "Add a group of commands."
+    group = typer.Typer(help=help, no_args_is_help=True, rich_markup_mode=None)
+    app.add_typer(group, name=name)
+    return group
 
-def say(value: Any, as_json: bool, text: Callable[[], str]):
-    "Print a value as JSON, or what `text` makes for people."
-    typer.echo(json.dumps(value, ensure_ascii=False, default=_plain) if as_json else text())
-
-def _plain(o: Any) -> Any:
-    "numpy scalars and times in JSON."
-    if isinstance(o, np.generic): return None if o != o else o.item()
-    if hasattr(o, 'isoformat'): return o.isoformat()
-    if isinstance(o, Path): return str(o)
-    raise TypeError(f'expected something that JSON can hold, found {type(o).__name__}')
-
-def columns(
-    rows: list[list], # cells; a number stands at the right
-    head: list[str],  # over them
-) -> str:
-    "Rows as lines with aligned columns."
-    cells = [
-        head,
-        *[['' if c is None else f'{c:.4g}' if isinstance(c, float) else str(c) for c in row] for row in rows],
-    ]
-    width = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    right = [
-        bool(rows) and all(isinstance(row[i], (int, float)) or row[i] is None for row in rows) for i in range(len(head))
-    ]
-    return '\n'.join(
-        '  '.join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, width, right)).rstrip() for row in cells
-    )
-
-# %% ../nbs/11_cli.ipynb #9b6a9229
 def _version(wanted: bool):
     "Print the version and end."
     if not wanted: return
@@ -91,696 +52,506 @@ def _version(wanted: bool):
     typer.echo(__version__)
     raise typer.Exit()
 
+# %% ../nbs/11_cli.ipynb #ba28c1b3
+def command(
+    group: typer.Typer, # the command or a group of commands
+    name: str,          # what is typed
+) -> Callable: # a decorator
+    "Make a function a command whose `GnnEcommerceError` is a message and exit code 1."
+    def add(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def run(*args, **kwargs):
+            try: return function(*args, **kwargs)
+            except GnnEcommerceError as err: message = str(err)
+            except BrokenPipeError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                return None
+            typer.echo(f'gnn-ecommerce {name}: {message}', err=True)
+            raise typer.Exit(1)
+        group.command(name)(run)
+        return function
+    return add
+
 @app.callback()
 def _start(
     version: Annotated[
         bool, typer.Option('--version', callback=_version, is_eager=True, help='Print the version and end.')
     ] = False,
-):
-    pass
+): pass
 
-Project = Annotated[
-    Path | None,
-    typer.Option(
-        '--project',
-        '-C',
-        help='Folder of the project (with params.yaml). By default the current folder or one above it.',
-        envvar='GNN_ECOMMERCE_ROOT',
-    ),
-]
+# %% ../nbs/11_cli.ipynb #18269b35
+Project = Annotated[Path|None, typer.Option('--project', '-C', envvar='GNN_ECOMMERCE_ROOT',
+    help='Folder of the project (with params.yaml). By default the current folder or one above it.')]
 Json = Annotated[bool, typer.Option('--json', help='Print JSON for programs.')]
+
+def show(value: Any, as_json: bool, text: Callable[[Any], str]):
+    "Print a value as JSON, or as the text that `text` makes of it."
+    typer.echo(json.dumps(value, ensure_ascii=False, default=json_default) if as_json else text(value))
+
+# %% ../nbs/11_cli.ipynb #f30fc342
+def _cell(value: Any) -> str:
+    if value is None: return ''
+    return f'{value:.4g}' if isinstance(value, float) else str(value)
+
+def text_table(
+    rows: Sequence[Sequence], # one value for each column
+    head: Sequence[str],      # names of the columns
+) -> str:
+    "Align rows in columns, numbers at the right."
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for n, name in enumerate(head):
+        numeric = bool(rows) and all(row[n] is None or isinstance(row[n], (int, float)) for row in rows)
+        table.add_column(Text(name), justify='right' if numeric else 'left', no_wrap=True)
+    for row in rows: table.add_row(*(Text(_cell(value)) for value in row))
+    console = Console(file=io.StringIO(), width=10_000, color_system=None, force_jupyter=False)
+    console.print(table)
+    return '\n'.join(line.rstrip() for line in console.file.getvalue().splitlines())
 
 # %% ../nbs/11_cli.ipynb #e3a6a78a
 @dataclass
-class Trained:
-    "A project whose training has run; parts are loaded when they are asked for."
+class TrainedProject:
+    "A project whose training has run; its parts are loaded when they are asked for."
     paths: ProjectPaths
 
     @cached_property
     def graph(self):
         from gnn_ecommerce.graph.interactions import InteractionGraph
         return InteractionGraph.load(self.paths.graph)
+
     @cached_property
-    def scorer(self):
-        from gnn_ecommerce.models.fold_in import Scorer
-        return Scorer.from_checkpoint(self.paths.checkpoints, self.graph)
-    @cached_property
-    def catalogue(self):
-        from gnn_ecommerce.models.catalogue import Catalogue
-        return Catalogue.from_graph(self.graph)
+    def engine(self):
+        from gnn_ecommerce.serving.engine import Engine, project_parts
+        return Engine(project_parts(self.paths, self.graph))
+
     @cached_property
     def explainer(self):
         from gnn_ecommerce.explainability import event_weights
         from gnn_ecommerce.explain.shares import Explainer
-        return Explainer.from_checkpoint(self.paths.checkpoints, self.graph, event_weights(self.scheme))
-    @cached_property
-    def scheme(self) -> dict: # settings of graph_build that the graph was made with
-        from gnn_ecommerce.core import read_json
-        return read_json(self.paths.graph/'graph.json', 'graph_build').get('settings', {})
-    @cached_property
-    def bought_since(self): # bool (n_users, n_items): purchases of the validation period
-        from gnn_ecommerce.inference import read_val
-        return read_val(self.paths.processed/'val.parquet', self.graph)[0]
+        settings = read_json(self.paths.graph/'graph.json', 'graph_build').get('settings', {})
+        return Explainer.from_checkpoint(self.paths.checkpoints, self.graph, event_weights(settings))
+
+def open_project(
+    folder: Path|None, # of the project; None: the current one, or one above it
+) -> TrainedProject:
+    "Open a trained project."
+    return TrainedProject(ProjectPaths(project_root(folder)))
 
 # %% ../nbs/11_cli.ipynb #11faef01
-def open_project(
-    folder: Path|None, # of the project; None: found from the current one
-) -> Trained:
-    "A trained project."
-    return Trained(ProjectPaths(project_root(folder)))
+def _integer(text: str, what: str) -> int:
+    try: return int(text)
+    except ValueError: raise UnknownIdError(expected(what, 'integers as in the events', repr(text))) from None
 
 def as_ids(
     texts: Iterable[str], # as they were typed
     ids: IdMap,           # of the graph
     what: str,            # for the message: 'customer', 'product'
 ) -> list: # ids of the graph's type
-    "Typed ids as the graph has them. Raises `UnknownIdError` where an integer is expected and none was typed."
-    texts = list(texts)
-    if ids.is_text: return texts
-    def parsed(text):
-        try: return int(text)
-        except ValueError:
-            raise UnknownIdError(f'{what}: expected integers as in the events, found {text!r}') from None
-    return [parsed(t) for t in texts]
+    "Give typed ids the type that the graph's have. Raises `UnknownIdError` if they should be integers and are not."
+    return list(texts) if ids.is_text else [_integer(text, what) for text in texts]
 
 def read_basket(
-    typed: list[str]|None, # 'ID', 'ID:EVENT', several with commas between
-    shop: Trained,
-) -> list[tuple[int, str]]: # (item index, event type)
-    "A typed basket. Raises `UnknownIdError` for a product that the model does not know."
-    parts = [p.strip() for t in typed or [] for p in t.split(',') if p.strip()]
-    kinds = ('view', 'cart', 'remove_from_cart', 'purchase')
-    split = [(p[:-len(e)-1], e) if (e := p.rpartition(':')[2]) in kinds and ':' in p else (p, 'cart') for p in parts]
-    items = shop.graph.item_ids.encode(as_ids([p for p, _ in split], shop.graph.item_ids, 'product'))
-    return [(int(i), e) for i, (_, e) in zip(items, split)]
+    typed: Iterable[str]|None, # 'ID', 'ID:EVENT', or several with commas between
+    ids: IdMap,                # of the graph's products
+) -> list: # `BasketItem` of each product
+    "Read a typed basket. Raises `UnknownIdError` for a product that the model does not know."
+    from gnn_ecommerce.serving.protocol import BasketItem
+    words = [word.strip() for text in typed or [] for word in text.split(',') if word.strip()]
+    events = ('view', 'cart', 'remove_from_cart', 'purchase')
+    pairs = [(id, event) if id and event in events else (word, 'cart')
+             for word in words for id, _, event in [word.rpartition(':')]]
+    products = as_ids([id for id, _ in pairs], ids, 'product')
+    ids.encode(products)
+    return [BasketItem(product, event) for product, (_, event) in zip(products, pairs)]
 
 # %% ../nbs/11_cli.ipynb #ac0cb665
-@dataclass
-class Wish:
-    "What a list shall be like."
-    k: int = 20
-    exclude: str = 'bought'
-    filters: Any = None        # with the protocol's fields
-    content_weight: float = 0. # of similarity by category, brand and price; only for baskets
+Basket = Annotated[list[str]|None, typer.Option('--basket', '-b', help='Products of the basket or session: IDs with '
+    'commas between; ID:view, ID:purchase and so on name the event (by default cart).')]
+CustomerIds = Annotated[list[str]|None, typer.Argument(metavar='CUSTOMER',
+    help='Ids of customers; none with --basket, or for popular products.')]
+Length = Annotated[int, typer.Option('-k', min=1, max=1000, help='Length of the list.')]
+LeaveOut = Annotated[Literal['bought', 'seen', 'none'], typer.Option(help='What of the history to leave out.')]
+Categories = Annotated[list[str]|None, typer.Option('--category',
+    help='Only products of this category or one below it; may be given several times.')]
+Brands = Annotated[list[str]|None, typer.Option('--brand',
+    help='Only products of this brand; may be given several times.')]
 
-def list_of(
-    shop: Trained,
-    customer: Any,                # id, or None
-    basket: list[tuple[int, str]], # (item index, event type)
-    wish: Wish,
-) -> tuple[str, np.ndarray, np.ndarray, Any]: # source; int (<= k,) items; float scores; `Customers` that were scored, None for popular ones
-    "One list."
-    from gnn_ecommerce.models.fold_in import exclusion
-    user = int(shop.graph.user_ids.encode([customer], unknown='mask')[0]) if customer is not None else -1
-    allowed = np.flatnonzero(shop.catalogue.allowed(wish.filters))
-    if user < 0 and not basket: return (*_popular(shop, wish), None)
-    rows = basket_rows(shop, basket)
-    who = shop.scorer.fold_in(rows, np.array([user])) if basket else shop.scorer.customers(np.array([user]))
-    mask = exclusion(who.history, 'seen' if wish.exclude == 'bought' and user < 0 else wish.exclude)
-    since = shop.bought_since[[user]] if user >= 0 and wish.exclude != 'none' else None
-    # what is in the basket is not recommended
-    masks = [
-        m for m in (mask, since, rows.csr('weight') if basket and wish.exclude != 'none' else None) if m is not None
-    ]
-    mask = sum((m.astype(bool) for m in masks[1:]), masks[0].astype(bool)) if masks else None
-    weight = wish.content_weight if basket else 0.
-    if weight: items, scores = _blended(shop, who, rows, mask, allowed, wish)
-    else:
-        items, scores = (
-            (o[0] for o in shop.scorer.best(who, wish.k, mask, allowed.astype(np.int32)))
-            if len(allowed)
-            else (np.zeros(0, np.int32), np.zeros(0))
-        )
-    return 'content' if weight == 1 else 'model' if user >= 0 else 'fold_in', items[items >= 0], scores[items >= 0], who
+# %% ../nbs/11_cli.ipynb #a4401552
+MinPrice = Annotated[float|None, typer.Option(min=0, help='Only products from this price on.')]
+MaxPrice = Annotated[float|None, typer.Option(min=0, help='Only products up to this price.')]
+ContentWeight = Annotated[float, typer.Option(min=0, max=1,
+    help='Weight of similarity by category, brand and price to the basket.')]
 
 # %% ../nbs/11_cli.ipynb #c7b49f7e
-def basket_rows(shop: Trained, basket: list[tuple[int, str]]) -> Any: # `History` of one row
-    "A basket with the weights that its events have in the graph."
-    from gnn_ecommerce.models.fold_in import EdgeRule, basket_history
-    rule = EdgeRule(shop.scheme.get('scheme', 'sum'), shop.scheme.get('weights'))
-    return basket_history([basket], rule, shop.graph.n_items, shop.scorer.history.event_types)
+def list_request(
+    basket: list, # `BasketItem` of each product
+    category: list[str]|None,
+    brand: list[str]|None,
+    min_price: float|None,
+    max_price: float|None,
+    **more, # other fields of the protocol's `Request`
+) -> Any: # a `Request` without a customer
+    "Write what was typed as a request."
+    from gnn_ecommerce.serving.protocol import Filters, Request
+    filters = Filters(category or None, brand or None, min_price, max_price)
+    popular_in = category[0] if category and len(category) == 1 else None
+    return Request(basket=basket, filters=None if filters == Filters() else filters, category=popular_in, **more)
 
-def _blended(shop, who, rows, mask, allowed, wish) -> tuple[np.ndarray, np.ndarray]:
-    "The list of a basket with content in the score."
-    from gnn_ecommerce.models.catalogue import blend
-    from gnn_ecommerce.ranking.topk import topk
-    scores = blend(shop.scorer.scores(who), shop.catalogue.content_scores(rows.csr('weight')), wish.content_weight)
-    at, values = (
-        (o[0] for o in topk(scores[:, allowed], wish.k, None if mask is None else mask[:, allowed]))
-        if len(allowed)
-        else (np.zeros(0, int), np.zeros(0))
-    )
-    return np.where(at >= 0, allowed[at], -1), values
+# %% ../nbs/11_cli.ipynb #d5284944
+LIST_HEAD = ['', 'product', 'name', 'brand', 'category', 'price', 'score']
 
-def _popular(shop, wish) -> tuple[str, np.ndarray, np.ndarray]:
-    "What anybody gets."
-    counts = shop.graph.item_popularity('bought')
-    counts = counts if counts.any() else shop.graph.item_popularity('seen')
-    order = shop.catalogue.popular(None, counts)
-    items = order[shop.catalogue.allowed(wish.filters)[order]][:wish.k]
-    named = getattr(wish.filters, 'category', None) is not None
-    return 'popular_in_category' if named else 'popular', items, counts[items].astype(float)
+def _list_row(item: dict) -> list: # cells under `LIST_HEAD`
+    price = f'{item["price"]:.2f}' if 'price' in item else ''
+    about = [item.get(key, '') for key in ('name', 'brand', 'category')]
+    return [item['rank'], str(item['product_id']), *about, price, item['score']]
+
+def _who(result: dict) -> str:
+    return 'new visitor' if result['customer'] is None else f'customer {result["customer"]}'
+
+def list_text(result: dict) -> str: # of the protocol's `Result`
+    "Write a list for people."
+    rows = [_list_row(item) for item in result['items']]
+    table = text_table(rows, LIST_HEAD) if rows else 'nothing is left to recommend'
+    return f'{_who(result)}: {result["source"].replace("_", " ")}\n{table}'
 
 # %% ../nbs/11_cli.ipynb #29f4b5c4
-def result(
-    shop: Trained,
-    customer: Any,
-    source: str,
-    items: np.ndarray,  # int (n,)
-    scores: np.ndarray, # float (n,)
-) -> dict: # the protocol's `Result`
-    "A list as JSON has it."
-    ids = shop.graph.item_ids.decode(items).tolist()
-    rows = [
-        {
-            'product_id': id,
-            'rank': rank,
-            'score': float(score),
-            **{k: v for k, v in shop.catalogue.describe(int(i)).items() if v is not None},
-        }
-        for rank, (i, id, score) in enumerate(zip(items, ids, scores), 1)
-    ]
-    return {'customer': customer, 'source': source, 'model_version': shop.scorer.model_version, 'items': rows}
-
-def _as_text(r: dict) -> str:
-    "A list for people."
-    who = 'somebody new' if r['customer'] is None else f'customer {r["customer"]}'
-    rows = [
-        [
-            i['rank'],
-            str(i['product_id']),
-            i.get('name', ''),
-            i.get('brand', ''),
-            i.get('category', ''),
-            f'{i["price"]:.2f}' if 'price' in i else '',
-            i['score'],
-        ]
-        for i in r['items']
-    ]
-    return f'{who}: {r["source"].replace("_", " ")}\n' + (
-        columns(rows, ['', 'product', 'name', 'brand', 'category', 'price', 'score'])
-        if rows
-        else 'nothing is left to recommend'
-    )
-
-Basket = Annotated[
-    list[str] | None,
-    typer.Option(
-        '--basket',
-        '-b',
-        help='Products of the basket or session: IDs with commas between; ID:view, ID:purchase and so on say what was done (by default: put into the cart).',
-    ),
-]
-Exclude = Annotated[Literal['bought', 'seen', 'none'], typer.Option(help='What of the history is left out.')]
-
 @command(app, 'recommend')
 def recommend(
-    customers: Annotated[
-        list[str] | None,
-        typer.Argument(help='Ids of customers; none with --basket, or for what is popular.', metavar='CUSTOMER'),
-    ] = None,
-    basket: Basket = None,
-    k: Annotated[int, typer.Option('-k', min=1, max=1000, help='Length of the list.')] = 20,
-    exclude: Exclude = 'bought',
-    category: Annotated[
-        list[str] | None,
-        typer.Option(help='Only products of this category or one below it; may be given several times.'),
-    ] = None,
-    brand: Annotated[
-        list[str] | None, typer.Option(help='Only products of this brand; may be given several times.')
-    ] = None,
-    min_price: Annotated[float | None, typer.Option(min=0, help='Only products from this price on.')] = None,
-    max_price: Annotated[float | None, typer.Option(min=0, help='Only products up to this price.')] = None,
-    content_weight: Annotated[
-        float, typer.Option(min=0, max=1, help='Weight of similarity by category, brand and price to the basket.')
-    ] = 0.0,
-    project: Project = None,
-    as_json: Json = False,
+    customers: CustomerIds = None, basket: Basket = None, k: Length = 20, exclude: LeaveOut = 'bought',
+    category: Categories = None, brand: Brands = None, min_price: MinPrice = None, max_price: MaxPrice = None,
+    content_weight: ContentWeight = 0., project: Project = None, as_json: Json = False,
 ):
-    """Products for customers, for a basket, or for somebody new.
+    """Recommend products for customers, a basket or a new visitor.
 
     gnn-ecommerce recommend 521742819 -k 5
 
     gnn-ecommerce recommend --basket 5809910,5812943:purchase --max-price 10 --json
     """
-    shop, filters = (
-        open_project(project),
-        SimpleNamespace(
-            category=category or None, brand=brand or None, min_price=min_price, max_price=max_price, products=None
-        ),
-    )
-    wish, known = Wish(k, exclude, filters, content_weight), read_basket(basket, shop)
-    ids = as_ids(customers or [], shop.graph.user_ids, 'customer') or [None]
-    results = [result(shop, c, *list_of(shop, c, known, wish)[:3]) for c in ids]
-    say(
-        {'model_version': shop.scorer.model_version, 'results': results},
-        as_json,
-        lambda: '\n\n'.join(map(_as_text, results)),
-    )
+    import msgspec
+    trained = open_project(project)
+    request = list_request(read_basket(basket, trained.graph.item_ids), category, brand, min_price, max_price,
+                           k=k, exclude=exclude, content_weight=content_weight)
+    ids = as_ids(customers or [], trained.graph.user_ids, 'customer') or [None]
+    lists = trained.engine.answer([msgspec.structs.replace(request, customer=id) for id in ids])
+    results = [json.loads(trained.engine.to_json(listed)) for listed in lists]
+    show({'model_version': trained.engine.version, 'results': results}, as_json,
+         lambda value: '\n\n'.join(map(list_text, value['results'])))
 
 # %% ../nbs/11_cli.ipynb #18c0a796
-def explained(
-    shop: Trained,
-    customer: Any,                 # id, or None
-    basket: list[tuple[int, str]], # (item index, event type)
-    products: list[int],           # item indices; empty: the first k of the list
-    k: int = 3,
-    reasons: int = 5,              # products of the history that are listed
-) -> dict: # customer, source, model_version, items: product_id, score, sentence, reasons
-    "A list with its reasons. Raises `UnknownIdError` for a customer of whom nothing is known."
-    source, items, _, who = list_of(shop, customer, basket, Wish(k))
-    if who is None:
-        raise UnknownIdError(
-            f'customer: expected one of the {shop.graph.n_users:,} whom the model knows, or a basket, found {customer!r}: such a customer gets what is popular, for no other reason'
-        )
-    items = np.array(products, np.int64) if products else items
-    rows = _of_customer(shop, customer, items, reasons) if not basket else _of_basket(shop, who, items, reasons)
-    out = result(shop, customer, source, items, np.array([r[0] for r in rows]))
-    for item, (_, sentence, parts) in zip(out['items'], rows):
-        item.update(sentence=sentence, reasons=parts)
-    return out
+def _product_reason(row: Any, trained: TrainedProject) -> dict: # row: of `Shares.table`
+    "Write a share as the protocol's `ReasonItem`."
+    reason = {'kind': row.kind, 'share': float(row.share)}
+    if row.kind != 'product': return reason
+    return reason | {'product_id': trained.graph.item_ids.ids[row.item], 'name': row.label, 'event_type': row.events}
 
-def _of_customer(shop, customer, items, n) -> list[tuple[float, str, list[dict]]]:
-    "Score, sentence and reasons of each item, for a customer of the graph."
-    user, e = int(shop.graph.user_ids.encode([customer])[0]), shop.explainer
-    shares, out = e.shares(user, items), []
-    effects = e.effects(shares)
-    for k, item in enumerate(items.tolist()):
-        parts = [
-            {'kind': r.kind, 'share': float(r.share)}
-            | (
-                {'product_id': shop.graph.item_ids.ids[r.item], 'name': r.label, 'event_type': r.events}
-                if r.kind == 'product'
-                else {}
-            )
-            for r in shares.table(item, n).itertuples()
-        ]
-        out.append((float(shares.score[k]), e.sentence(shares, item, effects), parts))
-    return out
+def _add_others(trained: TrainedProject, listed: Any, items: list[dict]):
+    "Put sentences that count other customers, and the shares behind them, into a list of a customer of the graph."
+    shares, explainer = trained.explainer.shares(listed.user, listed.items), trained.explainer
+    effects = explainer.effects(shares)
+    for n, (index, item) in enumerate(zip(listed.items.tolist(), items)):
+        table = shares.table(index, listed.request.reasons)
+        item['score'] = float(shares.score[n])
+        item['sentence'] = explainer.sentence(shares, index, effects)
+        item['reasons'] = [_product_reason(row, trained) for row in table.itertuples()]
 
-def _of_basket(shop, who, items, n) -> list[tuple[float, str, list[dict]]]:
-    "The same for a basket."
-    from gnn_ecommerce.graph.wording import short_name
-    s, out, g = shop.scorer.shares(who, 0, items), [], shop.graph
-    for k in range(len(items)):
-        order = np.argsort(-s.products[:, k], kind='stable')
-        parts = [
-            {
-                'kind': 'product',
-                'share': float(s.products[r, k]),
-                'product_id': g.item_ids.ids[s.history.items[r]],
-                'name': short_name(g, int(s.history.items[r])),
-                'event_type': s.history.event_types[s.history.event[r]],
-            }
-            for r in order[:n]
-        ]
-        if len(order) > n:
-            parts.append({'kind': 'rest', 'share': float(s.products[order[n:], k].sum())})
-        out.append(
-            (
-                float(s.score[k]),
-                s.sentence(k, lambda i: short_name(g, i)),
-                [*parts, {'kind': 'self', 'share': float(s.own[k])}],
-            )
-        )
-    return out
+# %% ../nbs/11_cli.ipynb #cb3652e0
+def explained_list(
+    trained: TrainedProject,
+    request: Any,         # a `Request`
+    products: np.ndarray, # int (n,), item indices that replace the list's; empty: those of the list
+) -> dict: # the protocol's `Result`, with reasons
+    "Explain a list. Raises `UnknownIdError` for a customer without history."
+    engine = trained.engine
+    (listed,) = engine.answer([request])
+    if listed.source == 'popular':
+        known = f'one of the {trained.graph.n_users:,} whom the model knows, or a basket'
+        raise UnknownIdError(expected('customer', known, repr(request.customer),
+                                      'such a customer gets what is popular, for no other reason'))
+    if len(products):
+        scores = engine.scorer.shares(engine.customers([listed]), 0, products).score
+        listed = replace(listed, items=products, scores=scores.astype(np.float32))
+    result = json.loads(engine.to_json(listed))
+    if not listed.basket: _add_others(trained, listed, result['items'])
+    return result
 
 # %% ../nbs/11_cli.ipynb #12705342
-def _explained_text(r: dict) -> str:
-    "Reasons for people."
-    lines = ['somebody new' if r['customer'] is None else f'customer {r["customer"]}']
-    for i in r['items']:
-        lines += [
-            '',
-            f'{i["rank"]}. {i.get("name") or " ".join(filter(None, (i.get("brand"), i.get("category"))))} ({i["product_id"]}), score {i["score"]:.4f}',
-            f'   {i["sentence"]}',
-        ]
-        for p in i['reasons']:
-            what = (
-                p.get('name')
-                or {
-                    'self': 'the customer as such',
-                    'rest': 'what else is in the history',
-                    'bias': 'the product as such',
-                }[p['kind']]
-            )
-            lines.append(
-                f'   {p["share"]:+.4f}  {what}'
-                + (f', {p["event_type"].replace("_", " ")}' if p.get('event_type') else '')
-            )
+_OTHER_REASONS = {'self': 'the customer as such', 'rest': 'what else is in the history', 'bias': 'the product as such'}
+
+def _reason_line(reason: dict) -> str:
+    event = f', {reason["event_type"].replace("_", " ")}' if reason.get('event_type') else ''
+    return f'   {reason["share"]:+.4f}  {reason.get("name") or _OTHER_REASONS[reason["kind"]]}{event}'
+
+def explanation_text(result: dict) -> str: # of `explained_list`
+    "Write a list and its reasons for people."
+    lines = [_who(result)]
+    for item in result['items']:
+        name = item.get('name') or ' '.join(filter(None, (item.get('brand'), item.get('category'))))
+        lines += ['', f'{item["rank"]}. {name} ({item["product_id"]}), score {item["score"]:.4f}',
+                  f'   {item["sentence"]}', *map(_reason_line, item['reasons'])]
     return '\n'.join(lines)
 
+# %% ../nbs/11_cli.ipynb #929afacd
+Customer = Annotated[str|None, typer.Argument(metavar='CUSTOMER', help='Id of a customer; none with --basket.')]
+Products = Annotated[list[str]|None, typer.Option('--product', '-p',
+    help='Product to explain; may be given several times. By default the first of the list.')]
+Explained = Annotated[int, typer.Option('-k', min=1, max=100, help='Number of products of the list to explain.')]
+Reasons = Annotated[int, typer.Option(min=1, max=100,
+    help='Number of products of the history to name; the rest is one line.')]
+
+# %% ../nbs/11_cli.ipynb #80e427d3
 @command(app, 'explain')
-def explain(
-    customer: Annotated[
-        str | None, typer.Argument(help='Id of a customer; none with --basket.', metavar='CUSTOMER')
-    ] = None,
-    basket: Basket = None,
-    product: Annotated[
-        list[str] | None,
-        typer.Option(
-            '--product', '-p', help='Product to explain; may be given several times. By default the first of the list.'
-        ),
-    ] = None,
-    k: Annotated[int, typer.Option('-k', min=1, max=100, help='So many products of the list are explained.')] = 3,
-    reasons: Annotated[
-        int, typer.Option(min=1, max=100, help='So many products of the history are listed; the rest is one line.')
-    ] = 5,
-    project: Project = None,
-    as_json: Json = False,
-):
-    """Why a customer, or a basket, gets these products: shares that add up to the score, and a sentence.
+def explain(customer: Customer = None, basket: Basket = None, product: Products = None, k: Explained = 3,
+            reasons: Reasons = 5, project: Project = None, as_json: Json = False):
+    """Explain why a customer, or a basket, gets these products: shares that add up to the score, and a sentence.
 
     gnn-ecommerce explain 521742819 -k 1
 
     gnn-ecommerce explain 521742819 --product 5809910 --json
     """
-    if customer is None and not basket:
-        raise typer.BadParameter('expected a customer or --basket, found neither')
-    shop = open_project(project)
-    who = as_ids([customer], shop.graph.user_ids, 'customer')[0] if customer is not None else None
-    wanted = (
-        shop.graph.item_ids.encode(as_ids(product or [], shop.graph.item_ids, 'product')).tolist() if product else []
-    )
-    found = explained(shop, who, read_basket(basket, shop), wanted, k, reasons)
-    say(found, as_json, lambda: _explained_text(found))
+    if customer is None and not basket: raise typer.BadParameter('expected a customer or --basket, found neither')
+    from gnn_ecommerce.serving.protocol import Request
+    trained = open_project(project)
+    users, items = trained.graph.user_ids, trained.graph.item_ids
+    request = Request(customer=None if customer is None else as_ids([customer], users, 'customer')[0],
+                      basket=read_basket(basket, items), k=k, reasons=reasons, explain=True, content_weight=0.)
+    products = items.encode(as_ids(product or [], items, 'product'))
+    show(explained_list(trained, request, products), as_json, explanation_text)
 
 # %% ../nbs/11_cli.ipynb #b32933d9
-bundle_app = typer.Typer(
-    help='Bundles: everything that a model server needs, in one folder that never changes.',
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
-app.add_typer(bundle_app, name='bundle')
+bundle_app = add_group('bundle', 'Manage bundles: all that a model server needs, in one folder that never changes.')
+BundleName = Annotated[str, typer.Argument(metavar='BUNDLE', help="Hash or folder of a bundle, or 'latest'.")]
 
-def find_bundle(
-    name: str,          # hash, folder, 'latest', or 'active': what servers are told to serve, or else the latest
-    project: Path|None, # whose bundles are meant
+_SUMMARY = ('bundle', 'model_version', 'created', 'n_users', 'n_items', 'precision', 'content_weight', 'data_hash',
+            'git_commit')
+
+def bundle_summary(manifest: dict) -> dict:
+    "Keep what people ask of a manifest."
+    size = sum(file['size'] for file in manifest['files'].values())
+    return {key: manifest.get(key) for key in _SUMMARY} | {'bytes': size}
+
+# %% ../nbs/11_cli.ipynb #fb98af91
+def summary_text(summary: dict) -> str:
+    "Write a summary, one line for each key that has a value."
+    rows = {key.replace('_', ' '): value for key, value in summary.items() if value is not None}
+    return '\n'.join(f'{name:14} {value:,}' if isinstance(value, int) else f'{name:14} {value}'
+                     for name, value in rows.items())
+
+# %% ../nbs/11_cli.ipynb #de4ed86b
+def bundle_folder(
+    name: str,          # hash, folder, 'latest', or 'active' for what servers are told to serve
+    project: Path|None, # whose bundles are meant; None: those of the current one
 ) -> Path:
-    "Folder of a bundle. Raises `ArtifactError` if there is none."
-    from gnn_ecommerce.bundle import bundle_path, read_pointer
-    from gnn_ecommerce.core import read_json
-    if os.sep in name or Path(name).is_dir(): return Path(name)
-    paths = ProjectPaths(project_root(project))
-    folder = paths.bundles
-    if name == 'active':
-        name = (read_pointer(paths.serving/'active.json') or {'active': 'latest'})['active']
-    return bundle_path(folder, read_json(folder/'latest.json', 'bundle')['bundle'] if name == 'latest' else name)
+    "Find the folder of a bundle. Raises `ArtifactError` if there is none."
+    from gnn_ecommerce.bundle import find_bundle
+    return find_bundle(name, project and ProjectPaths(project_root(project)).bundles)
 
-def _facts(m: dict) -> dict:
-    "What a manifest says, in short."
-    return {
-        k: m.get(k)
-        for k in (
-            'bundle',
-            'model_version',
-            'created',
-            'n_users',
-            'n_items',
-            'precision',
-            'content_weight',
-            'data_hash',
-            'git_commit',
-        )
-    } | {'bytes': sum(f['size'] for f in m['files'].values())}
+def _open(name: str, project: Path|None): # an open `Bundle`
+    from gnn_ecommerce.bundle import open_bundle
+    return open_bundle(bundle_folder(name, project))
 
-def _facts_text(f: dict) -> str:
-    return '\n'.join(
-        f'{k.replace("_", " "):14} {v:,}' if isinstance(v, int) else f'{k.replace("_", " "):14} {v}'
-        for k, v in f.items()
-        if v is not None
-    )
-
+# %% ../nbs/11_cli.ipynb #7a8efaea
 @command(bundle_app, 'build')
 def bundle_build(project: Project = None, as_json: Json = False):
     "Make a bundle of the trained model (stage `bundle`, with its section of params.yaml)."
-    import contextlib
     from gnn_ecommerce.bundle import run_bundle
-    with contextlib.redirect_stdout(sys.stderr):
-        made = run_bundle(project_root(project)/'params.yaml')
-    facts = _facts(made.manifest) | {'path': str(made.path)}
-    say(facts, as_json, lambda: _facts_text(facts))
+    with contextlib.redirect_stdout(sys.stderr): made = run_bundle(project_root(project)/'params.yaml')
+    show(bundle_summary(made.manifest) | {'path': str(made.path)}, as_json, summary_text)
+
+@command(bundle_app, 'verify')
+def bundle_verify(bundle: BundleName = 'latest', project: Project = None, as_json: Json = False):
+    "Compare every byte of a bundle with its checksums; exit with 1 if it is damaged, cut off or foreign."
+    show(bundle_summary(_open(bundle, project).manifest) | {'whole': True}, as_json, summary_text)
+
+# %% ../nbs/11_cli.ipynb #1e66ac13
+_LISTED = {'bundle': 'bundle', 'model': 'model_version', 'created': 'created', 'customers': 'n_users',
+           'products': 'n_items', 'bytes': 'bytes', 'served': 'served'} # head -> key
 
 @command(bundle_app, 'list')
 def bundle_list(project: Project = None, as_json: Json = False):
-    "The bundles of a project, newest first, and which of them servers are told to serve."
+    "List the bundles of a project, newest first, and which of them servers are told to serve."
     from gnn_ecommerce.bundle import bundles, read_pointer
     paths = ProjectPaths(project_root(project))
     pointer = read_pointer(paths.serving/'active.json') or {}
-    served = {pointer.get(k): k for k in ('previous', 'canary', 'active')}
-    rows = [_facts(m) | {'served': served.get(m['bundle'])} for m in bundles(paths.bundles)]
-    say(
-        rows,
-        as_json,
-        lambda: columns(
-            [
-                [
-                    r['bundle'],
-                    r['model_version'],
-                    r['created'],
-                    r['n_users'],
-                    r['n_items'],
-                    r['bytes'],
-                    r['served'] or '',
-                ]
-                for r in rows
-            ],
-            ['bundle', 'model', 'created', 'customers', 'products', 'bytes', 'served'],
-        ),
-    )
+    served = {pointer.get(role): role for role in ('previous', 'canary', 'active')}
+    rows = [bundle_summary(manifest) for manifest in bundles(paths.bundles)]
+    rows = [row | {'served': served.get(row['bundle'])} for row in rows]
+    show(rows, as_json, lambda _: text_table([[row[key] for key in _LISTED.values()] for row in rows], list(_LISTED)))
 
 # %% ../nbs/11_cli.ipynb #c056f02d
-Which = Annotated[str, typer.Argument(help="Hash or folder of a bundle, or 'latest'.", metavar='BUNDLE')]
+def _rounded(value: float|None) -> float|None: return None if value is None else round(value, 4)
 
-@command(bundle_app, 'verify')
-def bundle_verify(bundle: Which = 'latest', project: Project = None, as_json: Json = False):
-    "Read all of a bundle and compare it with its checksums; exit code 1 and the reason if it is damaged, cut off or foreign."
-    from gnn_ecommerce.bundle import open_bundle
-    facts = _facts(open_bundle(find_bundle(bundle, project)).manifest) | {'whole': True}
-    say(facts, as_json, lambda: _facts_text(facts))
+def difference_text(difference: dict) -> str: # from `bundle.diff`
+    "Write a difference for people."
+    lines = [f'{difference["before"]} -> {difference["after"]}']
+    for side, name in (('users', 'customers'), ('items', 'products')):
+        text = '{before:,} -> {after:,} ({new:,} new, {gone:,} gone)'.format(**difference[side])
+        lines.append(f'{name}: {text}')
+    lines += [f'{key.replace("_", " ")}: {old} -> {new}' for key, (old, new) in difference['changed'].items()]
+    lines += [f'{metric}: {_rounded(old)} -> {_rounded(new)}'
+              for metric, (old, new) in difference['metrics'].items() if old != new]
+    lists = difference['lists']
+    if lists['customers']:
+        lines.append('lists of {customers:,} customers: {same:.1%} of the first {k} products are the same, '
+                     '{same_first:.1%} have the same first product'.format(**lists))
+    return '\n'.join(lines)
 
+# %% ../nbs/11_cli.ipynb #478f4006
 @command(bundle_app, 'diff')
 def bundle_diff(
-    before: Which, after: Which = 'latest',
+    before: BundleName, after: BundleName = 'latest',
     sample: Annotated[int, typer.Option(min=1, help='Customers of both whose lists are compared.')] = 1000,
     project: Project = None, as_json: Json = False,
 ):
-    "What would change for customers if AFTER were served in the place of BEFORE: who is known, settings, metrics, lists."
-    from gnn_ecommerce.bundle import diff, open_bundle
-    found = diff(*(open_bundle(find_bundle(b, project)) for b in (before, after)), sample=sample)
-    say(found, as_json, lambda: _diff_text(found))
+    "Say what would change if AFTER were served in place of BEFORE: customers, products, settings, metrics, lists."
+    from gnn_ecommerce.bundle import diff
+    show(diff(_open(before, project), _open(after, project), sample=sample), as_json, difference_text)
 
-def _diff_text(d: dict) -> str:
-    "A difference for people."
-    lines = [f'{d["before"]} -> {d["after"]}']
-    lines += [
-        f'{name}: {d[side]["before"]:,} -> {d[side]["after"]:,} ({d[side]["new"]:,} new, {d[side]["gone"]:,} gone)'
-        for side, name in (('users', 'customers'), ('items', 'products'))
-    ]
-    lines += [f'{k.replace("_", " ")}: {a} -> {b}' for k, (a, b) in d['changed'].items()]
-    lines += [
-        f'{k}: {a if a is None else round(a, 4)} -> {b if b is None else round(b, 4)}'
-        for k, (a, b) in d['metrics'].items()
-        if a != b
-    ]
-    s = d['lists']
-    return '\n'.join(
-        lines
-        + (
-            [
-                f'lists of {s["customers"]:,} customers: {s["same"]:.1%} of the first {s["k"]} products are the same, {s["same_first"]:.1%} have the same first product'
-            ]
-            if s['customers']
-            else []
-        )
-    )
+# %% ../nbs/11_cli.ipynb #0e44b124
+def _refusal(err: Any) -> str: # err: an `HTTPError`
+    "Give the reason of a server that refused."
+    try: return json.load(err)['detail']
+    except (ValueError, TypeError, KeyError): return err.reason
 
-# %% ../nbs/11_cli.ipynb #ad51ea2a
-@command(bundle_app, 'activate')
-def bundle_activate(
-    bundle: Annotated[
-        str,
-        typer.Argument(
-            help="Hash of a bundle in the server's folder, or 'latest'; 'previous' is a rollback (from this project's pointer).",
-            metavar='BUNDLE',
-        ),
-    ],
-    share: Annotated[
-        float, typer.Option(min=0, max=1, help='Share of the customers who get it: below 1 it is a canary, 0 ends one.')
-    ] = 1.0,
-    url: Annotated[
-        str, typer.Option(envvar='MODEL_URL', help='Address of the model server.')
-    ] = 'http://127.0.0.1:8001',
-    offline: Annotated[
-        bool, typer.Option('--offline', help='Do not call a server; write the pointer that servers follow.')
-    ] = False,
-    project: Project = None,
-    as_json: Json = False,
-):
-    "Serve another bundle, for all customers or for a share of them. A server that wants a token gets that of GNN_ECOMMERCE_ADMIN_TOKEN."
-    from gnn_ecommerce.bundle import read_pointer
-    name, pointer = bundle, None
-    if bundle in ('latest', 'previous') or offline:
-        pointer = ProjectPaths(project_root(project)).serving/'active.json'
-    if bundle == 'latest': name = find_bundle(bundle, project).name
-    if bundle == 'previous':
-        name = (read_pointer(pointer) or {}).get('previous')
-        if name is None:
-            raise GnnEcommerceError('expected a bundle that was served before, found none in active.json')
-    found = (
-        _point(pointer, name, share, project)
-        if offline
-        else _post(f'{url.rstrip("/")}/admin/activate', {'bundle': name, 'share': share})
-    )
-    say(
-        found,
-        as_json,
-        lambda: (
-            f'serving {found["active"]}'
-            + (f', {found["share"]:.0%} of the customers get {found["canary"]}' if found.get('canary') else '')
-            + f'; before: {found.get("previous")}'
-        ),
-    )
+# %% ../nbs/11_cli.ipynb #270ff071
+def _post(url: str, body: dict) -> dict:
+    "Call a model server. Raises `GnnEcommerceError` with the server's reason, or why there is no answer."
+    import urllib.error
+    import urllib.request
+    token = os.environ.get('GNN_ECOMMERCE_ADMIN_TOKEN')
+    headers = {'Content-Type': 'application/json'} | ({'Authorization': f'Bearer {token}'} if token else {})
+    try:
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, timeout=330) as response: return json.load(response)
+    except urllib.error.HTTPError as err:
+        status = f'status {err.code}: {_refusal(err)}'
+        raise GnnEcommerceError(expected('', 'the server to activate the bundle', status)) from None
+    except (OSError, ValueError) as err:
+        server, reason = f'a model server at {url.split("/admin")[0]}', getattr(err, 'reason', err)
+        raise GnnEcommerceError(expected('', server, reason, 'start it, or use --offline')) from None
 
-def _point(pointer: Path, name: str, share: float, project: Path|None) -> dict:
-    "Write the pointer, if the bundle is whole."
+# %% ../nbs/11_cli.ipynb #141dfbe1
+def _write_pointer(paths: ProjectPaths, name: str, share: float) -> dict: # the pointer
+    "Point servers at a bundle, if it is whole."
     from gnn_ecommerce.bundle import bundle_path, open_bundle, pointed, read_pointer
-    from gnn_ecommerce.core import write_json
-    open_bundle(bundle_path(ProjectPaths(project_root(project)).bundles, name))
+    open_bundle(bundle_path(paths.bundles, name))
+    pointer = paths.serving/'active.json'
     now = read_pointer(pointer) or {'active': None, 'canary': None, 'share': 0., 'previous': None}
     if share < 1 and now['active'] is None:
-        raise GnnEcommerceError(
-            'expected a bundle that is served beside the canary, found none: activate one for all customers first'
-        )
+        raise GnnEcommerceError(expected('', 'a bundle that is served beside the canary', 'none',
+                                         'activate one for all customers first'))
     new = pointed(now, name, share)
     write_json(new, pointer)
     return new
 
-def _post(url: str, body: dict) -> dict:
-    "A JSON call. Raises `GnnEcommerceError` with the server's reason, or why there is no answer."
-    import urllib.error
-    import urllib.request
-    headers = {'Content-Type': 'application/json'} | (
-        {'Authorization': f'Bearer {token}'} if (token := os.environ.get('GNN_ECOMMERCE_ADMIN_TOKEN')) else {}
-    )
-    try:
-        with urllib.request.urlopen(
-            urllib.request.Request(url, json.dumps(body).encode(), headers), timeout=330
-        ) as answer:
-            return json.load(answer)
-    except urllib.error.HTTPError as err:
-        try: reason = json.load(err).get('detail')
-        except (ValueError, AttributeError): reason = None
-        raise GnnEcommerceError(
-            f'expected the server to activate the bundle, found status {err.code}: {reason or err.reason}'
-        ) from None
-    except (urllib.error.URLError, OSError, ValueError) as err:
-        raise GnnEcommerceError(
-            f'expected a model server at {url.split("/admin")[0]}, found {getattr(err, "reason", err)}: start it, or use --offline'
-        ) from None
+# %% ../nbs/11_cli.ipynb #927efc0d
+def _hash_of(bundle: str, project: Path|None) -> str:
+    "Resolve 'latest' and 'previous', for which a project is needed."
+    if bundle not in ('latest', 'previous'): return bundle
+    if bundle == 'latest': return bundle_folder('latest', project).name
+    from gnn_ecommerce.bundle import read_pointer
+    name = (read_pointer(ProjectPaths(project_root(project)).serving/'active.json') or {}).get('previous')
+    if name is None: raise GnnEcommerceError(expected('', 'a bundle that was served before', 'none in active.json'))
+    return name
+
+# %% ../nbs/11_cli.ipynb #ad51ea2a
+NewBundle = Annotated[str, typer.Argument(metavar='BUNDLE', help="Hash of a bundle in the server's folder, "
+    "or 'latest'; 'previous' is a rollback (from this project's pointer).")]
+CustomerShare = Annotated[float, typer.Option(min=0, max=1,
+    help='Share of the customers who get it: below 1 it is a canary, 0 ends one.')]
+ModelUrl = Annotated[str, typer.Option(envvar='MODEL_URL', help='Address of the model server.')]
+Offline = Annotated[bool, typer.Option('--offline', help='Write the pointer that servers follow; call no server.')]
+
+# %% ../nbs/11_cli.ipynb #64229cbb
+def _pointer_text(pointer: dict) -> str:
+    canary = f', {pointer["share"]:.0%} of the customers get {pointer["canary"]}' if pointer.get('canary') else ''
+    return f'serving {pointer["active"]}{canary}; before: {pointer.get("previous")}'
+
+# %% ../nbs/11_cli.ipynb #6af4d795
+@command(bundle_app, 'activate')
+def bundle_activate(bundle: NewBundle, share: CustomerShare = 1., url: ModelUrl = 'http://127.0.0.1:8001',
+                    offline: Offline = False, project: Project = None, as_json: Json = False):
+    """Serve another bundle, for all customers or for a share of them.
+
+    A server that wants a token gets that of GNN_ECOMMERCE_ADMIN_TOKEN.
+    """
+    name = _hash_of(bundle, project)
+    if offline: pointer = _write_pointer(ProjectPaths(project_root(project)), name, share)
+    else: pointer = _post(f'{url.rstrip("/")}/admin/activate', {'bundle': name, 'share': share})
+    show(pointer, as_json, _pointer_text)
 
 # %% ../nbs/11_cli.ipynb #3d65e969
-keys_app = typer.Typer(
-    help='Keys with which shops may call the API server.', no_args_is_help=True, rich_markup_mode=None
-)
-events_app = typer.Typer(help='Events that the API server stored.', no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(keys_app, name='keys')
-app.add_typer(events_app, name='events')
-Database = Annotated[
-    str | None,
-    typer.Option(
-        '--database',
-        '-d',
-        envvar='DATABASE_URL',
-        help='Address of the store: sqlite:///path or postgresql://user:password@host/name; by default data/store/shop.db of the project.',
-    ),
-]
+keys_app = add_group('keys', 'Manage the keys with which shops call the API server.')
+events_app = add_group('events', 'Export the events that the API server stored.')
 
-def store_address(url: str|None) -> str:
-    "What was typed, or the project's own store."
+Database = Annotated[str|None, typer.Option('--database', '-d', envvar='DATABASE_URL', help='Address of the store: '
+    'sqlite:///path or postgresql://user:password@host/name; by default data/store/shop.db of the project.')]
+
+def store_address(url: str|None) -> str: # what was typed, or the project's own store
+    "Say where the store is."
     return url or f'sqlite:///{project_root()/"data"/"store"/"shop.db"}'
 
-def open_store(url: str|None) -> Any:
-    "The store at an address. Raises `DataError`, `StoreDown`."
+def open_store(url: str|None) -> Any: # `Store`
+    "Open a store. Raises `DataError`, `StoreDown`."
     from gnn_ecommerce.shop.stores import Store
     return Store(store_address(url))
 
-def _time(text: str|None) -> Any: # datetime in UTC
-    "A typed time. Raises `BadParameter`."
+# %% ../nbs/11_cli.ipynb #bf12cfc0
+def as_time(text: str|None) -> Any: # datetime; UTC unless the text says otherwise
+    "Read a typed time. Raises `BadParameter`."
     from datetime import UTC, datetime
     if text is None: return None
-    try: t = datetime.fromisoformat(text)
+    try: time = datetime.fromisoformat(text)
     except ValueError:
-        raise typer.BadParameter(
-            f'expected a time such as 2024-05-31 or 2024-05-31T12:00+00:00, found {text!r}'
-        ) from None
-    return t.replace(tzinfo=UTC) if t.tzinfo is None else t
+        example = 'a time such as 2024-05-31 or 2024-05-31T12:00+00:00'
+        raise typer.BadParameter(expected('', example, repr(text))) from None
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time
 
-def _key(k: Any) -> dict:
-    "What may be shown of a key."
+# %% ../nbs/11_cli.ipynb #786d2167
+KEY_HEAD = ['key', 'name', 'scopes', 'created', 'state']
+
+def public_key(key: Any) -> dict: # key: an `ApiKey`
+    "Keep what may be shown of a key."
     from datetime import UTC, datetime
-    return {
-        'key_id': k.key_id,
-        'name': k.name,
-        'scopes': list(k.scopes),
-        'created_at': k.created_at,
-        'expires_at': k.expires_at,
-        'revoked_at': k.revoked_at,
-        'active': k.active(datetime.now(UTC)),
-    }
+    times = {name: getattr(key, name) for name in ('created_at', 'expires_at', 'revoked_at')}
+    return {'key_id': key.key_id, 'name': key.name, 'scopes': list(key.scopes),
+            **{name: time and time.isoformat() for name, time in times.items()},
+            'active': key.active(datetime.now(UTC))}
+
+def _key_row(key: dict) -> list: # cells under `KEY_HEAD`
+    state = 'active' if key['active'] else 'revoked' if key['revoked_at'] else 'expired'
+    return [key['key_id'], key['name'], ' '.join(key['scopes']), key['created_at'][:10], state]
 
 # %% ../nbs/11_cli.ipynb #db1f532f
+Scopes = Annotated[list[str], typer.Option('--scope', '-s',
+    help='What to allow: recommend, events, customers, admin; may be given several times.')]
+
 @command(keys_app, 'create')
 def keys_create(
-    name: Annotated[str, typer.Argument(help='Who will use it, such as "web shop".')],
-    scope: Annotated[
-        list[str],
-        typer.Option(
-            '--scope', '-s', help='What it allows: recommend, events, customers, admin; may be given several times.'
-        ),
-    ],
-    database: Database = None,
-    expires: Annotated[str | None, typer.Option(help='When it stops to work; by default never.')] = None,
-    as_json: Json = False,
+    name: Annotated[str, typer.Argument(help='Who will use it, such as "web shop".')], scope: Scopes,
+    database: Database = None, as_json: Json = False,
+    expires: Annotated[str|None, typer.Option(help='Expiry date; never by default.')] = None,
 ):
     "Make a key and print it. It is shown this once and stored as a hash."
-    key, record = open_store(database).create_key(name, scope, _time(expires))
-    say({'key': key} | _key(record), as_json, lambda: key)
+    key, record = open_store(database).create_key(name, scope, as_time(expires))
+    show({'key': key} | public_key(record), as_json, lambda value: value['key'])
 
+# %% ../nbs/11_cli.ipynb #6d91c295
 @command(keys_app, 'list')
 def keys_list(database: Database = None, as_json: Json = False):
-    "All keys, revoked ones too, without what is secret."
-    rows = [_key(k) for k in open_store(database).keys().values()]
-    say(
-        rows,
-        as_json,
-        lambda: columns(
-            [
-                [
-                    r['key_id'],
-                    r['name'],
-                    ' '.join(r['scopes']),
-                    f'{r["created_at"]:%Y-%m-%d}',
-                    'active' if r['active'] else 'revoked' if r['revoked_at'] else 'expired',
-                ]
-                for r in rows
-            ],
-            ['key', 'name', 'scopes', 'created', 'state'],
-        ),
-    )
+    "List all keys, revoked ones too, without what is secret."
+    keys = [public_key(key) for key in open_store(database).keys().values()]
+    show(keys, as_json, lambda keys: text_table([_key_row(key) for key in keys], KEY_HEAD))
 
 @command(keys_app, 'revoke')
-def keys_revoke(
-    key_id: Annotated[str, typer.Argument(help='Id of the key, as `keys list` shows it.')],
-    database: Database = None,
-    as_json: Json = False,
-):
-    "Accept a key no longer; exit code 1 if there is no such key that is valid."
+def keys_revoke(key_id: Annotated[str, typer.Argument(help='Id of the key, as `keys list` shows it.')],
+                database: Database = None, as_json: Json = False):
+    "Accept a key no longer; exit with 1 if no valid key has this id."
     if not open_store(database).revoke_key(key_id):
-        raise GnnEcommerceError(
-            f'expected the id of a valid key, found {key_id!r}: `gnn-ecommerce keys list` shows them'
-        )
-    say({'key_id': key_id, 'revoked': True}, as_json, lambda: f'revoked {key_id}')
+        raise GnnEcommerceError(expected('', 'the id of a valid key', repr(key_id),
+                                         '`gnn-ecommerce keys list` shows them'))
+    show({'key_id': key_id, 'revoked': True}, as_json, lambda value: f'revoked {key_id}')
 
 # %% ../nbs/11_cli.ipynb #6024e7a4
 @command(events_app, 'export')
@@ -792,209 +563,173 @@ def events_export(
     as_json: Json = False,
 ):
     "Write the stored events in the columns that `data_prep` reads, without customers who were deleted."
-    n = open_store(database).export_events(path, _time(since), _time(before))
-    say({'path': str(path), 'events': n}, as_json, lambda: f'{n:,} events -> {path}')
+    count = open_store(database).export_events(path, as_time(since), as_time(before))
+    show({'path': str(path), 'events': count}, as_json, lambda value: f'{count:,} events -> {path}')
 
 # %% ../nbs/11_cli.ipynb #75857495
-def references(
-    bundle: str|None,   # hash, folder, 'latest' or 'active'; None: the project's training events, if one is named
-    project: Path|None, # whose bundles are meant, or whose training events
-) -> Callable[[], Any]: # gives a `Reference`; that of another bundle when another one is active
-    "What the live model was trained on."
+@dataclass(frozen=True)
+class MonitorOptions:
+    "What `monitor` looks at."
+    database: str|None
+    days: float           # looked back
+    window_hours: float   # of clicks
+    bundle: str|None      # of the live model: hash, folder, 'latest' or 'active'
+    project: Path|None    # whose bundles are meant, or whose training events
+    spool: Path|None
+    exported: Path|None
+
+# %% ../nbs/11_cli.ipynb #f2bd8228
+def reference_of(options: MonitorOptions) -> Callable[[], Any]: # gives a `Reference`; another one after a swap
+    "Say what the live model was trained on."
     from gnn_ecommerce.bundle import open_bundle
     from gnn_ecommerce.monitoring import Reference
-    known = {}
-    def from_bundle():
-        path = find_bundle(bundle, project)
-        if path not in known:
-            known.clear()
-            known[path] = Reference.from_bundle(open_bundle(path, 'sizes'))
-        return known[path]
-    if bundle is not None: return from_bundle
-    if project is None: return Reference
-    return functools.cache(lambda: Reference.from_project(ProjectPaths(project_root(project)).processed))
+    if options.bundle is None:
+        if options.project is None: return Reference
+        return functools.cache(lambda: Reference.from_project(ProjectPaths(project_root(options.project)).processed))
+    cached = functools.lru_cache(1)(lambda path: Reference.from_bundle(open_bundle(path, 'sizes')))
+    return lambda: cached(bundle_folder(options.bundle, options.project))
 
-def monitored(
-    database: str | None,
-    days: float,
-    window_hours: float,
-    reference: Callable[[], Any],
-    spool: Path | None,
-    exported: Path | None,
-) -> dict:
-    "All figures of the last days, ready for JSON."
+# %% ../nbs/11_cli.ipynb #01ce4a27
+MONITOR_TABLES = ('sources', 'rates', 'coverage', 'drift', 'backlog')
+
+def _records(table: pd.DataFrame|None) -> list[dict]:
+    if table is None: return []
+    table = table.reset_index()
+    return table.astype(object).where(table.notna(), None).to_dict('records')
+
+# %% ../nbs/11_cli.ipynb #8f1f39c8
+def live_tables(options: MonitorOptions) -> dict: # ready for JSON
+    "Make the tables of the last days, and findings about them."
     from datetime import UTC, datetime, timedelta
-    from gnn_ecommerce import monitoring as m
-    now, known = datetime.now(UTC), reference()
-    events, served = m.read_store(open_store(database), now-timedelta(days=days), now)
-    live = m.training_like(events, known.products)
-    drifted = m.drift(known.profile, live) if known.profile is not None and len(live) else None
-    waiting = m.backlog(events, spool, exported, known.trained, now)
-    tables = {
-        'sources': m.sources(served),
-        'rates': m.rates(events, served, timedelta(hours=window_hours)),
-        'coverage': m.coverage(served, known.n_items),
-        'drift': drifted,
-        'backlog': waiting,
-    }
-    return {
-        'from': now - timedelta(days=days),
-        'to': now,
-        'lists': len(served),
-        'events': len(events),
-        'findings': m.findings(served, drifted, waiting),
-    } | {
-        k: []
-        if t is None
-        else [{c: None if v != v else v for c, v in row.items()} for row in t.reset_index().to_dict('records')]
-        for k, t in tables.items()
-    }
+    from gnn_ecommerce import monitoring
+    now, reference = datetime.now(UTC), reference_of(options)()
+    since = now-timedelta(days=options.days)
+    events, served = monitoring.read_store(open_store(options.database), since, now)
+    live = monitoring.training_like(events, reference.products)
+    drift = monitoring.drift(reference.profile, live) if reference.profile is not None and len(live) else None
+    backlog = monitoring.backlog(events, options.spool, options.exported, reference.trained, now)
+    rates = monitoring.rates(events, served, timedelta(hours=options.window_hours))
+    tables = monitoring.sources(served), rates, monitoring.coverage(served, reference.n_items), drift, backlog
+    return {'from': since.isoformat(), 'to': now.isoformat(), 'lists': len(served), 'events': len(events),
+            'findings': monitoring.findings(served, drift, backlog), **dict(zip(MONITOR_TABLES, map(_records, tables)))}
 
-def _monitored_text(r: dict) -> str:
-    "The figures for people."
-    lines = [
-        f'{r["from"]:%Y-%m-%d %H:%M} to {r["to"]:%Y-%m-%d %H:%M} UTC: {r["lists"]:,} lists, {r["events"]:,} events',
-        '',
-        *(r['findings'] or ['All is within its limits.']),
-    ]
-    for name in ('sources', 'rates', 'coverage', 'drift', 'backlog'):
-        if r[name]:
-            lines += ['', name, columns([list(row.values()) for row in r[name]], list(r[name][0]))]
+# %% ../nbs/11_cli.ipynb #44a5c8cc
+def monitor_text(live: dict) -> str: # of `live_tables`
+    "Write the tables for people."
+    start, end = (live[name][:16].replace('T', ' ') for name in ('from', 'to'))
+    lines = [f'{start} to {end} UTC: {live["lists"]:,} lists, {live["events"]:,} events', '',
+             *(live['findings'] or ['All is within its limits.'])]
+    for name in MONITOR_TABLES:
+        if live[name]: lines += ['', name, text_table([list(row.values()) for row in live[name]], list(live[name][0]))]
     return '\n'.join(lines)
 
-# %% ../nbs/11_cli.ipynb #820c05fc
-@command(app, 'monitor')
-def monitor(
-    database: Database = None,
-    days: Annotated[float, typer.Option(min=0.01, max=3650, help='How far to look back.')] = 14.0,
-    window_hours: Annotated[
-        float, typer.Option(min=0.01, help='How long after a list an event counts as its click.')
-    ] = 24.0,
-    bundle: Annotated[
-        str | None,
-        typer.Option(
-            help="Bundle of the live model: hash, folder, 'latest', or 'active' for what servers are told to serve. Live events are compared with those that it was trained on (drift)."
-        ),
-    ] = None,
-    project: Annotated[
-        Path | None,
-        typer.Option(
-            '--project',
-            '-C',
-            help='Project whose bundles are meant; without --bundle, its training events are what live ones are compared with.',
-        ),
-    ] = None,
-    spool: Annotated[Path | None, typer.Option(help="Folder of the API server's spool.")] = None,
-    exported: Annotated[Path | None, typer.Option(help='Parquet file of the last export for training.')] = None,
-    html: Annotated[
-        Path | None, typer.Option(help='Write the report with plots into this file too. Takes some seconds.')
-    ] = None,
-    listen: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            max=65535,
-            metavar='PORT',
-            help='Answer Prometheus at http://127.0.0.1:PORT/metrics until told to stop; 0: a free port.',
-        ),
-    ] = None,
-    every: Annotated[
-        float, typer.Option(min=0.1, help='Seconds between two looks at the store, with --listen.')
-    ] = 300.0,
-    as_json: Json = False,
-):
-    """How what is live is doing: sources, clicks, purchases, coverage, drift, backlog. Exit code 3 if somebody should look.
-
-    gnn-ecommerce monitor --bundle active --html reports/monitoring.html
-
-    gnn-ecommerce monitor --bundle active --days 1 --listen 8002
-    """
-    reference = references(bundle, project)
-    if listen is not None and (html is not None or as_json):
-        raise typer.BadParameter(
-            'expected --listen alone, found --html or --json beside it: run the command once more for them'
-        )
-    if listen is not None:
-        return export_figures(database, days, window_hours, reference, spool, exported, listen, every)
-    found = monitored(database, days, window_hours, reference, spool, exported)
-    if html is not None:
-        found['report'] = str(report(html, database, days, window_hours, bundle, project, spool, exported))
-    say(found, as_json, lambda: _monitored_text(found))
-    if found['findings']: raise typer.Exit(3)
-
 # %% ../nbs/11_cli.ipynb #cbe3eb9e
-def report(html, database, days, window_hours, bundle, project, spool, exported) -> Path:
-    "The report as HTML; the database's address goes by the environment, because it may hold a password."
-    import contextlib
+def _report_parameters(options: MonitorOptions, root: Path) -> dict: # of the notebook
+    def absolute(path): return str(path.resolve()) if path else ''
+    parameters = {'days': options.days, 'window_hours': options.window_hours, 'database': 'DATABASE_URL',
+                  'spool': absolute(options.spool), 'exported': absolute(options.exported)}
+    if options.bundle is not None:
+        return parameters | {'bundle': str(bundle_folder(options.bundle, options.project))}
+    return parameters | ({'params': str(root/'params.yaml')} if options.project is not None else {})
+
+# %% ../nbs/11_cli.ipynb #916e5354
+def live_report(html: Path, options: MonitorOptions) -> Path: # the HTML file
+    "Write the report as HTML."
     from gnn_ecommerce.monitoring import write_report
-    def where(path): return str(path.resolve()) if path else ''
-    root = project_root(project)
-    parameters = {
-        'days': days,
-        'window_hours': window_hours,
-        'database': 'DATABASE_URL',
-        'spool': where(spool),
-        'exported': where(exported),
-    }
-    if bundle is not None:
-        parameters['bundle'] = where(find_bundle(bundle, project))
-    elif project is not None: parameters['params'] = str(root/'params.yaml')
-    before, os.environ['DATABASE_URL'] = os.environ.get('DATABASE_URL'), store_address(database)
+    root = project_root(options.project)
+    parameters, before = _report_parameters(options, root), os.environ.get('DATABASE_URL')
+    os.environ['DATABASE_URL'] = store_address(options.database)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             return write_report(html, parameters, root/'nbs'/'guides'/'monitoring.ipynb')
     finally:
         os.environ.pop('DATABASE_URL') if before is None else os.environ.update(DATABASE_URL=before)
 
-def export_figures(database, days, window_hours, reference, spool, exported, port, every):
+# %% ../nbs/11_cli.ipynb #43d43365
+def serve_metrics(options: MonitorOptions, port: int, every: float):
     "Answer Prometheus until a signal comes."
     import signal
     import threading
     from datetime import timedelta
-    from gnn_ecommerce import monitoring as m
+    from gnn_ecommerce import monitoring
+    reference, store, stop = reference_of(options), open_store(options.database), threading.Event()
     reference() # a bundle that is not there is an error now
-    store, stop = open_store(database), threading.Event()
-    monitor = m.Monitor(
-        lambda since: m.read_store(store, since),
-        reference,
-        24 * days,
-        every,
-        timedelta(hours=window_hours),
-        spool,
-        exported,
-    )
-    server, _ = m.listen(monitor, port)
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda *_: stop.set())
-    typer.echo(f'figures for Prometheus at http://127.0.0.1:{server.server_port}/metrics')
+    monitor = monitoring.Monitor(lambda since: monitoring.read_store(store, since), reference, 24*options.days, every,
+                                 timedelta(hours=options.window_hours), options.spool, options.exported)
+    server, _ = monitoring.listen(monitor, port)
+    for name in (signal.SIGINT, signal.SIGTERM): signal.signal(name, lambda *_: stop.set())
+    typer.echo(f'Metrics for Prometheus at http://127.0.0.1:{server.server_port}/metrics')
     stop.wait()
     server.shutdown()
     store.close()
 
+# %% ../nbs/11_cli.ipynb #f8ee8c33
+Days = Annotated[float, typer.Option(min=.01, max=3650, help='Days to look back.')]
+Window = Annotated[float, typer.Option(min=.01, help='Hours after a list within which an event counts as its click.')]
+LiveBundle = Annotated[str|None, typer.Option(help="Bundle of the live model: hash, folder, 'latest', or 'active' for "
+    'what servers are told to serve. Live events are compared with those that it was trained on (drift).')]
+LiveProject = Annotated[Path|None, typer.Option('--project', '-C', help='Project whose bundles are meant; without '
+    '--bundle, live events are compared with its training events.')]
+
+# %% ../nbs/11_cli.ipynb #376912a3
+SpoolFolder = Annotated[Path|None, typer.Option(help="Folder of the API server's spool.")]
+Exported = Annotated[Path|None, typer.Option(help='Parquet file of the last export for training.')]
+Html = Annotated[Path|None, typer.Option(help='Write the report with plots into this file too. Takes some seconds.')]
+Listen = Annotated[int|None, typer.Option(min=0, max=65535, metavar='PORT',
+    help='Answer Prometheus at http://127.0.0.1:PORT/metrics until told to stop; 0: a free port.')]
+Every = Annotated[float, typer.Option(min=.1, help='Seconds between two looks at the store, with --listen.')]
+
+# %% ../nbs/11_cli.ipynb #820c05fc
+@command(app, 'monitor')
+def monitor(
+    database: Database = None, days: Days = 14., window_hours: Window = 24., bundle: LiveBundle = None,
+    project: LiveProject = None, spool: SpoolFolder = None, exported: Exported = None, html: Html = None,
+    listen: Listen = None, every: Every = 300., as_json: Json = False,
+):
+    """Report on live traffic: sources, clicks, purchases, coverage, drift, backlog.
+
+    Exits with 3 if something needs attention.
+
+    gnn-ecommerce monitor --bundle active --html reports/monitoring.html
+
+    gnn-ecommerce monitor --bundle active --days 1 --listen 8002
+    """
+    options = MonitorOptions(database, days, window_hours, bundle, project, spool, exported)
+    if listen is not None:
+        if html is None and not as_json: return serve_metrics(options, listen, every)
+        raise typer.BadParameter(expected('', '--listen alone', '--html or --json beside it', 'run the command twice'))
+    live = live_tables(options)
+    if html is not None: live['report'] = str(live_report(html, options))
+    show(live, as_json, monitor_text)
+    if live['findings']: raise typer.Exit(3)
+
+# %% ../nbs/11_cli.ipynb #f2bb970e
+Servers = Annotated[Literal['all', 'model', 'api'], typer.Argument(metavar='[all|model|api]',
+    help='Both servers, or one of them.')]
+Port = Annotated[int|None, typer.Option(min=0, max=65535, show_default=False,
+    help='Port of the API server. [default: PORT, or 8000]')]
+ModelPort = Annotated[int|None, typer.Option(min=0, max=65535, show_default=False,
+    help='Port of the model server. [default: MODEL_PORT, or 8001]')]
+BundleToServe = Annotated[str|None, typer.Option('--bundle', help='Hash or folder of the bundle that '
+    '`serve model` serves; by default what was served last, or the newest.')]
+Workers = Annotated[int|None, typer.Option(min=1, max=256, help='Processes of `serve model`.')]
+
+# %% ../nbs/11_cli.ipynb #482efa8c
+def start_server(what: str, bundle: str|None, workers: int|None) -> int: # exit code
+    "Run a server in this process."
+    if what == 'model':
+        from gnn_ecommerce.model_server import main
+        words = {'--bundle': bundle, '--workers': workers}
+        return main([text for word, value in words.items() if value is not None for text in (word, str(value))])
+    if what == 'api': from gnn_ecommerce.api_server import main
+    else: from gnn_ecommerce.run.processes import main
+    return main()
+
 # %% ../nbs/11_cli.ipynb #ac232999
 @command(app, 'serve')
 def serve(
-    what: Annotated[
-        Literal['all', 'model', 'api'], typer.Argument(help='Both servers, or one of them.', metavar='[all|model|api]')
-    ] = 'all',
-    port: Annotated[
-        int | None,
-        typer.Option(min=0, max=65535, help='Port of the API server. [default: PORT, or 8000]', show_default=False),
-    ] = None,
-    model_port: Annotated[
-        int | None,
-        typer.Option(
-            min=0, max=65535, help='Port of the model server. [default: MODEL_PORT, or 8001]', show_default=False
-        ),
-    ] = None,
-    bundle: Annotated[
-        str | None,
-        typer.Option(
-            help='Hash or folder of the bundle that `serve model` serves; by default what was served last, or the newest.'
-        ),
-    ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, max=256, help='Processes of `serve model`.')] = None,
-    project: Project = None,
+    what: Servers = 'all', port: Port = None, model_port: ModelPort = None, bundle: BundleToServe = None,
+    workers: Workers = None, project: Project = None,
 ):
     """Run the servers on 127.0.0.1 until they are told to stop (Ctrl-C or SIGTERM).
 
@@ -1003,32 +738,18 @@ def serve(
     gnn-ecommerce serve model --model-port 8001 --workers 2
     """
     if what != 'model' and (bundle or workers):
-        raise typer.BadParameter(
-            f'expected --bundle and --workers with `serve model` alone, found them with `serve {what}`'
-        )
+        wrong = expected('', '--bundle and --workers with `serve model` alone', f'them with `serve {what}`')
+        raise typer.BadParameter(wrong)
     root = project_root(project)
     os.environ['GNN_ECOMMERCE_ROOT'] = str(root)
     for name, value in (('PORT', port), ('MODEL_PORT', model_port)):
         if value is not None: os.environ[name] = str(value)
     os.chdir(root)
-    raise typer.Exit(
-        _serve(
-            what, [] if bundle is None else ['--bundle', bundle], [] if workers is None else ['--workers', str(workers)]
-        )
-    )
-
-def _serve(what: str, *options: list[str]) -> int: # exit code
-    "Run a server in this process."
-    if what == 'model':
-        from gnn_ecommerce.model_server import main
-        return main([word for words in options for word in words])
-    if what == 'api': from gnn_ecommerce.api_server import main
-    else: from gnn_ecommerce.run.processes import main
-    return main()
+    raise typer.Exit(start_server(what, bundle, workers))
 
 # %% ../nbs/11_cli.ipynb #6ab94bac
 def main():
-    "The command `gnn-ecommerce`."
+    "Run the command `gnn-ecommerce`."
     app(prog_name='gnn-ecommerce')
 
 if __name__ == '__main__' and __spec__ is not None: main()

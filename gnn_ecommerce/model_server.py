@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from . import __version__
-from .bundle import bundle_path, locate_bundle, newest, open_bundle, pointed, read_manifest, read_pointer
+from .bundle import bundle_path, find_bundle, open_bundle, pointed, read_manifest, read_pointer
 from .core import ArtifactError, GnnEcommerceError, expected, write_json
 from .serving.engine import Engine, Job, Listed, in_share
 from .serving.http_server import HttpServer, Limits, problem_response
@@ -1016,7 +1016,7 @@ def _kill(pid: int, sign: int):
 def parser() -> argparse.ArgumentParser:
     "Arguments of `python -m gnn_ecommerce.model_server`."
     p = argparse.ArgumentParser(prog='python -m gnn_ecommerce.model_server', description='Serve a bundle over HTTP.')
-    p.add_argument('--bundle', help='path or name of a bundle; by default what was served last, or the newest')
+    p.add_argument('--bundle', help='folder or hash of a bundle; by default what was served last, or the newest')
     p.add_argument('--folder', help='where bundles are; by default model-checkpoints/bundles of the project')
     p.add_argument('--pointer', help='file that says what is served; by default serving/active.json beside that folder')
     p.add_argument('--host', default='127.0.0.1', help='address to listen on')
@@ -1029,14 +1029,14 @@ def parser() -> argparse.ArgumentParser:
 # %% ../nbs/08_model_server.ipynb #597e22ca
 def _supervisor(a: argparse.Namespace) -> Supervisor:
     "Find out what the arguments mean. Raises `GnnEcommerceError`."
-    folder, name = locate_bundle(a.bundle, a.folder)
-    pointer = Path(a.pointer) if a.pointer else folder.parent/'serving'/'active.json'
-    if name is None and not pointer.is_file(): name = newest(folder)
+    path = find_bundle(a.bundle or 'active', a.folder, a.pointer)
+    pointer = Path(a.pointer) if a.pointer else path.parent.parent/'serving'/'active.json'
+    name = path.name if a.bundle or not pointer.is_file() else None # None: as the pointer says, with its canary
     workers = a.workers if a.workers is not None else min(cores(), 4)
     if workers < 1:
         raise GnnEcommerceError(expected('workers', 'at least 1', workers))
     token = os.environ.get('GNN_ECOMMERCE_ADMIN_TOKEN') or None
-    return Supervisor(ServerSettings(folder, pointer, a.host, a.port, workers, token), name)
+    return Supervisor(ServerSettings(path.parent, pointer, a.host, a.port, workers, token), name)
 
 def main(
     argv: list[str]|None = None, # arguments; the command line's by default

@@ -2,18 +2,27 @@
 
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
-import time
+import urllib.request
+from configparser import ConfigParser
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from postgres import free_port
+from shop import answers, wait_for
 from typer.testing import CliRunner
 
 from gnn_ecommerce import cli
-from gnn_ecommerce.core import ProjectPaths, example_project, run_stage
+from gnn_ecommerce.core import ProjectPaths, example_project, run_stage, write_json
 
 
 @pytest.fixture(scope="module")
@@ -57,44 +66,44 @@ def test_help_of_every_command_says_what_it_does(words):
     assert len(text.split()) > 8, f"{words}: expected a sentence on what it does"
 
 
-def test_the_console_command_is_declared_and_starts_without_the_heavy_libraries():
-    from configparser import ConfigParser
-
+def test_the_console_command_is_declared():
     config = ConfigParser(delimiters=["="])
     config.read(cli.__file__.rpartition("/gnn_ecommerce/")[0] + "/settings.ini")
     assert "gnn-ecommerce=gnn_ecommerce.cli:main" in config["DEFAULT"]["console_scripts"].split()
-    code = "import sys; from gnn_ecommerce.cli import main; print([m for m in ('torch', 'duckdb', 'ibis', 'matplotlib', 'fastapi') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
+
+
+def test_the_command_starts_without_the_heavy_libraries():
+    heavy = ("torch", "duckdb", "ibis", "matplotlib", "fastapi")
+    code = f"import sys; from gnn_ecommerce.cli import main; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
-def test_exit_codes_of_the_process(tmp_path):
-    def process(*words):
-        return subprocess.run(
-            [sys.executable, "-m", "gnn_ecommerce.cli", *words],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env={k: v for k, v in os.environ.items() if k != "GNN_ECOMMERCE_ROOT"},
-        )
+def process(*words, **env):
+    "A command in a process of its own, outside of any project."
+    env = {k: v for k, v in os.environ.items() if k != "GNN_ECOMMERCE_ROOT"} | env
+    command = [sys.executable, "-m", "gnn_ecommerce.cli", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd="/", env=env)
 
-    wrong, usage, version = process("recommend", "5"), process("recommend", "-k", "many"), process("--version")
-    assert (
-        (wrong.returncode, wrong.stdout) == (1, "")
-        and "expected params.yaml in" in wrong.stderr
-        and "Traceback" not in wrong.stderr
-    )
-    assert usage.returncode == 2 and "Invalid value for '-k'" in usage.stderr
-    assert version.returncode == 0 and version.stdout.strip()
+
+def test_without_a_project_a_command_ends_with_1_and_no_traceback():
+    done = process("recommend", "5")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "expected params.yaml in" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_wrong_arguments_end_with_2():
+    done = process("recommend", "-k", "many")
+    assert done.returncode == 2 and "Invalid value for '-k'" in done.stderr
 
 
 def test_lists_are_those_of_stage_inference(run, project):
     lists = batch(project)
     users = list(lists)[:40]
     code, out, _ = run("recommend", *users, "-k", 10, "--json")
-    found = json.loads(out)
-    assert code == 0 and [r["customer"] for r in found["results"]] == users
-    for r in found["results"]:
+    report = json.loads(out)
+    assert code == 0 and [r["customer"] for r in report["results"]] == users
+    for r in report["results"]:
         assert [i["product_id"] for i in r["items"]] == lists[r["customer"]].product_id.tolist()
         assert [i["score"] for i in r["items"]] == pytest.approx(lists[r["customer"]].score.tolist(), abs=1e-4)
         assert (r["source"], r["model_version"]) == ("model", lists[r["customer"]].model_version.iloc[0])
@@ -108,72 +117,91 @@ def test_filters_hold_and_rank_as_without(run, project):
     assert run("recommend", user, "--brand", "no such brand")[1].endswith("nothing is left to recommend\n")
 
 
-def test_a_basket_with_content_prefers_what_is_like_it(run, project):
-    shop = cli.open_project(project)
-    one = int(shop.graph.item_ids.ids[3])
+def test_a_category_alone_gives_what_is_popular_in_it(run, project):
+    category = cli.open_project(project).graph.items.category_code.dropna().iloc[0]
+    result = json.loads(run("recommend", "--category", category, "--json")[1])["results"][0]
+    assert result["source"] == "popular_in_category"
+    assert all(item["category"].startswith(category) for item in result["items"])
+
+
+@pytest.fixture(scope="module")
+def trained(project):
+    return cli.open_project(project)
+
+
+def test_a_basket_with_content_prefers_what_is_like_it(run, trained):
+    from gnn_ecommerce.filter.graph_filter import basket_matrix
+
+    ids = trained.graph.item_ids
+    one = int(ids.ids[3])
     plain, blended = (
-        json.loads(run("recommend", "-b", one, "-k", 10, "--content-weight", w, "--json")[1])["results"][0]
-        for w in (0, 1)
+        json.loads(run("recommend", "-b", one, "-k", 10, "--content-weight", weight, "--json")[1])["results"][0]
+        for weight in (0, 1)
     )
-    like = shop.catalogue.content_scores(_row(shop, one))[0]
+    basket = basket_matrix([ids.encode([one])], trained.graph.n_items)
+    like = trained.engine.catalogue.content_scores(basket)[0]
 
-    def mean(r):
-        return like[shop.graph.item_ids.encode([i["product_id"] for i in r["items"]])].mean()
+    def mean(result):
+        return like[ids.encode([item["product_id"] for item in result["items"]])].mean()
 
-    assert [plain["source"], blended["source"]] == ["fold_in", "content"] and mean(blended) > mean(plain)
+    assert [plain["source"], blended["source"]] == ["fold_in", "content"]
+    assert mean(blended) > mean(plain)
 
 
-def test_lists_are_those_of_the_server(run, project):
-    "Customers, baskets, both, with and without content: what the engine behind the model server says of the same bundle."
-    from gnn_ecommerce.bundle import bundle_path, open_bundle
+@pytest.fixture(scope="module")
+def bundle(project):
+    "A bundle of the project: its folder."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GNN_ECOMMERCE_ROOT", str(project))
+        done = CliRunner().invoke(cli.app, ["bundle", "build", "--json"])
+    assert done.exit_code == 0, done.stderr
+    return Path(json.loads(done.stdout)["path"])
+
+
+@pytest.fixture(scope="module")
+def served(bundle):
+    "The engine behind a model server of the bundle."
+    from gnn_ecommerce.bundle import open_bundle
     from gnn_ecommerce.serving.engine import Engine
+
+    return Engine.of_bundle(open_bundle(bundle))
+
+
+@pytest.mark.parametrize(
+    ("customer", "basket", "weight"), [(1, 0, 0), (0, 1, 0), (1, 1, 0), (0, 1, 0.4), (1, 1, 0.4), (1, 1, 1), (0, 0, 0)]
+)
+def test_lists_are_those_of_the_server(run, project, served, customer, basket, weight):
     from gnn_ecommerce.serving.protocol import BasketItem, Request
 
-    paths = ProjectPaths(project)
-    name = json.loads(run("bundle", "build", "--json")[1])["bundle"]
-    engine = Engine.of_bundle(open_bundle(bundle_path(paths.bundles, name)))
-    user, (one, other) = list(batch(project))[2], engine.bundle.item_ids.ids[[3, 8]].tolist()
-    basket, typed = [BasketItem(one, "view"), BasketItem(other, "purchase")], f"{one}:view,{other}:purchase"
-    for customer, in_it, weight in (
-        (user, False, 0),
-        (None, True, 0),
-        (user, True, 0),
-        (None, True, 0.4),
-        (user, True, 0.4),
-        (user, True, 1),
-        (None, False, 0),
-    ):
-        words = [
-            *([user] if customer is not None else []),
-            *(["-b", typed] if in_it else []),
-            "-k",
-            7,
-            "--content-weight",
-            weight,
-            "--json",
-        ]
-        found = json.loads(run("recommend", *words)[1])["results"][0]
-        (listed,) = engine.answer(
-            [Request(customer=customer, basket=basket if in_it else [], k=7, content_weight=float(weight))]
-        )
-        assert (found["source"], [i["product_id"] for i in found["items"]]) == (
-            listed.source,
-            [engine.bundle.item_ids.id(i) for i in listed.items.tolist()],
-        ), words
-        assert not in_it or not {one, other} & {i["product_id"] for i in found["items"]}
+    user, (one, other) = list(batch(project))[2], served.bundle.item_ids.ids[[3, 8]].tolist()
+    words = ([user] if customer else []) + (["-b", f"{one}:view,{other}:purchase"] if basket else [])
+    out = run("recommend", *words, "-k", 7, "--content-weight", weight, "--json")[1]
+    result = json.loads(out)["results"][0]
+    items = [BasketItem(one, "view"), BasketItem(other, "purchase")] if basket else []
+    request = Request(customer=user if customer else None, basket=items, k=7, content_weight=float(weight))
+    (listed,) = served.answer([request])
+    assert result["source"] == listed.source
+    assert [i["product_id"] for i in result["items"]] == [served.bundle.item_ids.id(i) for i in listed.items.tolist()]
+
+
+def test_the_parts_of_a_project_are_those_of_its_bundle(trained, served):
+    "What `project_parts` puts together without a bundle."
+    parts, same = trained.engine.parts, served.parts
+    assert (parts.version, parts.n_items) == (same.version, same.n_items)
+    assert np.array_equal(parts.popularity, same.popularity)
+    assert all(np.array_equal(a, b) for a, b in zip(parts.hidden, same.hidden, strict=True))
+
+
+def test_what_is_in_the_basket_is_not_recommended(run, trained):
+    ids = trained.graph.item_ids.ids[:2]
+    items = json.loads(run("recommend", "-b", f"{ids[0]},{ids[1]}", "-k", 100, "--json")[1])["results"][0]["items"]
+    assert not {item["product_id"] for item in items} & set(ids)
 
 
 def test_an_id_that_is_no_integer_is_named(run):
     for text in ("--5", "\u00b2", "5.0"):
         code, _, err = run("recommend", "--", text)
         assert code == 1 and f"expected integers as in the events, found {text!r}" in err
-
-
-def _row(shop, product):
-    "A basket of one product."
-    from gnn_ecommerce.filter.graph_filter import basket_matrix
-
-    return basket_matrix([shop.graph.item_ids.encode([product])], shop.graph.n_items)
 
 
 def test_reasons_add_up(run, project):
@@ -187,17 +215,22 @@ def test_reasons_add_up(run, project):
             )
 
 
-def test_unknown_customer_and_product(run):
+def test_an_unknown_customer_gets_what_is_popular(run):
     assert json.loads(run("recommend", 1, "--json")[1])["results"][0]["source"] == "popular"
+
+
+def test_what_is_popular_has_no_reasons(run):
     code, out, err = run("explain", 1)
     assert (code, out) == (1, "") and err.startswith("gnn-ecommerce explain: customer: expected one of the")
+
+
+def test_an_unknown_product_is_named(run):
     code, out, err = run("recommend", "-b", "1")
     assert (code, out) == (1, "") and "found 1 unknown, such as 1" in err
 
 
 def store(tmp_path, clicked=30):
     "A store with 100 lists of an hour ago, some of them clicked."
-    from datetime import UTC, datetime, timedelta
 
     from gnn_ecommerce.shop.stores import Event, Served, Store
 
@@ -215,9 +248,9 @@ def store(tmp_path, clicked=30):
 def test_monitor_says_what_is_in_the_store(run, tmp_path):
     url = store(tmp_path)
     code, out, err = run("monitor", "-d", url, "--json")
-    found = json.loads(out)
-    assert code == 0 and found["findings"] == [] and (found["lists"], found["events"]) == (100, 31), err
-    rate = found["rates"][0]
+    report = json.loads(out)
+    assert code == 0 and report["findings"] == [] and (report["lists"], report["events"]) == (100, 31), err
+    rate = report["rates"][0]
     assert (rate["model_version"], rate["clicked"], rate["bought"], rate["click_rate"]) == ("v1", 30, 1, 0.3)
     code, out, _ = run("monitor", "-d", url, "--days", 0.01)
     assert code == 3 and "No list was given out." in out
@@ -225,7 +258,6 @@ def test_monitor_says_what_is_in_the_store(run, tmp_path):
 
 def live(project, tmp_path, factor):
     "A store with events of the training, of now, at another price; nothing else of the project is needed."
-    from datetime import UTC, datetime, timedelta
 
     from gnn_ecommerce.shop.stores import Event, Store
 
@@ -252,75 +284,58 @@ def live(project, tmp_path, factor):
     return url
 
 
-def test_drift_from_a_bundle_and_a_store_alone(run, project, tmp_path):
-    made = json.loads(run("bundle", "build", "--json")[1])
-    alone = tmp_path / "elsewhere" / made["bundle"]
-    shutil.copytree(made["path"], alone)
-    for factor, level in ((1, "ok"), (3, "drift")):
-        url = live(project, tmp_path, factor)
-        code, out, err = run("monitor", "-d", url, "--days", 3650, "--bundle", alone, "--json")
-        found = json.loads(out)
-        assert {r["variable"]: r["level"] for r in found["drift"]}["price"] == level, (err, found["drift"])
-        assert code == 3 and ("price of the events has drifted" in str(found["findings"])) == (
-            level == "drift"
-        )  # no list was given out: that is a finding
-        assert {"training: events since", "training: age of its data"} <= {r["what"] for r in found["backlog"]}
-        for other in (("--bundle", "active"), ("--bundle", "latest"), ("-C", project)):
-            same = json.loads(run("monitor", "-d", url, "--days", 3650, *other, "--json")[1])["drift"]
-            assert [(r["variable"], r["psi"]) for r in same] == [
-                (r["variable"], pytest.approx(r["psi"], abs=1e-3)) for r in found["drift"]
-            ], other
-    code, out, err = run("monitor", "-d", url, "--bundle", tmp_path / "none")
-    assert (code, out) == (1, "") and "expected a bundle in none" in err
+@pytest.fixture
+def alone(bundle, tmp_path):
+    "A bundle far from its project."
+    return Path(shutil.copytree(bundle, tmp_path / "elsewhere" / bundle.name))
 
 
-def test_a_bundle_without_a_profile_is_no_error(run, project, tmp_path):
-    from gnn_ecommerce.bundle import _name, open_bundle
+@pytest.mark.parametrize(("factor", "level"), [(1, "ok"), (3, "drift")])
+def test_drift_from_a_bundle_and_a_store_alone(run, project, alone, tmp_path, factor, level):
+    url = live(project, tmp_path, factor)
+    code, out, err = run("monitor", "-d", url, "--days", 3650, "--bundle", alone, "--json")
+    report = json.loads(out)
+    assert {row["variable"]: row["level"] for row in report["drift"]}["price"] == level, (err, report["drift"])
+    assert code == 3  # no list was given out: that is a finding
+    assert ("price of the events has drifted" in str(report["findings"])) == (level == "drift")
+    assert {"training: events since", "training: age of its data"} <= {row["what"] for row in report["backlog"]}
 
-    made = json.loads(run("bundle", "build", "--json")[1])
-    manifest = json.loads((Path(made["path"]) / "manifest.json").read_text())
-    assert (
-        manifest.pop("event_profile")["events"]
-        == pq.read_metadata(ProjectPaths(project).processed / "train_events.parquet").num_rows
-    )
-    old = tmp_path / _name(manifest)
-    shutil.copytree(made["path"], old)
+
+def test_drift_is_the_same_however_the_training_is_named(run, project, bundle, tmp_path):
+    url = live(project, tmp_path, 3)
+
+    def psi(*words):
+        rows = json.loads(run("monitor", "-d", url, "--days", 3650, *words, "--json")[1])["drift"]
+        return {row["variable"]: row["psi"] for row in rows}
+
+    first = psi("--bundle", bundle)
+    for words in (("--bundle", "active"), ("--bundle", "latest"), ("-C", project)):
+        assert psi(*words) == pytest.approx(first, abs=1e-3), words
+
+
+def test_a_bundle_that_is_not_there_is_named(run, tmp_path):
+    code, out, err = run("monitor", "-d", store(tmp_path), "--bundle", tmp_path / "none")
+    assert (code, out) == (1, "") and "expected a folder with a manifest.json, found none in" in err
+
+
+def test_a_bundle_without_a_profile_is_no_error(run, bundle, tmp_path):
+    from gnn_ecommerce.bundle import _name
+
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    del manifest["event_profile"]
+    old = Path(shutil.copytree(bundle, tmp_path / _name(manifest)))
     (old / "manifest.json").chmod(0o644)
     (old / "manifest.json").write_text(json.dumps(manifest | {"bundle": old.name}))
-    assert open_bundle(old).name == old.name
     code, out, err = run("monitor", "-d", store(tmp_path), "--bundle", old, "--json")
-    found = json.loads(out)
-    assert code == 0 and found["drift"] == [] and found["coverage"][0]["coverage"] > 0, err
+    report = json.loads(out)
+    assert code == 0 and report["drift"] == [] and report["coverage"][0]["coverage"] > 0, err
 
 
-def test_monitor_answers_prometheus_and_follows_the_pointer(run, project, tmp_path):
-    import re
-    import signal
-    import urllib.request
-
-    from gnn_ecommerce.core import write_json
-
-    run("bundle", "build")
+def test_monitor_answers_prometheus_and_follows_the_pointer(project, bundle, tmp_path):
     pointer = ProjectPaths(project).serving / "active.json"
+    words = ["monitor", "-d", live(project, tmp_path, 3), "--days", "3650", "--bundle", "active", "-C", str(project)]
     server = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "gnn_ecommerce.cli",
-            "monitor",
-            "-d",
-            live(project, tmp_path, 3),
-            "--days",
-            "3650",
-            "--bundle",
-            "active",
-            "-C",
-            str(project),
-            "--listen",
-            "0",
-            "--every",
-            "0.1",
-        ],
+        [sys.executable, "-m", "gnn_ecommerce.cli", *words, "--listen", "0", "--every", "0.1"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -333,20 +348,13 @@ def test_monitor_answers_prometheus_and_follows_the_pointer(run, project, tmp_pa
             text = urllib.request.urlopen(url, timeout=30).read().decode()
             return {name: float(x) for name, x in re.findall(r"^gnn_ecommerce_monitor_(\S+) (\S+)$", text, re.M)}
 
-        found = look()
-        assert (
-            found["up"] == 1
-            and found['drift{variable="price"}'] == 1
-            and found['drift{variable="brand"}'] == 0
-            and found['events{event_type="view"}'] > 100
-        )
+        metrics = look()
+        assert metrics["up"] == 1 and metrics['events{event_type="view"}'] > 100
+        assert (metrics['drift{variable="price"}'], metrics['drift{variable="brand"}']) == (1, 0)
         pointer.parent.mkdir(parents=True, exist_ok=True)
         write_json({"active": "0123"}, pointer)
-        time.sleep(0.2)
-        found = look()
-        assert (
-            found["up"] == 0 and found['drift{variable="price"}'] == 1
-        )  # the pointed bundle is not there: said, and the last figures stay
+        wait_for(lambda: look()["up"] == 0)
+        assert look()['drift{variable="price"}'] == 1  # there is no such bundle: the last metrics stay
     finally:
         pointer.unlink(missing_ok=True)
         server.send_signal(signal.SIGTERM)
@@ -354,149 +362,159 @@ def test_monitor_answers_prometheus_and_follows_the_pointer(run, project, tmp_pa
     assert server.returncode == 0 and "no '0123'" in err, err
 
 
-def test_events_export_and_keys(run, tmp_path):
-    url = store(tmp_path, 10)
-    code, out, _ = run("events", "export", tmp_path / "out.parquet", "-d", url, "--json")
-    assert code == 0 and json.loads(out)["events"] == 11 == pq.read_table(tmp_path / "out.parquet").num_rows
+def test_events_are_exported(run, tmp_path):
+    code, out, _ = run("events", "export", tmp_path / "out.parquet", "-d", store(tmp_path, 10), "--json")
+    assert (code, json.loads(out)["events"]) == (0, 11)
+    assert pq.read_metadata(tmp_path / "out.parquet").num_rows == 11
+
+
+def test_a_time_that_is_none_is_a_wrong_argument(run, tmp_path):
+    assert run("events", "export", tmp_path / "x", "-d", store(tmp_path), "--since", "yesterday")[0] == 2
+
+
+def test_a_key_is_shown_once(run, tmp_path):
+    url = store(tmp_path)
     made = json.loads(run("keys", "create", "shop", "-s", "recommend", "-s", "events", "-d", url, "--json")[1])
-    listed = json.loads(run("keys", "list", "-d", url, "--json")[1])
-    assert (
-        made["key"].startswith("gk_")
-        and [k["key_id"] for k in listed] == [made["key_id"]]
-        and made["key"].split("_", 2)[2] not in json.dumps(listed)
-    )
+    listed = run("keys", "list", "-d", url, "--json")[1]
+    assert made["key"].startswith("gk_") and [key["key_id"] for key in json.loads(listed)] == [made["key_id"]]
+    assert made["key"].split("_", 2)[2] not in listed
+
+
+def test_a_key_is_revoked_once(run, tmp_path):
+    url = store(tmp_path)
+    made = json.loads(run("keys", "create", "shop", "-s", "recommend", "-d", url, "--json")[1])
     assert [run("keys", "revoke", made["key_id"], "-d", url)[0] for _ in range(2)] == [0, 1]
-    assert run("keys", "create", "shop", "-s", "everything", "-d", url)[0] == 1
-    assert run("events", "export", tmp_path / "x", "-d", url, "--since", "yesterday")[0] == 2
+    assert run("keys", "list", "-d", url)[1].rstrip().endswith("revoked")
+
+
+def test_a_scope_that_does_not_exist_is_refused(run, tmp_path):
+    assert run("keys", "create", "shop", "-s", "everything", "-d", store(tmp_path))[0] == 1
+
+
+def test_a_database_that_is_none_is_refused(run):
     assert run("keys", "list", "-d", "mysql://x")[0] == 1
 
 
-def test_bundles_by_name(run, project, tmp_path):
-    made = json.loads(run("bundle", "build", "--json")[1])
-    assert [b["bundle"] for b in json.loads(run("bundle", "list", "--json")[1])] == [made["bundle"]]
-    for name in (made["bundle"], "latest", made["path"]):
+def test_bundles_are_listed(run, bundle):
+    assert [row["bundle"] for row in json.loads(run("bundle", "list", "--json")[1])] == [bundle.name]
+
+
+def test_a_bundle_is_known_by_its_hash_its_folder_or_as_the_latest(run, bundle):
+    for name in (bundle.name, "latest", bundle):
         assert json.loads(run("bundle", "verify", name, "--json")[1])["whole"]
-    assert json.loads(run("bundle", "diff", made["bundle"], "--json")[1])["lists"]["same"] == 1
-    copy = tmp_path / "copy"
-    shutil.copytree(made["path"], copy)
+    assert run("bundle", "verify", "../etc")[0] == 1
+
+
+def test_a_bundle_does_not_differ_from_itself(run, bundle):
+    assert json.loads(run("bundle", "diff", bundle.name, "--json")[1])["lists"]["same"] == 1
+
+
+def test_a_damaged_bundle_is_not_whole(run, bundle, tmp_path):
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
     data = bytearray((copy / "model.safetensors").read_bytes())
     data[-1] ^= 1
     (copy / "model.safetensors").chmod(0o644)
     (copy / "model.safetensors").write_bytes(data)
     code, out, err = run("bundle", "verify", copy)
     assert (code, out) == (1, "") and "it is damaged" in err
-    assert run("bundle", "verify", "../etc")[0] == 1
 
 
-def test_activate_asks_the_server_and_says_why_it_would_not(run, project, monkeypatch):
-    from http.server import BaseHTTPRequestHandler, HTTPServer
-    from threading import Thread
-
-    seen = []
+@pytest.fixture
+def admin(monkeypatch):
+    "A server that activates any bundle but 'bad': its address, and what it was asked."
+    asked = []
 
     class Server(BaseHTTPRequestHandler):
         def do_POST(self):
-            seen.append(
-                (
-                    self.path,
-                    self.headers["Authorization"],
-                    json.loads(self.rfile.read(int(self.headers["Content-Length"]))),
-                )
-            )
-            ok = seen[-1][2]["bundle"] != "bad"
-            body = json.dumps(
-                {"active": "new", "previous": "old", "canary": None, "share": 0}
-                if ok
-                else {"title": "Invalid", "detail": "it is damaged"}
-            ).encode()
-            self.send_response(200 if ok else 422)
-            self.send_header("Content-Length", str(len(body)))
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append((self.path, self.headers["Authorization"], body))
+            refused = body["bundle"] == "bad"
+            answer = {"active": "new", "previous": "old", "canary": None, "share": 0}
+            text = json.dumps({"title": "Invalid", "detail": "it is damaged"} if refused else answer).encode()
+            self.send_response(422 if refused else 200)
+            self.send_header("Content-Length", str(len(text)))
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(text)
 
         def log_message(self, *args):
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Server)
     Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setenv("GNN_ECOMMERCE_ADMIN_TOKEN", "t")
-    try:
-        assert run("bundle", "activate", "abc", "--share", 0.1, "--url", url)[:2] == (0, "serving new; before: old\n")
-        code, out, err = run("bundle", "activate", "bad", "--url", url)
-    finally:
-        server.shutdown()
-        server.server_close()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_activate_asks_the_server(run, admin):
+    url, asked = admin
+    code, out, _ = run("bundle", "activate", "abc", "--share", 0.1, "--url", url)
+    assert (code, out) == (0, "serving new; before: old\n")
+    assert asked == [("/admin/activate", "Bearer t", {"bundle": "abc", "share": 0.1})]
+
+
+def test_a_server_that_refuses_says_why(run, admin):
+    code, out, err = run("bundle", "activate", "bad", "--url", admin[0])
     assert (code, out) == (1, "") and "found status 422: it is damaged" in err
-    assert seen[0] == ("/admin/activate", "Bearer t", {"bundle": "abc", "share": 0.1})
-    code, _, err = run("bundle", "activate", "abc", "--url", url)
+
+
+def test_a_server_that_does_not_run_is_named(run):
+    code, _, err = run("bundle", "activate", "abc", "--url", f"http://127.0.0.1:{free_port()}")
     assert code == 1 and "expected a model server at" in err
 
 
-def test_the_pointer_can_be_written_and_rolled_back_without_a_server(run, project):
-    from gnn_ecommerce.bundle import read_pointer
-    from gnn_ecommerce.core import write_json
+@pytest.fixture
+def pointer(project):
+    "The file that servers follow; there is none before and after."
+    path = ProjectPaths(project).serving / "active.json"
+    path.unlink(missing_ok=True)
+    yield path
+    path.unlink(missing_ok=True)
 
-    name = json.loads(run("bundle", "build", "--json")[1])["bundle"]
-    pointer = ProjectPaths(project).serving / "active.json"
-    assert run("bundle", "activate", name, "--offline", "--share", 0.5)[0] == 1  # nothing is served beside it
-    assert run("bundle", "activate", name, "--offline")[0] == 0 and read_pointer(pointer)["active"] == name
-    assert run("bundle", "activate", "previous", "--offline")[0] == 1
-    write_json({"active": "0123", "previous": name}, pointer)
+
+def test_the_pointer_is_written_without_a_server(run, bundle, pointer):
+    assert run("bundle", "activate", bundle.name, "--offline")[0] == 0
+    assert json.loads(pointer.read_text())["active"] == bundle.name
+
+
+def test_a_rollback_serves_what_was_served_before(run, bundle, pointer):
+    pointer.parent.mkdir(parents=True, exist_ok=True)
+    write_json({"active": "0123", "previous": bundle.name}, pointer)
     assert json.loads(run("bundle", "activate", "previous", "--offline", "--json")[1]) == {
-        "active": name,
+        "active": bundle.name,
         "canary": None,
         "share": 0.0,
         "previous": "0123",
     }
-    assert run("bundle", "activate", "0123", "--offline")[0] == 1  # there is no such bundle
-    assert (
-        run("bundle", "activate", ProjectPaths(project).bundles / name, "--offline")[0] == 1
-    )  # a name is wanted: servers follow no paths
 
 
-def test_a_served_bundle_answers_is_swapped_by_the_command_and_stops_when_told(run, project):
-    import signal
-    import socket
-    import urllib.request
+def test_what_cannot_be_served_is_not_pointed_at(run, bundle, pointer):
+    for name, *more in (
+        (bundle.name, "--share", 0.5),  # nothing is served beside the canary
+        ("previous",),  # nothing was served before
+        ("0123",),  # there is no such bundle
+        (bundle,),  # a folder: servers follow names
+    ):
+        assert run("bundle", "activate", name, "--offline", *more)[0] == 1, name
+    assert not pointer.exists()
 
-    name = json.loads(run("bundle", "build", "--json")[1])["bundle"]
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+
+def test_a_served_bundle_answers_is_swapped_by_the_command_and_stops_when_told(run, project, bundle):
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
+    words = ["serve", "model", "--model-port", str(port), "--bundle", bundle.name, "--workers", "1", "-C", str(project)]
     server = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "gnn_ecommerce.cli",
-            "serve",
-            "model",
-            "--model-port",
-            str(port),
-            "--bundle",
-            name,
-            "--workers",
-            "1",
-            "-C",
-            str(project),
-        ],
+        [sys.executable, "-m", "gnn_ecommerce.cli", *words],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
-        for _ in range(600):
-            assert server.poll() is None, server.stderr.read()
-            try:
-                if urllib.request.urlopen(f"{url}/readyz", timeout=2).status == 200:
-                    break
-            except OSError:
-                time.sleep(0.1)
-        else:
-            raise AssertionError("expected the server to be ready within a minute")
-        code, out, err = run("bundle", "activate", name, "--url", url, "--json")
-        assert code == 0 and json.loads(out)["active"] == name, err
+        wait_for(lambda: server.poll() is not None or answers(f"{url}/readyz"))
+        assert server.poll() is None, server.stderr.read()
+        code, out, err = run("bundle", "activate", bundle.name, "--url", url, "--json")
+        assert code == 0 and json.loads(out)["active"] == bundle.name, err
         assert run("bundle", "activate", "0123456789abcdef", "--url", url)[0] == 1
     finally:
         server.send_signal(signal.SIGTERM)
@@ -505,29 +523,18 @@ def test_a_served_bundle_answers_is_swapped_by_the_command_and_stops_when_told(r
 
 
 @pytest.mark.slow
-def test_serve_starts_monitoring_where_a_port_is_set(run, project, tmp_path):
-    import signal
-    import urllib.request
-
-    from postgres import free_port
-
-    run("bundle", "build")
+def test_serve_starts_monitoring_where_a_port_is_set(project, bundle, tmp_path):
     ports = {name: str(free_port()) for name in ("PORT", "MODEL_PORT", "MONITOR_PORT")}
-    env = (
-        {k: v for k, v in os.environ.items() if k not in ("MODEL_URL", "DATABASE_URL", "SPOOL")}
-        | ports
-        | {"GNN_ECOMMERCE_ROOT": str(project)}
-    )
+    env = {k: v for k, v in os.environ.items() if k not in ("MODEL_URL", "DATABASE_URL", "SPOOL")}
+    env |= ports | {"GNN_ECOMMERCE_ROOT": str(project)}
     with open(tmp_path / "log", "w+") as log:
         server = subprocess.Popen([sys.executable, "-m", "gnn_ecommerce.cli", "serve"], stdout=log, stderr=log, env=env)
         try:
-            until = time.monotonic() + 120
-            while "Figures for Prometheus" not in (said := (tmp_path / "log").read_text()):
-                assert server.poll() is None and time.monotonic() < until, said
-                time.sleep(0.1)
-            text = (
-                urllib.request.urlopen(f"http://127.0.0.1:{ports['MONITOR_PORT']}/metrics", timeout=30).read().decode()
-            )
+            ready = "Metrics for Prometheus"
+            wait_for(lambda: server.poll() is not None or ready in (tmp_path / "log").read_text(), 120)
+            assert server.poll() is None, (tmp_path / "log").read_text()
+            url = f"http://127.0.0.1:{ports['MONITOR_PORT']}/metrics"
+            text = urllib.request.urlopen(url, timeout=30).read().decode()
             assert "gnn_ecommerce_monitor_up 1.0" in text and 'what="spool: records"} 0.0' in text
         finally:
             server.send_signal(signal.SIGTERM)
@@ -545,12 +552,6 @@ def test_monitor_that_listens_writes_nothing_else(run, tmp_path):
 
 def test_serve_names_a_port_that_is_none(project):
     "In a process of its own, because `serve` makes the project the folder that it runs in."
-    done = subprocess.run(
-        [sys.executable, "-m", "gnn_ecommerce.cli", "serve", "-C", str(project)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "MONITOR_PORT": "nine"},
-    )
-    assert done.returncode == 1 and "MONITOR_PORT: expected a port, 0 to 65535, found 'nine'" in done.stderr, (
-        done.stderr
-    )
+    done = process("serve", "-C", project, MONITOR_PORT="nine")
+    assert done.returncode == 1
+    assert "MONITOR_PORT: expected a port, 0 to 65535, found 'nine'" in done.stderr

@@ -186,8 +186,8 @@ def programs(
 # %% ../../nbs/run/03_processes.ipynb #a85ef5e5
 def some_customer(paths: ProjectPaths) -> Any: # id
     "Return a customer whom the newest bundle knows."
-    from gnn_ecommerce.bundle import newest, open_bundle
-    return open_bundle(paths.bundles/newest(paths.bundles)).user_ids.id(0)
+    from gnn_ecommerce.bundle import find_bundle, open_bundle
+    return open_bundle(find_bundle('latest', paths.bundles)).user_ids.id(0)
 
 def calls_to_try(paths: ProjectPaths, settings: ApiSettings, key: str) -> str:
     "Write calls to try, with a customer and products of this shop."

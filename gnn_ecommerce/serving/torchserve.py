@@ -130,16 +130,15 @@ def write_archive(
 def main(argv=None) -> int: # exit code
     "The command behind `make torchserve-archive`."
     import argparse
-    from gnn_ecommerce.bundle import locate_bundle, newest
+    from gnn_ecommerce.bundle import find_bundle
     from gnn_ecommerce.core import GnnEcommerceError
     about = 'Write a bundle as a TorchServe archive.'
     p = argparse.ArgumentParser(prog='python -m gnn_ecommerce.serving.torchserve', description=about)
-    p.add_argument('--bundle', help='path or name of a bundle; by default the newest')
+    p.add_argument('--bundle', help='folder or hash of a bundle; by default the newest')
     p.add_argument('--out', default='model-checkpoints/torchserve/lightgcn.mar', help='the archive')
     a = p.parse_args(argv)
     try:
-        folder, name = locate_bundle(a.bundle)
-        path = write_archive(folder/(name or newest(folder)), a.out)
+        path = write_archive(find_bundle(a.bundle or 'latest'), a.out)
     except GnnEcommerceError as err:
         print(f'{type(err).__name__}: {err}')
         return 1
