@@ -55,11 +55,11 @@ class InferenceSettings(StageSettings):
         description='list lengths of the metrics')
     longest: int = Field(50, ge=1, le=1000, description='longest list in the plot of recall@k')
     baselines: list[str] = Field(['popular', 'random', 'svd', 'als', 'graph_filter'],
-        description='methods to compare with, names in models/04_baselines')
+        description='methods to compare with, see models/04_baselines')
     bootstrap: int = Field(1000, ge=100, le=100_000, description='draws for the confidence intervals')
     level: float = Field(.95, gt=.5, lt=1, description='share of the draws that an interval holds')
     activity_groups: int = Field(4, ge=1, le=20,
-        description='groups of users by their number of events before the split')
+        description='groups of users by their number of events')
     customers: int = Field(3, ge=0, le=100, description='users whose lists are printed')
 
 # %% ../nbs/05_inference.ipynb #b226bd96

@@ -238,7 +238,7 @@ def apply_overlay(
     params: str|Path = 'params.yaml', # the file to change, in place
     check: bool = True,               # refuse what a stage would refuse
 ) -> list[tuple]: # (key, before, after) of each change
-    "Merge an overlay into a params file, comments kept, atomically. Raises `SettingsError` and leaves the file then."
+    "Merge an overlay into a params file, comments kept. Raises `SettingsError` and leaves the file as it was."
     params = resolve_params(params)
     if not isinstance(overlay, dict): overlay = read_params(overlay)
     base = _yaml().load(params.read_text(encoding='utf8')) or {}
