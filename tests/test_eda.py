@@ -44,7 +44,7 @@ def test_guide_explores_own_events_through_papermill(tmp_path):
     table = next(
         out.data["text/plain"] for out in outputs if "buyers_share" in out.get("data", {}).get("text/plain", "")
     )
-    found = dict(re.findall(r"^(\w+) +(\S+)", table, re.M))
+    shown = dict(re.findall(r"^(\w+) +(\S+)", table, re.M))
     bought = shop[shop.event_type == "purchase"]
     expected = dict(
         events=len(shop),
@@ -53,4 +53,4 @@ def test_guide_explores_own_events_through_papermill(tmp_path):
         purchases=len(bought),
         buyers=bought.user_id.nunique(),
     )
-    assert {k: int(found[k]) for k in expected} == expected
+    assert {k: int(shown[k]) for k in expected} == expected

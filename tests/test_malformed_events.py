@@ -5,6 +5,7 @@ import errno
 import gzip
 import io
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,14 +65,9 @@ def row(i, **fields):
 GOOD = "".join(map(row, range(100)))
 
 
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    "A function that writes files into a shop's folder and runs the stage on them; plots are left out."
-    monkeypatch.setattr(stage, "write_report", lambda result, folder: None)
-    return Project(tmp_path)
-
-
 class Project:
+    "A shop's folder, into which files are written and on which the stage runs."
+
     def __init__(self, root):
         self.root, self.paths = root, ProjectPaths(root)
 
@@ -87,33 +83,54 @@ class Project:
             yaml.safe_dump({"data_prep": {"events": "shop", "max_rejected_share": 0.5, "threads": 2, **settings}})
         )
         result = run_data_prep(self.root / "params.yaml", NOW)
-        m = result.metrics
-        assert m["rows_read"] == m["rows_kept"] + m["rows_rejected"] + m["rows_duplicate"]
-        assert m["rows_kept"] == len(self.table("events")) and m["rows_rejected"] + m["catalogue_rejected"] == len(
-            self.table("rejects")
-        )
-        assert m["rows_read"] == result.by_file.rows.sum() and result.reasons.rows.sum() == len(self.table("rejects"))
+        m, n_rejects = result.metrics, len(self.table("rejects"))
+        assert m["rows_read"] == m["rows_kept"] + m["rows_rejected"] + m["rows_duplicate"] == result.by_file.rows.sum()
+        assert m["rows_kept"] == len(self.table("events"))
+        assert n_rejects == m["rows_rejected"] + m["catalogue_rejected"] == result.reasons.rows.sum()
         return result
 
     def table(self, name):
-        kind = "targets" if name in ("val", "test") else name
-        return read_table(self.root / "data" / OUTPUTS[name], kind, "data_prep")
+        return read_table(self.root / "data" / OUTPUTS[name], name, "data_prep")
 
     def rejects(self):
-        return [
-            (r.file, None if pd.isna(r.line) else int(r.line), r.reason) for r in self.table("rejects").itertuples()
-        ]
+        rows = self.table("rejects").itertuples()
+        return [(r.file, None if pd.isna(r.line) else int(r.line), r.reason) for r in rows]
 
     def outputs(self):
-        return {
-            f.relative_to(self.root).as_posix(): f.read_bytes()
-            for f in sorted((self.root / "data").rglob("*"))
-            if f.is_file()
-        }
+        files = [f for f in sorted((self.root / "data").rglob("*")) if f.is_file()]
+        return {f.relative_to(self.root).as_posix(): f.read_bytes() for f in files}
 
 
-def kept(result, n=100):
-    return result.metrics["rows_kept"] == n
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    "An empty project; plots are left out."
+    monkeypatch.setattr(stage, "write_report", lambda result, folder: None)
+    return Project(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def good_project(tmp_path_factory):
+    "A project that has the results of `GOOD`. No test changes it."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "write_report", lambda result, folder: None)
+        project = Project(tmp_path_factory.mktemp("good"))
+        project.run(HEADER + GOOD)
+    return project
+
+
+@pytest.fixture(scope="module")
+def good_outputs(good_project):
+    "What the stage writes for `GOOD`."
+    return good_project.outputs()
+
+
+def kept(result):
+    return result.metrics["rows_kept"]
+
+
+def warned(result):
+    "Rows by warning."
+    return dict(zip(result.warnings.warning, result.warnings.rows))
 
 
 # columns
@@ -122,34 +139,31 @@ def kept(result, n=100):
 def test_missing_column_in_one_file_rejects_its_rows(project):
     bad = "event_time,event_type,product_id\n2020-01-01,view,1\n\n2020-01-01,view,2\n"
     result = project.run({"a.csv": HEADER + GOOD, "b.csv": bad})
-    assert kept(result) and project.rejects() == [("b.csv", 2, "no column user_id"), ("b.csv", 4, "no column user_id")]
-    assert "no column user_id" in set(result.warnings.warning)
+    assert kept(result) == 100
+    assert project.rejects() == [("b.csv", 2, "no column user_id"), ("b.csv", 4, "no column user_id")]
+    assert "no column user_id" in warned(result)
 
 
 def test_missing_column_in_every_file_is_an_error(project):
-    with pytest.raises(
-        DataError,
-        match=r"expected columns event_time, event_type, product_id, user_id in events.csv, "
-        r"found event_time, event_type, product_id, price \(no column user_id\)",
-    ):
+    message = (
+        r"expected columns event_time, event_type, product_id, user_id in events.csv, "
+        r"found event_time, event_type, product_id, price \(no column user_id\)"
+    )
+    with pytest.raises(DataError, match=message):
         project.run("event_time,event_type,product_id,price\n2020-01-01,view,1,2\n")
 
 
 def test_missing_optional_column_is_left_empty(project):
-    result = project.run(
-        "event_time,event_type,product_id,user_id\n"
-        + "".join(f"2020-01-{i % 28 + 1:02},view,{i},{i}\n" for i in range(60))
-    )
-    assert kept(result, 60) and project.table("events")[["price", "brand", "user_session"]].isna().all(axis=None)
-    assert "no column category_id, category_code, brand, price, user_session: left empty" in set(
-        result.warnings.warning
-    )
+    rows = "".join(f"2020-01-{i % 28 + 1:02},view,{i},{i}\n" for i in range(60))
+    result = project.run("event_time,event_type,product_id,user_id\n" + rows)
+    assert project.table("events")[["price", "brand", "user_session"]].isna().values.tolist() == [[True] * 3] * 60
+    assert "no column category_id, category_code, brand, price, user_session: left empty" in warned(result)
 
 
 def test_renamed_column_through_the_map(project):
     text = (HEADER + GOOD).replace("user_id", "customer").replace("event_time", "when")
-    assert kept(project.run(text, columns={"user_id": "customer", "event_time": "when"}))
-    assert project.table("events").user_id.min() == 700
+    project.run(text, columns={"user_id": "customer", "event_time": "when"})
+    assert sorted(set(project.table("events").user_id)) == list(range(700, 711))
 
 
 def test_renamed_column_without_a_map_proposes_one(project):
@@ -159,8 +173,7 @@ def test_renamed_column_without_a_map_proposes_one(project):
 
 def test_extra_column_is_not_used_and_reported(project):
     text = "".join(f"x{i},{line}\n" for i, line in enumerate((HEADER + GOOD).splitlines())).replace("x0,", "note,", 1)
-    result = project.run(text)
-    assert kept(result) and "column note not used" in set(result.warnings.warning)
+    assert warned(project.run(text)) == {"column note not used": 100}
 
 
 def test_column_that_stands_twice(project):
@@ -174,67 +187,60 @@ def test_wrong_delimiter_given(project):
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t", "|", "\x01"])
-def test_other_delimiters(project, delimiter):
-    first = project.run(HEADER + GOOD) and project.outputs()
+def test_other_delimiters(project, good_outputs, delimiter):
     project.run((HEADER + GOOD).replace(",", delimiter), **({"delimiter": delimiter} if delimiter == "\x01" else {}))
-    assert project.outputs() == first
+    assert project.outputs() == good_outputs
 
 
 # bytes
 
 
-def test_bom(project):
-    first = project.run(HEADER + GOOD) and project.outputs()
+def test_bom(project, good_outputs):
     project.run(b"\xef\xbb\xbf" + (HEADER + GOOD).encode())
-    assert project.outputs() == first
+    assert project.outputs() == good_outputs
 
 
-def test_crlf(project):
-    first = project.run(HEADER + GOOD) and project.outputs()
+def test_crlf(project, good_outputs):
     project.run((HEADER + GOOD).replace("\n", "\r\n"))
-    assert project.outputs() == first
+    assert project.outputs() == good_outputs
 
 
 def test_crlf_with_bom_and_quotes_and_damage(project):
-    quoted = "".join(
-        ",".join(f'"{f}"' for f in line.split(",")) + "\n" for line in (HEADER + GOOD + "x,y\n").splitlines()
-    )
-    result = project.run(b"\xef\xbb\xbf" + quoted.replace("\n", "\r\n").encode())
-    assert kept(result) and project.rejects() == [("events.csv", 102, TOO_FEW)]
+    lines = (HEADER + GOOD + "x,y\n").splitlines()
+    quoted = "".join(",".join(f'"{field}"' for field in line.split(",")) + "\r\n" for line in lines)
+    assert kept(project.run(b"\xef\xbb\xbf" + quoted.encode())) == 100
+    assert project.rejects() == [("events.csv", 102, TOO_FEW)]
     assert project.table("rejects").raw.tolist() == ['"x","y"']
 
 
 def test_mixed_line_ends(project):
     lines = (HEADER + GOOD).splitlines()
-    assert kept(project.run("".join(line + ("\r\n" if i % 3 else "\n") for i, line in enumerate(lines))))
-    assert project.rejects() == [] and project.table("events").user_session.str.len().eq(36).all()
+    project.run("".join(line + ("\r\n" if i % 3 else "\n") for i, line in enumerate(lines)))
+    assert project.table("events").user_session.str.len().tolist() == [36] * 100
 
 
 def test_bytes_that_are_not_utf8(project):
-    data = (
-        (HEADER + GOOD).encode()
-        + row(1, brand="B\u00fcrste").encode("latin-1")
-        + row(200, brand="B\u00fcrste").encode()
-    )
-    result = project.run(data)
-    assert kept(result, 101) and project.rejects() == [("events.csv", 102, NOT_UTF8)]
-    assert r"B\xfcrste" in project.table("rejects").raw[0] and "B\u00fcrste" in set(project.table("events").brand)
+    latin, utf8 = row(1, brand="B\u00fcrste").encode("latin-1"), row(200, brand="B\u00fcrste").encode()
+    assert kept(project.run((HEADER + GOOD).encode() + latin + utf8)) == 101
+    assert project.rejects() == [("events.csv", 102, NOT_UTF8)]
+    assert r"B\xfcrste" in project.table("rejects").raw[0]
+    assert "B\u00fcrste" in set(project.table("events").brand)
 
 
 def test_latin1_by_setting(project):
     data = (HEADER + GOOD + row(200, brand="B\u00fcrste") + row(201, brand='"B\u00fc""r"')).encode("latin-1")
-    assert kept(project.run(data, encoding="latin-1"), 102) and {"B\u00fcrste", 'B\u00fc"r'} <= set(
-        project.table("events").brand
-    )
+    project.run(data, encoding="latin-1")
+    assert project.table("events").brand[100:].tolist() == ["B\u00fcrste", 'B\u00fc"r']
 
 
 def test_nul_byte(project):
-    assert kept(project.run((HEADER + GOOD).encode() + row(7, brand="a\0b").encode()))
-    assert project.rejects() == [("events.csv", 102, NUL)] and r"a\x00b" in project.table("rejects").raw[0]
+    assert kept(project.run((HEADER + GOOD).encode() + row(7, brand="a\0b").encode())) == 100
+    assert project.rejects() == [("events.csv", 102, NUL)]
+    assert r"a\x00b" in project.table("rejects").raw[0]
 
 
 def test_the_mark_of_the_reader_in_the_data(project):
-    assert kept(project.run(HEADER + GOOD + MARK + row(7)[1:]))
+    assert kept(project.run(HEADER + GOOD + MARK + row(7)[1:])) == 100
     assert project.rejects() == [("events.csv", 102, "event_time is not a time")]
 
 
@@ -266,53 +272,43 @@ def test_unterminated_quotes_before_a_million_good_lines(tmp_path):
 
 
 def test_unterminated_quote(project):
-    result = project.run(
-        HEADER
-        + row(0)
-        + row(1, brand='"open')
-        + "".join(map(row, range(2, 50)))
-        + row(50, brand='"a, ""b"""')
-        + "".join(map(row, range(51, 100)))
-    )
-    assert kept(result, 99) and project.rejects() == [("events.csv", 3, UNTERMINATED)]
+    changed = {1: {"brand": '"open'}, 50: {"brand": '"a, ""b"""'}}
+    assert kept(project.run(HEADER + "".join(row(i, **changed.get(i, {})) for i in range(100)))) == 99
+    assert project.rejects() == [("events.csv", 3, UNTERMINATED)]
     assert 'a, "b"' in set(project.table("events").brand)
 
 
 def test_unterminated_quote_in_the_last_row(project):
-    assert kept(project.run(HEADER + GOOD + row(100, brand='"open').rstrip()))
+    assert kept(project.run(HEADER + GOOD + row(100, brand='"open').rstrip())) == 100
     assert project.rejects() == [("events.csv", 102, UNTERMINATED)]
 
 
 def test_line_breaks_in_quotes_keep_line_numbers(project):
-    result = project.run(
-        HEADER
-        + row(0, brand='"two\nlines"')
-        + row(1, brand='"three\r\n\nlines"')
-        + row(2, event_type="like")
-        + "".join(map(row, range(3, 100)))
-    )
-    assert kept(result, 99) and project.rejects() == [("events.csv", 7, "unknown event type")]
+    two, three = row(0, brand='"two\nlines"'), row(1, brand='"three\r\n\nlines"')
+    rest = row(2, event_type="like") + "".join(map(row, range(3, 100)))
+    assert kept(project.run(HEADER + two + three + rest)) == 99
+    assert project.rejects() == [("events.csv", 7, "unknown event type")]
     assert {"two\nlines", "three\n\nlines"} <= set(project.table("events").brand)
 
 
 def test_text_after_a_closing_quote(project):
-    assert kept(project.run(HEADER + GOOD + row(100, brand='"a"b')))
+    assert kept(project.run(HEADER + GOOD + row(100, brand='"a"b'))) == 100
     assert project.rejects() == [("events.csv", 102, AFTER_QUOTE)]
 
 
 def test_truncated_row(project):
-    assert kept(project.run(HEADER + row(0)[:40] + "\n" + GOOD + row(100)[:60]))
+    assert kept(project.run(HEADER + row(0)[:40] + "\n" + GOOD + row(100)[:60])) == 100
     assert project.rejects() == [("events.csv", 2, TOO_FEW), ("events.csv", 103, TOO_FEW)]
     assert project.table("rejects").raw.tolist() == [row(0)[:40], row(100)[:60]]
 
 
 def test_too_many_fields(project):
-    assert kept(project.run(HEADER + GOOD + row(100, brand="a,b")))
+    assert kept(project.run(HEADER + GOOD + row(100, brand="a,b"))) == 100
     assert project.rejects() == [("events.csv", 102, TOO_MANY)]
 
 
 def test_repeated_header(project):
-    assert kept(project.run(HEADER + GOOD + HEADER + row(100), columns={}), 101)
+    assert kept(project.run(HEADER + GOOD + HEADER + row(100), columns={})) == 101
     assert project.rejects() == [("events.csv", 102, "repeated header")]
 
 
@@ -324,11 +320,7 @@ def test_repeated_header_with_other_names(project):
 
 def test_blank_lines_are_counted_and_no_rows(project):
     result = project.run(HEADER + "\n" + GOOD + "  \n\n")
-    assert (
-        kept(result)
-        and result.metrics["rows_read"] == 100
-        and result.warnings.set_index("warning").rows["blank line"] == 3
-    )
+    assert (result.metrics["rows_read"], warned(result)) == (100, {"blank line": 3})
 
 
 # files
@@ -336,16 +328,13 @@ def test_blank_lines_are_counted_and_no_rows(project):
 
 def test_empty_file(project):
     result = project.run({"a.csv": HEADER + GOOD, "b.csv": "", "c.csv": b"\xef\xbb\xbf\n"})
-    assert (
-        kept(result)
-        and result.metrics["files"] == 3
-        and set(result.warnings.example[result.warnings.warning == "file is empty"]) == {"b.csv"}
-    )
+    assert (kept(result), result.metrics["files"]) == (100, 3)
+    assert result.warnings.set_index("warning").example["file is empty"] == "b.csv"
 
 
 def test_header_only_file(project):
     result = project.run({"a.csv": HEADER + GOOD, "b.csv": HEADER, "c.csv": HEADER.strip()})
-    assert kept(result) and "file has a header only" in set(result.warnings.warning)
+    assert (kept(result), warned(result)) == (100, {"file has a header only": 0})
 
 
 @pytest.mark.parametrize("text", ["", HEADER])
@@ -359,53 +348,49 @@ def test_truncated_gzip(project):
     packed = gzip.compress(text, mtime=0)
     result = project.run({"a.csv": HEADER + GOOD, "b.csv.gz": packed[: len(packed) * 2 // 3]})
     ((file, line, reason),) = project.rejects()
-    assert (file, reason) == ("b.csv.gz", CUT_OFF) and 1000 < line < 5000
-    assert result.metrics["rows_read"] == 100 + (line - 2) + 1 and text.decode().splitlines()[line - 1].startswith(
-        project.table("rejects").raw[0]
-    )
-    assert CUT_OFF in set(result.warnings.warning)
+    assert (file, 1000 < line < 5000, reason) == ("b.csv.gz", True, CUT_OFF)
+    assert result.metrics["rows_read"] == 100 + (line - 2) + 1
+    assert text.decode().splitlines()[line - 1].startswith(project.table("rejects").raw[0])
+    assert CUT_OFF in warned(result)
 
 
 def test_damaged_gzip(project):
     packed = bytearray(gzip.compress((HEADER + "".join(map(row, range(5000)))).encode(), mtime=0))
     packed[len(packed) // 2] ^= 0xFF
-    result = project.run({"a.csv": HEADER + GOOD, "b.csv.gz": bytes(packed)})
-    assert [r[2] for r in project.rejects() if r[2] == CUT_OFF] == [CUT_OFF] and result.metrics["rows_kept"] > 100
+    assert kept(project.run({"a.csv": HEADER + GOOD, "b.csv.gz": bytes(packed)})) > 100
+    assert [reason for _, _, reason in project.rejects()].count(CUT_OFF) == 1
 
 
 def test_truncated_zst(project):
     text = (HEADER + "".join(map(row, range(60_000)))).encode()
     packed = pa.compress(text, codec="zstd", asbytes=True)
     project.run({"a.csv": HEADER + GOOD, "b.csv.zst": packed[: len(packed) // 2]})
-    ((file, line, reason),) = (r for r in project.rejects() if r[2] == CUT_OFF)
-    assert file == "b.csv.zst" and line > 1000
+    ((file, line),) = ((file, line) for file, line, reason in project.rejects() if reason == CUT_OFF)
+    assert (file, line > 1000) == ("b.csv.zst", True)
+
+
+def in_form(form):
+    "The good events as a file of another form: its ending and its bytes."
+    data = (HEADER + GOOD).encode()
+    if form == "gz":
+        return "csv.gz", gzip.compress(data)
+    if form == "gz of two members":
+        return "csv.gz", gzip.compress(data[: len(HEADER) + 20]) + gzip.compress(data[len(HEADER) + 20 :])
+    if form == "zst":
+        return "csv.zst", pa.compress(data, codec="zstd", asbytes=True)
+    df, buffer = pd.read_csv(io.BytesIO(data), dtype=str), io.BytesIO()
+    if form == "parquet of types":
+        types = dict(user_id="float64", product_id="int32", price="float64", category_id="int64")
+        df = df.astype(types).assign(event_time=pd.to_datetime(df.event_time))
+    df.to_parquet(buffer)
+    return "parquet", buffer.getvalue()
 
 
 @pytest.mark.parametrize("form", ["gz", "gz of two members", "zst", "parquet of text", "parquet of types"])
-def test_every_form_gives_the_same_result(project, form):
-    first = project.run(HEADER + GOOD) and project.outputs()
-    (project.root / "shop" / "events.csv").unlink()
-    if form.startswith("parquet"):
-        df = pd.read_csv(io.StringIO(HEADER + GOOD), dtype=str)
-        if form.endswith("types"):
-            df = df.assign(
-                event_time=pd.to_datetime(df.event_time),
-                user_id=df.user_id.astype("float64"),
-                product_id=df.product_id.astype("int32"),
-                price=df.price.astype("float64"),
-                category_id=df.category_id.astype("int64"),
-            )
-        df.to_parquet(buffer := io.BytesIO())
-        data = buffer.getvalue()
-    elif form == "zst":
-        data = pa.compress((HEADER + GOOD).encode(), codec="zstd", asbytes=True)
-    else:
-        data = b"".join(
-            gzip.compress(part.encode())
-            for part in ([HEADER + GOOD] if form == "gz" else [HEADER + row(0)[:20], GOOD[20:]])
-        )
-    project.run({f"events.{'parquet' if form.startswith('parquet') else 'csv.' + form[:3].strip()}": data})
-    assert project.outputs() == first
+def test_every_form_gives_the_same_result(project, good_outputs, form):
+    end, data = in_form(form)
+    project.run({f"events.{end}": data})
+    assert project.outputs() == good_outputs
 
 
 def test_same_folder_with_files_in_another_order(project, monkeypatch):
@@ -423,141 +408,100 @@ def test_same_folder_with_files_in_another_order(project, monkeypatch):
 # values
 
 
-def rejected(project, reason, **fields):
-    "A good file with rows that are rejected for a reason: one for each value of a field."
-    ((column, values),) = fields.items()
-    bad = [row(100, **{column: value}) for value in values]
-    result = project.run(HEADER + GOOD + "".join(bad))
-    assert kept(result) and project.rejects() == [("events.csv", 102 + i, reason) for i in range(len(bad))]
-    assert project.table("rejects").raw.tolist() == [o.rstrip() for o in bad] and result.reasons["first"].tolist() == [
-        "events.csv line 102"
-    ]
+#: why a row is rejected: the column, and values of it that are no good
+BAD_VALUES = {
+    "event_time is not a time": (
+        "event_time",
+        ["31.01.2020", "2020-02-30 10:00:00 UTC", "yesterday", "2020-01-01 25:00:00", "nan UTC", "1e400"],
+    ),
+    "event_time is missing": ("event_time", ["", "NULL"]),
+    "event_time is in the future": ("event_time", ["2021-01-02 00:00:01 UTC", "9999-12-31", "99999999999"]),
+    "event_time is before 1990": ("event_time", ["1989-12-31 23:59:59 UTC", "0", "0001-01-01"]),
+    "unknown event type": ("event_type", ["like", "", "purchase!"]),
+    "user_id is missing": ("user_id", ["", "NULL", "nan"]),
+    "product_id is missing": ("product_id", ["", "None", "\\N"]),
+    "user_id is beyond int64": ("user_id", ["9223372036854775808"]),
+    "product_id is not an integer": ("product_id", ["x7"]),
+    "price is negative": ("price", ["-0.01", "-inf"]),
+    "price is not finite": ("price", ["NaN", "nan", "inf", "1e999"]),
+    "price is not a number": ("price", ["2;50", "free", "1_000"]),
+}
+BAD_ROWS = {reason: [row(100, **{column: v}) for v in values] for reason, (column, values) in BAD_VALUES.items()}
 
 
-def test_bad_timestamp(project):
-    rejected(
-        project,
-        "event_time is not a time",
-        event_time=["31.01.2020", "2020-02-30 10:00:00 UTC", "yesterday", "2020-01-01 25:00:00", "nan UTC", "1e400"],
-    )
+@pytest.fixture(scope="module")
+def bad_values(tmp_path_factory):
+    "The reasons and the rejected rows of a shop that holds each of the bad values once."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "write_report", lambda result, folder: None)
+        project = Project(tmp_path_factory.mktemp("bad"))
+        result = project.run(HEADER + GOOD + "".join(line for lines in BAD_ROWS.values() for line in lines))
+    assert kept(result) == 100
+    return result.reasons.set_index("reason"), project.table("rejects")
 
 
-def test_missing_timestamp(project):
-    rejected(project, "event_time is missing", event_time=["", "NULL"])
-
-
-def test_timestamp_in_the_future(project):
-    rejected(
-        project, "event_time is in the future", event_time=["2021-01-02 00:00:01 UTC", "9999-12-31", "99999999999"]
-    )
-
-
-def test_timestamp_before_1990(project):
-    rejected(project, "event_time is before 1990", event_time=["1989-12-31 23:59:59 UTC", "0", "0001-01-01"])
-
-
-def test_unknown_event_type(project):
-    rejected(project, "unknown event type", event_type=["like", "", "purchase!"])
-
-
-def test_missing_user_id(project):
-    rejected(project, "user_id is missing", user_id=["", "NULL", "nan"])
-
-
-def test_missing_item_id(project):
-    rejected(project, "product_id is missing", product_id=["", "None", "\\N"])
-
-
-def test_id_beyond_int64(project):
-    rejected(project, "user_id is beyond int64", user_id=["9223372036854775808"])
-
-
-def test_id_that_is_no_integer(project):
-    rejected(project, "product_id is not an integer", product_id=["x7"])
+@pytest.mark.parametrize("reason", BAD_VALUES)
+def test_bad_values_are_rejected(bad_values, reason):
+    reasons, rejects = bad_values
+    of_reason, others = rejects[rejects.reason == reason], list(BAD_VALUES)[: list(BAD_VALUES).index(reason)]
+    first, bad = 102 + sum(len(BAD_ROWS[other]) for other in others), BAD_ROWS[reason]
+    assert list(zip(of_reason.line, of_reason.raw)) == [(first + i, line.rstrip()) for i, line in enumerate(bad)]
+    assert reasons.loc[reason].tolist() == [len(bad), f"events.csv line {first}"]
 
 
 def test_id_that_is_no_integer_by_setting(project):
-    result = project.run(
-        HEADER
-        + GOOD
-        + "".join(
-            row(100, product_id=o) for o in ("007", "7.0", "+7", "7e2", " 7", "1" + "0" * 40, "-9223372036854775809")
-        ),
-        product_id="integer",
-    )
-    assert kept(result) and result.reasons[["reason", "rows"]].values.tolist() == [
+    ids = ("007", "7.0", "+7", "7e2", " 7", "1" + "0" * 40, "-9223372036854775809")
+    result = project.run(HEADER + GOOD + "".join(row(100, product_id=i) for i in ids), product_id="integer")
+    assert result.reasons[["reason", "rows"]].values.tolist() == [
         ["product_id is not an integer", 5],
         ["product_id is beyond int64", 2],
     ]
 
 
-def test_price_negative(project):
-    rejected(project, "price is negative", price=["-0.01", "-inf"])
-
-
-def test_price_nan_or_infinite(project):
-    rejected(project, "price is not finite", price=["NaN", "nan", "inf", "1e999"])
-
-
-def test_price_that_is_no_number(project):
-    rejected(project, "price is not a number", price=["2;50", "free", "1_000"])
-
-
 def test_decimal_comma(project):
     project.run((HEADER + GOOD).replace(",", ";").replace(".50;", ",50;"), decimal=",")
-    assert project.rejects() == [] and project.table("events").price.max() == 8.5
+    assert (len(project.table("events")), project.table("events").price.max()) == (100, 8.5)
 
 
 def test_missing_price_or_session_is_kept_and_counted(project):
     result = project.run(HEADER + GOOD + row(100, price="") + row(101, price="", user_session=""))
-    assert kept(result, 102) and result.warnings.set_index("warning").rows[
-        ["price is missing", "user_session is missing"]
-    ].tolist() == [2, 1]
+    assert (kept(result), warned(result)) == (102, {"price is missing": 2, "user_session is missing": 1})
 
 
 def test_session_that_is_no_uuid_is_kept_and_reported(project):
-    result = project.run(HEADER + GOOD + row(100, user_session="091e110c-f7bd-47b5-bed8-3a3aba4232ddgg"))
-    warning = result.warnings.set_index("warning").loc["user_session is no UUID, as the others are"]
-    assert (
-        kept(result, 101)
-        and warning.rows == 1
-        and warning.example == "'091e110c-f7bd-47b5-bed8-3a3aba4232ddgg' in events.csv line 102"
-    )
+    session = "091e110c-f7bd-47b5-bed8-3a3aba4232ddgg"
+    result = project.run(HEADER + GOOD + row(100, user_session=session))
+    warning = ["user_session is no UUID, as the others are", 1, f"'{session}' in events.csv line 102"]
+    assert (kept(result), result.warnings.values.tolist()) == (101, [warning])
 
 
 def test_exact_duplicates_are_counted_and_dropped(project):
     result = project.run({"a.csv": HEADER + GOOD + row(5) + row(5), "b.csv": HEADER + row(7) + row(7, price="99")})
-    assert kept(result, 101) and result.metrics["rows_duplicate"] == 3
+    assert (kept(result), result.metrics["rows_duplicate"]) == (101, 3)
 
 
 def test_ids_come_back_unchanged(project):
-    ids = ["007", "7", " 7", "\u00fc-1", "A b", "9" * 30, "7.0", "true"]
-    project.run(
-        HEADER
-        + "".join(row(i, user_id=ids[i % 8], product_id=-(2**63) + i if i % 2 else 2**63 - 1 - i) for i in range(64))
-    )
+    users = ["007", "7", " 7", "\u00fc-1", "A b", "9" * 30, "7.0", "true"]
+    products = [-(2**63) + i if i % 2 else 2**63 - 1 - i for i in range(64)]
+    project.run(HEADER + "".join(row(i, user_id=users[i % 8], product_id=products[i]) for i in range(64)))
     events = project.table("events")
-    assert set(events.user_id) == set(ids) and events.product_id.dtype == "int64"
-    assert set(events.product_id.tolist()) == {-(2**63) + i if i % 2 else 2**63 - 1 - i for i in range(64)}
+    assert set(events.user_id) == set(users)
+    assert (events.product_id.dtype, set(events.product_id.tolist())) == ("int64", set(products))
 
 
 def test_integer_ids_kept_as_text_by_setting(project):
     project.run(HEADER + GOOD, user_id="string")
-    assert set(project.table("train_events").user_id) <= {str(i) for i in range(700, 711)}
+    assert set(project.table("events").user_id) == {str(i) for i in range(700, 711)}
 
 
 def test_ids_that_look_like_integers_only_at_first(project):
-    project.run(HEADER + "".join(row(i, user_id=i if i < 12_000 else f"x{i}") for i in range(12_500)), user_id="auto")
-    assert (
-        set(project.table("events").user_id) == {str(i) if i < 12_000 else f"x{i}" for i in range(12_500)}
-        and project.rejects() == []
-    )
+    users = [str(i) if i < 12_000 else f"x{i}" for i in range(12_500)]
+    assert kept(project.run(HEADER + "".join(row(i, user_id=user) for i, user in enumerate(users)))) == 12_500
+    assert set(project.table("events").user_id) == set(users)
 
 
 @pytest.mark.parametrize("form", ["seconds", "milliseconds", "fractions", "zone", "iso", "no zone"])
-def test_timestamps_in_other_forms(project, form):
-    first = project.run(HEADER + GOOD) and project.outputs()
-
+def test_timestamps_in_other_forms(project, good_outputs, form):
     def write(t):
         t = t.replace(tzinfo=UTC)
         return {
@@ -569,23 +513,21 @@ def test_timestamps_in_other_forms(project, form):
             "no zone": f"{t:%Y-%m-%d %H:%M:%S}",
         }[form]
 
-    project.run(
-        HEADER + "".join(row(i, event_time=write(datetime(2020, 1, 1) + timedelta(hours=7 * i))) for i in range(100))
-    )
-    assert project.outputs() == first
+    times = [write(datetime(2020, 1, 1) + timedelta(hours=7 * i)) for i in range(100)]
+    project.run(HEADER + "".join(row(i, event_time=time) for i, time in enumerate(times)))
+    assert project.outputs() == good_outputs
 
 
 # errors that leave earlier results alone
 
 
 @pytest.fixture
-def before(project):
+def before(project, good_project, good_outputs):
     "A project that has results, which are as they were when the test is over."
-    project.run(HEADER + GOOD)
-    outputs = project.outputs()
+    shutil.copytree(good_project.root, project.root, dirs_exist_ok=True)
     yield project
-    assert project.outputs() == outputs
-    assert not [f for f in project.paths.interim.iterdir() if f.name.startswith(".")]
+    assert project.outputs() == good_outputs
+    assert list(project.paths.interim.glob(".*")) == []
 
 
 def test_missing_path(before):
@@ -635,13 +577,13 @@ def test_damaged_parquet(before):
 def test_too_many_rejects_stop_the_stage(before):
     with pytest.raises(DataError) as err:
         before.run(HEADER + GOOD + row(1, user_id="") * 30 + "x,y\n" * 5, max_rejected_share=0.2)
-    text = str(err.value)
-    assert (
-        "found 35 of 135 (25.9%)" in text
-        and "30 user_id is missing" in text
-        and "5 too few fields" in text
-        and f"events.csv line 102: user_id is missing: {row(1, user_id='').strip()}" in text
+    facts = (
+        "found 35 of 135 (25.9%)",
+        "30 user_id is missing",
+        "5 too few fields",
+        f"events.csv line 102: user_id is missing: {row(1, user_id='').strip()}",
     )
+    assert [fact for fact in facts if fact not in str(err.value)] == []
     before.write({"events.csv": HEADER + GOOD})
 
 
@@ -706,10 +648,8 @@ def test_full_disk_for_real(project):
     try:
         project.run(HEADER + GOOD)
         first = project.outputs()
-        big = "".join(
-            row(i, brand=f"{random.Random(i).random()}", user_session=f"{random.Random(-i).getrandbits(128):x}")
-            for i in range(0, 60_000)
-        )
+        rng = random.Random(0)
+        big = "".join(row(i, brand=rng.random(), user_session=f"{rng.getrandbits(128):x}") for i in range(30_000))
         with pytest.raises(ArtifactError, match="found the disk full|expected room for"):
             project.run(HEADER + big, events=str(project.root / "shop"))
         assert project.outputs() == first
@@ -717,31 +657,19 @@ def test_full_disk_for_real(project):
         subprocess.run(["umount", "-l", data], check=True)
 
 
-@pytest.mark.slow
-def test_kill_leaves_the_results_and_the_next_run_cleans_up(project):
-    project.run(HEADER + GOOD)
-    first = project.outputs()
-    many = HEADER + "".join(row(i % 1_000) for i in range(400_000))
-    project.write({"events.csv": many})
-    child = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            f"from gnn_ecommerce.data_prep import run_data_prep; run_data_prep({str(project.root / 'params.yaml')!r})",
-        ],
-        stdout=subprocess.DEVNULL,
-        cwd=Path(stage.__file__).parents[1],
-    )
-    for _ in range(6000):
-        if list(project.paths.interim.glob(".data_prep-*/*")) or child.poll() is not None:
-            break
+def test_kill_leaves_the_results_and_the_next_run_cleans_up(before, good_outputs):
+    before.write({"events.csv": HEADER + GOOD * 500})
+    code = "import sys; from gnn_ecommerce.data_prep import run_data_prep; run_data_prep(sys.argv[1])"
+    command = [sys.executable, "-c", code, before.root / "params.yaml"]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=Path(stage.__file__).parents[1])
+    while child.poll() is None and not list(before.paths.interim.glob(".data_prep-*/*")):
         time.sleep(0.01)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    left = list(project.paths.interim.glob(".data_prep-*"))
-    assert left and {k: v for k, v in project.outputs().items() if "/." not in k} == first
-    project.run(HEADER + GOOD)
-    assert project.outputs() == first and not list(project.paths.interim.glob(".data_prep-*"))
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    work = {name for name in before.outputs() if "/.data_prep-" in name}
+    assert {name: data for name, data in before.outputs().items() if name not in work} == good_outputs
+    assert work != set()
+    before.run(HEADER + GOOD)
 
 
 # the fast way and the slow way agree
@@ -801,69 +729,60 @@ def slowly(data):
     return out
 
 
-def staged(con, source):
-    "The rows that a file holds, as text, with the lines on which they begin."
-    t = read_rows(con, [source])
-    t = stage_rows(con, t.mutate(reason=t.problem), [source], source.path.parent)
-    return con.execute(t.order_by("line"))
+def staged(con, sources, work):
+    "The rows that files hold, as text, with the lines on which they begin."
+    rows = read_rows(con, sources)
+    return stage_rows(con, rows.mutate(reason=rows.problem), sources, work)
+
+
+def as_read(rows):
+    "Rows of a table as `slowly` gives them."
+    columns = ["event_time", "event_type", "product_id", "user_id", "brand"]
+    values = rows[columns].astype(object).where(rows[columns].notna(), None).values.tolist()
+    problems = [None if pd.isna(problem) else problem for problem in rows.problem]
+    return [(n, problem, None if problem else v) for n, problem, v in zip(rows.line.tolist(), problems, values)]
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_reader_agrees_with_a_slow_one_on_damaged_files(tmp_path, monkeypatch, seed):
     monkeypatch.setattr("gnn_ecommerce.data.events.BLOCK", [200, 1000, 5000, 1 << 22][seed % 4])
-    rng, con = random.Random(seed), connect(threads=2)
+    rng, files = random.Random(seed), {}
     for k in range(10):
-        data = damaged(rng, rng.choice([3, 50, 400]))
-        (tmp_path / "x.csv").write_bytes(data)
-        source = open_file("x.csv", tmp_path / "x.csv", EVENTS, tmp_path / f"work{k}")
-        rows = staged(con, source)
-        found = [
-            (
-                int(r.line),
-                None if pd.isna(r.problem) else r.problem,
-                None
-                if pd.notna(r.problem)
-                else [
-                    None if pd.isna(o) else o for o in (r.event_time, r.event_type, r.product_id, r.user_id, r.brand)
-                ],
-            )
-            for r in rows.itertuples()
-        ]
-        assert found == slowly(data) and source.rows == len(found)
+        files[f"{k}.csv"] = damaged(rng, rng.choice([3, 50, 400]))
+        (tmp_path / f"{k}.csv").write_bytes(files[f"{k}.csv"])
+    sources = [open_file(name, tmp_path / name, EVENTS, tmp_path / f"work-{name}") for name in files]
+    con = connect(threads=2)
+    rows = con.execute(staged(con, sources, tmp_path).order_by("file", "line"))
+    expected = {name: slowly(data) for name, data in files.items()}
+    assert {name: as_read(of_file) for name, of_file in rows.groupby("file")} == expected
+    assert {source.name: source.rows for source in sources} == {name: len(o) for name, o in expected.items()}
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 def test_line_numbers_are_exact_in_a_large_file(tmp_path, newline):
     "Large enough to be read in parallel: every row carries its own line number."
-    n = 900_000
+    n = 450_000
     lines = pd.Series(np.arange(2, n + 2)).astype(str)
     body = ("2020-01-01,view," + lines + ',"user, ' + lines + '",' + "x" * 30).str.cat(sep=newline)
     (tmp_path / "x.csv").write_bytes(f"event_time,event_type,product_id,user_id,brand{newline}{body}{newline}".encode())
     source = open_file("x.csv", tmp_path / "x.csv", EVENTS, tmp_path / "work")
     assert (source.rows, source.side, source.path) == (n, None, tmp_path / "x.csv")
     con = connect(threads=2)
-    t = read_rows(con, [source])
-    t = stage_rows(con, t.mutate(reason=t.problem), [source], tmp_path)
-    assert con.execute(
-        t.aggregate(
-            rows=t.count(),
-            exact=(t.line.cast("string") == t.product_id).sum(),
-            whole=(t.user_id == "user, " + t.product_id).sum(),
-        )
-    ).values.tolist() == [[n, n, n]]
+    t = staged(con, [source], tmp_path)
+    exact, whole = t.line.cast("string") == t.product_id, t.user_id == "user, " + t.product_id
+    assert con.execute(t.aggregate(n=t.count(), exact=exact.sum(), whole=whole.sum())).values.tolist() == [[n, n, n]]
 
 
 def test_regular_quoted_fields_are_read_as_python_reads_them(tmp_path):
     rng = random.Random(0)
-    table = [
-        ["".join(rng.choice('ab,"; \u00fc\\') for _ in range(rng.randrange(6))) for _ in range(4)] + ["z"]
-        for _ in range(3000)
-    ]
+    field = lambda: "".join(rng.choices('ab,"; \u00fc\\', k=rng.randrange(6)))
+    table = [[field(), field(), field(), field(), "z"] for _ in range(3000)]
     with open(tmp_path / "x.csv", "w", newline="", encoding="utf8") as f:
         out = csv.writer(f, quoting=csv.QUOTE_ALL)
         out.writerow(["event_time", "event_type", "product_id", "user_id", "brand"])
         out.writerows(table)
     source = open_file("x.csv", tmp_path / "x.csv", EVENTS, tmp_path / "work")
-    assert source.side is None and source.newline == b"\r\n"
-    rows = staged(connect(threads=1), source)
+    assert (source.side, source.header.newline) == (None, b"\r\n")
+    con = connect(threads=1)
+    rows = con.execute(staged(con, [source], tmp_path).order_by("line"))
     assert rows[["event_time", "event_type", "product_id", "user_id", "brand"]].fillna("").values.tolist() == table
