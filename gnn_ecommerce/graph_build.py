@@ -201,8 +201,8 @@ def check_events(
     for column in columns: bad = bad | e[column].isnull()
     n, n_bad, last = e.aggregate(n=e.count(), bad=bad.sum(), last=e.event_time.max()).to_pyarrow().to_pandas().iloc[0]
     if not n:
-        raise DataError('expected train events, found none: '
-                        'check the split in params.yaml (data_prep) and the rejects report')
+        fix = 'check the split in params.yaml (data_prep) and the rejects report'
+        raise DataError(expected('', 'train events', 'none', fix))
     if n_bad:
         raise ArtifactError(expected('train events', f'ids, time and one of {", ".join(EVENT_TYPES)} in each',
                                      f'{n_bad} rows without', _AGAIN))
@@ -212,8 +212,9 @@ def check_events(
 # %% ../nbs/02_graph_build.ipynb #6836e6f2
 def _refuse_future(events: ibis.Table, split_point: pd.Timestamp, last: pd.Timestamp):
     late = int((events.event_time >= ibis.literal(split_point.to_pydatetime())).sum().to_pyarrow().as_py())
-    raise DataError(f'expected train events before the split point {split_point.isoformat()}, found {late} at or after '
-                    f'it (last {last.isoformat()}): the graph would know the future; {_AGAIN}')
+    raise DataError(expected('', f'train events before the split point {split_point.isoformat()}',
+                             f'{late} at or after it (last {last.isoformat()})',
+                             f'the graph would know the future; {_AGAIN}'))
 
 def check_pairs(
     events: ibis.Table,  # train events
@@ -223,8 +224,8 @@ def check_pairs(
     "Raise `DataError` if a target pair stands in the train events, for a split that is not in time."
     both = events.select('user_id', 'product_id').distinct().semi_join(targets, ['user_id', 'product_id'])
     if (n := both.count().to_pyarrow().as_py()):
-        raise DataError(f'expected no {name} pair in the train events, found {n}: '
-                        f'the graph would know the answers; {_AGAIN}')
+        fix = f'the graph would know the answers; {_AGAIN}'
+        raise DataError(expected('', f'no {name} pair in the train events', n, fix))
 
 # %% ../nbs/02_graph_build.ipynb #3ee31f67
 def sorted_pairs(
@@ -267,7 +268,7 @@ def k_core(
     item: np.ndarray, # int (E,)
     k: int,           # least number of edges of a node
 ) -> np.ndarray: # bool (E,), edges of the k-core
-    "Edges of the k-core (Seidman, 1983): the largest subgraph in which every node has degree k or more."
+    "Find the edges of the k-core (Seidman 1983), the largest subgraph in which every node has degree k or more."
     alive = np.arange(len(user))
     while True:
         u, i = user[alive], item[alive]
@@ -301,32 +302,28 @@ def filter_edges(
             keep[at] = passes(at)
         log.append(_left(name, user, item, n_events, keep))
         if on and not log[-1]['edges']:
-            raise DataError(f'expected edges after {name} {getattr(s, name)}, '
-                            f'found none of the {log[-2]["edges"]} before it: choose a milder graph_build.{name}')
+            lost, fix = f'none of the {log[-2]["edges"]} before it', f'choose a milder graph_build.{name}'
+            raise DataError(expected('', f'edges after {name} {getattr(s, name)}', lost, fix))
     return keep, pd.DataFrame(log)
 
 # %% ../nbs/02_graph_build.ipynb #47bbc597
 def _left(step: str, user: np.ndarray, item: np.ndarray, n_events: np.ndarray, keep: np.ndarray) -> dict:
-    "Counts of what a filter left."
-    return {
-        'step': step,
-        'users': int((np.bincount(user[keep], minlength=1) > 0).sum()),
-        'items': int((np.bincount(item[keep], minlength=1) > 0).sum()),
-        'edges': int(keep.sum()),
-        'events': int(n_events[keep].sum()),
-    }
+    "Count what a filter left."
+    def distinct(index): return int((np.bincount(index[keep], minlength=1) > 0).sum())
+    return dict(step=step, users=distinct(user), items=distinct(item), edges=int(keep.sum()),
+                events=int(n_events[keep].sum()))
 
 # %% ../nbs/02_graph_build.ipynb #ddc772be
 def product_rows(
     products: pd.DataFrame, # product_id and further columns
     items: IdMap,           # the graph's items
 ) -> pd.DataFrame: # row i = item i
-    "The products of the graph in the order of its items. Raises `ArtifactError` if one is missing."
+    "Put the products in the order of the graph's items. Raises `ArtifactError` if one is missing."
     row = pd.Series(np.arange(len(products)), index=products.product_id).reindex(items.ids)
     if row.isna().any():
         lost = row.index[row.isna()].tolist()
-        raise ArtifactError(f'expected a row for each product of the train events, found none for {len(lost)}, '
-                            f'such as {lost[0]!r}: {_AGAIN}')
+        raise ArtifactError(expected('', 'a row for each product of the train events',
+                                     f'none for {len(lost)}, such as {lost[0]!r}', _AGAIN))
     return products.iloc[row.to_numpy(np.int64)].reset_index(drop=True)
 
 # %% ../nbs/02_graph_build.ipynb #1bd742e5
@@ -372,16 +369,11 @@ def _finite_weights(raw: np.ndarray, scheme: str) -> np.ndarray:
 def graph_metrics(
     graph: InteractionGraph,
 ) -> dict: # flat numbers
-    "Counts, density, share purchased, weight and degree quantiles, connected components of nodes with an edge."
+    "Measure size, density, share purchased, quantiles of weights and degrees, and connected components."
     g = graph
-    m = {
-        'n_users': g.n_users,
-        'n_items': g.n_items,
-        'n_edges': g.n_edges,
-        'density': g.n_edges / max(g.n_users * g.n_items, 1),
-        'share_purchased': float(g.purchased.mean()),
-        'users_with_purchase': int(len(np.unique(g.user[g.purchased]))),
-    }
+    m = {'n_users': g.n_users, 'n_items': g.n_items, 'n_edges': g.n_edges,
+         'density': g.n_edges/max(g.n_users*g.n_items, 1), 'share_purchased': float(g.purchased.mean()),
+         'users_with_purchase': int(len(np.unique(g.user[g.purchased])))}
     for name, index, n in (('user', g.user, g.n_users), ('item', g.item, g.n_items)):
         degree = np.bincount(index, minlength=n)
         quantiles = {f'{name}_degree_p{q}': float(np.quantile(degree, q/100)) for q in (25, 50, 75, 90, 99)}
@@ -430,8 +422,8 @@ def duckdb_events(
             if not isinstance(err, duckdb.OutOfMemoryException):
                 read_table(path, 'train_events', 'data_prep')
                 raise
-            found = f'{settings.memory_limit} ({str(err).splitlines()[0][:120]})'
-            raise SettingsError(expected('graph_build.memory_limit', 'enough for the aggregation', found,
+            limit = f'{settings.memory_limit} ({str(err).splitlines()[0][:120]})'
+            raise SettingsError(expected('graph_build.memory_limit', 'enough for the aggregation', limit,
                                          'raise it or lower graph_build.threads')) from None
         finally: con.disconnect()
 
@@ -451,7 +443,7 @@ def split_point(
 def run_graph_build(
     params: str|Path = 'params.yaml', # params file of the project
 ) -> InteractionGraph: # the graph that was saved
-    "Stage `graph_build`: train events and products to `data/processed/graph/`, figures to `reports/graph_build/`."
+    "Stage `graph_build`: train events and products to `data/processed/graph/`, plots to `reports/graph_build/`."
     cfg = load_settings(GraphBuildSettings, 'graph_build', params)
     paths, start = ProjectPaths(resolve_params(params).parent), time.perf_counter()
     scheme = find_scheme(cfg.scheme, cfg.scheme_from, paths.root)

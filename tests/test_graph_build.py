@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
+from gnn_ecommerce import graph_build
 from gnn_ecommerce.core import (
     ArtifactError,
     DataError,
@@ -212,6 +213,13 @@ def test_k_core_agrees_with_networkx(k):
     ours = {frozenset([("u", u), ("i", i)]) for u, i in weight_of(graph)}
     assert ours == {frozenset(e) for e in nx.k_core(whole, k).edges}
     assert min(np.bincount(graph.user).min(), np.bincount(graph.item).min()) >= k
+
+
+def test_indices_do_not_depend_on_how_an_engine_sorts(monkeypatch):
+    events = random_events(seed=3, text=True)
+    graph = build(events)
+    monkeypatch.setattr(graph_build, "sorted_pairs", lambda pairs: pairs.order_by(ibis.desc("user_id")))
+    assert build(events).hash == graph.hash
 
 
 def test_filters_in_order_and_counted():
