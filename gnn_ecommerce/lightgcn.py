@@ -7,28 +7,62 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+import scipy.sparse as sp
 import torch
+from scipy.sparse.linalg import svds
+from threadpoolctl import threadpool_limits
 
 from .core import GnnEcommerceError, expected
 from .graph.interactions import InteractionGraph
 from .graph.propagation import Adjacency
-from .graph.spectral import truncated_svd
 from .ranking.recommender import EmbeddingRecommender
 
 # %% auto #0
-__all__ = ['init_embedding', 'LightGCNRecommender']
+__all__ = ['leading_vectors', 'init_embedding', 'LightGCNRecommender']
+
+# %% ../nbs/03_lightgcn.ipynb #c383cba9
+def _lapack(matrix: sp.csr_array, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # U, s, V; float64
+    "Decompose all at once: eigenvectors of the smaller of A A^T and A^T A."
+    wide = matrix.shape[0] <= matrix.shape[1]
+    a = (matrix if wide else matrix.T).astype(np.float64)
+    s, u = np.linalg.eigh((a @ a.T).toarray())
+    u, s = u[:, ::-1][:, :rank], np.sqrt(np.maximum(s[::-1][:rank], 0))
+    u, s = u[:, s > 1e-6], s[s > 1e-6]
+    v = a.T @ u/s
+    return (u, s, v) if wide else (v, s, u)
+
+def _arpack(matrix: sp.csr_array, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # U, s, V; float32
+    "Decompose by Lanczos steps: many tiny products, which a second BLAS thread only slows down."
+    start = np.random.default_rng(0).standard_normal(min(matrix.shape)).astype(np.float32)
+    with threadpool_limits(1, 'blas'):
+        u, s, vt = svds(matrix.astype(np.float32), k=rank, v0=start)
+    order = np.argsort(-s)
+    order = order[s[order] > 1e-6]
+    return u[:, order], s[order], vt[order].T
+
+# %% ../nbs/03_lightgcn.ipynb #41fc9b02
+def leading_vectors(
+    matrix: sp.csr_array, # (n, m)
+    rank: int,            # triplets wanted; fewer come if the others are 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # U (n, r), s (r,) descending, V (m, r)
+    "Compute the leading singular triplets, repeatably."
+    small = min(matrix.shape)
+    u, s, v = (_lapack if rank >= small or small <= 512 else _arpack)(matrix, rank)
+    sign = np.sign(v[np.abs(v).argmax(0), np.arange(len(s))]) if len(s) else 1.
+    return u*sign, s, v*sign
 
 # %% ../nbs/03_lightgcn.ipynb #31a5cb9f
 def _spectral_start(
     graph: InteractionGraph,
     dim: int,       # most directions
     weighted: bool, # use the edges' weights
-) -> np.ndarray: # float32 (n_users + n_items, r), r <= dim; root mean square .1
+) -> np.ndarray: # float (n_users + n_items, r), r <= dim; root mean square .1
     "Place users and items by the graph's leading singular vectors."
     interactions = Adjacency.from_graph(graph, weighted).to_scipy()[:graph.n_users, graph.n_users:]
-    u, s, v = truncated_svd(interactions, dim, tol=.05) # a start need not be exact
+    u, s, v = leading_vectors(interactions, dim)
     e = np.concatenate([u, v])*np.sqrt(s)
-    return e*np.float32(.1/np.sqrt(np.mean(e**2))) if len(s) else e
+    if len(s): e *= .1/np.sqrt(np.mean(e**2))
+    return e
 
 # %% ../nbs/03_lightgcn.ipynb #e7f9a923
 def init_embedding(

@@ -136,7 +136,7 @@ def build_filter(
 def build_recommender(
     graph: InteractionGraph,
     tensors: dict[str, torch.Tensor], # `embedding.weight`, `alpha`, and `filter.*` if the score has that part
-    scoring: dict,                    # `weighted`, `cosine`, `b`, `filter` (`GraphFilter.params`, or None)
+    scoring: dict,                    # `weighted`, `cosine`, `b`, `filter` (`GraphFilter.saved_params`, or None)
 ) -> Recommender: # fitted to `graph`
     "Build the recommender that a checkpoint describes: LightGCN, alone or with the graph filter."
     users, items = final_embeddings(graph, tensors['embedding.weight'], tensors['alpha'], scoring['weighted'])
