@@ -298,15 +298,15 @@ def _named(self: App, method, request, respond):
 @patch
 def recommend(self: App, request, respond):
     "`POST /recommend`."
-    head = b'{"model_version":%b,"results":[' % encode(self.state().active.version)
+    state = self.state()
+    head = b'{"model_version":%b,"results":[' % encode(state.active.version)
     def build(lists, engines):
         return head+b','.join([engine.to_json(listed) for engine, listed in zip(engines, lists)])+b']}'
-    self.lists(decode(request.body, RecommendRequest).requests, respond, build)
+    self.lists(state, decode(request.body, RecommendRequest).requests, respond, build)
 
 @patch
-def lists(self: App, requests, respond, build):
+def lists(self: App, state: ServedState, requests, respond, build):
     "Plan the requests, score what must be, and answer."
-    state = self.state()
     engines = [state.engine(request.customer) for request in requests]
     planned = [engine.plan(request) for engine, request in zip(engines, requests)]
     def counted(lists, engines):
@@ -426,7 +426,7 @@ def infer(self: App, request, respond, name):
         columns['basket'] = [_basket_of(text) for text in columns['basket']]
     rows = [dict(zip(columns, row), k=k) for row in zip(*columns.values())]
     requests = decode(encode({'requests': rows}), RecommendRequest).requests
-    self.lists(requests, respond, lambda lists, engines: _tensors(body, k, lists, engines))
+    self.lists(self.state(), requests, respond, lambda lists, engines: _tensors(body, k, lists, engines))
 
 # %% ../nbs/08_model_server.ipynb #8952b2c5
 def _columns(body: InferRequest) -> dict[str, list]: # customer, basket or both: a value a row
