@@ -142,7 +142,8 @@ def open_project(
 # %% ../nbs/11_cli.ipynb #11faef01
 def _integer(text: str, what: str) -> int:
     try: return int(text)
-    except ValueError: raise UnknownIdError(expected(what, 'integers as in the events', repr(text))) from None
+    except ValueError:
+        raise UnknownIdError(expected(what, 'integers as in the events', repr(text))) from None
 
 def as_ids(
     texts: Iterable[str], # as they were typed
@@ -310,7 +311,8 @@ def explain(customer: Customer = None, basket: Basket = None, product: Products 
 
     gnn-ecommerce explain 521742819 --product 5809910 --json
     """
-    if customer is None and not basket: raise typer.BadParameter('expected a customer or --basket, found neither')
+    if customer is None and not basket:
+        raise typer.BadParameter('expected a customer or --basket, found neither')
     from gnn_ecommerce.serving.protocol import Request
     trained = open_project(project)
     users, items = trained.graph.user_ids, trained.graph.item_ids
@@ -356,7 +358,8 @@ def _open(name: str, project: Path|None): # an open `Bundle`
 def bundle_build(project: Project = None, as_json: Json = False):
     "Make a bundle of the trained model (stage `bundle`, with its section of params.yaml)."
     from gnn_ecommerce.bundle import run_bundle
-    with contextlib.redirect_stdout(sys.stderr): made = run_bundle(project_root(project)/'params.yaml')
+    with contextlib.redirect_stdout(sys.stderr):
+        made = run_bundle(project_root(project)/'params.yaml')
     show(bundle_summary(made.manifest) | {'path': str(made.path)}, as_json, summary_text)
 
 @command(bundle_app, 'verify')
@@ -380,7 +383,8 @@ def bundle_list(project: Project = None, as_json: Json = False):
     show(rows, as_json, lambda _: text_table([[row[key] for key in _LISTED.values()] for row in rows], list(_LISTED)))
 
 # %% ../nbs/11_cli.ipynb #c056f02d
-def _rounded(value: float|None) -> float|None: return None if value is None else round(value, 4)
+def _rounded(value: float|None) -> float|None:
+    return None if value is None else round(value, 4)
 
 def difference_text(difference: dict) -> str: # from `bundle.diff`
     "Write a difference for people."
@@ -423,7 +427,8 @@ def _post(url: str, body: dict) -> dict:
     headers = {'Content-Type': 'application/json'} | ({'Authorization': f'Bearer {token}'} if token else {})
     try:
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=330) as response: return json.load(response)
+        with urllib.request.urlopen(request, timeout=330) as response:
+            return json.load(response)
     except urllib.error.HTTPError as err:
         status = f'status {err.code}: {_refusal(err)}'
         raise GnnEcommerceError(expected('', 'the server to activate the bundle', status)) from None
@@ -452,7 +457,8 @@ def _hash_of(bundle: str, project: Path|None) -> str:
     if bundle == 'latest': return bundle_folder('latest', project).name
     from gnn_ecommerce.bundle import read_pointer
     name = (read_pointer(ProjectPaths(project_root(project)).serving/'active.json') or {}).get('previous')
-    if name is None: raise GnnEcommerceError(expected('', 'a bundle that was served before', 'none in active.json'))
+    if name is None:
+        raise GnnEcommerceError(expected('', 'a bundle that was served before', 'none in active.json'))
     return name
 
 # %% ../nbs/11_cli.ipynb #ad51ea2a
@@ -477,8 +483,10 @@ def bundle_activate(bundle: NewBundle, share: CustomerShare = 1., url: ModelUrl 
     A server that wants a token gets that of GNN_ECOMMERCE_ADMIN_TOKEN.
     """
     name = _hash_of(bundle, project)
-    if offline: pointer = _write_pointer(ProjectPaths(project_root(project)), name, share)
-    else: pointer = _post(f'{url.rstrip("/")}/admin/activate', {'bundle': name, 'share': share})
+    if offline:
+        pointer = _write_pointer(ProjectPaths(project_root(project)), name, share)
+    else:
+        pointer = _post(f'{url.rstrip("/")}/admin/activate', {'bundle': name, 'share': share})
     show(pointer, as_json, _pointer_text)
 
 # %% ../nbs/11_cli.ipynb #3d65e969
@@ -620,7 +628,8 @@ def monitor_text(live: dict) -> str: # of `live_tables`
     lines = [f'{start} to {end} UTC: {live["lists"]:,} lists, {live["events"]:,} events', '',
              *(live['findings'] or ['All is within its limits.'])]
     for name in MONITOR_TABLES:
-        if live[name]: lines += ['', name, text_table([list(row.values()) for row in live[name]], list(live[name][0]))]
+        if live[name]:
+            lines += ['', name, text_table([list(row.values()) for row in live[name]], list(live[name][0]))]
     return '\n'.join(lines)
 
 # %% ../nbs/11_cli.ipynb #cbe3eb9e
@@ -657,7 +666,8 @@ def serve_metrics(options: MonitorOptions, port: int, every: float):
     monitor = monitoring.Monitor(lambda since: monitoring.read_store(store, since), reference, 24*options.days, every,
                                  timedelta(hours=options.window_hours), options.spool, options.exported)
     server, _ = monitoring.listen(monitor, port)
-    for name in (signal.SIGINT, signal.SIGTERM): signal.signal(name, lambda *_: stop.set())
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda *_: stop.set())
     typer.echo(f'Metrics for Prometheus at http://127.0.0.1:{server.server_port}/metrics')
     stop.wait()
     server.shutdown()
@@ -696,7 +706,8 @@ def monitor(
     """
     options = MonitorOptions(database, days, window_hours, bundle, project, spool, exported)
     if listen is not None:
-        if html is None and not as_json: return serve_metrics(options, listen, every)
+        if html is None and not as_json:
+            return serve_metrics(options, listen, every)
         raise typer.BadParameter(expected('', '--listen alone', '--html or --json beside it', 'run the command twice'))
     live = live_tables(options)
     if html is not None: live['report'] = str(live_report(html, options))

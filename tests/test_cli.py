@@ -511,7 +511,7 @@ def test_a_served_bundle_answers_is_swapped_by_the_command_and_stops_when_told(r
         text=True,
     )
     try:
-        wait_for(lambda: server.poll() is not None or answers(f"{url}/readyz"))
+        wait_for(lambda: server.poll() is not None or answers(f"{url}/readyz"), 180)
         assert server.poll() is None, server.stderr.read()
         code, out, err = run("bundle", "activate", bundle.name, "--url", url, "--json")
         assert code == 0 and json.loads(out)["active"] == bundle.name, err
