@@ -6,10 +6,10 @@
 __all__ = ['IdType', 'ORDER', 'OUTPUTS', 'WINDOW', 'REPEATED', 'FORGET', 'COLOURS', 'EventFiles', 'EventFormat',
            'DataPrepSettings', 'check_settings', 'split_points', 'part_of', 'clean_events', 'target_pairs',
            'attributes_seen', 'product_table', 'leaks', 'check_split', 'DataPrep', 'part_sizes', 'activity',
-           'reject_reasons', 'Checked', 'check_rejected', 'warnings_of', 'work_folder', 'explained', 'copy_table',
-           'time_windows', 'each_once', 'sorted_windows', 'write_events', 'find_catalogue', 'open_inputs', 'check_all',
-           'forgotten', 'leave_out', 'leave_forgotten_out', 'describe', 'prepare', 'plot_events', 'plot_rejects',
-           'plot_targets', 'plot_activity', 'write_report', 'run_data_prep']
+           'reject_reasons', 'Checked', 'check_rejected', 'warnings_of', 'work_folder', 'saying_what_to_do',
+           'copy_table', 'time_windows', 'each_once', 'sorted_windows', 'write_events', 'find_catalogue', 'open_inputs',
+           'check_all', 'forgotten', 'leave_out', 'leave_forgotten_out', 'describe', 'prepare', 'plot_events',
+           'plot_rejects', 'plot_targets', 'plot_activity', 'write_prep_report', 'run_data_prep']
 
 # %% ../nbs/01_data_prep.ipynb #c459fea3
 import contextlib, json, operator, os, shutil, tempfile
@@ -34,7 +34,7 @@ from gnn_ecommerce.core import (
     load_settings, resolve_params, table_mark, write_json
 )
 from gnn_ecommerce.data.events import (
-    EVENT_TYPES, EVENTS, PRODUCTS, TIMESTAMP, ZSTD, Source, check_events, check_products, connect, count_events,
+    EVENT_TYPES, EVENT_LAYOUT, PRODUCTS, TIMESTAMP, ZSTD, Source, check_events, check_products, connect, count_events,
     epoch_us, fill_raw, find_files, guess_id_types, odd_sessions, one_row_a_product, open_files, read_rows, rejects,
     settle_id_types, sql_text, stage_rows, write_rejects
 )
@@ -49,7 +49,7 @@ class EventFiles(StageSettings):
     pattern: str = Field('*', min_length=1, description='which files of a folder; **/*.csv looks into its folders too')
     products: str = Field('auto', description='catalogue of products; auto: products.csv or products.parquet beside '
         'the events, if there is one; empty: none')
-    columns: dict[Literal[EVENTS.columns], str] = Field({},
+    columns: dict[Literal[EVENT_LAYOUT.columns], str] = Field({},
         description="our column: the events' column, where the names differ")
     product_columns: dict[Literal[PRODUCTS.columns], str] = Field({},
         description="our column: the catalogue's column, where the names differ")
@@ -170,9 +170,9 @@ def clean_events(
     settings: DataPrepSettings,
     points: tuple[pd.Timestamp, pd.Timestamp]|None = None,
     distinct: bool = True, # each once; False: repeated ones stand next to each other
-) -> ibis.Table: # the columns of `EVENTS` and `split`
+) -> ibis.Table: # the columns of `EVENT_LAYOUT` and `split`
     "Usable events in `ORDER`, each with its part of the split."
-    usable = checked.filter(checked.reason.isnull()).select(*EVENTS.columns)
+    usable = checked.filter(checked.reason.isnull()).select(*EVENT_LAYOUT.columns)
     unique = usable.distinct() if distinct else usable
     columns = (
         'event_time', 'event_type', 'product_id', 'user_id', 'category_id', 'category_code', 'brand', 'price',
@@ -464,7 +464,7 @@ def _is_full(err: Exception) -> bool:
     return getattr(err, 'errno', None) in (28, 122) or any(text in str(err) for text in texts)
 
 @contextlib.contextmanager
-def explained(settings: DataPrepSettings, paths: ProjectPaths):
+def saying_what_to_do(settings: DataPrepSettings, paths: ProjectPaths):
     "Turn a lack of memory or disk into an error that says what to do."
     try: yield
     except duckdb.OutOfMemoryException as err:
@@ -571,7 +571,7 @@ def open_inputs(
     catalogue = find_catalogue(settings, paths)
     options = dict(work=work, delimiter=settings.delimiter, encoding=settings.encoding, threads=settings.threads)
     files = find_files(paths.resolve(settings.events), settings.pattern, catalogue)
-    events = open_files(files, EVENTS, names=settings.columns, **options)
+    events = open_files(files, EVENT_LAYOUT, names=settings.columns, **options)
     if not catalogue: return events, []
     return events, open_files([(catalogue.name, catalogue)], PRODUCTS, names=settings.product_columns, **options)
 
@@ -841,7 +841,7 @@ def plot_activity(result: DataPrep, ax=None):
     ax.legend()
     return ax
 
-def write_report(result: DataPrep, folder: Path):
+def write_prep_report(result: DataPrep, folder: Path):
     "Write metrics, tables and plots of a run."
     import matplotlib.pyplot as plt
     write_json(result.metrics, folder/'metrics.json')
@@ -864,12 +864,12 @@ def run_data_prep(
     "The stage: raw events to clean, split ones. Raises `DataError` for unusable data, `ArtifactError` for a full disk."
     settings = check_settings(load_settings(DataPrepSettings, 'data_prep', params))
     paths = ProjectPaths(resolve_params(params).parent)
-    with explained(settings, paths), work_folder(paths) as work:
+    with saying_what_to_do(settings, paths), work_folder(paths) as work:
         con = connect(settings.memory_limit, settings.threads, work)
         try: result = prepare(con, settings, paths, work, now)
         finally: con.disconnect()
         write_json(result.split, work/'split.json')
-        write_report(result, paths.report('data_prep'))
+        write_prep_report(result, paths.report('data_prep'))
         outputs = {f'{name}.parquet': place for name, place in OUTPUTS.items()}
         for name, place in {**outputs, 'split.json': 'processed/split.json'}.items():
             with atomic_path(paths.root/'data'/place) as tmp:

@@ -28,7 +28,7 @@ from .graph.interactions import EVENT_WEIGHTS, InteractionGraph, plot_degrees
 # %% auto #0
 __all__ = ['SCHEMES', 'EventWeights', 'GraphBuildSettings', 'register_scheme', 'event_count', 'event_sum', 'sum_scheme',
            'log_count_scheme', 'purchase_only_scheme', 'unweighted_scheme', 'recency_scheme', 'pair_table',
-           'find_scheme', 'check_events', 'check_pairs', 'sorted_pairs', 'index_pairs', 'k_core', 'filter_edges',
+           'find_scheme', 'check_train_events', 'check_pairs', 'sorted_pairs', 'index_pairs', 'k_core', 'filter_edges',
            'product_rows', 'build_graph', 'graph_metrics', 'plot_weights', 'duckdb_events', 'split_point',
            'run_graph_build']
 
@@ -188,7 +188,7 @@ def _load_source(source: str, root: Path):
 # %% ../nbs/02_graph_build.ipynb #7a27a002
 _AGAIN = 'run `dvc repro --force data_prep`'
 
-def check_events(
+def check_train_events(
     events: ibis.Table,            # train events
     split_point: pd.Timestamp|None, # no event may be at or after it; None for a split that is not in time
 ) -> tuple[int, pd.Timestamp]: # number of events, end of training: the split point or else the last event
@@ -336,7 +336,7 @@ def build_graph(
 ) -> tuple[InteractionGraph, pd.DataFrame]: # the graph, and what each filter left
     "Build the weighted graph of train events. Raises `DataError` as checks and filters do, or for infinite weights."
     scheme = scheme or find_scheme(settings.scheme)
-    _, end = check_events(events, split_point)
+    _, end = check_train_events(events, split_point)
     edges, users, items = index_pairs(pair_table(events, scheme, settings, end))
     user, item, raw = (edges[c].to_numpy() for c in ('user', 'item', 'weight'))
     weight = _finite_weights(raw, settings.scheme)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SERVED', 'EVENTS', 'CLICKS', 'typed_events', 'typed_served', 'read_store', 'traffic', 'sources', 'attribute', 'rates',
-           'example_traffic', 'coverage', 'training_like', 'drift_bins', 'drift', 'Reference', 'backlog', 'Limits',
+           'example_traffic', 'coverage', 'training_like', 'drift_bins', 'drift', 'Reference', 'backlog', 'AlertLimits',
            'findings', 'Monitor', 'listen', 'write_report']
 
 # %% ../nbs/10_monitoring.ipynb #7f9f8a1e
@@ -408,7 +408,7 @@ def backlog(
 
 # %% ../nbs/10_monitoring.ipynb #8d5044ef
 @dataclass(frozen=True)
-class Limits:
+class AlertLimits:
     "Values from which on a number is worth a sentence."
     fallback: float = .05     # share of lists that did not come from the model server
     empty: float = .01        # share of lists without products
@@ -416,7 +416,7 @@ class Limits:
     export_hours: float = 48. # lag of the export
     spool: int = 1000         # records in the spool
 
-def _about_lists(served: pd.DataFrame, limits: Limits) -> list[str]:
+def _about_lists(served: pd.DataFrame, limits: AlertLimits) -> list[str]:
     "Sentences about the lists."
     n = len(served)
     if not n: return ['No list was given out.']
@@ -430,7 +430,7 @@ def _about_lists(served: pd.DataFrame, limits: Limits) -> list[str]:
     return texts
 
 # %% ../nbs/10_monitoring.ipynb #mo000016
-def _about_backlog(values: pd.Series, limits: Limits) -> list[str]:
+def _about_backlog(values: pd.Series, limits: AlertLimits) -> list[str]:
     "Sentences about what has not arrived."
     texts, lag, records = [], values.get('export: lag', 0), values.get('spool: records', 0)
     if lag > limits.export_hours*3600:
@@ -444,7 +444,7 @@ def findings(
     served: pd.DataFrame,   # from `read_store`
     drifted: pd.DataFrame|None = None, # from `drift`
     waiting: pd.DataFrame|None = None, # from `backlog`
-    limits: Limits = Limits(),
+    limits: AlertLimits = AlertLimits(),
 ) -> list[str]: # sentences; empty: all is well
     "Say what is not as it should be."
     texts = _about_lists(served, limits)

@@ -32,7 +32,7 @@ from gnn_ecommerce.data_prep import (
     target_pairs,
 )
 from gnn_ecommerce.data.events import (
-    EVENTS,
+    EVENT_LAYOUT,
     PRODUCTS,
     check_events,
     check_products,
@@ -381,7 +381,7 @@ def test_expressions_are_not_bound_to_duckdb(spark, split):
     "Everything that is done to events can be written in Spark's SQL."
     settings, points = DataPrepSettings(split=split), JANUARY if split == "temporal" else None
     id_types = {"user_id": "integer", "product_id": "string"}
-    checked = check_events(unchecked(EVENTS), id_types, {"buy": "purchase"}, decimal=",", now=NOW)
+    checked = check_events(unchecked(EVENT_LAYOUT), id_types, {"buy": "purchase"}, decimal=",", now=NOW)
     catalogue = one_row_a_product(check_products(unchecked(PRODUCTS), "string"))
     events = clean_events(checked, settings, points)
     written = ibis.table(events.schema(), name="written")

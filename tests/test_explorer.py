@@ -153,13 +153,13 @@ def test_unknown_customers_get_the_popular_list_and_are_told(state):
 def test_what_is_left_out_of_the_list_of_somebody_new(state):
     from dataclasses import replace
     from types import SimpleNamespace
-    from gnn_ecommerce.explore.state import EVENT_COLUMNS, ExplorerState
+    from gnn_ecommerce.explore.state import HISTORY_COLUMNS, ExplorerState
 
     state.choose("nobody")
     first = state.recommendations().item.tolist()[:2]
     ids = state.model.graph.item_ids.ids[first]
     outside = pd.DataFrame({"user_id": [10**15] * 2, "product_id": ids, "bought": [True, False]})
-    events = SimpleNamespace(outside=outside, of=lambda id: pd.DataFrame(columns=EVENT_COLUMNS))
+    events = SimpleNamespace(outside=outside, of=lambda id: pd.DataFrame(columns=HISTORY_COLUMNS))
     for exclude, gone in (("bought", first[:1]), ("seen", first), ("none", [])):
         other = ExplorerState(replace(state.model, events=events, exclude=exclude))
         other.choose(10**15)

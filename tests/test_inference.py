@@ -31,7 +31,7 @@ FAST = {"inference": {"bootstrap": 100, "baselines": ["popular", "random"]}}
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    "A tiny project in which every stage before inference has run, with a filter that leaves some users outside of the graph."
+    "A tiny project in which every stage before inference has run; its filter leaves some users outside of the graph."
     return example_project(
         before="inference",
         overlay=merge_params(FAST, {"graph_build": {"min_user_events": 3}}),

@@ -25,7 +25,7 @@ from gnn_ecommerce.data_prep import OUTPUTS, run_data_prep
 from gnn_ecommerce.data.events import (
     AFTER_QUOTE,
     CUT_OFF,
-    EVENTS,
+    EVENT_LAYOUT,
     MARK,
     MAX_RAW,
     NOT_UTF8,
@@ -250,7 +250,7 @@ def test_the_mark_of_the_reader_in_the_data(project):
 def scanned(tmp_path, text):
     "The source of a file of text and the table of what was taken out of it."
     (tmp_path / "x.csv").write_text(text)
-    source = open_file("x.csv", tmp_path / "x.csv", EVENTS, tmp_path / "work")
+    source = open_file("x.csv", tmp_path / "x.csv", EVENT_LAYOUT, tmp_path / "work")
     return source, pd.read_parquet(source.side)
 
 
@@ -750,7 +750,7 @@ def test_reader_agrees_with_a_slow_one_on_damaged_files(tmp_path, monkeypatch, s
     for k in range(10):
         files[f"{k}.csv"] = damaged(rng, rng.choice([3, 50, 400]))
         (tmp_path / f"{k}.csv").write_bytes(files[f"{k}.csv"])
-    sources = [open_file(name, tmp_path / name, EVENTS, tmp_path / f"work-{name}") for name in files]
+    sources = [open_file(name, tmp_path / name, EVENT_LAYOUT, tmp_path / f"work-{name}") for name in files]
     con = connect(threads=2)
     rows = con.execute(staged(con, sources, tmp_path).order_by("file", "line"))
     expected = {name: slowly(data) for name, data in files.items()}
@@ -765,7 +765,7 @@ def test_line_numbers_are_exact_in_a_large_file(tmp_path, newline):
     lines = pd.Series(np.arange(2, n + 2)).astype(str)
     body = ("2020-01-01,view," + lines + ',"user, ' + lines + '",' + "x" * 30).str.cat(sep=newline)
     (tmp_path / "x.csv").write_bytes(f"event_time,event_type,product_id,user_id,brand{newline}{body}{newline}".encode())
-    source = open_file("x.csv", tmp_path / "x.csv", EVENTS, tmp_path / "work")
+    source = open_file("x.csv", tmp_path / "x.csv", EVENT_LAYOUT, tmp_path / "work")
     assert (source.rows, source.side, source.path) == (n, None, tmp_path / "x.csv")
     con = connect(threads=2)
     t = staged(con, [source], tmp_path)
@@ -781,7 +781,7 @@ def test_regular_quoted_fields_are_read_as_python_reads_them(tmp_path):
         out = csv.writer(f, quoting=csv.QUOTE_ALL)
         out.writerow(["event_time", "event_type", "product_id", "user_id", "brand"])
         out.writerows(table)
-    source = open_file("x.csv", tmp_path / "x.csv", EVENTS, tmp_path / "work")
+    source = open_file("x.csv", tmp_path / "x.csv", EVENT_LAYOUT, tmp_path / "work")
     assert (source.side, source.header.newline) == (None, b"\r\n")
     con = connect(threads=1)
     rows = con.execute(staged(con, [source], tmp_path).order_by("line"))

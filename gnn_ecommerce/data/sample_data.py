@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WHOLE_SHOP', 'NOUNS', 'LINES', 'CODED', 'BRANDS', 'DIM', 'SET', 'BEND', 'NOISE', 'MATES', 'SEGMENTS', 'KEEP', 'FRESH',
-           'COOL', 'MONTHS', 'HOURS', 'RETURN', 'SESSION', 'SAMPLE_TYPES', 'EVENT', 'EVENT_COLUMNS',
+           'COOL', 'MONTHS', 'HOURS', 'RETURN', 'SESSION', 'SAMPLE_TYPES', 'EVENT', 'SAMPLE_COLUMNS',
            'SampleDataSettings', 'shop_size', 'SampleCatalogue', 'make_catalogue', 'events_per_visit', 'draw_activity',
-           'draw_interests', 'hourly_traffic', 'draw_sessions', 'Customers', 'draw_customers', 'session_events',
+           'draw_interests', 'hourly_traffic', 'draw_sessions', 'SampleCustomers', 'draw_customers', 'session_events',
            'event_table', 'Tally', 'event_days', 'write_month_files', 'SampleShop', 'against_whole_shop', 'plot_shop',
            'run_sample_data']
 
@@ -289,7 +289,7 @@ def draw_sessions(
 
 # %% ../../nbs/data/02_sample_data.ipynb #558399a7
 @dataclass
-class Customers:
+class SampleCustomers:
     "Who comes, what they are after, and when."
     segment: np.ndarray  # row of `SEGMENTS`, int8 (n_users,)
     visits: np.ndarray   # how many products they look at in all, (n_users,)
@@ -310,7 +310,7 @@ def draw_customers(
     cat: SampleCatalogue,
     settings: SampleDataSettings,
     chunk: int = 50_000, # how many at a time; another number gives another shop
-) -> Customers:
+) -> SampleCustomers:
     "Draw all customers, with their interests and sessions."
     g = rng(settings.seed, 'sample_data', 'customers')
     segment, visits = draw_activity(shop_size(settings)[0], settings.events, g)
@@ -324,7 +324,7 @@ def draw_customers(
     edges = np.append(0, np.cumsum(hours.to_numpy()))
     seconds = hours.index[0].timestamp()+3600*np.arange(len(edges))
     sessions['start'] = np.interp(sessions['start'], edges/edges[-1], seconds)
-    return Customers(segment, visits, np.append(0, np.cumsum(count)), item, appeal/appeal.mean(), sessions)
+    return SampleCustomers(segment, visits, np.append(0, np.cumsum(count)), item, appeal/appeal.mean(), sessions)
 
 # %% ../../nbs/data/02_sample_data.ipynb #9f515876
 SAMPLE_TYPES = ('view', 'cart', 'remove_from_cart', 'purchase')
@@ -369,7 +369,7 @@ def _event(mask, event_type, time, pair, user, session):
 
 # %% ../../nbs/data/02_sample_data.ipynb #f34c8d29
 def session_events(
-    people: Customers,
+    people: SampleCustomers,
     sessions: np.ndarray,   # some of theirs, fields of `SESSION`
     g: np.random.Generator,
 ) -> np.ndarray: # fields of `EVENT`, in order of time
@@ -387,7 +387,7 @@ def session_events(
     return events[np.argsort(events['time'], kind='stable')]
 
 # %% ../../nbs/data/02_sample_data.ipynb #0a1019a7
-EVENT_COLUMNS = (
+SAMPLE_COLUMNS = (
     'event_time', 'event_type', 'product_id', 'category_id', 'category_code', 'brand', 'price', 'user_id',
     'user_session'
 )
@@ -433,12 +433,12 @@ def event_table(
         pa.array(user_ids[events['user']]),
         _names(events['session']),
     ]
-    return pa.table(columns, names=EVENT_COLUMNS)
+    return pa.table(columns, names=SAMPLE_COLUMNS)
 
 # %% ../../nbs/data/02_sample_data.ipynb #399e5b4b
 class Tally:
     "Counts of what has been written."
-    def __init__(self, people: Customers, n_items: int):
+    def __init__(self, people: SampleCustomers, n_items: int):
         self.by_month = {} # month -> events by type, (4,)
         self.by_user = np.zeros((len(people.segment), len(SAMPLE_TYPES)), np.int32)
         self.by_item = np.zeros(n_items, np.int64)
@@ -477,7 +477,7 @@ def metrics(self: Tally, products: pd.DataFrame) -> dict:
 
 # %% ../../nbs/data/02_sample_data.ipynb #81e47d69
 def event_days(
-    people: Customers,
+    people: SampleCustomers,
     settings: SampleDataSettings,
 ): # -> iterator of (day, fields of `EVENT` in order of time)
     "Make all events, day by day."
@@ -495,7 +495,7 @@ def event_days(
 # %% ../../nbs/data/02_sample_data.ipynb #7dfbf807
 def write_month_files(
     cat: SampleCatalogue,
-    people: Customers,
+    people: SampleCustomers,
     settings: SampleDataSettings,
     folder: Path, # gets an events-YYYY-MM.csv for each month
 ) -> Tally:
@@ -509,7 +509,7 @@ def write_month_files(
             if file is None or day.day == 1:
                 if file: file.close()
                 month, file = f'{day:%Y-%m}', open(folder/f'events-{day:%Y-%m}.csv', 'wb')
-                file.write((','.join(EVENT_COLUMNS)+'\n').encode())
+                file.write((','.join(SAMPLE_COLUMNS)+'\n').encode())
                 discount = g.choice([1, .9, .8], len(cat), p=[.8, .12, .08])
                 products = cat.products.assign(price=cat.products.price*discount)
             item = people.item[events['pair']]

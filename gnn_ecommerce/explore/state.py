@@ -33,7 +33,7 @@ from ..ranking.recommender import EmbeddingRecommender, Popular, Recommender
 from ..explain.shares import Explainer, Shares
 
 # %% auto #0
-__all__ = ['EVENT_COLUMNS', 'CUSTOMER_GROUPS', 'MODES', 'MOST_PATHS', 'TABLES', 'find_explainer', 'ProjectEvents',
+__all__ = ['HISTORY_COLUMNS', 'CUSTOMER_GROUPS', 'MODES', 'MOST_PATHS', 'TABLES', 'find_explainer', 'ProjectEvents',
            'ExplorerModel', 'prefix_ranges', 'CustomerView', 'map_items', 'kept_neighbours', 'Selection',
            'ExplorerState']
 
@@ -65,7 +65,7 @@ def find_explainer(
 
 # %% ../../nbs/explore/02_state.ipynb #4cafea20
 #: columns of one customer's events
-EVENT_COLUMNS = ['event_time', 'event_type', 'product_id', 'price']
+HISTORY_COLUMNS = ['event_time', 'event_type', 'product_id', 'price']
 
 class ProjectEvents:
     "The training events of a project, one customer at a time."
@@ -76,11 +76,11 @@ class ProjectEvents:
 
     def of(self,
         user_id: Any, # id of a customer
-    ) -> pd.DataFrame: # columns EVENT_COLUMNS, by time
+    ) -> pd.DataFrame: # columns HISTORY_COLUMNS, by time
         "Read the events of one customer; none if the file is gone."
         file = self.paths.processed/'train_events.parquet'
-        if not file.is_file(): return pd.DataFrame(columns=EVENT_COLUMNS)
-        table = pq.read_table(file, columns=EVENT_COLUMNS, filters=[('user_id', '==', user_id)])
+        if not file.is_file(): return pd.DataFrame(columns=HISTORY_COLUMNS)
+        table = pq.read_table(file, columns=HISTORY_COLUMNS, filters=[('user_id', '==', user_id)])
         return table.to_pandas().sort_values('event_time', kind='stable', ignore_index=True)
 
     @cached_property
@@ -355,10 +355,10 @@ def history(self: CustomerView,
 
 # %% ../../nbs/explore/02_state.ipynb #dae57653
 @patch
-def _events(self: CustomerView) -> pd.DataFrame: # EVENT_COLUMNS
+def _events(self: CustomerView) -> pd.DataFrame: # HISTORY_COLUMNS
     "The customer's single events, if there is a file of them."
     if self.model.events is None or self.id is None or isinstance(self.id, str) != self.graph.user_ids.is_text:
-        return pd.DataFrame(columns=EVENT_COLUMNS)
+        return pd.DataFrame(columns=HISTORY_COLUMNS)
     return self.model.events.of(self.id)
 
 @patch
@@ -369,7 +369,7 @@ def timeline(self: CustomerView) -> pd.DataFrame: # event_time, event_type, item
         rows = self.made('_history').rename(columns={'last_time': 'event_time', 'event': 'event_type'})
         if 'event_time' not in rows:
             return pd.DataFrame(columns=['event_time', 'event_type', 'item', 'product_id', 'name', 'price'])
-        rows = rows[EVENT_COLUMNS].sort_values('event_time', kind='stable', ignore_index=True)
+        rows = rows[HISTORY_COLUMNS].sort_values('event_time', kind='stable', ignore_index=True)
     item = g.item_ids.encode(rows.product_id.to_numpy(), unknown='mask')
     names = {int(i): short_name(g, int(i)) for i in np.unique(item[item >= 0])}
     return rows.assign(item=item, name=[names.get(int(i), f'product {p}') for i, p in zip(item, rows.product_id)])

@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from fastcore.basics import patch, store_attr
 
 from ..core import GnnEcommerceError, SettingsError, expected, progress
-from .item_table import ItemTable, TablePacker, decode, even_ranges
+from .item_table import ItemTable, TablePacker, decode_half, even_ranges
 from gnn_ecommerce.filter.methods import (
     chebyshev_rows, decay, histories, history_matrix, method_settings, path_rows, regression_rows, require_order
 )
@@ -144,7 +144,7 @@ def add_row(user, history, table, factor, row):
     for e in range(history.ptr[user], history.ptr[user+1]):
         i, x = history.item[e], history.weight[e]*factor
         for t in range(table.indptr[i], table.indptr[i+1]):
-            row[np.uint32(table.indices[t])] += x*decode(table.values[t])
+            row[np.uint32(table.indices[t])] += x*decode_half(table.values[t])
 
 @jit
 def add_rows(users, history, table, factor, out, first, last):

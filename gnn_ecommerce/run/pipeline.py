@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEXT', 'stage_needs', 'StageEngine', 'StageFailed', 'run_notebook', 'note_peak', 'stage_costs', 'cost_table',
            'settings_class', 'check_params', 'apply_overlay', 'own_events', 'built_in_shop', 'comparison',
-           'comparison_table', 'model_note', 'paired_table', 'example_customers', 'customer_story', 'customer_view',
+           'terminal_comparison', 'model_note', 'paired_table', 'example_customers', 'customer_story', 'customer_view',
            'explained_view', 'explained_page', 'show_results', 'run_pipeline', 'demo', 'tune', 'main']
 
 # %% ../../nbs/run/01_pipeline.ipynb #ae107da8
@@ -220,7 +220,7 @@ def _put(base, key: str, value):
     else: base.insert(len(base)-1, key, value)
 
 def _merge(base, overlay: dict, name: str = '') -> list[tuple]:
-    "Put `overlay` into `base`; an empty mapping replaces, a filled one merges. Returns (key, before, after) of changes."
+    "Put `overlay` into `base`; an empty mapping replaces, a filled one merges. Returns (key, before, after)."
     changes = []
     for key, value in overlay.items():
         full, before = f'{name}{key}', base.get(key)
@@ -307,7 +307,7 @@ def comparison(root: str|Path) -> pd.DataFrame: # a row for each recommender
     return pd.read_csv(path)
 
 # %% ../../nbs/run/01_pipeline.ipynb #5c2ba9db
-def comparison_table(
+def terminal_comparison(
     frame: pd.DataFrame, # as `comparison` gives it: method, metric, mean, low, high
     metrics: tuple = ('recall@20', 'ndcg@20', 'mark@20', 'coverage@20'), # columns to show, if they are there
 ) -> Table: # for a rich console
@@ -505,7 +505,7 @@ def show_results(
     root, console = Path(root or project_root()), console or Console()
     paths = ProjectPaths(root)
     plain = dict(markup=False, highlight=False, soft_wrap=True)
-    console.print(comparison_table(comparison(root)))
+    console.print(terminal_comparison(comparison(root)))
     about = model_note(read_json(paths.checkpoints/'metadata.json', 'training'))
     if about: console.print(about+'\n', markup=False, highlight=False)
     paired = paths.report('inference')/'differences.csv'

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HELP', 'Program', 'ProcessRunner', 'demo_key', 'curl_lines', 'programs', 'some_customer', 'calls_to_try', 'env_port',
-           'serve', 'main']
+           'serve_shop', 'main']
 
 # %% ../../nbs/run/03_processes.ipynb #7b8dff42
 import argparse, ctypes, json, os, signal, subprocess, sys, time, urllib.error, urllib.request
@@ -223,7 +223,7 @@ def _build_bundle(paths: ProjectPaths):
     if subprocess.run([sys.executable, '-m', 'dvc', 'repro', 'bundle']).returncode:
         raise ArtifactError(expected('', 'a bundle', 'that `dvc repro bundle` failed', 'see above'))
 
-def serve(paths: ProjectPaths):
+def serve_shop(paths: ProjectPaths):
     "Run the servers until a signal ends them. Raises `GnnEcommerceError`."
     model_port, monitor_port = env_port('MODEL_PORT', 8001), env_port('MONITOR_PORT')
     settings = api_settings(**({} if 'MODEL_URL' in os.environ else {'model_url': f'http://127.0.0.1:{model_port}'}))
@@ -245,14 +245,14 @@ def serve(paths: ProjectPaths):
 def main(
     argv: Sequence[str] = (), # arguments of the command line
 ) -> int: # exit code
-    "Run `make serve`."
+    "Run `make serve_shop`."
     layout = argparse.RawDescriptionHelpFormatter
     argparse.ArgumentParser('python -m gnn_ecommerce.run.processes', description=HELP,
                             formatter_class=layout).parse_args(list(argv))
     try:
         paths = ProjectPaths(project_root())
         os.chdir(paths.root)
-        serve(paths)
+        serve_shop(paths)
     except GnnEcommerceError as err:
         print(err, file=sys.stderr)
         return 1

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_K', 'MAX_BASKET', 'MAX_PRODUCTS', 'MAX_REQUESTS', 'MAX_VALUES', 'MAX_BODY', 'MAX_ANSWER', 'Id', 'Text', 'K',
-           'Price', 'Share', 'EventType', 'Source', 'PROBLEM', 'INTERNAL_ERROR', 'TITLES', 'ROUTES', 'BasketItem',
+           'Price', 'Share', 'EventType', 'ListSource', 'PROBLEM', 'INTERNAL_ERROR', 'TITLES', 'ROUTES', 'BasketItem',
            'Filters', 'Request', 'RecommendRequest', 'ReasonItem', 'Item', 'Result', 'RecommendResponse',
            'SimilarResponse', 'ServedBundle', 'VersionResponse', 'ActivateRequest', 'ActivateResponse', 'InferTensor',
            'InferOutput', 'InferRequest', 'InferResponse', 'TensorInfo', 'ModelMetadata', 'ServerMetadata', 'problem',
@@ -99,12 +99,12 @@ class Item(Struct, omit_defaults=True):
     sentence: str|None = None
 
 # %% ../../nbs/serving/01_protocol.ipynb #7c151c5c
-Source = Literal['model', 'fold_in', 'content', 'popular', 'popular_in_category', 'random']
+ListSource = Literal['model', 'fold_in', 'content', 'popular', 'popular_in_category', 'random']
 
 class Result(Struct):
     "The list of one request; results come in the order of the requests."
     customer: Id|None
-    source: Source
+    source: ListSource
     model_version: str
     items: list[Item]
 
