@@ -9,9 +9,9 @@ __all__ = ['IdSetting', 'AnyId', 'PathId', 'ShortString', 'Strings', 'ListLength
            'health_routes', 'NOT_READY', 'NetworkSettings', 'ApiSettings', 'api_settings', 'StrictInput', 'BasketIn',
            'SessionIn', 'EventIn', 'EventsIn', 'KeyIn', 'ReasonOut', 'ItemOut', 'ListOut', 'EventsOut', 'DeletedOut',
            'ProblemOut', 'KeyOut', 'ShopService', 'Answer', 'KeyAuth', 'needs', 'problem_answer', 'recommendations',
-           'explanations', 'similar_products', 'session_request', 'sessions', 'events', 'forget', 'check_expiry',
-           'keys', 'create_key', 'revoke', 'status', 'livez', 'readyz', 'metrics', 'ApiServer', 'create_app',
-           'connect_shop', 'run_server', 'main']
+           'explanations', 'similar_products', 'session_request', 'session_list', 'take_events', 'forget',
+           'check_expiry', 'keys', 'create_key', 'revoke', 'status', 'livez', 'readyz', 'metrics', 'ApiServer',
+           'create_app', 'connect_shop', 'run_server', 'main']
 
 # %% ../nbs/09_api_server.ipynb #00b3cab0
 import asyncio, contextlib, functools, logging, math, re, resource, sys, time, uuid
@@ -575,7 +575,7 @@ SESSION_EXAMPLES = {
 }
 
 @list_routes.post('/v1/sessions/recommendations', summary='A list for a basket or session', **_list_out)
-async def sessions(
+async def session_list(
     shop: TheShop, record: TheRecord, body: Annotated[SessionIn, Body(openapi_examples=SESSION_EXAMPLES)]
 ):
     "Works for customers whom nobody has ever seen; with `customer_id`, on top of what is known of them."
@@ -597,7 +597,7 @@ def _spooled(model: type, text: str) -> dict:
     response_model=EventsOut, response_model_exclude_none=True,
     responses=_spooled(EventsOut, 'on disk, in order, stored later.'),
 )
-async def events(shop: TheShop, body: Annotated[EventsIn, Body(openapi_examples=EVENT_EXAMPLES)], response: Response):
+async def take_events(shop: TheShop, body: Annotated[EventsIn, Body(openapi_examples=EVENT_EXAMPLES)], response: Response):
     """When this answers, the events are safe. A product that was bought is in no list of the customer from now on.
     An event id that was sent before changes nothing."""
     state, added = await shop.recorder.record([e.event() for e in body.events])

@@ -84,7 +84,8 @@ def _map_file(path: Path) -> dict[str, np.ndarray]:
     size = path.stat().st_size
     with open(path, 'rb') as f:
         length = int.from_bytes(f.read(8), 'little')
-        if not 2 <= length <= min(size-8, 1 << 26): raise ValueError('no header')
+        if not 2 <= length <= min(size-8, 1 << 26):
+            raise ValueError('no header')
         header = json.loads(f.read(length))
     data = np.memmap(path, np.uint8, 'c', 8+length) if size > 8+length else np.zeros(0, np.uint8)
     return {name: _view(data, **about) for name, about in header.items() if name != '__metadata__'}
@@ -93,7 +94,8 @@ def map_tensors(
     path: str|Path, # a .safetensors file
 ) -> dict[str, np.ndarray]: # mapped; pages are shared between processes, and copied if somebody writes
     "Map a file's arrays without reading them. Raises `ArtifactError` if it is missing, truncated or foreign."
-    def error(problem): return ArtifactError(expected('', f'tensors in {path}', problem, 'build the bundle again'))
+    def error(problem):
+        return ArtifactError(expected('', f'tensors in {path}', problem, 'build the bundle again'))
     try: return _map_file(Path(path))
     except FileNotFoundError: raise error('no file') from None
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as err:
@@ -116,7 +118,8 @@ class MappedIds:
         prefix: str,                   # their names' beginning, as there
     ):
         self.values, self.strings = arrays.get(f'{prefix}.ids'), None
-        if self.values is None: self.strings = _Strings(arrays[f'{prefix}.bytes'], arrays[f'{prefix}.start'])
+        if self.values is None:
+            self.strings = _Strings(arrays[f'{prefix}.bytes'], arrays[f'{prefix}.start'])
 
     @staticmethod
     def arrays_of(ids: IdMap, prefix: str) -> dict[str, np.ndarray]:
@@ -186,7 +189,8 @@ def id(self: MappedIds, i: int) -> int|str:
 def decode(self: MappedIds, index: Iterable[int]) -> np.ndarray:
     "Return the ids of indices."
     index = np.asarray(index, np.int64)
-    if self.is_text: return np.array([self.id(i) for i in index.ravel()], object).reshape(index.shape)
+    if self.is_text:
+        return np.array([self.id(i) for i in index.ravel()], object).reshape(index.shape)
     return self.values[index]
 
 @patch(as_prop=True)
@@ -294,7 +298,8 @@ def _fsync(path: Path):
 
 def _save(arrays: dict[str, np.ndarray], path: Path):
     "Write arrays to a file that reaches the disk."
-    try: save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
+    try:
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
     except SafetensorError as err:
         if any(text in str(err) for text in ('os error 28', 'os error 122', 'No space left', 'quota')):
             raise OSError(errno.ENOSPC, 'No space left on device') from err
@@ -322,7 +327,8 @@ def write_bundle(
     folder.mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(prefix='.new-', dir=folder))
     try:
-        for name, arrays in files.items(): _save(arrays, tmp/f'{name}.safetensors')
+        for name, arrays in files.items():
+            _save(arrays, tmp/f'{name}.safetensors')
         manifest = _manifest(tmp, about)
         path, created = folder/_name(manifest), time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())
         write_json({'bundle': path.name, 'created': created, **manifest}, tmp/MANIFEST)
@@ -337,25 +343,32 @@ def write_bundle(
 # %% ../nbs/07_bundle.ipynb #3ac48df5
 def _load_manifest(path: Path) -> dict:
     "A bundle's manifest. Raises `ArtifactError` if there is none, or it is damaged or foreign."
-    def error(problem, fix=''): return ArtifactError(expected('', f'a bundle in {path.name}', problem, fix))
+    def error(problem, fix=''):
+        return ArtifactError(expected('', f'a bundle in {path.name}', problem, fix))
     try: manifest = json.loads((path/MANIFEST).read_text(encoding='utf8'))
-    except FileNotFoundError: raise error(f'no {MANIFEST}', 'build one with `dvc repro bundle`') from None
-    except (ValueError, OSError) as err: raise error(f'a damaged {MANIFEST} ({err})') from None
-    if not isinstance(manifest, dict) or manifest.get('kind') != 'bundle': raise error(f'a foreign {MANIFEST}')
-    if not isinstance(manifest.get('schema'), int): raise error(f'a foreign {MANIFEST}')
+    except FileNotFoundError:
+        raise error(f'no {MANIFEST}', 'build one with `dvc repro bundle`') from None
+    except (ValueError, OSError) as err:
+        raise error(f'a damaged {MANIFEST} ({err})') from None
+    if not isinstance(manifest, dict) or manifest.get('kind') != 'bundle':
+        raise error(f'a foreign {MANIFEST}')
+    if not isinstance(manifest.get('schema'), int):
+        raise error(f'a foreign {MANIFEST}')
     return manifest
 
 def _is_named_by_hash(manifest: dict) -> bool:
     "Whether a manifest has the hash that it names, and the three files."
     files = {f'{name}.safetensors' for name in ('model', 'users', 'items')}
-    try: return _name(manifest) == manifest.get('bundle') and set(manifest['files']) == files
+    try:
+        return _name(manifest) == manifest.get('bundle') and set(manifest['files']) == files
     except (KeyError, TypeError, ValueError): return False
 
 # %% ../nbs/07_bundle.ipynb #8ac7d28b
 def _check_file(path: Path, facts: dict, check: str):
     "Raise `ArtifactError` unless a file is what the manifest says."
     where, size = f'{path.parent.name}/{path.name}', path.stat().st_size if path.is_file() else None
-    if size is None: raise ArtifactError(expected('', where, 'no file', 'copy the bundle again'))
+    if size is None:
+        raise ArtifactError(expected('', where, 'no file', 'copy the bundle again'))
     if size != facts['size']:
         raise ArtifactError(expected('', f'{facts["size"]:,} bytes in {where}', f'{size:,}',
             'it is truncated or still being copied'))
@@ -377,7 +390,8 @@ def read_manifest(
     if not _is_named_by_hash(manifest):
         raise ArtifactError(expected('', f'a bundle in {path.name}', f'a damaged {MANIFEST}',
             'it has not the hash that it names'))
-    for name, facts in manifest['files'].items(): _check_file(path/name, facts, check)
+    for name, facts in manifest['files'].items():
+        _check_file(path/name, facts, check)
     return manifest
 
 # %% ../nbs/07_bundle.ipynb #27fc8204
@@ -464,10 +478,13 @@ def _misfit(arrays: dict[str, np.ndarray], manifest: dict) -> tuple[str, Any]|No
     except KeyError as err: return f'{err} in the manifest', 'none'
     for name, shape in shapes.items():
         if name not in arrays: return f'an array {name}', 'none'
-        if arrays[name].shape != shape: return f'{name} of shape {shape}', arrays[name].shape
+        if arrays[name].shape != shape:
+            return f'{name} of shape {shape}', arrays[name].shape
     for side, n in (('users', manifest['n_users']), ('items', manifest['n_items'])):
-        if f'{side}.ids' not in arrays and f'{side}.start' not in arrays: return f'ids of {side}', 'none'
-        if (count := len(MappedIds(arrays, side))) != n: return f'{n} ids of {side}', count
+        if f'{side}.ids' not in arrays and f'{side}.start' not in arrays:
+            return f'ids of {side}', 'none'
+        if (count := len(MappedIds(arrays, side))) != n:
+            return f'{n} ids of {side}', count
 
 # %% ../nbs/07_bundle.ipynb #3b44cea5
 def open_bundle(
@@ -538,7 +555,8 @@ def build_bundle(
     scored = scored or scoring_arrays(graph, tensors, scoring, rule.weights)
     files, score = bundle_arrays(graph, tensors, scoring, rule, hidden, s.precision, scored)
     scorer = Scorer(as_used(files['model'] | files['users'] | files['items']), score)
-    if k := list_length(s, graph.n_users): files['users'] |= top_lists(scorer, hidden, k, s.exclude)
+    if k := list_length(s, graph.n_users):
+        files['users'] |= top_lists(scorer, hidden, k, s.exclude)
     loss = {} if s.precision == 'fp32' else precision_loss(Scorer(*scored), scorer, hidden, valid, s)
     facts = _facts(graph, rule, s, files['model']['item_embedding'].shape[1], score, loss)
     return open_bundle(write_bundle(folder, files, _defaults(graph, s) | about | facts))
@@ -562,7 +580,8 @@ def _readable_manifest(path: Path) -> dict|None:
     "A manifest as it stands; None if the file is none, or belongs to another folder."
     try: manifest = json.loads(path.read_text(encoding='utf8'))
     except (ValueError, OSError): return None
-    if not isinstance(manifest, dict) or manifest.get('kind') != 'bundle': return None
+    if not isinstance(manifest, dict) or manifest.get('kind') != 'bundle':
+        return None
     return manifest if manifest.get('bundle') == path.parent.name else None
 
 def bundles(
@@ -580,7 +599,8 @@ def pointed(
 ) -> dict: # the pointer as it shall be
     "Return what servers are told when a bundle is activated."
     active, previous = now.get('active'), now.get('previous')
-    if share < 1: return dict(active=active, canary=name if share > 0 else None, share=share, previous=previous)
+    if share < 1:
+        return dict(active=active, canary=name if share > 0 else None, share=share, previous=previous)
     return dict(active=name, canary=None, share=0., previous=active if name != active else previous)
 
 # %% ../nbs/07_bundle.ipynb #612b2edc
@@ -601,7 +621,8 @@ def read_pointer(
     "Read what servers are told to serve. Raises `ArtifactError` if it is no pointer."
     try: pointer = json.loads(Path(path).read_text(encoding='utf8'))
     except FileNotFoundError: return None
-    except (ValueError, OSError) as err: raise ArtifactError(expected(str(path), 'a pointer', err)) from None
+    except (ValueError, OSError) as err:
+        raise ArtifactError(expected(str(path), 'a pointer', err)) from None
     _check_pointer(pointer, path)
     return dict(active=pointer['active'], share=float(pointer.get('share', 0.)),
         canary=pointer.get('canary'), previous=pointer.get('previous'))
@@ -609,7 +630,8 @@ def read_pointer(
 # %% ../nbs/07_bundle.ipynb #f1nd0002
 def latest_bundle(folder: Path) -> str:
     "Return the name of the newest bundle, as stage `bundle` has left it."
-    try: return json.loads((folder/'latest.json').read_text(encoding='utf8'))['bundle']
+    try:
+        return json.loads((folder/'latest.json').read_text(encoding='utf8'))['bundle']
     except (OSError, ValueError, KeyError, TypeError):
         raise ArtifactError(expected('', f'bundles in {folder}', 'no latest.json',
             'run `make demo`, or `dvc repro bundle`')) from None
@@ -746,6 +768,7 @@ def _load_trained(paths: ProjectPaths) -> tuple[InteractionGraph, dict, dict]: #
             f'one of another ({metadata["graph_hash"][:12]})', 'run `dvc repro training`'))
     return graph, tensors, metadata
 
+# %% ../nbs/07_bundle.ipynb #9adf05b2
 def _later_pairs(paths: ProjectPaths, graph: InteractionGraph, hide: list[str]):
     "Pairs of the validation period, and what counts as bought since training (None if nothing)."
     def pairs(name):

@@ -153,6 +153,7 @@ def as_ids(
     "Give typed ids the type that the graph's have. Raises `UnknownIdError` if they should be integers and are not."
     return list(texts) if ids.is_text else [_integer(text, what) for text in texts]
 
+# %% ../nbs/11_cli.ipynb #11faefb2
 def read_basket(
     typed: Iterable[str]|None, # 'ID', 'ID:EVENT', or several with commas between
     ids: IdMap,                # of the graph's products

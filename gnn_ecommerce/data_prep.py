@@ -301,6 +301,7 @@ def _split_lines(self: DataPrep) -> list[str]:
         lines.append(f'test: {users}; {int(p.target_items):,} items, of which {int(p.cold_items):,} are cold')
     return lines
 
+# %% ../nbs/01_data_prep.ipynb #28af38b2
 @patch
 def __str__(self: DataPrep):
     m = self.metrics
@@ -354,6 +355,7 @@ def activity(con: ibis.BaseBackend, events: ibis.Table) -> pd.DataFrame: # of ('
 def _place(row) -> str:
     return f'{row.file} line {int(row.line)}' if pd.notna(row.line) else row.file
 
+# %% ../nbs/01_data_prep.ipynb #1eb71db2
 def reject_reasons(con: ibis.BaseBackend, rejected: ibis.Table) -> pd.DataFrame: # reason, rows, first
     "Count rejected rows by reason, most frequent first, with the file and line of the first one."
     by = rejected.group_by('reason').aggregate(rows=rejected.count(), file=rejected.file.min())
@@ -534,6 +536,7 @@ def sorted_windows(
         part = clean_events(checked.filter(*inside) if inside else checked, settings, points, distinct=False)
         yield con.con.sql(ibis.to_sql(part, dialect='duckdb')).to_arrow_table()
 
+# %% ../nbs/01_data_prep.ipynb #f246c0b2
 def write_events(tables, path: Path):
     "Write `sorted_windows`, each event once."
     out = last = None
@@ -564,6 +567,7 @@ def find_catalogue(settings: DataPrepSettings, paths: ProjectPaths) -> Path|None
         raise DataError(expected('data_prep.products', f'a catalogue in {path}', 'no file', fix))
     return path
 
+# %% ../nbs/01_data_prep.ipynb #04439ab2
 def open_inputs(
     settings: DataPrepSettings, paths: ProjectPaths, work: Path
 ) -> tuple[list[Source], list[Source]]: # events, catalogue (or none)
@@ -615,6 +619,7 @@ def forgotten(settings: DataPrepSettings, paths: ProjectPaths) -> list[str]:
             raise DataError(expected(FORGET, f'one id a line in {path}', repr(customer), fix))
     return [str(customer) for customer in ids]
 
+# %% ../nbs/01_data_prep.ipynb #1a7f6bb2
 def leave_out(
     con: ibis.BaseBackend,
     rows: ibis.Table, # of `stage_rows`
@@ -645,6 +650,7 @@ def _stage_catalogue(
     checked = check_products(read_rows(con, products), id_types['product_id'], settings.decimal)
     return stage_rows(con, checked, products, work)
 
+# %% ../nbs/01_data_prep.ipynb #235142b2
 def _products(con: ibis.BaseBackend, events: ibis.Table, catalogue: ibis.Table|None) -> ibis.Table:
     "The product table; its larger part is computed once and kept in the database."
     seen = con.create_table('attributes', attributes_seen(events), temp=True)

@@ -111,7 +111,8 @@ def reason(self: Explainer,
     if max(own, bias) > parts[parts > 0].sum() and max(own, bias) > 0:
         return because('self' if own >= bias else 'bias', lead[:1], max(own, bias))
     if not len(lead): return Reason('nothing', [], [], 0.)
-    if history[lead[0]] == item: return because('seen', lead[:1], parts[lead[0]])
+    if history[lead[0]] == item:
+        return because('seen', lead[:1], parts[lead[0]])
     lead = lead[history[lead] != item]
     part, (people, buyers, through) = parts[lead].sum(), self._people_behind(shares, k, lead)
     return because('products', lead, part, people, buyers, through/part)
@@ -120,7 +121,8 @@ def reason(self: Explainer,
 @patch
 def _about_people(self: Reason) -> str:
     "The part of a sentence that is about others."
-    if self.through_people < .25 or not self.people: return ', to which this is close in what customers like'
+    if self.through_people < .25 or not self.people:
+        return ', to which this is close in what customers like'
     it, n = 'it' if len(self.products) == 1 else 'one of them', self.buyers or self.people
     were = 'was' if n == 1 else 'were'
     did = f'bought {it} also bought this' if self.buyers else f'{were} interested in {it} {were} interested in this too'
@@ -141,7 +143,8 @@ def _sentence(self: Explainer,
 def _event_types_of(graph: InteractionGraph) -> np.ndarray: # int (n_users,)
     "How many event types each user's history has; 0 without counts."
     columns = [c for c in (graph.edges.columns if graph.edges is not None else []) if c.startswith('n_')]
-    def has(column): return np.bincount(graph.user, graph.edges[column].to_numpy() > 0, graph.n_users) > 0
+    def has(column):
+        return np.bincount(graph.user, graph.edges[column].to_numpy() > 0, graph.n_users) > 0
     return sum((has(c).astype(int) for c in columns), np.zeros(graph.n_users, int))
 
 def _groups_of(graph: InteractionGraph) -> np.ndarray: # int (n_users,)
@@ -170,9 +173,11 @@ def explained_users(
     settings: ExplainabilitySettings,
 ) -> list: # ids of customers
     "Choose whom the settings ask for. Raises `SettingsError` for ids of another type than the graph's."
-    if settings.users: return check_ids(settings.users, graph, 'explainability.users')
+    if settings.users:
+        return check_ids(settings.users, graph, 'explainability.users')
     users = np.flatnonzero(np.diff(graph.user_ptr))
-    if settings.choose == 'interesting': users = interesting_users(graph, settings.number)
+    if settings.choose == 'interesting':
+        users = interesting_users(graph, settings.number)
     else:
         number = min(settings.number, len(users))
         users = rng(settings.seed, 'explainability').choice(users, number, replace=False)
@@ -186,12 +191,15 @@ def _product_rows(self: Shares, k: int, n: int) -> list[tuple]: # split, kind, s
     rows, rest = [(split, 'self', self.own[k], (self.user,), '')], order[n:]
     for e, event in zip(order[:n], self._main_events(order[:n])):
         path = (self.user, int(self.history[e]))
-        if self.filter[e, k]: rows.append((split, 'filter', self.filter[e, k], path, event))
+        if self.filter[e, k]:
+            rows.append((split, 'filter', self.filter[e, k], path, event))
         rows.append((split, 'product', self.embedding[e, k], path, event))
-    if len(rest): rows.append((split, 'rest', self.products[rest, k].sum(), (), ''))
+    if len(rest):
+        rows.append((split, 'rest', self.products[rest, k].sum(), (), ''))
     if self.bias.any(): rows.append((split, 'bias', self.bias[k], (), ''))
     return rows
 
+# %% ../nbs/06_explainability.ipynb #45925db2
 @patch
 def _path_rows(self: Explainer, s: Shares, item: int, settings: ExplainabilitySettings) -> list[tuple]:
     "Rows of splits `walks` and `shortest_path`."
@@ -328,7 +336,8 @@ def plot_summary(
     "Draw stacked bars, one a split. Returns the matplotlib figure."
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(8, 2.6), layout='constrained', dpi=80)
-    for row, (_, part) in enumerate(table.groupby('split', sort=False)): _stack_bar(ax, row, part)
+    for row, (_, part) in enumerate(table.groupby('split', sort=False)):
+        _stack_bar(ax, row, part)
     ax.set_yticks(range(table.split.nunique()), [s.replace('_', ' ') for s in table.split.unique()])
     ax.set(xlabel='part of the explained scores')
     ax.invert_yaxis()
@@ -352,7 +361,8 @@ def customer_text(
         lines += [f'{rank:3}. {first["product"]}', f'     {first.sentence}']
         for r in part[part.kind.isin(['filter path', 'path'])].nlargest(1, 'share').itertuples():
             percent = f'({100*r.share/r.score:.0f} % of the score)' if r.score > 0 else ''
-            if percent: lines.append(f'     {" - ".join(r.path_names)}   {percent}')
+            if percent:
+                lines.append(f'     {" - ".join(r.path_names)}   {percent}')
     return '\n'.join(lines)
 
 # %% ../nbs/06_explainability.ipynb #d8016712
@@ -370,7 +380,8 @@ def event_weights(
 ) -> dict[str, float]: # event type -> what one event counts
     "What an event counts under the graph's weight scheme, for shares by event type."
     scheme = settings.get('scheme')
-    if scheme == 'purchase_only': return {k: float(k == 'purchase') for k in EVENT_WEIGHTS}
+    if scheme == 'purchase_only':
+        return {k: float(k == 'purchase') for k in EVENT_WEIGHTS}
     if scheme == 'unweighted': return dict.fromkeys(EVENT_WEIGHTS, 1.)
     return dict(settings.get('weights') or EVENT_WEIGHTS)
 
@@ -390,6 +401,7 @@ def _sample(graph: InteractionGraph, recs: pd.DataFrame, settings: Explainabilit
     if not len(some): return np.zeros((0, 2), np.int64)
     return np.stack([graph.user_ids.encode(some.user_id.tolist()), graph.item_ids.encode(some.product_id.tolist())], 1)
 
+# %% ../nbs/06_explainability.ipynb #82429fb2
 def _check_shares(explainer: Explainer, pairs: np.ndarray, seed: int) -> tuple[pd.DataFrame, dict]: # curve, metrics
     "Test shares by taking products out."
     curve, corr = deletion_curve(explainer, pairs, seed=seed), removal_correlation(explainer, pairs)
@@ -405,7 +417,8 @@ def _write_report(result: ExplainabilityResult, folder: Path):
     plots = dict(summary=plot_summary, deletion=lambda t: plot_deletion({'recommendations of this shop': t}))
     for name, plot in plots.items():
         table = getattr(result, name)
-        with atomic_path(folder/f'{name}.csv') as tmp: table.to_csv(tmp, index=False)
+        with atomic_path(folder/f'{name}.csv') as tmp:
+            table.to_csv(tmp, index=False)
         if not len(table): continue
         with atomic_path(folder/f'{name}.png') as tmp: plot(table).savefig(tmp)
 

@@ -206,7 +206,8 @@ def check_train_events(
     if n_bad:
         raise ArtifactError(expected('train events', f'ids, time and one of {", ".join(EVENT_TYPES)} in each',
                                      f'{n_bad} rows without', _AGAIN))
-    if split_point is not None and last >= split_point: _refuse_future(e, split_point, last)
+    if split_point is not None and last >= split_point:
+        _refuse_future(e, split_point, last)
     return int(n), last if split_point is None else split_point
 
 # %% ../nbs/02_graph_build.ipynb #6836e6f2
@@ -309,7 +310,8 @@ def filter_edges(
 # %% ../nbs/02_graph_build.ipynb #47bbc597
 def _left(step: str, user: np.ndarray, item: np.ndarray, n_events: np.ndarray, keep: np.ndarray) -> dict:
     "Count what a filter left."
-    def distinct(index): return int((np.bincount(index[keep], minlength=1) > 0).sum())
+    def distinct(index):
+        return int((np.bincount(index[keep], minlength=1) > 0).sum())
     return dict(step=step, users=distinct(user), items=distinct(item), edges=int(keep.sum()),
                 events=int(n_events[keep].sum()))
 

@@ -75,6 +75,7 @@ def _distinct(rows: pd.DataFrame) -> pd.DataFrame: # user_id, product_id, bought
     "One row for each pair; `bought` if any of its rows is."
     return rows.groupby(['user_id', 'product_id'], as_index=False).bought.max()
 
+# %% ../nbs/05_inference.ipynb #b226bdb2
 def outside_users(
     path: str|Path,          # data/processed/train_events.parquet
     graph: InteractionGraph, # whose users are inside
@@ -107,7 +108,8 @@ def _raw_ids(path: Path) -> list:
     if not path.is_file():
         raise DataError(expected('users_file', f'a file of user ids in {path}', 'none'))
     try:
-        if path.suffix == '.parquet': return pq.read_table(path, columns=['user_id'])['user_id'].to_pylist()
+        if path.suffix == '.parquet':
+            return pq.read_table(path, columns=['user_id'])['user_id'].to_pylist()
         ids = [o.strip() for o in path.read_text(encoding='utf-8-sig').splitlines()]
     except (pa.ArrowException, UnicodeDecodeError) as err:
         raise DataError(expected('users_file', f'text, one id a line, or Parquet with a column user_id in {path.name}',
@@ -143,7 +145,8 @@ def chosen_users(
     if settings.users is not None: ids = settings.users
     elif settings.users_file is not None:
         ids = read_user_list(paths.resolve(settings.users_file), graph.user_ids.is_text)
-    else: return IdMap(np.concatenate([inside, outside.user_id.unique().astype(inside.dtype)]))
+    else:
+        return IdMap(np.concatenate([inside, outside.user_id.unique().astype(inside.dtype)]))
     return IdMap(check_ids(ids, graph, 'inference.users') if ids else inside[:0])
 
 # %% ../nbs/05_inference.ipynb #d050fd04
@@ -182,7 +185,8 @@ def lists(self: Recommending,
     if inside.any():
         items[inside], scores[inside] = self.model.recommend(index[inside], settings.k, settings.exclude,
             self.also_exclude)
-    if not inside.all(): items[~inside], scores[~inside] = self._popular_lists(ids[~inside])
+    if not inside.all():
+        items[~inside], scores[~inside] = self._popular_lists(ids[~inside])
     return items, scores, inside
 
 # %% ../nbs/05_inference.ipynb #fd5814cf
@@ -197,6 +201,7 @@ def _labels(index: np.ndarray, labels: list[str]) -> pa.Array:
     "A column of few different texts."
     return pa.DictionaryArray.from_arrays(pa.array(index, pa.int8()), pa.array(labels, pa.string())).cast(pa.string())
 
+# %% ../nbs/05_inference.ipynb #fd5814b2
 def recommendation_rows(
     job: Recommending,
     ids: np.ndarray, # user ids, (n,)
@@ -295,7 +300,8 @@ def methods(
         raise SettingsError(expected('inference.baselines', f'some of {", ".join(BASELINES)}',
             ', '.join(map(repr, unknown))))
     fitted = {model.name: lambda: model}
-    for part in _parts(model): fitted.setdefault(part.name, lambda part=part: part)
+    for part in _parts(model):
+        fitted.setdefault(part.name, lambda part=part: part)
     for b in baselines:
         unfitted = BASELINES[b](seed=seed)
         fitted.setdefault(unfitted.name, lambda unfitted=unfitted: unfitted.fit(model.graph))
@@ -360,7 +366,8 @@ def breakdowns(
     groups = quantile_groups(events_per_user(graph)[evaluations[0].per_user.user], settings.activity_groups)
     users = [by_user_group(e, groups, metrics, **boot) for e in evaluations]
     new = new_user_lists(graph, test.new_users, [k])
-    if new is not None: users.append(by_user_group(new, ['new']*new.n_users, metrics, **boot))
+    if new is not None:
+        users.append(by_user_group(new, ['new']*new.n_users, metrics, **boot))
     bought = graph.item_popularity('bought')
     items = popularity_groups(bought if bought.any() else graph.item_popularity('seen'))
     products = [by_item_group(e, test.targets, items, k, **boot) for e in evaluations]
@@ -425,7 +432,8 @@ def plot_groups(
         at = [groups.index(g)+(i-(len(names)-1)/2)*width for g in t.group]
         error = np.maximum(np.abs(np.stack([t[value]-t.low, t.high-t[value]])), 0)
         ax.bar(at, t[value], width*.9, yerr=error, label=name, error_kw=dict(lw=.8, ecolor='.3'))
-    def label(g): return f'{g}\n{table[table.group == g][size].iloc[0]:,} {size}' if size else g
+    def label(g):
+        return f'{g}\n{table[table.group == g][size].iloc[0]:,} {size}' if size else g
     ax.set_xticks(range(len(groups)), [label(g) for g in groups])
     ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
     ax.figure.legend(loc='outside upper center', frameon=False, fontsize=8, ncols=4)
@@ -440,12 +448,14 @@ def printable(
     "The comparison as text, best first."
     metrics = list(metrics)
     t = comparison[comparison.metric.isin(metrics)].copy()
-    def interval(r): return f' [{r.low:.4f}, {r.high:.4f}]' if r.low == r.low else ''
+    def interval(r):
+        return f' [{r.low:.4f}, {r.high:.4f}]' if r.low == r.low else ''
     t['text'] = [f'{r["mean"]:.4f}{interval(r)}' for _, r in t.iterrows()]
     order = t[t.metric == metrics[0]].sort_values('mean', ascending=False, kind='stable').method
     wide = t.pivot(index='method', columns='metric', values='text').loc[order, metrics]
     return wide.rename_axis(columns=None, index=None).to_string()
 
+# %% ../nbs/05_inference.ipynb #6718aeb2
 def differences(
     evaluations: list[Evaluation], # the model first
     settings: InferenceSettings,
@@ -475,7 +485,8 @@ def _history_lines(graph: InteractionGraph, user: int, most: int) -> list[str]:
     edges = graph.edges_of(user=user)
     facts = graph.edges.iloc[edges] if graph.edges is not None else pd.DataFrame(index=edges)
     latest = np.arange(len(edges))
-    if 'last_time' in facts: latest = np.argsort(-facts.last_time.astype('int64').to_numpy(), kind='stable')
+    if 'last_time' in facts:
+        latest = np.argsort(-facts.last_time.astype('int64').to_numpy(), kind='stable')
     counts = [c for c in facts if c.startswith('n_')]
     lines = [f'customer {graph.user_ids.ids[user]}: {len(edges)} products in the history']
     for e in latest[:most]:
@@ -504,7 +515,8 @@ def describe_customer(
     return '\n'.join(lines)
 
 # %% ../nbs/05_inference.ipynb #9ef79522
-def _empty(columns=()): return field(default_factory=lambda: pd.DataFrame(columns=list(columns)), repr=False)
+def _empty(columns=()):
+    return field(default_factory=lambda: pd.DataFrame(columns=list(columns)), repr=False)
 
 @dataclass
 class InferenceResult:
@@ -584,14 +596,17 @@ def plot_by_popularity(result: InferenceResult) -> Any: # matplotlib axes
 # %% ../nbs/05_inference.ipynb #22128cdd
 def _write_csv(table: pd.DataFrame, path: Path, index: bool = False):
     "Write a table for people and DVC, atomically."
-    with atomic_path(path) as tmp: table.to_csv(tmp, index=index, float_format='%.6g')
+    with atomic_path(path) as tmp:
+        table.to_csv(tmp, index=index, float_format='%.6g')
 
 def _write_plot(ax, path: Path):
     "Write a plot as PNG, atomically; the figure is closed."
     import matplotlib.pyplot as plt
-    with atomic_path(path) as tmp: ax.figure.savefig(tmp, metadata={'Software': None})
+    with atomic_path(path) as tmp:
+        ax.figure.savefig(tmp, metadata={'Software': None})
     plt.close(ax.figure)
 
+# %% ../nbs/05_inference.ipynb #22128cb2
 def write_inference_report(
     folder: str|Path, # reports/inference
     result: InferenceResult,
@@ -603,7 +618,8 @@ def write_inference_report(
         _write_csv(getattr(result, name), folder/f'{name}.csv')
     _write_csv(result.seconds, folder/'methods.csv')
     _write_csv(result.curves, folder/'recall_at_k.csv', index=True)
-    with atomic_path(folder/'customers.txt') as tmp: tmp.write_text(result.customers+'\n', encoding='utf8')
+    with atomic_path(folder/'customers.txt') as tmp:
+        tmp.write_text(result.customers+'\n', encoding='utf8')
     if not result.evaluations: return
     _write_plot(plot_recall(result), folder/'recall_at_k.png')
     _write_plot(plot_by_activity(result), folder/'by_activity.png')

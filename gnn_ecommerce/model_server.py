@@ -611,6 +611,7 @@ async def _prepared(self: Worker, message: dict) -> dict: # what the supervisor 
         return {'op': 'refused', 'generation': generation, 'reason': reason}
     return {'op': 'ready', 'generation': generation, 'version': self.states[generation].active.version}
 
+# %% ../nbs/08_model_server.ipynb #8fc138b2
 @patch
 async def prepare(self: Worker, message: dict):
     "Open what a generation serves, and warm it up; nothing answers from it yet."

@@ -115,6 +115,7 @@ def _places(served: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
     s = s.assign(rank=s.products.map(lambda p: list(range(1, len(p)+1)))).explode(['products', 'rank'])
     return s.rename(columns={'products': 'product_id'}).dropna(subset='product_id').astype({'product_id': object})
 
+# %% ../nbs/10_monitoring.ipynb #bba4e3b2
 def _candidates(events: pd.DataFrame, places: pd.DataFrame) -> pd.DataFrame:
     "Each event with each place that it may have followed; `sure` if the event names the list."
     columns = ['recommendation_id', 'served_at', 'product_id', 'rank']

@@ -334,6 +334,7 @@ def run_epoch(self: Run,
     e.grad = None
     return float(np.mean(losses))
 
+# %% ../nbs/04_training.ipynb #edea13b2
 @patch
 @contextlib.contextmanager
 def _explained_memory(self: Run, e: torch.Tensor) -> Iterator[None]:
@@ -716,6 +717,7 @@ def _metadata(
         git_commit=git_commit(root), versions=library_versions()
     )
 
+# %% ../nbs/04_training.ipynb #36c7deb2
 def _json_rows(history: pd.DataFrame) -> list[dict]:
     "Turn a table into JSON rows, None for a missing value."
     return [{k: None if pd.isna(v) else v for k, v in row.items()} for row in history.to_dict('records')]

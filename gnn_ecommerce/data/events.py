@@ -968,6 +968,7 @@ def count_events(
         **{f'{c}_good': number(ibis.coalesce(t[f'{c}_canonical'], False)) for c in ('user_id', 'product_id')},
     )
 
+# %% ../../nbs/data/01_events.ipynb #ced07ab2
 def rejects(checked: ibis.Table) -> ibis.Table: # file, line, reason, raw (empty for regular lines, see `write_rejects`)
     "Rows that cannot be used, in the order of files and lines."
     bad = checked.filter(checked.reason.notnull())

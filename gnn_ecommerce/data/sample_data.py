@@ -400,6 +400,7 @@ def _strings(chars):
     ends, data = np.arange(n+1, dtype=np.int32)*width, np.ascontiguousarray(chars)
     return pa.StringArray.from_buffers(n, pa.py_buffer(ends), pa.py_buffer(data))
 
+# %% ../../nbs/data/02_sample_data.ipynb #0a1019b2
 def _times(time):
     "Seconds since 1970, all of one day, as `2019-10-01 00:00:00 UTC`."
     midnight = f'{pd.Timestamp(time[0], unit="s"):%Y-%m-%d} 00:00:00 UTC'.encode()

@@ -66,7 +66,8 @@ class PathSearch:
         h = np.zeros(adjacency.num_nodes)
         h[end] = 1
         self.H, self.F = [h], [np.zeros_like(h)]
-        for r in range(1, length): self._back(r, start if r == length-1 else None)
+        for r in range(1, length):
+            self._back(r, start if r == length-1 else None)
 
 # %% ../../nbs/explain/02_paths.ipynb #e378a926
 @patch
@@ -204,7 +205,8 @@ def _best_rows(self: Explainer, start: int, end: int, c: float, n: int, most: in
     lengths = range(1, 2*len(self.alpha)-1, 2) if n else ()
     searches = [PathSearch(self.adjacency, self._squared(), self.alpha, start, end, k) for k in lengths]
     best, complete = best_paths(searches, n, most)
-    def indices(nodes): return tuple(x-self.graph.n_users if j % 2 else x for j, x in enumerate(nodes))
+    def indices(nodes):
+        return tuple(x-self.graph.n_users if j % 2 else x for j, x in enumerate(nodes))
     return [('path', v/c, indices(nodes)) for v, nodes in best], sum(v for v, _ in best)/c, complete
 
 # %% ../../nbs/explain/02_paths.ipynb #e8b29068
@@ -246,7 +248,8 @@ def _distances(
     for d in range(1, depth+1):
         x = spread(adjacency, x)
         x[steps >= 0] = 0
-        if other is not None and d > free: x[(other < 0) | (other > depth-d)] = 0
+        if other is not None and d > free:
+            x[(other < 0) | (other > depth-d)] = 0
         new = np.flatnonzero(x)
         if not len(new): break
         steps[new], mass[new] = d, x[new]
@@ -312,7 +315,8 @@ def connection(
     steps, mass, on = _between(A, a, b, max_length)
     if not on[b]:
         far = int(_distances(A, a, A.num_nodes)[0][b])
-        if far < 0: return _view(graph, np.array([a, b]), np.zeros(A.num_nodes, np.int32), 0)
+        if far < 0:
+            return _view(graph, np.array([a, b]), np.zeros(A.num_nodes, np.int32), 0)
         steps, mass, on = _between(A, a, b, far)
     nodes, one = np.flatnonzero(on), heaviest_path(A, a, b, steps, mass, on)
     order = np.lexsort((nodes, -mass[nodes], ~np.isin(nodes, one)))

@@ -172,6 +172,7 @@ def find(
     at = np.minimum(np.searchsorted(among, values), len(among)-1)
     return np.where(among[at] == values, at, -1)
 
+# %% ../../nbs/explain/01_shares.ipynb #efdce3b2
 def table_entries(
     table: ItemTable,
     rows: np.ndarray,    # int (h,)
@@ -213,7 +214,8 @@ def _filter_scale(self: Explainer, edges: np.ndarray) -> float:
 @patch
 def _filter_step(self: Explainer, edges: np.ndarray, items: np.ndarray) -> np.ndarray: # float64 (h, k)
     "Share of each edge of the user through the graph filter."
-    if self.filter is None or not len(edges): return np.zeros((len(edges), len(items)))
+    if self.filter is None or not len(edges):
+        return np.zeros((len(edges), len(items)))
     w = self.filter.history.data[edges].astype(np.float64)
     return self.b*self._filter_scale(edges)*w[:, None]*table_entries(self.filter.table, self.graph.item[edges], items)
 
@@ -291,7 +293,8 @@ def table(self: Shares,
         parts = self.embedding[rest, at].sum(), self.filter[rest, at].sum()
         rows.append(('rest', -1, f'{len(rest)} other products', '', *parts))
     rows.append(('self', -1, 'the customer as such', '', self.own[at], 0.))
-    if self.bias.any(): rows.append(('bias', -1, 'the product as such', '', self.bias[at], 0.))
+    if self.bias.any():
+        rows.append(('bias', -1, 'the product as such', '', self.bias[at], 0.))
     table = pd.DataFrame(rows, columns=['kind', 'item', 'label', 'events', 'embedding', 'filter'])
     table.insert(4, 'share', table.embedding+table['filter'])
     return table
@@ -346,6 +349,7 @@ def _counted(self: Explainer) -> tuple[np.ndarray|None, np.ndarray]: # bool (E,)
         self.counted = under_cap(base, settings.cap), scale
     return self.counted
 
+# %% ../../nbs/explain/01_shares.ipynb #898164b2
 @patch
 def _path_terms(self: Explainer, history: np.ndarray, item: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Paths x - v - item of the filter's table: positions in the history, customers v, and the terms of their sum."
@@ -377,7 +381,8 @@ def filter_paths(self: Explainer,
     total = self._filter_step(edges, np.array([item]))[:, 0] if self._has_paths() else np.zeros(len(edges))
     asked = np.flatnonzero(total) if rows is None else np.asarray(rows)[total[rows] != 0]
     edges, total = edges[asked], total[asked]
-    if not len(edges): return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
+    if not len(edges):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
     x, v, term = self._path_terms(self.graph.item[edges], item)
     return self.graph.item[edges][x].astype(np.int64), v, total[x]*term/np.bincount(x, term, len(edges))[x]
 
@@ -447,7 +452,8 @@ def random_case(
     bias = draw.standard_normal(graph.n_items).astype(np.float32) if part == 3 else None
     z = Propagation(Adjacency.from_graph(graph, weighted), list(alpha)).forward(E)
     model = LightGCNRecommender(z[:graph.n_users], z[graph.n_users:], graph, cosine)
-    if bias is not None: model.set_embedding(model.user_embedding, model.item_embedding, bias)
+    if bias is not None:
+        model.set_embedding(model.user_embedding, model.item_embedding, bias)
     explainer = Explainer(graph, E, alpha, weighted, cosine, filter, b, bias)
     return explainer, HybridRecommender(model, filter, b) if b else model
 
@@ -537,7 +543,8 @@ def _deletion_order(explainer: Explainer, s: Shares, order: str, draw: np.random
     if order == 'random': return draw.permutation(len(s.history))
     if order == 'share': value = s.products[:, 0]
     elif order == 'effect': value = explainer.effects(s)[:, 0]
-    elif order == 'popularity': value = explainer.graph.item_popularity('seen')[s.history]
+    elif order == 'popularity':
+        value = explainer.graph.item_popularity('seen')[s.history]
     else:
         orders = "'share', 'effect', 'popularity' or 'random'"
         raise GnnEcommerceError(expected('order', orders, repr(order)))
@@ -595,7 +602,8 @@ def removal_correlation(
         s = explainer.shares(user, [item])
         if len(s.history) < least: continue
         effect = fall = explainer.effects(s)[:, 0]
-        if again: fall = s.score[0]-np.array([explainer._score_again(s, [x]) for x in s.history])
+        if again:
+            fall = s.score[0]-np.array([explainer._score_again(s, [x]) for x in s.history])
         guesses = effect, s.products[:, 0], popular[s.history], draw.random(len(s.history))
         with np.errstate(invalid='ignore', divide='ignore'):
             rows.append((user, item, *(np.corrcoef(rank(x), rank(fall))[0, 1] for x in guesses)))

@@ -158,6 +158,7 @@ def _make_product_controls(self: PathExplorer):
                            style=wide, layout=_width('250px'))
     self.reset = w.Button(description='Put everything back', icon='undo', layout=_width(), disabled=True)
 
+# %% ../../nbs/explore/04_page.ipynb #bc64f3b2
 @patch
 def _make_other_controls(self: PathExplorer):
     "What chooses the map and what is exported."

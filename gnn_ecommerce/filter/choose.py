@@ -90,7 +90,8 @@ def between(
 # %% ../../nbs/filter/05_choose.ipynb #58948cf6
 def _fitted_filters(filters: list[GraphFilter], graph, last: GraphFilter|None) -> Iterator[GraphFilter]:
     "Fit filters: of the method `chebyshev` together; of the others one by one, so that one table is in memory."
-    def key(f): return {k: v for k, v in f.params.items() if k not in ('recency', 'name')}
+    def key(f):
+        return {k: v for k, v in f.params.items() if k not in ('recency', 'name')}
     if not filters: return
     alone = filters[0].method != 'chebyshev' or all(key(f) == key(filters[0]) for f in filters)
     for group in [[f] for f in filters] if alone else [filters]:
@@ -119,7 +120,8 @@ def choose_filter(
     grid = {k: list(v) for k, v in (default_grid(graph, method, exclude) if grid is None else grid).items()}
     k, users = metric_cutoff(metric), _validation_users(graph, targets, max_users, params.get('seed', 0))
     def make(values): return GraphFilter(method, **params|values)
-    def measure(f): return evaluate(f, targets, [k], exclude, also_exclude, users).metrics
+    def measure(f):
+        return evaluate(f, targets, [k], exclude, also_exclude, users).metrics
     steps, label = rounds(grid, method, refine), f'choose the graph filter ({method})'
     return _search(graph, grid, progress(steps, label, mode=None if show else 'none'), make, measure, metric)
 

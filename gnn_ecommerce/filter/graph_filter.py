@@ -120,7 +120,8 @@ def _pass_of(f: GraphFilter) -> tuple:
 def _row_blocks(group: list[GraphFilter], graph: InteractionGraph, show: bool) -> Iterable: # a block of each table
     f = group[0]
     if f.method == 'chebyshev':
-        def track(panels): return progress(panels, 'graph filter', mode=None if show else 'none')
+        def track(panels):
+            return progress(panels, 'graph filter', mode=None if show else 'none')
         return chebyshev_rows(f.base, [g.settings for g in group], f.n, f.diagonal, f.seed, f._numba, track)
     if f.method == 'regression':
         return ([b] for b in regression_rows(f.base, f.settings, f.n, f.diagonal, f._numba))
@@ -149,7 +150,8 @@ def add_row(user, history, table, factor, row):
 @jit
 def add_rows(users, history, table, factor, out, first, last):
     "Add to out[r] the scores of users[r], times factor[r], for r in first..last-1."
-    for r in range(first, last): add_row(users[r], history, table, factor[r], out[r])
+    for r in range(first, last):
+        add_row(users[r], history, table, factor[r], out[r])
 
 @patch
 def _add(self: GraphFilter, out, history, users, factor):
@@ -272,7 +274,8 @@ def _read_table(arrays: dict[str, np.ndarray], dtype: str) -> ItemTable:
 
 def _agree(ptr, item, value) -> bool:
     "Do the arrays of a table fit together?"
-    if ptr.ndim != 1 or not len(ptr) or ptr[0] != 0 or (np.diff(ptr) < 0).any(): return False
+    if ptr.ndim != 1 or not len(ptr) or ptr[0] != 0 or (np.diff(ptr) < 0).any():
+        return False
     if ptr[-1] != len(item) or len(item) != len(value): return False
     return not len(item) or (item.min() >= 0 and item.max() < len(ptr)-1)
 

@@ -49,7 +49,8 @@ class HybridRecommender(Recommender):
 
 # %% ../../nbs/filter/04_hybrid.ipynb #8fcc646c
 def _check_parts(model: EmbeddingRecommender, filter_part: GraphFilter|None, b: float):
-    if not 0 <= b < np.inf: raise GnnEcommerceError(expected('b', 'a number >= 0', b))
+    if not 0 <= b < np.inf:
+        raise GnnEcommerceError(expected('b', 'a number >= 0', b))
     if filter_part is None:
         if b:
             fix = 'fit a GraphFilter, or take b=0'
@@ -81,7 +82,8 @@ def score_blocks(self: HybridRecommender, users, columns):
 
 @patch
 def chunk(self: HybridRecommender, n_columns):
-    if self.b and not self._fuses(n_columns): return Recommender.chunk(self, n_columns)
+    if self.b and not self._fuses(n_columns):
+        return Recommender.chunk(self, n_columns)
     return self.embedding_part.chunk(n_columns)
 
 @patch
@@ -186,6 +188,7 @@ def _near_items(user, history, table, seen, mark, items):
                 n += 1
     return n
 
+# %% ../../nbs/filter/04_hybrid.ipynb #03a3c7b2
 @jit(fastmath={'contract'})
 def _add_dots(x, y, items, n, row):
     "row[j] += <x, y[j]> for the first n items j, each sum in the order of the dimensions, eight sums at a time."
@@ -225,7 +228,8 @@ def _rank_near(items, customers, mask, history, table, heaps, settled, first, la
         for i in range(n):
             j, score = near[i], row[near[i]]
             better = score > scores[0] or (score == scores[0] and j < best[0])
-            if better and mask.allowed[j] and not holds(masked, j): sift(scores, best, score, j)
+            if better and mask.allowed[j] and not holds(masked, j):
+                sift(scores, best, score, j)
         settled.done[r] = scores[0] > settled.bound[r]
         if not settled.done[r]: scores[:], best[:] = -np.inf, NO_ITEM
 
@@ -318,7 +322,8 @@ def _rank_grid(hybrid, users, grid, k, exclude, also_exclude) -> np.ndarray: # i
     added = f.add_scores(np.zeros_like(model), users, f.user_scale(users))
     if not (np.isfinite(model.sum()) and np.isfinite(added.sum())):
         raise GnnEcommerceError(expected('choose_b', 'finite scores', 'others', 'the model has diverged'))
-    if not f._numba: return np.stack([_rank_blend(model+np.float32(b)*added, k, mask) for b in grid])
+    if not f._numba:
+        return np.stack([_rank_blend(model+np.float32(b)*added, k, mask) for b in grid])
     if mask is not None:
         model[np.repeat(np.arange(len(users)), np.diff(mask.indptr)), mask.indices] = -np.inf
     items, values = np.empty((len(grid), len(users), k), np.int32), np.empty((len(grid), len(users), k), np.float32)
@@ -347,7 +352,8 @@ def users_with_targets(
 ) -> np.ndarray: # int64, ascending
     "Find the users who have a target. Raises `GnnEcommerceError` if nobody has one."
     shape = recommender.n_users, recommender.n_items
-    if targets.shape != shape: raise GnnEcommerceError(expected('targets', f'shape {shape}', targets.shape))
+    if targets.shape != shape:
+        raise GnnEcommerceError(expected('targets', f'shape {shape}', targets.shape))
     asked = np.arange(recommender.n_users) if users is None else np.unique(recommender._check_users(users))
     chosen = asked[np.diff(sp.csr_array(targets).indptr)[asked] > 0]
     if not len(chosen):

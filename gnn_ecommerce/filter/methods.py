@@ -36,6 +36,7 @@ class PathSettings:
     closeness: float = 0.
     cap: int = 2000    # of a customer with more products, only this many count (see `cap_history`)
 
+# %% ../../nbs/filter/02_methods.ipynb #2b822eb2
 @dataclass(frozen=True)
 class ChebyshevSettings:
     "Settings of the method `chebyshev`: W = D^-beta [sum_k c_k T_k(I-2P) + alpha V V^T] D^beta."
@@ -96,6 +97,7 @@ def history_matrix(
     if recency: data = data*decay(require_order(graph, 'recency'), recency)
     return sp.csr_array((data, r.indices, r.indptr), shape=r.shape)
 
+# %% ../../nbs/filter/02_methods.ipynb #fb5ee5b2
 def decay(
     recency_rank: np.ndarray, # int (E,), how many newer products there are
     exponent: float,          # 0: no decay
@@ -206,7 +208,8 @@ def _paths_rows(offset, graph, diagonal, block, first, last):
         for j in touched[:m]: sums[j] *= graph.target_scale[j]
         if not diagonal: sums[i] = 0
         block.count[r] = _cut_row(sums, touched[:m], scratch, n, block.items[r], block.values[r])
-        for k in range(block.count[r]): block.values[r, k] *= graph.item_scale[i]
+        for k in range(block.count[r]):
+            block.values[r, k] *= graph.item_scale[i]
 
 # %% ../../nbs/filter/02_methods.ipynb #3e11dd0f
 def under_cap(r: sp.csr_array, cap: int) -> np.ndarray|None: # bool (nnz,), None for all
@@ -234,7 +237,8 @@ def cap_history(
 def _path_graph(r: sp.csr_array, s: PathSettings, ages: np.ndarray|None) -> PathGraph:
     "Cap the histories, and compute scales and order; degrees are those of the whole histories."
     du, di = degrees(r)
-    if s.closeness and (keep := under_cap(r, s.cap)) is not None: ages = ages[keep]
+    if s.closeness and (keep := under_cap(r, s.cap)) is not None:
+        ages = ages[keep]
     r = cap_history(r, s.cap)
     order = _meeting_order(r, ages, s.closeness)
     scales = degree_power(du, -s.gamma), degree_power(di, -s.alpha), degree_power(di, -s.beta)
@@ -264,7 +268,8 @@ def path_rows(
         if numba:
             run_blocks(_paths_rows, even_ranges(rows), first, graph, diagonal, part := empty_block(rows, n))
             yield part
-        else: yield cut_sparse(_paths_sparse(graph, first, first+rows), first, n, diagonal)
+        else:
+            yield cut_sparse(_paths_sparse(graph, first, first+rows), first, n, diagonal)
 
 # %% ../../nbs/filter/02_methods.ipynb #c6dc3f95
 def _paths_sparse(graph: PathGraph, first: int, last: int) -> sp.csr_array: # (last-first, n_items)
@@ -278,6 +283,7 @@ def _paths_sparse(graph: PathGraph, first: int, last: int) -> sp.csr_array: # (l
     products = _ordered_products(part, r, ptr[first], graph.order) if ordered else part@r
     return sp.csr_array(sp.csr_array(products)*graph.target_scale*graph.item_scale[first:last, None])
 
+# %% ../../nbs/filter/02_methods.ipynb #c6dc3fb2
 def _ordered_products(part: sp.csr_array, r: sp.csr_array, first: int, order: MeetingOrder) -> sp.csr_array:
     "part @ r, each term with its decay; `first`: where the rows of `part` begin among the edges by product."
     count = np.diff(r.indptr)[part.indices]
@@ -363,10 +369,12 @@ def _cut_columns(offset, q, low, scales, diagonal, block, first, last):
                 if x > floor[c] and x != 0 and (diagonal or j != offset+8*g+c):
                     items[c, size[c]], values[c, size[c]] = j, x
                     size[c] += 1
-                    if size[c] == 2*n: floor[c], size[c] = keep_largest(items[c], values[c], n), n
+                    if size[c] == 2*n:
+                        floor[c], size[c] = keep_largest(items[c], values[c], n), n
         for c in range(used):
             r = 8*g+c
-            if size[c] > n: keep_largest(items[c, :size[c]], values[c, :size[c]], n)
+            if size[c] > n:
+                keep_largest(items[c, :size[c]], values[c, :size[c]], n)
             block.count[r] = min(size[c], n)
             for k in range(block.count[r]):
                 block.items[r, k], block.values[r, k] = items[c, k], values[c, k]*scales.item[offset+r]

@@ -116,8 +116,10 @@ def in_order_of_ids(
 def _targets(name: str, user: np.ndarray, item: np.ndarray, shape: tuple[int, int], graph: InteractionGraph):
     "Target pairs as bool (n_users, n_items). Raises `DataError` if a pair stands twice or is a training pair."
     m = pairs_csr(user, item, shape)
-    if m.nnz != len(user): raise DataError(expected(name, 'each pair once', f'{len(user)-m.nnz} repeated'))
-    if (seen := m.multiply(graph.csr('seen')).nnz): raise DataError(expected(name, 'no pair of train.txt', seen))
+    if m.nnz != len(user):
+        raise DataError(expected(name, 'each pair once', f'{len(user)-m.nnz} repeated'))
+    if (seen := m.multiply(graph.csr('seen')).nnz):
+        raise DataError(expected(name, 'no pair of train.txt', seen))
     return m
 
 # %% ../../nbs/graph/06_datasets.ipynb #16ae8da0

@@ -99,7 +99,8 @@ def _check_graph(g: InteractionGraph):
         raise DataError(expected('weight', 'finite numbers above 0', f'{bad.sum()} others, such as {g.weight[bad][0]}'))
     _check_order(g.user, g.item)
     for name, table, n in (('items', g.items, g.n_items), ('edges', g.edges, g.n_edges)):
-        if table is not None and len(table) != n: raise DataError(expected(name, f'{n} rows', len(table)))
+        if table is not None and len(table) != n:
+            raise DataError(expected(name, f'{n} rows', len(table)))
 
 # %% ../../nbs/graph/01_interactions.ipynb #e1096f0f
 def _check_order(user: np.ndarray, item: np.ndarray):
@@ -169,7 +170,8 @@ def _id_map(name: str, index: np.ndarray, n: int|None, ids: IdMap|Iterable|None)
         if ids.ids.tolist() != given:
             raise DataError(expected(f'{name}_ids', 'ids in sorted order, because index i means the i-th smallest id',
                                      f'{given[:3]}...'))
-    if n is not None and n != len(ids): raise DataError(expected(f'{name}_ids', f'{n} ids', len(ids)))
+    if n is not None and n != len(ids):
+        raise DataError(expected(f'{name}_ids', f'{n} ids', len(ids)))
     return ids
 
 # %% ../../nbs/graph/01_interactions.ipynb #bfa33a29
@@ -221,7 +223,8 @@ def random_graph(
 # %% ../../nbs/graph/01_interactions.ipynb #3686efdd
 def _draw_pairs(draw: np.random.Generator, n_users: int, n_items: int, n_edges: int, skew: float) -> np.ndarray:
     "Distinct pairs user * n_items + item, int64 (n_edges,)."
-    if n_edges*4 > n_users*n_items: return draw.permutation(n_users*n_items)[:n_edges]
+    if n_edges*4 > n_users*n_items:
+        return draw.permutation(n_users*n_items)[:n_edges]
     popularity = np.cumsum((np.arange(n_items)+1.)**-skew)
     rank, pairs = draw.permutation(n_items), np.zeros(0, np.int64)
     while len(pairs) < n_edges:
@@ -287,6 +290,7 @@ def item_popularity(self: InteractionGraph,
         raise DataError(expected('by', f"one of {', '.join(['bought', 'seen', *self._counts()])}", repr(by)))
     return np.bincount(self.item, weights=self.edges[by], minlength=self.n_items).astype(np.int64)
 
+# %% ../../nbs/graph/01_interactions.ipynb #7ed75db2
 @patch
 def _counts(self: InteractionGraph) -> list[str]:
     "Columns of `edges` that count events."
@@ -361,6 +365,7 @@ def to_pyg(self: InteractionGraph) -> Any: # torch_geometric.data.Data
         edge_weight=torch.from_numpy(np.tile(self.weight, 2)), purchased=torch.from_numpy(np.tile(self.purchased, 2)),
         num_nodes=self.n_users+self.n_items, n_users=self.n_users, n_items=self.n_items)
 
+# %% ../../nbs/graph/01_interactions.ipynb #1fa621b2
 @patch
 def to_hetero(self: InteractionGraph) -> Any: # torch_geometric.data.HeteroData
     "Give PyG `HeteroData`: nodes `user`, `item`; edges `interacts`, `rev_interacts` with weight, flag, event counts."
@@ -491,7 +496,8 @@ def _tables(self: InteractionGraph) -> dict[str, dict]:
     if self.edges is not None: edges |= dict(self.edges.items())
     users = {'user': np.arange(self.n_users, dtype=np.int32), 'user_id': self.user_ids.ids}
     items = {'item': np.arange(self.n_items, dtype=np.int32), 'product_id': self.item_ids.ids}
-    if self.items is not None: items |= dict(self.items.drop(columns='product_id', errors='ignore').items())
+    if self.items is not None:
+        items |= dict(self.items.drop(columns='product_id', errors='ignore').items())
     return {'edges': edges, 'users': users, 'items': items}
 
 # %% ../../nbs/graph/01_interactions.ipynb #a7116f9f

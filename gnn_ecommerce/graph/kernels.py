@@ -39,7 +39,9 @@ def jit(
     if not HAS_NUMBA: return fn
     options = dict(nogil=True, boundscheck=False, error_model='numpy')|options
     try: return numba.njit(cache=True, **options)(fn)
-    except RuntimeError: return numba.njit(**options)(fn) # no folder can be written to
+    # no folder can be written to
+    except RuntimeError:
+        return numba.njit(**options)(fn)
 
 def load_compiler():
     "Load what numba needs to compile: half a second that a program had better spend at its start."

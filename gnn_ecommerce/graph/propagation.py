@@ -108,7 +108,8 @@ def from_edge_index(cls: Adjacency,
     n = _check_edge_index(edge_index, num_nodes)
     source, target = edge_index.detach().cpu().numpy().astype(np.int64)
     weight = np.ones(source.size)
-    if edge_weight is not None: weight = edge_weight.detach().cpu().numpy().astype(np.float64).ravel()
+    if edge_weight is not None:
+        weight = edge_weight.detach().cpu().numpy().astype(np.float64).ravel()
     _check_edge_weight(weight, source.size)
     matrix = sp.coo_array((weight, (target, source)), shape=(n, n)).tocsr()
     symmetric = (matrix != matrix.T.tocsr()).nnz == 0
@@ -139,7 +140,8 @@ def _check_edge_weight(weight: np.ndarray, n_edges: int):
     if len(weight) != n_edges:
         raise DataError(expected('edge_weight', f'{n_edges} weights, one an edge', len(weight)))
     bad = int((~np.isfinite(weight)).sum())
-    if bad: raise DataError(expected('edge_weight', 'finite numbers', f'{bad} that are NaN or infinite'))
+    if bad:
+        raise DataError(expected('edge_weight', 'finite numbers', f'{bad} that are NaN or infinite'))
 
 # %% ../../nbs/graph/03_propagation.ipynb #8cf9b623
 Backend = Literal['auto', 'numba', 'torch', 'plain']
@@ -233,6 +235,7 @@ def _torch_csr(self: Adjacency, dtype: torch.dtype) -> torch.Tensor:
                 check_invariants=False)
     return self._memo[dtype]
 
+# %% ../../nbs/graph/03_propagation.ipynb #d34736b2
 @patch
 def _matmul_plain(self: Adjacency, x, out, scale, add, beta, rows=None, most=1 << 22):
     out.zero_() if add is None else out.copy_(add).mul_(beta)

@@ -72,24 +72,28 @@ class Walk:
 # %% ../../nbs/graph/04_spectral.ipynb #8da97474
 def truncated_svd(
     matrix: sp.csr_array, # (n, m)
-    rank: int,            # triplets wanted; fewer come if A has fewer
+    rank: int,            # triplets wanted, at most
     seed: int = 0,        # of the start
-    tol: float = 1e-3,    # largest residual of A^T A v = lambda v, as a share of the last lambda
+    tol: float = 1e-3,    # largest residual of A^T A v = lambda v, of the last lambda
     rounds: int = 40,     # of subspace iteration, at most
     numba: bool = HAS_NUMBA,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # float32 U (n, r), s (r,) descending, V (m, r)
     "Compute the leading singular triplets, repeatably. Raises `GnnEcommerceError` if it does not converge."
     rank = min(rank, *matrix.shape)
     width = Walk.width*-(-(rank+max(Walk.width, rank//2))//Walk.width)
-    if rank == 0 or matrix.nnz == 0 or min(matrix.shape) <= max(3*width, 1024): return _small_svd(matrix, rank)
+    if rank == 0 or matrix.nnz == 0 or min(matrix.shape) <= max(3*width, 1024):
+        return _small_svd(matrix, rank)
     walk = Walk(sp.csr_array(matrix, dtype=np.float32), numba)
     v = _filtered(walk, rng(seed, 'svd').standard_normal((matrix.shape[1], width), np.float32), 1., 0)
     for _ in range(rounds):
         values, v, residual = _rayleigh_ritz(walk, v, rank)
-        if residual <= tol*values[rank-1]: return _triplets(matrix, values[:rank], v[:, :rank])
+        if residual <= tol*values[rank-1]:
+            return _triplets(matrix, values[:rank], v[:, :rank])
         steepness = np.arccosh(np.sqrt(values[0]/values[-1]))
         v = _filtered(walk, v, values[-1], int(np.clip(np.log(2e8)/(2*steepness+.1), 1, 20)))
-    if rounds >= 40 and min(matrix.shape) <= 4096: return _small_svd(matrix, rank) # many equal values
+    # many equal values
+    if rounds >= 40 and min(matrix.shape) <= 4096:
+        return _small_svd(matrix, rank)
     raise GnnEcommerceError(expected('svd', f'residuals below {tol:g} after {rounds} rounds',
                                      f'{residual/values[rank-1]:.2g}', 'ask for a smaller rank or a larger tol'))
 

@@ -84,7 +84,8 @@ def sentence(
     others: str = '',                # for 'products': what is said about other customers
 ) -> str: # 'Because you bought ... (62 % of the score).'
     "Say in one line why a product was recommended."
-    if reason == 'nothing': return 'Nothing in the history speaks for it; others fit even less.'
+    if reason == 'nothing':
+        return 'Nothing in the history speaks for it; others fit even less.'
     percent = f' ({100*share:.0f} % of the score)' if 0 < share <= 1 else ''
     if reason == 'seen':
         return f'Because you {DID.get(event_types[0], "{}").format("it")} before{percent}.'

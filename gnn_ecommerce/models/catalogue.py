@@ -192,6 +192,7 @@ def _fits(data: np.ndarray, start: np.ndarray) -> bool:
         return False
     return start[0] == 0 and start[-1] == len(data) and (np.diff(start) >= 0).all()
 
+# %% ../../nbs/models/06_catalogue.ipynb #7af2f8b2
 def _unpack_texts(data: np.ndarray, start: np.ndarray, what: str) -> pa.Array: # large_string, '' for None
     "Read texts from `_pack_texts`, without a copy. Raises `GnnEcommerceError` if they are not that."
     data, start = np.ascontiguousarray(data), np.ascontiguousarray(start)
@@ -340,6 +341,7 @@ def similarity(self: Catalogue,
     p, q = self.price[a].astype(np.float64)[:, None], self.price[b].astype(np.float64)
     return out+w.price*np.nan_to_num(np.minimum(p, q)/np.maximum(p, q))
 
+# %% ../../nbs/models/06_catalogue.ipynb #e9c78bb2
 @patch
 def _level_rows(self: Catalogue, category: np.ndarray) -> sp.csr_array: # (n, n_levels), rows of length 1 or 0
     "Look up category levels; a row of zeros for what is not known."

@@ -37,6 +37,7 @@ def write_tensors(
         header = {'facts': json.dumps(facts or {}, allow_nan=False)}
         save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, tmp, header)
 
+# %% ../../nbs/models/03_checkpoint.ipynb #79aa97b2
 def read_tensors(
     path: str|Path, # a .safetensors file
     stage: str,     # the stage that writes it, for the message
@@ -194,6 +195,7 @@ def save_state(
     for other in folder.glob('best-*.safetensors'):
         if other != best: other.unlink()
 
+# %% ../../nbs/models/03_checkpoint.ipynb #0e5836b2
 def load_state(
     folder: str|Path, # `.../last`
     device: str|torch.device = 'cpu', # where to put its tensors

@@ -16,7 +16,9 @@ import scipy.sparse as sp
 from fastcore.basics import patch
 
 from ..core import GnnEcommerceError, expected, rng
-if TYPE_CHECKING: from gnn_ecommerce.ranking.recommender import Recommender # loads torch, which a chart need not
+# loads torch, which a chart need not
+if TYPE_CHECKING:
+    from gnn_ecommerce.ranking.recommender import Recommender
 
 # %% auto #0
 __all__ = ['METRICS', 'hit_matrix', 'ranking_metrics', 'Evaluation', 'evaluate', 'bootstrap_ci', 'wilson', 'compare',
@@ -175,7 +177,8 @@ def evaluate(
     "Measure a recommender on the full ranking. Raises `GnnEcommerceError` if shapes disagree or nobody has a target."
     ks, targets = _check_ks(ks), _clean_targets(targets)
     shape = recommender.n_users, recommender.n_items
-    if targets.shape != shape: raise GnnEcommerceError(expected('targets', f'shape {shape}', targets.shape))
+    if targets.shape != shape:
+        raise GnnEcommerceError(expected('targets', f'shape {shape}', targets.shape))
     asked = np.arange(recommender.n_users) if users is None else np.unique(recommender._check_users(users))
     chosen = asked[np.diff(targets.indptr)[asked] > 0]
     if not len(chosen): _refuse_no_targets(len(asked))
@@ -324,6 +327,7 @@ def quantile_groups(
     names = [f'{a}+' if b < 0 else f'{a}' if a == b else f'{a}-{b}' for a, b in zip(low, high)]
     return pd.Categorical.from_codes(np.searchsorted(edges, counts, side='right'), names, ordered=True)
 
+# %% ../../nbs/ranking/03_evaluation.ipynb #de5609b2
 def popularity_groups(
     popularity: np.ndarray, # int (n_items,) interactions of each item
     names: Iterable[str] = ('head', 'mid', 'tail'), # most popular first

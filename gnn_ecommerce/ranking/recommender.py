@@ -82,7 +82,8 @@ def recommend(self: Recommender,
 ) -> tuple[np.ndarray, np.ndarray]: # int32 (n, k) item indices, -1 pads; float32 (n, k) scores, NaN pads
     "Rank the k best items of each user, exactly; ties by lower item index."
     users, columns, k = self._check_users(users), self._check_items(items), check_k(k)
-    def best(part): return self._best(users[part], k, self._mask(users[part], exclude, also_exclude), columns)
+    def best(part):
+        return self._best(users[part], k, self._mask(users[part], exclude, also_exclude), columns)
     return _in_chunks(best, len(users), k, self.chunk(len(columns)) if len(columns) else 0)
 
 # %% ../../nbs/ranking/02_recommender.ipynb #8e695bff
@@ -122,7 +123,8 @@ def _graph_mask(self: Recommender, values: str) -> sp.csr_array:
     kept = self.__dict__.get('_masks')
     if kept is None or kept[0] is not self.graph:
         kept = self._masks = (self._fitted(), {})
-    if values not in kept[1]: kept[1][values] = clean_mask(self.graph.csr(values).astype(bool))
+    if values not in kept[1]:
+        kept[1][values] = clean_mask(self.graph.csr(values).astype(bool))
     return kept[1][values]
 
 # %% ../../nbs/ranking/02_recommender.ipynb #57ae07d9
@@ -262,7 +264,8 @@ def _float_table(values, what: str) -> np.ndarray:
     "A finite float32 table (n, d), contiguous and writable."
     values = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
     table = np.require(values, np.float32, ['C', 'W'])
-    if table.ndim != 2: raise GnnEcommerceError(expected(what, 'a table (n, d)', f'shape {table.shape}'))
+    if table.ndim != 2:
+        raise GnnEcommerceError(expected(what, 'a table (n, d)', f'shape {table.shape}'))
     if (bad := int((~np.isfinite(table)).sum())):
         raise GnnEcommerceError(expected(what, 'finite numbers', f'{bad} that are NaN or infinite',
                                          'the model has diverged'))
@@ -354,7 +357,8 @@ def _packed(self: EmbeddingRecommender, n_users: int, columns, whole: bool|None 
     "Panels of all items (`whole`) or of the given columns; by default whichever is less work for so many users."
     if self._panels is None:
         self._panels = self._pack_items(np.arange(self.n_items, dtype=np.int32))
-    if whole is None: whole = n_users*(self.n_items-len(columns)) <= 8*len(columns)
+    if whole is None:
+        whole = n_users*(self.n_items-len(columns)) <= 8*len(columns)
     return self._panels if whole else self._pack_items(columns)
 
 @patch
@@ -380,6 +384,7 @@ def _nearest(self: EmbeddingRecommender, side: str, index, k: int):
     itself = sp.csr_array((np.ones(n, bool), np.arange(n), np.arange(n+1)), shape=(n, n))
     return self._unit[side].recommend(index, k, 'none', itself)
 
+# %% ../../nbs/ranking/02_recommender.ipynb #710728b2
 @patch
 def similar_items(self: EmbeddingRecommender,
     items: np.ndarray, # int (n,) item indices

@@ -131,6 +131,7 @@ def _order_bits(bits: torch.Tensor) -> torch.Tensor:
     "float32 bits (as int32) to integers in the floats' order; its own inverse."
     return torch.where(bits < 0, bits ^ 0x7fffffff, bits)
 
+# %% ../../nbs/ranking/01_topk.ipynb #d9fb28b2
 @patch
 def _update_torch(self: TopK, block, columns, ptr, masked):
     block = torch.as_tensor(block, dtype=torch.float32, device=self.keys.device)+0. # -0. becomes 0.

@@ -284,6 +284,7 @@ def _check_builtin(size: str, data_prep: dict):
                                      f'those of other files ({", ".join(other)})',
                                      'put it back with git checkout params.yaml'))
 
+# %% ../../nbs/run/01_pipeline.ipynb #pl0000b2
 def built_in_shop(
     size: str,                   # about how many events: 4000, 200k, 2M, or whole
     data_prep: dict|None = None, # that section of params.yaml as it is
@@ -475,6 +476,7 @@ def explained_view(root: str|Path, k: int = 3) -> Group|None: # None if stage `e
     lines = [Text.assemble((f'{r.rank}  {r.product}\n', 'bold'), f'   {r.sentence}') for r in mine.itertuples()]
     return Group(Text.assemble(('and why: ', 'bold'), f'customer {rows.user_id.iloc[0]}'), *lines, Text())
 
+# %% ../../nbs/run/01_pipeline.ipynb #8d3040b2
 def explained_page(
     root: str|Path,     # the project
     customers: int = 1, # explained customers that are on it, from the first
@@ -582,6 +584,7 @@ def demo(
     console.rule('results')
     show_results(root, console, NEXT)
 
+# %% ../../nbs/run/01_pipeline.ipynb #0ac90eb2
 def _prepare(root: Path, events: str|None, overlay: str|None, console: Console, size: str|None = None):
     "Put events and overlay into params.yaml, check every section, get DVC ready."
     if events and size:

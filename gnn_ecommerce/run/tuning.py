@@ -892,6 +892,7 @@ def write_plots(folder: str|Path, result: TuningResult):
             fig.savefig(tmp, metadata={'Software': None})
         plt.close(fig)
 
+# %% ../../nbs/run/02_tuning.ipynb #4ee35ab2
 class _Clock:
     "The progress bar: seconds of the budget, with what has been found. Called after every epoch and trial."
     def __init__(self, bar: progress, start: float, folder: Path):
@@ -922,6 +923,7 @@ def _verdict(result: TuningResult) -> str:
     return (f'the gain is {result.gain:+.5f}, {low:+.5f} to {high:+.5f} as that of the best of {result.judged} trials '
             f'(95 %): {"more than luck" if low > 0 else f"it may be luck; {advice}"}')
 
+# %% ../../nbs/run/02_tuning.ipynb #e8a19ab2
 def _summary(result: TuningResult, before: int, seconds: float) -> str:
     "Say what a person wants to know of a search."
     lines = [_counts(result, before, seconds)]

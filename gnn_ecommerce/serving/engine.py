@@ -352,6 +352,7 @@ def _all_shares(self: Engine, listed: Listed) -> tuple[ScoreShares, np.ndarray]:
     content[np.searchsorted(shares.history.items, basket.items)] = listed.factor*of_basket
     return replace(shares, **scaled), content
 
+# %% ../../nbs/serving/02_engine.ipynb #e8d96ab2
 @patch
 def _reasons(self: Engine, shares: ScoreShares, content: np.ndarray, column: int, n: int) -> list[ReasonItem]:
     "List the shares of one product, largest first."

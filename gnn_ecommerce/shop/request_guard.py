@@ -174,6 +174,7 @@ def _check_head(self: RequestLimits, scope):
     if not length.isdigit() or len(length) > 12 or int(length) > self.max_body:
         raise self._too_large()
 
+# %% ../../nbs/shop/05_request_guard.ipynb #05c0a0b2
 @patch
 async def _body(self: RequestLimits, receive) -> bytes|None: # None: the client is gone
     "Read the body."

@@ -43,6 +43,7 @@ def check_string(value: Any, name: str, longest: int = MAX_STRING) -> str|None: 
         raise DataError(expected(name, 'text in Unicode', 'a NUL or half of a surrogate pair'))
     return value
 
+# %% ../../nbs/shop/01_stores.ipynb #579268b2
 def check_id(value: Any, name: str) -> str:
     "Convert an id to how the store keeps it: text, 1 to 256 characters. Raises `DataError`."
     if isinstance(value, int) and not isinstance(value, bool):
