@@ -26,17 +26,12 @@ def pytest_report_header(config):
 
 #: files whose tests share nothing: each test may run in any worker; the tests of any other file stay together
 APART = ("test_notebooks", "test_in_sync", "test_malformed_events", "test_graph_filter", "test_metrics")
-#: files that take longest start first, so that no worker is left with one of them at the end
-FIRST = ("test_explorer", "test_cli", "test_api_server", "test_pipeline", "test_faults")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    "Long files first; what shares fixtures of a module runs in one worker."
-    items.sort(key=lambda item: FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST))
-    for item in items:
-        if item.path.stem not in APART:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+def pytest_itemcollected(item):
+    "What shares fixtures of a module runs in one worker."
+    if item.path.stem not in APART:
+        item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 #: what may be skipped under CI, and why it cannot be had there; any other skip is a hole and fails
