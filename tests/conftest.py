@@ -24,16 +24,6 @@ def pytest_report_header(config):
     return f"real data (GNN_ECOMMERCE_DATA): {'set' if data else 'unset, tests that use it are skipped'}"
 
 
-#: files whose tests share nothing: each test may run in any worker; the tests of any other file stay together
-APART = ("test_notebooks", "test_in_sync", "test_malformed_events", "test_graph_filter", "test_metrics")
-
-
-def pytest_itemcollected(item):
-    "What shares fixtures of a module runs in one worker."
-    if item.path.stem not in APART:
-        item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 #: what may be skipped under CI, and why it cannot be had there; any other skip is a hole and fails
 SKIPS = {
     "no GPU here": "the machines of CI have none",
