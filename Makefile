@@ -14,7 +14,7 @@ export PATH := $(BIN):$(PATH)
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve repro tune test check bench bench-full torchserve-archive lab explore docs new lock monitor clean
+.PHONY: help demo serve repro tune test check types bench bench-full torchserve-archive lab explore docs new lock monitor clean
 
 help:
 	@echo "make TARGET:"
@@ -35,15 +35,17 @@ tune: $(VENV)/.full ## search for better settings for BUDGET=30m; goes on where 
 test: $(VENV)/.full ## every notebook and every test
 	@$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
 
-check: $(VENV)/.full ## before a commit: export, clean, lint, types, spelling, and whether what is generated equals its source
+check: $(VENV)/.full ## before a commit: export, clean, lint, spelling, and whether what is generated equals its source
 	@$(BIN)/nbdev_export
 	@$(BIN)/python tools/notebooks.py readme
 	@$(BIN)/nbdev_clean
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet . || { echo "tests, tools, benchmarks: run 'ruff format .'"; exit 1; }
 	@$(BIN)/codespell -D - -D tools/words.txt
-	@$(BIN)/pyright
-	@$(BIN)/python -m pytest --quiet -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest --quiet tests/test_in_sync.py tests/test_core.py $(ARGS)
+
+types: $(VENV)/.full ## check the types of the package with pyright: a minute or two
+	@$(BIN)/pyright $(ARGS)
 
 bench: $(VENV)/.full ## benchmarks on public data (GNN_ECOMMERCE_DATA), the short ones, into benchmarks/results/
 	@$(BIN)/python -m benchmarks.run $(ARGS)
