@@ -99,7 +99,7 @@ def hashes(root):
 def no_plots(monkeypatch, request):
     "The report is written in its own test only."
     if "report" not in request.node.name:
-        monkeypatch.setattr(stage, "write_report", lambda result, folder: None)
+        monkeypatch.setattr(stage, "write_prep_report", lambda result, folder: None)
 
 
 def slow_targets(events, part):
@@ -147,7 +147,7 @@ def prepared_shop(tmp_path_factory):
     def make(name, seed=0):
         root = tmp_path_factory.mktemp(name)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(stage, "write_report", lambda result, folder: None)
+            patch.setattr(stage, "write_prep_report", lambda result, folder: None)
             result = prepare(root, random_events(seed), seed=seed, **SPLITS[name])
         return Prepared(root, result, tables(root), split_of(root))
 

@@ -104,7 +104,7 @@ class Project:
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     "An empty project; plots are left out."
-    monkeypatch.setattr(stage, "write_report", lambda result, folder: None)
+    monkeypatch.setattr(stage, "write_prep_report", lambda result, folder: None)
     return Project(tmp_path)
 
 
@@ -112,7 +112,7 @@ def project(tmp_path, monkeypatch):
 def good_project(tmp_path_factory):
     "A project that has the results of `GOOD`. No test changes it."
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "write_report", lambda result, folder: None)
+        patch.setattr(stage, "write_prep_report", lambda result, folder: None)
         project = Project(tmp_path_factory.mktemp("good"))
         project.run(HEADER + GOOD)
     return project
@@ -433,7 +433,7 @@ BAD_ROWS = {reason: [row(100, **{column: v}) for v in values] for reason, (colum
 def bad_values(tmp_path_factory):
     "The reasons and the rejected rows of a shop that holds each of the bad values once."
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "write_report", lambda result, folder: None)
+        patch.setattr(stage, "write_prep_report", lambda result, folder: None)
         project = Project(tmp_path_factory.mktemp("bad"))
         result = project.run(HEADER + GOOD + "".join(line for lines in BAD_ROWS.values() for line in lines))
     assert kept(result) == 100
@@ -624,7 +624,7 @@ def test_full_disk_while_the_report_is_written(before, monkeypatch):
     def full(result, folder):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(stage, "write_report", full)
+    monkeypatch.setattr(stage, "write_prep_report", full)
     with pytest.raises(ArtifactError, match="found the disk full"):
         before.run(HEADER + GOOD + row(100))
     before.write({"events.csv": HEADER + GOOD})
