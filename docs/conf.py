@@ -138,7 +138,7 @@ def process_docstring(app, what, name, obj, options, lines):
     body = [rst(line) for line in lines]
     if what == "class" and issubclass(obj, BaseModel):
         body = [*body, "", *fields(obj)]
-    elif what == "class":
+    elif what == "class" and (is_dataclass(obj) or getattr(obj.__init__, "__module__", "").startswith("gnn_ecommerce")):
         body = [*body, "", *parameters(obj if is_dataclass(obj) else obj.__init__)]
     elif what in ("function", "method"):
         body = [*body, "", *parameters(obj)]
