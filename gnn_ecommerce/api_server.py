@@ -597,7 +597,9 @@ def _spooled(model: type, text: str) -> dict:
     response_model=EventsOut, response_model_exclude_none=True,
     responses=_spooled(EventsOut, 'on disk, in order, stored later.'),
 )
-async def take_events(shop: TheShop, body: Annotated[EventsIn, Body(openapi_examples=EVENT_EXAMPLES)], response: Response):
+async def take_events(
+    shop: TheShop, body: Annotated[EventsIn, Body(openapi_examples=EVENT_EXAMPLES)], response: Response
+):
     """When this answers, the events are safe. A product that was bought is in no list of the customer from now on.
     An event id that was sent before changes nothing."""
     state, added = await shop.recorder.record([e.event() for e in body.events])
