@@ -280,7 +280,7 @@ class ShopService:
             gauge(f'model_{name}', f'{name} of the model server', functools.partial(model.counts.get, name))
 
     def model_id(self, text: str, role: str) -> int|str: # role: 'customer' or 'product'
-        "Convert an id to how the model server has it."
+        "Convert an id to the model server's."
         if self.id_types[role] == 'string': return text
         return int(text) if re.fullmatch('0|-?[1-9][0-9]{0,18}', text) and -2**63 <= int(text) < 2**63 else text
 

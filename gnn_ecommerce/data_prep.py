@@ -752,8 +752,8 @@ def prepare(
     con: ibis.BaseBackend,   # of `connect`
     settings: DataPrepSettings,
     paths: ProjectPaths,
-    work: Path,              # where the outputs go, under the names of `OUTPUTS`
-    now: datetime|None = None, # for tests, as in `check_all`
+    work: Path,              # folder of the outputs, named as in `OUTPUTS`
+    now: datetime|None = None, # for tests
 ) -> DataPrep:
     "Read, check, split and write all into the work folder."
     sources, products = open_inputs(settings, paths, work)

@@ -547,7 +547,7 @@ def fit(
     settings: TrainingSettings,
     targets: sp.csr_matrix|None = None, # validation pairs (n_users, n_items); None: keep the last epoch
     folder: str|Path|None = None,       # where `last/` goes; None: nowhere
-    resume: Literal['auto', 'must', 'never'] = 'auto', # another run: start anew, or refuse
+    resume: Literal['auto', 'must', 'never'] = 'auto', # of another run
     on_epoch: Callable|None = None,     # gets each row of the history
     on_try: Callable|None = None,       # gets each row of the short runs
 ) -> FitResult:

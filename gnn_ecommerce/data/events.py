@@ -122,7 +122,7 @@ def _split_glob(path: Path) -> tuple[Path, str]: # the folder, the pattern below
 def find_files(
     path: str|Path,       # a file, a folder or a glob
     pattern: str = '*',   # which files of a folder; `**/*.csv` looks into its folders too
-    skip: str|Path|None = None, # a file to leave out, such as the catalogue
+    skip: str|Path|None = None, # a file to leave out
 ) -> list[tuple[str, Path]]: # (name relative to the folder, path), in the order of the names
     "Find the files that a setting stands for. Raises `DataError` if there is none, or one cannot be read."
     path = Path(path)

@@ -69,7 +69,7 @@ class InteractionGraph(_Derived):
     item_ids: IdMap                # item id <-> item index
     items: pd.DataFrame|None = None # what is known of the items, row i = item i, column product_id among others
     edges: pd.DataFrame|None = None # further columns of the edges (event counts, times), row e = edge e
-    scheme: str = 'unweighted'     # name of the rule that made the weights
+    scheme: str = 'unweighted'     # rule that made the weights
 
     def __post_init__(self): _check_graph(self)
     def __repr__(self):
@@ -126,7 +126,7 @@ def from_arrays(cls: InteractionGraph,
     item_ids: IdMap|Iterable|None = None, # the same for items
     items: pd.DataFrame|None = None, # what is known of the items, row i = item i
     edges: pd.DataFrame|None = None, # further columns, row e = pair e as given
-    scheme: str = 'unweighted', # name of the rule that made the weights
+    scheme: str = 'unweighted', # rule that made the weights
 ) -> InteractionGraph: # edges sorted by (user, item)
     "Make a graph of pairs in any order. Raises `DataError` for a repeated pair, an index out of range or a bad weight."
     user, item = _index_array('user', user), _index_array('item', item)

@@ -75,7 +75,7 @@ def truncated_svd(
     rank: int,            # triplets wanted, at most
     seed: int = 0,        # of the start
     tol: float = 1e-3,    # largest residual of A^T A v = lambda v, of the last lambda
-    rounds: int = 40,     # of subspace iteration, at most
+    rounds: int = 40,     # at most
     numba: bool = HAS_NUMBA,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # float32 U (n, r), s (r,) descending, V (m, r)
     "Compute the leading singular triplets, repeatably. Raises `GnnEcommerceError` if it does not converge."

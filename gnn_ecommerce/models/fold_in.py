@@ -197,7 +197,7 @@ class _ItemSide(EmbeddingRecommender):
 class Scorer(Recommender):
     "Score known customers and baskets: cosine (or dot) of LightGCN + b * d_u^-1/2 * graph filter."
     def __init__(self,
-        arrays: dict[str, np.ndarray], # from `scoring_arrays`; may be memory-mapped
+        arrays: dict[str, np.ndarray], # from `scoring_arrays`
         facts: dict,                   # likewise
         name: str = 'scorer',          # name in tables
     ):
