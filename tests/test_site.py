@@ -74,12 +74,12 @@ def test_search_knows_the_words_of_the_pages(built):
 
 
 def test_reference_shows_shapes_defaults_and_errors(built):
-    shares = (built / "api" / "shares.html").read_text(encoding="utf8")
+    shares = (built / "api" / "explain" / "shares.html").read_text(encoding="utf8")
     text = re.sub(r"<[^>]+>", "", shares)
     assert "float64 (h, k)" in text
-    events = re.sub(r"<[^>]+>", "", (built / "api" / "eda.html").read_text(encoding="utf8"))
+    events = re.sub(r"<[^>]+>", "", (built / "api" / "explore" / "eda.html").read_text(encoding="utf8"))
     assert "Raises DataError" in events and re.search(r"\(default\s+'2GB'\)", events)
-    settings = re.sub(r"<[^>]+>", "", (built / "api" / "sample_data.html").read_text(encoding="utf8"))
+    settings = re.sub(r"<[^>]+>", "", (built / "api" / "data" / "sample_data.html").read_text(encoding="utf8"))
     assert "how strongly customers follow their tastes" in settings
 
 

@@ -91,7 +91,7 @@ def test_kill_9_and_two_processes_on_one_study(shop, tmp_path):
     child = start(params, "10m")
     wait_for(lambda: sum(t.state.is_finished() for t in trials(params)) >= 2, child)
     child.send_signal(signal.SIGKILL)
-    child.wait()
+    child.communicate()
     before = {t.number: t.value for t in trials(params) if t.state.is_finished() and t.value is not None}
     assert len(before) >= 1 and len(trials(params)) < 9
     answer = params.parent / "reports" / "tuning" / "best.yaml"
