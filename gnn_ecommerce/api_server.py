@@ -156,7 +156,7 @@ class EventIn(StrictInput):
         StrictStr, _checked(check_id, 'event_id'),
         Field(description='yours, once for each event: sending it again does no harm'),
     ]
-    event_type: Literal[REPORTED_TYPES]
+    event_type: Literal[REPORTED_TYPES] # pyright: ignore[reportInvalidTypeForm]
     product_id: AnyId
     customer_id: AnyId
     event_time: EventTime|None = Field(None, description='without a zone: UTC; empty: now')
@@ -179,7 +179,7 @@ class EventsIn(StrictInput):
 class KeyIn(StrictInput):
     "A new key."
     name: Annotated[ShortString, Field(min_length=1)]
-    scopes: list[Literal[tuple(SCOPES)]] = Field(min_length=1, max_length=10)
+    scopes: list[Literal[tuple(SCOPES)]] = Field(min_length=1, max_length=10) # pyright: ignore[reportInvalidTypeForm]
     expires_at: ExpiryTime|None = None
 
 # %% ../nbs/09_api_server.ipynb #2644c16b

@@ -73,10 +73,10 @@ _TYPES = {
 
 def _view(data: np.ndarray, dtype: str, shape: list, data_offsets: list) -> np.ndarray:
     "One array in the mapped bytes."
-    (start, end), dtype = data_offsets, np.dtype(_TYPES[dtype])
-    if not 0 <= start <= end <= len(data) or end-start != dtype.itemsize*int(np.prod(shape, dtype=np.int64)):
+    (start, end), of = data_offsets, np.dtype(_TYPES[dtype])
+    if not 0 <= start <= end <= len(data) or end-start != of.itemsize*int(np.prod(shape, dtype=np.int64)):
         raise ValueError('offsets and shapes that do not fit the file')
-    return np.asarray(data[start:end]).view(dtype).reshape(shape)
+    return np.asarray(data[start:end]).view(of).reshape(shape)
 
 # %% ../nbs/07_bundle.ipynb #0eddd6d2
 def _map_file(path: Path) -> dict[str, np.ndarray]:

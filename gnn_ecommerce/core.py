@@ -480,6 +480,8 @@ class progress:
         self.mode = mode or os.environ.get('GNN_ECOMMERCE_PROGRESS') or _progress_mode()
         self.numbers, self.done, self.first = {}, done, done
 
+    def __iter__(self): return self._steps()
+
     def __enter__(self):
         if self.mode == 'bar':
             from tqdm.auto import tqdm
@@ -498,7 +500,7 @@ def _progress_mode() -> str: # 'bar' or 'log'
     return 'bar' if notebook or sys.stderr.isatty() else 'log'
 
 @patch
-def __iter__(self: progress):
+def _steps(self: progress):
     with self:
         for item in self.items:
             yield item
@@ -601,6 +603,31 @@ def run_stage(stage: str, params: str|Path) -> Any:
     "Run one stage in this process: `run_<stage>(params)` of its module."
     return getattr(importlib.import_module(stage_module(stage)), f'run_{stage}')(params)
 
+# %% ../nbs/00_core.ipynb #core0038
+def _example_keys(names: list[str], values: dict) -> list[str]: # one for each stage
+    "Hash what decides how a project looks after each of some stages: code, general settings and their sections."
+    code = hashlib.sha256()
+    package = Path(importlib.import_module('gnn_ecommerce').__path__[0])
+    for file in sorted(package.rglob('*.py')): code.update(file.read_bytes())
+    general = {key: value for key, value in values.items() if key not in STAGES}
+    read = [{name: values.get(name) for name in names[:n+1]} for n in range(len(names))]
+    return [hashlib.sha256(f'{code.hexdigest()}{dump_yaml(general | some)}'.encode()).hexdigest() for some in read]
+
+def _copy_example(kept: Path, root: Path, keys: list[str]) -> int: # stages that need not be run
+    "Copy the kept project that is furthest on."
+    for n in range(len(keys), 0, -1):
+        if (kept/keys[n-1]).is_dir():
+            shutil.copytree(kept/keys[n-1], root, dirs_exist_ok=True)
+            return n
+    return 0
+
+def _keep_example(root: Path, folder: Path):
+    "Keep a project as it is now, whole or not at all."
+    with tempfile.TemporaryDirectory(dir=folder.parent) as tmp:
+        copy = shutil.copytree(root, Path(tmp)/'copy', ignore=shutil.ignore_patterns('params.yaml'))
+        with contextlib.suppress(OSError): # another process may have been faster
+            os.replace(copy, folder)
+
 # %% ../nbs/00_core.ipynb #core0036
 def example_project(
     before: str,                # run every stage before this one
@@ -616,5 +643,10 @@ def example_project(
         tmp.write_text(dump_yaml(values), encoding='utf8')
     names = list(STAGES)
     last = names.index(SIDE_STAGES[before][1])+1 if before in SIDE_STAGES else names.index(before)
-    for stage in names[:last]: run_stage(stage, params)
+    kept = os.environ.get('GNN_ECOMMERCE_EXAMPLES')
+    keys = _example_keys(names[:last], values) if kept else []
+    done = _copy_example(Path(kept), root, keys) if kept else 0
+    for n in range(done, last):
+        run_stage(names[n], params)
+        if kept: _keep_example(root, Path(kept)/keys[n])
     return params

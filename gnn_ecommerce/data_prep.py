@@ -49,11 +49,11 @@ class EventFiles(StageSettings):
     pattern: str = Field('*', min_length=1, description='which files of a folder; **/*.csv looks into its folders too')
     products: str = Field('auto', description='catalogue of products; auto: products.csv or products.parquet beside '
         'the events, if there is one; empty: none')
-    columns: dict[Literal[EVENT_LAYOUT.columns], str] = Field({},
+    columns: dict[Literal[EVENT_LAYOUT.columns], str] = Field({}, # pyright: ignore[reportInvalidTypeForm]
         description="our column: the events' column, where the names differ")
-    product_columns: dict[Literal[PRODUCTS.columns], str] = Field({},
+    product_columns: dict[Literal[PRODUCTS.columns], str] = Field({}, # pyright: ignore[reportInvalidTypeForm]
         description="our column: the catalogue's column, where the names differ")
-    event_types: dict[str, Literal[EVENT_TYPES]] = Field({},
+    event_types: dict[str, Literal[EVENT_TYPES]] = Field({}, # pyright: ignore[reportInvalidTypeForm]
         description="the shop's event type: ours, where the names differ")
 
 # %% ../nbs/01_data_prep.ipynb #d35367dd
@@ -81,7 +81,7 @@ class DataPrepSettings(EventFormat):
         description='share of the events (temporal) or of the pairs (random_pairs) in val')
     test_share: float = Field(.1, gt=0, lt=1,
         description='share of the events (temporal) or of the pairs (random_pairs) in test')
-    targets: list[Literal[EVENT_TYPES]] = Field(['purchase'], min_length=1,
+    targets: list[Literal[EVENT_TYPES]] = Field(['purchase'], min_length=1, # pyright: ignore[reportInvalidTypeForm]
         description='event types that a recommendation is to predict')
     memory_limit: str = Field('2GB', pattern=r'^[0-9.]+ ?[KMGT]i?B$',
         description='of DuckDB; what does not fit goes to disk')
@@ -261,7 +261,7 @@ def leaks(
 def check_split(con: ibis.BaseBackend, *args, **kwargs):
     "Raise `ArtifactError` if `leaks`, called with the same arguments, finds any."
     for what, rows in leaks(*args, **kwargs).items():
-        if n := con.execute(rows.count()):
+        if n := int(con.execute(rows.count())):
             raise ArtifactError(expected('data_prep', f'no {what}', n, 'please report this, with params.yaml'))
 
 # %% ../nbs/01_data_prep.ipynb #8dc6cc0a
@@ -663,7 +663,7 @@ def _products(con: ibis.BaseBackend, events: ibis.Table, catalogue: ibis.Table|N
 # %% ../nbs/01_data_prep.ipynb #25e14e36
 def _sizes(parts: pd.DataFrame) -> dict[str, int]: # column_part: value
     "The table of `part_sizes` as flat numbers."
-    return {f'{c}_{part}': int(row[c]) for part, row in parts.iterrows() for c in parts if pd.notna(row[c])}
+    return {f'{c}_{part}': int(row[c]) for part, row in parts.iterrows() for c in parts if bool(pd.notna(row[c]))}
 
 def _split_json(settings: DataPrepSettings, points, counts: pd.DataFrame, parts: pd.DataFrame) -> dict:
     "What split.json holds."

@@ -150,7 +150,7 @@ def _event_types_of(graph: InteractionGraph) -> np.ndarray: # int (n_users,)
 def _groups_of(graph: InteractionGraph) -> np.ndarray: # int (n_users,)
     "How many brands, or else categories, or else products each user's history has."
     items = graph.items if graph.items is not None else pd.DataFrame()
-    column = next((c for c in ('brand', 'category_code') if c in items and items[c].nunique() > 1), None)
+    column = next((c for c in ('brand', 'category_code') if c in items and int(items[c].nunique()) > 1), None)
     group = pd.factorize(items[column])[0][graph.item] if column else graph.item
     pairs = pd.DataFrame({'user': graph.user, 'group': group})[group >= 0].drop_duplicates()
     return np.bincount(pairs.user, minlength=graph.n_users)
@@ -407,7 +407,7 @@ def _check_shares(explainer: Explainer, pairs: np.ndarray, seed: int) -> tuple[p
     curve, corr = deletion_curve(explainer, pairs, seed=seed), removal_correlation(explainer, pairs)
     left = curve[curve.removed == .2].set_index('order').left
     metrics = dict(checked=len(pairs)) | {f'left_after_a_fifth_{order}': float(x) for order, x in left.items()}
-    names = [c for c in ('share', 'popularity', 'random') if corr[c].notna().any()]
+    names = [c for c in ('share', 'popularity', 'random') if len(corr[c].dropna())]
     return curve, metrics | {f'correlation_{c}': float(corr[c].mean()) for c in names}
 
 # %% ../nbs/06_explainability.ipynb #5302fdae

@@ -390,11 +390,12 @@ def backlog(
     now: datetime|None = None,
 ) -> pd.DataFrame: # a row for each number: what, value, unit
     "Measure what has not arrived yet. Raises `DataError` for an export that cannot be read."
-    now, kept, rows = pd.Timestamp(now or datetime.now(UTC)), events[events.event_type != 'shown'], []
+    kept, rows = events[events.event_type != 'shown'], []
     delay = (events.stored_at-events.event_time).dt.total_seconds()
     if delay.notna().any():
         rows += [('from event to store, median', delay.median(), 's'),
                  ('from event to store, 95 %', delay.quantile(.95), 's')]
+    now = now or datetime.now(UTC)
     if len(kept):
         rows.append(('since the newest event', (now-kept.event_time.max()).total_seconds(), 's'))
     if spool is not None:

@@ -758,7 +758,7 @@ def _write_table(table: pd.DataFrame|None, path: Path):
 @contextlib.contextmanager
 def _live(folder: Path, s: TrainingSettings) -> Iterator[Callable[[dict], None]]:
     "Give a function that takes each epoch's row to dvclive and to the live curve."
-    from dvclive import Live
+    from dvclive.live import Live
     curve = LiveCurve(s.monitor)
     with Live(str(folder), save_dvc_exp=False, dvcyaml=None, report=None) as live:
         def log(row):

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,26 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 os.environ.setdefault("MPLBACKEND", "agg")
+# jsonschema would load a grammar of addresses in 2.5 seconds; no notebook holds one
+sys.modules.setdefault("rfc3987_syntax", None)
+#: small projects that many tests want are made once: see `example_project`
+if "PYTEST_XDIST_WORKER" not in os.environ and "GNN_ECOMMERCE_EXAMPLES" not in os.environ:
+    os.environ["GNN_ECOMMERCE_EXAMPLES"] = EXAMPLES = tempfile.mkdtemp(prefix="gnn_ecommerce_examples_")
+else:
+    EXAMPLES = None
+
+
+def pytest_unconfigure():
+    if EXAMPLES:
+        shutil.rmtree(EXAMPLES, ignore_errors=True)
 
 
 def pytest_addoption(parser):
     parser.addoption(
         "--flags", default="stage", help="nbdev flags whose cells run too when a notebook is tested; by default 'stage'"
+    )
+    parser.addoption(
+        "--public-data", action="store_true", help="notebooks, too, read the data sets in GNN_ECOMMERCE_DATA"
     )
 
 
@@ -30,6 +46,25 @@ SKIPS = {
     "torchserve is not installed": "upstream is archived: its test is run by hand, see serving/04_torchserve",
     "no real data here": "real data sets are not in the repository: the nightly run has them",
 }
+
+
+#: files that take minutes come first, so that no processor waits for them at the end
+LONG = ["test_pipeline", "test_site", "test_resume", "test_closed_chain", "test_tuning", "test_explorer"]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    "A file stays together for its fixtures under `--dist loadgroup`; notebooks are handed out one by one, at the end."
+
+    def place(item):
+        return (
+            LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG) + (item.path.stem == "test_notebooks")
+        )
+
+    items.sort(key=place)
+    for item in items:
+        if item.path.stem != "test_notebooks":
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.hookimpl(wrapper=True)

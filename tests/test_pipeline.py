@@ -33,6 +33,11 @@ def run(folder, *args, ok=True, **env):
     return done
 
 
+def demo(folder, *args, **options):
+    "Run `make demo` in a folder."
+    return run(folder, sys.executable, "-m", "gnn_ecommerce.run.pipeline", "demo", *args, **options)
+
+
 def ran(text):
     "Stages that `dvc repro` says it ran, in order."
     return re.findall(r"Running stage '(\w+)'", text)
@@ -68,12 +73,12 @@ def own_identity(folder):
 
 @pytest.fixture(scope="module")
 def first_run(clone, tmp_path_factory):
-    "A clone with a tiny shop, its pipeline run once and committed; and what the run printed."
+    "A clone with a tiny shop, `make demo` run on 2,000 events of it and committed; and what the run printed."
     folder = clone(tmp_path_factory.mktemp("clone"))
     own_identity(folder)
     change(folder, TINY)
     commit(folder, "a tiny shop")
-    printed = run(folder, "dvc", "repro").stdout
+    printed = demo(folder, "--size", "2k").stdout
     commit(folder, "results")
     return folder, printed
 
@@ -99,6 +104,9 @@ def test_repro_runs_every_stage_and_keeps_executed_notebooks(first_run):
     for stage in STAGES:
         assert json.loads((folder / "reports" / stage / "metrics.json").read_text(encoding="utf8"))
     assert "epoch" in printed, "training's progress should reach the terminal"
+    assert "what is recommended" in printed
+    events = sum(len(pd.read_csv(f)) for f in (folder / "data/raw/sample").glob("events-*.csv"))
+    assert 1500 < events < 2500, events
     left = git(folder, "status", "--porcelain").splitlines()
     assert not left, f"a run leaves files that Git neither tracks nor ignores: {left}"
 
@@ -108,21 +116,6 @@ def test_second_repro_does_nothing(project):
     printed = run(project, "dvc", "repro").stdout
     assert ran(printed) == [] and "up to date" in printed
     assert written(project) == before
-
-
-def test_another_scheme_reruns_the_graph_and_what_follows(project):
-    change(project, {"graph_build": {"scheme": "log_count"}})
-    assert ran(run(project, "dvc", "repro").stdout) == [
-        "graph_build",
-        "training",
-        "inference",
-        "explainability",
-        "bundle",
-    ]
-    assert json.loads((project / "data/processed/graph/graph.json").read_text(encoding="utf8"))["scheme"] == "log_count"
-    assert "reports/graph_build/metrics.json" in run(project, "dvc", "metrics", "diff", "--json").stdout
-    git(project, "checkout", "--quiet", "dvc.lock", "params.yaml")
-    run(project, "dvc", "checkout")
 
 
 def test_a_failing_stage_ends_with_its_reason_and_leaves_what_was_there(project):
@@ -143,18 +136,32 @@ def test_a_failing_stage_ends_with_its_reason_and_leaves_what_was_there(project)
 def test_a_wrong_key_stops_the_demo_before_anything_runs(project):
     change(project, {"inference": {"kk": 5}})
     before = written(project)
-    done = run(project, sys.executable, "-m", "gnn_ecommerce.run.pipeline", "demo", ok=False)
+    done = demo(project, ok=False)
     assert done.returncode == 1 and "inference.kk: expected no such key" in done.stdout.strip().splitlines()[-1]
     assert written(project) == before
 
 
-def test_experiment_with_one_setting_changed(project):
-    printed = run(project, "dvc", "exp", "run", "-S", "training.dim=8", "--name", "narrow").stdout
-    assert ran(printed) == ["training", "inference", "explainability", "bundle"]
-    assert (
-        json.loads((project / "model-checkpoints/lightgcn/metadata.json").read_text(encoding="utf8"))["settings"]["dim"]
-        == 8
-    )
+def changed(folder):
+    "Stages whose own files or parameters differ from their last run."
+    return list(json.loads(run(folder, "dvc", "status", "--json").stdout))
+
+
+def test_a_changed_setting_concerns_its_stage_alone(project):
+    assert changed(project) == []
+    change(project, {"training": {"dim": 8}})
+    assert changed(project) == ["training"]
+    change(project, {"graph_build": {"scheme": "log_count"}})
+    assert changed(project) == ["graph_build", "training"]
+
+
+def test_experiment_with_two_settings_changed(project):
+    settings = ("-S", "training.dim=8", "-S", "graph_build.scheme=log_count")
+    printed = run(project, "dvc", "exp", "run", *settings, "--name", "narrow").stdout
+    assert ran(printed) == ["graph_build", "training", "inference", "explainability", "bundle"]
+    metadata = json.loads((project / "model-checkpoints/lightgcn/metadata.json").read_text(encoding="utf8"))
+    assert metadata["settings"]["dim"] == 8
+    assert json.loads((project / "data/processed/graph/graph.json").read_text(encoding="utf8"))["scheme"] == "log_count"
+    assert "reports/graph_build/metrics.json" in run(project, "dvc", "metrics", "diff", "--json").stdout
     shown = run(project, "dvc", "exp", "show", "--csv").stdout
     table = pd.read_csv(io.StringIO(shown[shown.index("Experiment") :]))
     assert table[table.Experiment == "narrow"].iloc[0]["training.dim"] == 8
@@ -196,49 +203,25 @@ def test_demo_on_own_files_with_other_names(project, tmp_path):
         }
     }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(overlay), encoding="utf8")
-    printed = run(
-        project,
-        sys.executable,
-        "-m",
-        "gnn_ecommerce.run.pipeline",
-        "demo",
-        "--events",
-        f"{tmp_path}/mine/log-*.csv",
-        "--params",
-        str(tmp_path / "mine.yaml"),
-    ).stdout
+    printed = demo(project, "--events", f"{tmp_path}/mine/log-*.csv", "--params", str(tmp_path / "mine.yaml")).stdout
     assert ran(printed) == list(STAGES)[1:], "the built-in shop is not needed"
     assert "git checkout params.yaml" in printed and "what is recommended" in printed
     assert read_params(project / "params.yaml")["data_prep"]["pattern"] == "log-*.csv"
-    again = run(project, sys.executable, "-m", "gnn_ecommerce.run.pipeline", "demo").stdout
+    again = demo(project).stdout
     assert ran(again) == [] and "up to date" in again
-    both = run(
-        project,
-        sys.executable,
-        "-m",
-        "gnn_ecommerce.run.pipeline",
-        "demo",
-        "--events",
-        f"{tmp_path}/mine",
-        "--size",
-        "4000",
-        ok=False,
-    )
+    both = demo(project, "--events", f"{tmp_path}/mine", "--size", "4000", ok=False)
     assert both.returncode == 1 and "expected EVENTS, your own files, or SIZE" in both.stdout
-    names = run(project, sys.executable, "-m", "gnn_ecommerce.run.pipeline", "demo", "--size", "2k", ok=False)
+    names = demo(project, "--size", "2k", ok=False)
     assert names.returncode == 1 and "data_prep.columns, data_prep.event_types" in names.stdout
     git(project, "checkout", "params.yaml")
-    back = run(project, sys.executable, "-m", "gnn_ecommerce.run.pipeline", "demo", "--size", "2k").stdout
-    assert ran(back) == list(STAGES) and "what is recommended" in back, "the built-in shop again, of another size"
-    events = sum(len(pd.read_csv(f)) for f in (project / "data/raw/sample").glob("events-*.csv"))
-    assert 1500 < events < 2500, events
+    back = demo(project, "--size", "2k").stdout
+    assert re.findall(r"Stage '(\w+)' is cached", back) == list(STAGES)[1:], "the built-in shop again, as it was"
+    assert "what is recommended" in back
 
 
 def test_works_without_git(project, tmp_path):
     folder = tmp_path / "unpacked"
     run(project, "dvc", "checkout")
     shutil.copytree(project, folder, ignore=shutil.ignore_patterns(".git", "config.local"))
-    printed = run(
-        folder, sys.executable, "-m", "gnn_ecommerce.run.pipeline", "demo", GIT_CEILING_DIRECTORIES=str(tmp_path)
-    ).stdout
+    printed = demo(folder, GIT_CEILING_DIRECTORIES=str(tmp_path)).stdout
     assert ran(printed) == [] and "what is recommended" in printed

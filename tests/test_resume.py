@@ -3,55 +3,64 @@
 import json
 import os
 import signal
-import subprocess
 import sys
-import textwrap
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from forked import run_forked, start_forked
 
 from gnn_ecommerce.core import ProjectPaths, file_hash, write_table
 from gnn_ecommerce.graph.interactions import random_graph
 
-# Run in a process of its own: `moment` says when that process kills itself, with the signal that nothing can catch.
-RUNNER = textwrap.dedent("""
-    import os, pathlib, signal, sys
+
+def train_until(params, moment):
+    "Train, in a process of its own, which kills itself at a moment with the signal that nothing can catch."
     import gnn_ecommerce.models.checkpoint as checkpoint
     import gnn_ecommerce.training as training
 
-    what, name, nth = sys.argv[2].split(':')
+    what, name, nth = moment.split(":")
+    replace, save_file, run_epoch = os.replace, checkpoint.save_file, training.Run.run_epoch
     seen = 0
 
     def die_if(hit):
-        global seen
+        nonlocal seen
         seen += bool(hit)
-        if hit and seen == int(nth): os.kill(os.getpid(), signal.SIGKILL)
+        if hit and seen == int(nth):
+            sys.stdout.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
 
-    replace, save_file, step = os.replace, checkpoint.save_file, training.Run.run_epoch
-    wanted = lambda path: name in pathlib.Path(path).name
+    def wanted(path):
+        return name in Path(path).name
 
     def killing_replace(a, b):
-        if what == 'before_rename': die_if(wanted(b))
+        if what == "before_rename":
+            die_if(wanted(b))
         replace(a, b)
-        if what == 'after_rename': die_if(wanted(b))
+        if what == "after_rename":
+            die_if(wanted(b))
 
     def killing_save(tensors, path, *args):
         save_file(tensors, path, *args)
-        if what == 'half_written' and wanted(path):
-            os.truncate(path, os.path.getsize(path)//2)
+        if what == "half_written" and wanted(path):
+            os.truncate(path, os.path.getsize(path) // 2)
             die_if(True)
 
     def killing_epoch(self, state, on_step=None):
         def tell(loss):
-            if what == 'in_epoch': die_if(state.epoch+1 == int(name))
-            if on_step: on_step(loss)
-        return step(self, state, tell)
+            if what == "in_epoch":
+                die_if(state.epoch + 1 == int(name))
+            if on_step:
+                on_step(loss)
 
+        return run_epoch(self, state, tell)
+
+    os.chdir(Path(params).parent)
     os.replace, checkpoint.save_file, training.Run.run_epoch = killing_replace, killing_save, killing_epoch
-    training.run_training(sys.argv[1])
-""")
+    training.run_training(params)
+
 
 MOMENTS = [
     "in_epoch:1:2",  # nothing saved yet
@@ -90,22 +99,14 @@ def make_project(root, **training):
 
 
 def train(root, moment="never::0"):
-    env = dict(os.environ, GNN_ECOMMERCE_PROGRESS="none")
-    return subprocess.run(
-        [sys.executable, "-c", RUNNER, str(root / "params.yaml"), moment],
-        env=env,
-        cwd=root,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return run_forked(train_until, str(root / "params.yaml"), moment, log=root / "printed.txt")
 
 
 @pytest.fixture(scope="module")
 def peaceful(tmp_path_factory):
     root = make_project(tmp_path_factory.mktemp("peaceful") / "shop")
     run = train(root)
-    assert run.returncode == 0, run.stderr
+    assert run.code == 0, run.printed[-2000:]
     return root
 
 
@@ -115,11 +116,11 @@ def test_kill_9_at_every_moment_ends_with_the_same_model(peaceful, tmp_path):
     resumed = 0
     for moment in MOMENTS:
         run = train(root, moment)
-        assert run.returncode == -signal.SIGKILL, f"{moment}: ended with {run.returncode}: {run.stderr[-500:]}"
-        resumed += "going on after epoch" in run.stdout
+        assert run.code == -signal.SIGKILL, f"{moment}: ended with {run.code}: {run.printed[-500:]}"
+        resumed += "going on after epoch" in run.printed
     run = train(root)
-    assert run.returncode == 0, run.stderr
-    assert "going on after epoch 5" in run.stdout
+    assert run.code == 0, run.printed[-2000:]
+    assert "going on after epoch 5" in run.printed
     assert resumed >= 4, "most runs after the first saved epoch should have gone on from it"
 
     ours, theirs = ProjectPaths(root), ProjectPaths(peaceful)
@@ -138,19 +139,13 @@ def test_kill_9_from_outside_while_it_trains(peaceful, tmp_path):
     "Killed by another process as soon as a state is there: whatever it is doing then."
     root = make_project(tmp_path / "shop")
     state = ProjectPaths(root).checkpoints / "last" / "state.safetensors"
-    child = subprocess.Popen(
-        [sys.executable, "-c", RUNNER, str(root / "params.yaml"), "never::0"],
-        cwd=root,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=dict(os.environ, GNN_ECOMMERCE_PROGRESS="none"),
-    )
-    while not state.is_file() and child.poll() is None:
+    child = start_forked(train_until, str(root / "params.yaml"), "never::0", log=root / "printed.txt")
+    while not state.is_file() and child.is_alive():
         pass
     child.kill()
-    child.wait()
+    child.join()
     run = train(root)
-    assert run.returncode == 0, run.stderr
+    assert run.code == 0, run.printed[-2000:]
     assert file_hash(ProjectPaths(root).checkpoints / "model.safetensors") == file_hash(
         ProjectPaths(peaceful).checkpoints / "model.safetensors"
     )
@@ -161,10 +156,10 @@ def test_kill_9_while_temperatures_are_tried(tmp_path):
     "The short runs start again, and choose the same."
     roots = [make_project(tmp_path / name, temperature=None) for name in ("peaceful", "killed")]
     run = train(roots[1], "in_epoch:2:13")  # five steps an epoch: while the third temperature is tried
-    assert run.returncode == -signal.SIGKILL, run.stderr
+    assert run.code == -signal.SIGKILL, run.printed[-2000:]
     for root in roots:
         run = train(root)
-        assert run.returncode == 0, run.stderr
+        assert run.code == 0, run.printed[-2000:]
     theirs, ours = map(ProjectPaths, roots)
     assert file_hash(ours.checkpoints / "model.safetensors") == file_hash(theirs.checkpoints / "model.safetensors")
     assert (ours.report("training") / "temperature.csv").read_text() == (
@@ -179,7 +174,7 @@ def test_kill_9_while_temperatures_are_tried(tmp_path):
 def test_a_finished_run_starts_over_and_gives_the_same_bytes(peaceful):
     before = file_hash(ProjectPaths(peaceful).checkpoints / "model.safetensors")
     run = train(peaceful)
-    assert run.returncode == 0 and "going on" not in run.stdout
+    assert run.code == 0 and "going on" not in run.printed
     assert file_hash(ProjectPaths(peaceful).checkpoints / "model.safetensors") == before
 
 

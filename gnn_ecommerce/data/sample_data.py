@@ -507,7 +507,7 @@ def write_month_files(
     options = pacsv.WriteOptions(include_header=False, quoting_style='none')
     try:
         for day, events in event_days(people, settings):
-            if file is None or day.day == 1:
+            if file is None or int(day.day) == 1:
                 if file: file.close()
                 month, file = f'{day:%Y-%m}', open(folder/f'events-{day:%Y-%m}.csv', 'wb')
                 file.write((','.join(SAMPLE_COLUMNS)+'\n').encode())

@@ -100,7 +100,7 @@ class _Branch:
     promise: np.ndarray # float64 (m,), the most that can come of it; descending
 
 @patch
-def branches(self: PathSearch, nodes: tuple, product: float, terms: float, n: int) -> _Branch:
+def branches(self: PathSearch, nodes: tuple, product: float, terms: Any, n: int) -> _Branch:
     "List all continuations of a beginning."
     at, left = len(nodes), self.length-len(nodes)
     _, node, value = neighbours(self.A, np.array(nodes[-1:]))
@@ -310,7 +310,8 @@ def connection(
     adjacency: Adjacency|None = None, # of the graph, if it is at hand
 ) -> Any: # networkx.Graph as of `InteractionGraph.neighbourhood`; graph['cut'] counts nodes left out
     "Cut out the part of the graph between a user and an item, for networkx."
-    graph.edges_of(user=user), graph.edges_of(item=item)
+    graph.edges_of(user=user) # an index out of range ends here
+    graph.edges_of(item=item)
     A, a, b = adjacency or Adjacency.from_graph(graph), int(user), graph.n_users+int(item)
     steps, mass, on = _between(A, a, b, max_length)
     if not on[b]:

@@ -530,10 +530,10 @@ def page(
     if customers is None: customers = [] if state.id is None else [state.id]
     if not customers:
         raise GnnEcommerceError(expected('customers', 'at least one id', 'none', 'choose a customer first'))
-    state, path, tops = state.copy(), Path(path), list(tops)
+    state, path = state.copy(), Path(path)
     modes = [m for m in MODES if m != 'shares' or state.model.explainer is not None]
     pages = [_customer_page(state, customer, modes, tops) for customer in customers]
-    data = json.dumps(dict(customers=pages, modes=modes, mode_names=MODES, tops=tops), allow_nan=False)
+    data = json.dumps(dict(customers=pages, modes=modes, mode_names=MODES, tops=list(tops)), allow_nan=False)
     footer = f'{html.escape(repr(state.model.recommender))}. Shares are exact: each bar adds up to the score.'
     whole = Template(asset('page.html')).substitute(
         title=html.escape(title), style=asset('style.css'), script=asset('page.js'), footer=footer,

@@ -781,7 +781,8 @@ class ExplorerState(_SelectedTables):
         **options,    # of `ExplorerModel`
     ):
         self.model = model if isinstance(model, ExplorerModel) else ExplorerModel(*find_explainer(model), **options)
-        self.view, self.trail, self.surprises = CustomerView(self.model), (), 0
+        self.view, self.surprises = CustomerView(self.model), 0
+        self.trail: tuple = ()
         self.selection = Selection(mode='shares' if self.model.explainer is not None else 'shortest', top=top)
 
     @classmethod

@@ -418,7 +418,7 @@ def _regression_kernel(
     block: int,      # rows at a time
 ) -> tuple[Callable, np.ndarray]: # rows(first, last) of K, float64; its diagonal
     "Compute K from the smaller side."
-    down, (n_users, n_items) = b.T.tocsr(), b.shape
+    down, n_users, n_items = b.T.tocsr(), b.shape[0], b.shape[1]
     if n_users >= n_items:
         kernel = np.eye(n_items)-_inverse(np.eye(n_items)+(down@b).toarray())
         return (lambda first, last: kernel[first:last]), np.diag(kernel)

@@ -45,6 +45,8 @@ class _Derived:
         # times with a zone would become objects, which sort slowly
         return count_newer(self.user_ptr, when.to_numpy('datetime64[ns]' if when.dtype.kind == 'M' else None))
     @cached_property
+    def _described(self) -> dict[str, Any]: return _described(self.items)
+    @cached_property
     def hash(self) -> str:
         "sha256 in hex over ids, structure, weights and the purchased flags."
         return array_hash(self.user_ids.ids, self.item_ids.ids, self.user_ptr, self.item, self.weight, self.purchased)
@@ -296,13 +298,24 @@ def _counts(self: InteractionGraph) -> list[str]:
     "Columns of `edges` that count events."
     return [c for c in (self.edges.columns if self.edges is not None else []) if c.startswith('n_')]
 
+def _described(items: pd.DataFrame|None) -> dict[str, Any]: # column -> its values
+    "What people are told of an item, as far as there is a column of it."
+    return {c: items[c].array for c in ('name', 'brand', 'category_code', 'price') if items is not None and c in items}
+
+@patch
+def item_facts(self: InteractionGraph,
+    item: int, # item index
+) -> dict: # those of name, brand, category_code and price that are known
+    "Look up what is known of an item, cell by cell: a row of the table takes a hundred times as long."
+    facts = {c: values[item] for c, values in self._described.items()}
+    return {c: value for c, value in facts.items() if pd.notna(value)}
+
 @patch
 def item_label(self: InteractionGraph,
     item: int, # item index
 ) -> str: # such as 'Nail polish (polish), 2.10'
     "Describe an item for people: name, or brand and category; id; price."
-    id = self.item_ids.decode([item])[0]
-    row = self.items.iloc[item].dropna() if self.items is not None else {}
+    id, row = self.item_ids.decode([item])[0], self.item_facts(item)
     words = [str(row['name'])] if 'name' in row else [str(row[c]) for c in ('brand', 'category_code') if c in row]
     price = f', {row["price"]:.2f}' if 'price' in row else ''
     return (f'{" ".join(words)} ({id})' if words else f'item {id}')+price

@@ -79,7 +79,7 @@ def truncated_svd(
     numba: bool = HAS_NUMBA,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # float32 U (n, r), s (r,) descending, V (m, r)
     "Compute the leading singular triplets, repeatably. Raises `GnnEcommerceError` if it does not converge."
-    rank = min(rank, *matrix.shape)
+    rank = min(rank, min(matrix.shape))
     width = Walk.width*-(-(rank+max(Walk.width, rank//2))//Walk.width)
     if rank == 0 or matrix.nnz == 0 or min(matrix.shape) <= max(3*width, 1024):
         return _small_svd(matrix, rank)

@@ -31,9 +31,9 @@ def short_name(
     item: int, # item index
 ) -> str:
     "Name a product of a graph."
-    row = graph.items.iloc[item] if graph.items is not None else {}
-    known = (row.get(column) for column in ('name', 'brand', 'category_code'))
-    return product_name(*(text if isinstance(text, str) else None for text in known), graph.item_ids.ids[item])
+    facts = graph.item_facts(item)
+    texts = (facts.get(column) for column in ('name', 'brand', 'category_code'))
+    return product_name(*(text if isinstance(text, str) else None for text in texts), graph.item_ids.ids[item])
 
 # %% ../../nbs/graph/05_wording.ipynb #d0e1b011
 #: event type -> what the customer did, around the product's name

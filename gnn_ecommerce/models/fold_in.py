@@ -361,11 +361,11 @@ def best(self: Scorer,
     columns: np.ndarray|None = None, # int32 (m,) ascending, the only items that may come; None: all
 ) -> tuple[np.ndarray, np.ndarray]: # int32 (n, k) items, -1 pads; float32 (n, k) scores, NaN pads
     "Rank the k best items of each customer; ties by lower item."
-    mask, k = clean_mask(mask), check_k(k)
+    hidden, k = clean_mask(mask), check_k(k)
     columns = np.arange(self.n_items, dtype=np.int32) if columns is None else columns
-    if self.filter is None: return self.items._best(who.x, k, mask, columns)
+    if self.filter is None: return self.items._best(who.x, k, hidden, columns)
     best = TopK(len(who), k, self.backend)
-    best.update(self.scores(who, columns), columns, mask)
+    best.update(self.scores(who, columns), columns, hidden)
     return best.result()
 
 def exclusion(

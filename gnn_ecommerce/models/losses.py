@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools, math, time
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -429,7 +429,8 @@ class Softmax(Loss, name='softmax'):
         super().__init__(graph, batch, temperature, l2, negatives)
         if precision not in ('auto', 'bf16', 'fp32'):
             raise SettingsError(expected(f'{self.name}: precision', "'auto', 'bf16' or 'fp32'", repr(precision)))
-        self.precision, self._tables = precision, {}
+        self.precision = precision
+        self._tables: dict[Any, Any] = {}
         count = np.diff(graph.user_ptr)
         self.users = np.flatnonzero(count)
         weight = np.where(count > 0, np.maximum(count, 1.)**power, 0)/np.mean(count[self.users]**float(power))
@@ -485,7 +486,8 @@ def _start(self: Softmax, z, users, dtype):
     if (users, rows) not in self._tables:
         blocks = -(-items//rows)
         self._tables[users, rows] = torch.empty(blocks, users, **like), torch.empty(blocks, d, users, **like)
-    (total, gx), scores = self._tables[users, rows], self._tables['scores']
+    total, gx = self._tables[users, rows]
+    scores = self._tables['scores']
     tables = {name: self._tables[name] for name in ('y', 'gy', 'inverse')}
     return SimpleNamespace(
         total=total, gx=gx, **tables, bounds=[*range(0, items, rows), items],

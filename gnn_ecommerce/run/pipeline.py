@@ -13,6 +13,9 @@ import argparse, ast, contextlib, importlib, os, re, subprocess, sys, tempfile
 from pathlib import Path
 from typing import Any
 
+# jsonschema would load a grammar of addresses in 2.5 seconds, if it is installed; no notebook holds one
+sys.modules.setdefault('rfc3987_syntax', None)
+
 import nbformat
 import pandas as pd
 import papermill
@@ -350,13 +353,13 @@ def paired_table(
     others: tuple = ('als', 'svd', 'popular'), # methods to show, if they are there
 ) -> Table|None: # for a rich console; None if there is nothing to show
     "Show the model and its LightGCN part minus other methods, customer by customer."
-    frame = frame[(frame.metric == metric) & frame.method.isin(others) & frame.model.isin(['hybrid', 'lightgcn'])]
-    if not len(frame): return None
-    names = [m for m in others if m in set(frame.method)]
+    shown = frame[(frame.metric == metric) & frame.method.isin(others) & frame.model.isin(['hybrid', 'lightgcn'])]
+    if not len(shown): return None
+    names = [m for m in others if m in set(shown.method)]
     title = f'The same customers: difference in {metric.split("@")[0]}, with its interval'
     table = _terminal_table(title, ('', *(f'minus {m}' for m in names)))
-    for model in dict.fromkeys(frame.model):
-        rows = frame[frame.model == model].set_index('method')
+    for model in dict.fromkeys(shown.model):
+        rows = shown[shown.model == model].set_index('method')
         table.add_row(model, *(_difference(rows.loc[m]) for m in names))
     return table
 
@@ -403,7 +406,7 @@ def _products(root, ids) -> pd.DataFrame:
 def _product_row(product_id, products: pd.DataFrame) -> tuple[str, str, str]: # name, brand, price as text
     "What a person can read of a product."
     row = products.loc[product_id] if product_id in products.index else {}
-    text = lambda key: str(row.get(key)) if pd.notna(row.get(key)) else ''
+    text = lambda key: str(row.get(key)) if bool(pd.notna(row.get(key))) else ''
     price = f'{row["price"]:,.2f}' if text('price') else ''
     return text('name') or text('category_code') or f'product {product_id}', text('brand'), price
 

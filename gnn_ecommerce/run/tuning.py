@@ -120,9 +120,10 @@ def value_at(
     key: str,     # such as training.lr
 ) -> Any: # None if the key is not there
     "Look up a key."
+    found: Any = values
     for part in key.split('.'):
-        values = values.get(part) if isinstance(values, dict) else None
-    return values
+        found = found.get(part) if isinstance(found, dict) else None
+    return found
 
 def nested(
     flat: dict, # key -> value
@@ -663,7 +664,7 @@ def _short(key: str) -> str:
 
 def _tried(table: pd.DataFrame) -> list[str]:
     "Columns of keys that more than one value was tried of."
-    return [c for c in table.columns if '.' in c and table[c].dropna().astype(str).nunique() > 1]
+    return [c for c in table.columns if '.' in c and int(table[c].dropna().astype(str).nunique()) > 1]
 
 # %% ../../nbs/run/02_tuning.ipynb #d8ae3dc2
 class Positions(NamedTuple):
@@ -765,6 +766,7 @@ def _ends(column: Positions) -> list[tuple[float, str]]: # height from 0 to 1, t
 def plot_parallel(table: pd.DataFrame, monitor: str = 'value') -> Any: # matplotlib figure
     "Plot every complete trial as a line through its settings, coloured by its value, the best in front."
     import matplotlib.pyplot as plt
+    from matplotlib.colors import Normalize
     shown, keys, heights = table[table.state == 'complete'].sort_values('value'), _tried(table), []
     fig, ax = plt.subplots(figsize=(max(6, .85*len(keys)+1), 3.8), layout='constrained', dpi=75)
     plt.close(fig)
@@ -780,7 +782,7 @@ def plot_parallel(table: pd.DataFrame, monitor: str = 'value') -> Any: # matplot
     ax.set_yticks([])
     ax.spines[['top', 'right', 'left']].set_visible(False)
     if len(shown):
-        scale = plt.Normalize(shown.value.min(), shown.value.max())
+        scale = Normalize(shown.value.min(), shown.value.max())
         fig.colorbar(plt.cm.ScalarMappable(scale), ax=ax, label=monitor)
     return fig
 
