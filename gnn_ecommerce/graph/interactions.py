@@ -298,6 +298,7 @@ def _counts(self: InteractionGraph) -> list[str]:
     "Columns of `edges` that count events."
     return [c for c in (self.edges.columns if self.edges is not None else []) if c.startswith('n_')]
 
+# %% ../../nbs/graph/01_interactions.ipynb #7ed75db4
 def _described(items: pd.DataFrame|None) -> dict[str, Any]: # column -> its values
     "What people are told of an item, as far as there is a column of it."
     return {c: items[c].array for c in ('name', 'brand', 'category_code', 'price') if items is not None and c in items}
@@ -306,7 +307,7 @@ def _described(items: pd.DataFrame|None) -> dict[str, Any]: # column -> its valu
 def item_facts(self: InteractionGraph,
     item: int, # item index
 ) -> dict: # those of name, brand, category_code and price that are known
-    "Look up what is known of an item, cell by cell: a row of the table takes a hundred times as long."
+    "Look up what is known of an item."
     facts = {c: values[item] for c, values in self._described.items()}
     return {c: value for c, value in facts.items() if pd.notna(value)}
 
