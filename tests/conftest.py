@@ -52,9 +52,20 @@ SKIPS = {
 LONG = ["test_pipeline", "test_site", "test_resume", "test_closed_chain", "test_tuning", "test_explorer"]
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "A file stays together for its fixtures; notebooks are handed out one by one."
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return nodeid if "test_notebooks.py" in nodeid else nodeid.split("::", 1)[0]
+
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items):
-    "A file stays together for its fixtures under `--dist loadgroup`; notebooks are handed out one by one, at the end."
+    "Long files first, notebooks last."
 
     def place(item):
         return (
@@ -62,9 +73,6 @@ def pytest_collection_modifyitems(items):
         )
 
     items.sort(key=place)
-    for item in items:
-        if item.path.stem != "test_notebooks":
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.hookimpl(wrapper=True)

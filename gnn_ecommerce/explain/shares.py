@@ -23,6 +23,7 @@ from ..filter.hybrid import HybridRecommender
 from ..filter.item_table import ItemTable
 from ..filter.methods import under_cap
 from ..graph.propagation import Adjacency, Propagation
+from ..ranking.recommender import check_indices
 
 # %% auto #0
 __all__ = ['Explainer', 'Shares', 'entries', 'find', 'table_entries', 'neighbours', 'random_case', 'deletion_curve',
@@ -186,18 +187,6 @@ def table_entries(
     out[row[at >= 0], at[at >= 0]] = table.values[place[at >= 0]].astype(np.float64)*table.scale
     return out[:, back]
 
-# %% ../../nbs/explain/01_shares.ipynb #1c8ea63c
-def _index(values, n: int, what: str) -> np.ndarray:
-    "Return indices as int64 (k,). Raises `GnnEcommerceError` if one is out of range."
-    index = np.atleast_1d(np.asarray(values))
-    if not index.size: return np.zeros(0, np.int64)
-    if index.dtype.kind not in 'iu' or index.ndim != 1:
-        raise GnnEcommerceError(expected(what, 'indices', f'{index.dtype} {index.shape}',
-            f'encode ids with graph.{what.rstrip("s")}_ids.encode'))
-    if index.min() < 0 or index.max() >= n:
-        raise GnnEcommerceError(expected(what, f'indices in 0..{n-1}', f'{index.min()}..{index.max()}'))
-    return index.astype(np.int64)
-
 # %% ../../nbs/explain/01_shares.ipynb #68ec71a9
 @patch
 def _first_step(self: Explainer, user: int, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]: # float64 (d,), (h, d)
@@ -263,8 +252,8 @@ def shares(self: Explainer,
     items: Iterable[int], # item indices, such as the user's recommendations
 ) -> Shares:
     "Split the scores of `items` for `user`. Raises `GnnEcommerceError` for an index that the graph does not have."
-    graph, items = self.graph, _index(items, self.graph.n_items, 'items')
-    user = int(_index(user, graph.n_users, 'users')[0])
+    graph, items = self.graph, check_indices(items, self.graph.n_items, 'items')
+    user = int(check_indices(user, graph.n_users, 'users')[0])
     edges, z_i = graph.edges_of(user=user), self._z_items(items)
     own, step = self._first_step(user, edges)
     z_u = own+step.sum(0)
@@ -489,7 +478,7 @@ def what_if(self: Explainer,
     items: Iterable[int],   # item indices whose scores are asked for
 ) -> pd.DataFrame: # a row for each item: before, after, change, and share (of what is taken away, in `before`)
     "Score items without some of the customer's events. Raises `GnnEcommerceError` for a product outside the history."
-    s, without = self.shares(user, items), _index(without, self.graph.n_items, 'items')
+    s, without = self.shares(user, items), check_indices(without, self.graph.n_items, 'items')
     strange = without[~np.isin(without, s.history)]
     if len(strange):
         raise GnnEcommerceError(expected('without', f'products of the history of user {s.user}', strange[0],
