@@ -732,7 +732,7 @@ def data_revisions(
     try: lock = load_yaml((root/'dvc.lock').read_text(encoding='utf8'))
     except (OSError, YAMLError): return None
     wanted = ('data/processed/train_events.parquet', 'data/processed/graph',
-        'model-checkpoints/lightgcn/model.safetensors')
+        'model-checkpoints/lightgcn/model.safetensors', 'model-checkpoints/final')
     outs = {o['path']: o.get('md5') for stage in (lock or {}).get('stages', {}).values() for o in stage.get('outs', ())}
     return {p: outs[p] for p in wanted if p in outs} or None
 
@@ -761,8 +761,8 @@ def prune(
 # %% ../nbs/07_bundle.ipynb #9adf0523
 def _load_trained(paths: ProjectPaths) -> tuple[InteractionGraph, dict, dict]: # graph, tensors, metadata
     "The graph and its checkpoint. Raises `ArtifactError` if they do not belong together."
-    graph = InteractionGraph.load(paths.graph)
-    tensors, metadata = load_model(paths.checkpoints)
+    built, checkpoint = paths.served
+    graph, (tensors, metadata) = InteractionGraph.load(built), load_model(checkpoint)
     if metadata['graph_hash'] != graph.hash:
         raise ArtifactError(expected('checkpoint', f'one of this graph (hash {graph.hash[:12]})',
             f'one of another ({metadata["graph_hash"][:12]})', 'run `dvc repro training`'))
@@ -788,7 +788,7 @@ def bundle_metrics(made: Bundle, seconds: float) -> dict:
 def _pack(paths: ProjectPaths, settings: BundleSettings) -> Bundle:
     "The bundle of a project's checkpoint."
     graph, tensors, metadata = _load_trained(paths)
-    built = read_json(paths.graph/'graph.json', 'graph_build').get('settings', {})
+    built = read_json(paths.served[0]/'graph.json', 'graph_build').get('settings', {})
     rule, (valid, hidden) = EdgeRule(graph.scheme, built.get('weights')), _later_pairs(paths, graph, settings.hide)
     scored = scoring_arrays(graph, tensors, metadata['scoring'], rule.weights)
     weight, sessions = content_weight(paths, Scorer(*scored), Catalogue.from_graph(graph), rule, settings)

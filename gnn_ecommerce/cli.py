@@ -119,7 +119,7 @@ class TrainedProject:
     @cached_property
     def graph(self):
         from gnn_ecommerce.graph.interactions import InteractionGraph
-        return InteractionGraph.load(self.paths.graph)
+        return InteractionGraph.load(self.paths.served[0])
 
     @cached_property
     def engine(self):
@@ -130,8 +130,9 @@ class TrainedProject:
     def explainer(self):
         from gnn_ecommerce.explainability import event_weights
         from gnn_ecommerce.explain.shares import Explainer
-        settings = read_json(self.paths.graph/'graph.json', 'graph_build').get('settings', {})
-        return Explainer.from_checkpoint(self.paths.checkpoints, self.graph, event_weights(settings))
+        built, checkpoint = self.paths.served
+        settings = read_json(built/'graph.json', 'graph_build').get('settings', {})
+        return Explainer.from_checkpoint(checkpoint, self.graph, event_weights(settings))
 
 def open_project(
     folder: Path|None, # of the project; None: the current one, or one above it

@@ -77,6 +77,7 @@ class ProjectPaths:
         self.processed = self.root/'data'/'processed'
         self.graph = self.processed/'graph'
         self.checkpoints = self.root/'model-checkpoints'/'lightgcn'
+        self.final = self.root/'model-checkpoints'/'final'
         self.bundles = self.root/'model-checkpoints'/'bundles'
         self.serving = self.root/'model-checkpoints'/'serving'
         self.recommendations = self.root/'model-recommendations'
@@ -91,6 +92,13 @@ class ProjectPaths:
         "Return the folder for a stage's metrics, tables and plots."
         return self.root/'reports'/stage
 
+    @property
+    def served(self) -> tuple[Path, Path]: # folders of the graph and of the checkpoint
+        "Find the model that is served: the final one of stage `refit` if there is one, else the evaluated one."
+        pointer = self.final/'latest.json'
+        model = read_json(pointer, 'refit').get('model') if pointer.is_file() else None
+        return (self.final/model/'graph', self.final/model) if model else (self.graph, self.checkpoints)
+
 # %% ../nbs/00_core.ipynb #8f4a37fc
 class StageSettings(BaseModel):
     "Base of a stage's settings: strict types, unknown keys refused, immutable. `seed` stands at the top of the file."
@@ -103,6 +111,7 @@ STAGES = {
     'data_prep': 'data_prep',
     'graph_build': 'graph_build',
     'training': 'training',
+    'refit': 'run.refit',
     'inference': 'inference',
     'explainability': 'explainability',
     'bundle': 'bundle',

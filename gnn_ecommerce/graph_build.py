@@ -411,10 +411,11 @@ def duckdb_events(
     path: str|Path,  # train_events.parquet
     settings: GraphBuildSettings,
     scratch: Path,   # folder in which DuckDB may spill
+    table: str = 'train_events', # what the file is
 ) -> Iterator[ibis.Table]:
-    "Open the train events on DuckDB. Raises `SettingsError` if its memory limit is too low even with spilling."
+    "Open events on DuckDB. Raises `SettingsError` if its memory limit is too low even with spilling."
     import duckdb
-    check_table(path, 'train_events', 'data_prep')
+    check_table(path, table, 'data_prep')
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.duckdb_', dir=scratch) as spill:
         con = connect(settings.memory_limit, settings.threads, spill)
@@ -422,7 +423,7 @@ def duckdb_events(
         try: yield con.read_parquet(path)
         except duckdb.Error as err:
             if not isinstance(err, duckdb.OutOfMemoryException):
-                read_table(path, 'train_events', 'data_prep')
+                read_table(path, table, 'data_prep')
                 raise
             limit = f'{settings.memory_limit} ({str(err).splitlines()[0][:120]})'
             raise SettingsError(expected('graph_build.memory_limit', 'enough for the aggregation', limit,

@@ -8,7 +8,7 @@ __all__ = ['KNOWN', 'InferenceSettings', 'outside_users', 'check_ids', 'read_use
            'methods', 'describe_model', 'evaluate_methods', 'events_per_user', 'new_user_lists', 'breakdowns',
            'cold_groups', 'plot_groups', 'printable', 'differences', 'choose_customers', 'describe_customer',
            'InferenceResult', 'compare_on_test', 'plot_recall', 'plot_by_activity', 'plot_by_popularity',
-           'write_inference_report', 'run_inference']
+           'write_inference_report', 'served_job', 'run_inference']
 
 # %% ../nbs/05_inference.ipynb #8339dd92
 import time
@@ -79,9 +79,10 @@ def _distinct(rows: pd.DataFrame) -> pd.DataFrame: # user_id, product_id, bought
 def outside_users(
     path: str|Path,          # data/processed/train_events.parquet
     graph: InteractionGraph, # whose users are inside
+    table: str = 'train_events', # what the file is
 ) -> pd.DataFrame: # user_id, product_id, bought: distinct pairs of users that the graph does not hold
-    "Read what users outside of the graph did in the training events. Memory: one batch, and those users' pairs."
-    file, columns = check_table(path, 'train_events', 'data_prep'), ['user_id', 'product_id', 'event_type']
+    "Read what users outside of the graph did. Memory: one batch, and those users' pairs."
+    file, columns = check_table(path, table, 'data_prep'), ['user_id', 'product_id', 'event_type']
     parts = [_pairs_outside(batch, graph) for batch in file.iter_batches(1 << 20, columns=columns)]
     parts = [p for p in parts if p is not None]
     if parts: return _distinct(pd.concat(parts))
@@ -668,6 +669,20 @@ def _summary(result: InferenceResult, model: Recommender, settings: InferenceSet
     note = f'[ ]: {settings.level:.0%} bootstrap interval over users\n{describe_model(model)}'
     return f'{head}\n\n{table}\n{note}\n\n{_cold_lines(result, model.name)}\n\n{result.customers}'
 
+# %% ../nbs/05_inference.ipynb #5e7ed002
+def served_job(
+    paths: ProjectPaths,
+    settings: InferenceSettings,
+) -> Recommending:
+    "Open the model that is served, with what its lists need. Raises `ArtifactError` if a stage has not run."
+    built, checkpoint = paths.served
+    graph, final = InteractionGraph.load(built), checkpoint != paths.checkpoints
+    model = load_checkpoint(checkpoint, graph)
+    val, new = read_val(paths.processed/'val.parquet', graph)
+    if final: outside = outside_users(paths.interim/'events.parquet', graph, 'events')
+    else: outside = outside_users(paths.processed/'train_events.parquet', graph)
+    return Recommending(model, settings, pd.concat([outside, new], ignore_index=True), val, model.model_version)
+
 # %% ../nbs/05_inference.ipynb #88f8dd9a
 def run_inference(
     params: str|Path = 'params.yaml', # params file of a project whose earlier stages have run
@@ -678,14 +693,13 @@ def run_inference(
     graph = InteractionGraph.load(paths.graph)
     model = load_checkpoint(paths.checkpoints, graph)
     methods(model, settings.baselines, settings.seed) # a wrong name stops before anything is written
-    val, new = read_val(paths.processed/'val.parquet', graph)
-    outside = pd.concat([outside_users(paths.processed/'train_events.parquet', graph), new], ignore_index=True)
-    job = Recommending(model, settings, outside, val, model.model_version)
     start, file = time.perf_counter(), paths.recommendations/'recommendations.parquet'
-    counts = write_recommendations(file, job, chosen_users(settings, graph, outside, paths))
+    job = served_job(paths, settings)
+    counts = write_recommendations(file, job, chosen_users(settings, job.model.graph, job.outside, paths))
     print(f'{_count_line(counts)} in {time.perf_counter()-start:.1f} s -> {file.relative_to(paths.root)}')
     result = InferenceResult({})
     if settings.report:
+        val, _ = read_val(paths.processed/'val.parquet', graph)
         result = compare_on_test(model, read_test(paths.processed/'test.parquet', graph, val), settings)
         print(_summary(result, model, settings))
     result.counts = counts | result.counts

@@ -40,7 +40,7 @@ from .ranking.recommender import Recommender
 __all__ = ['TEMPERATURES', 'fixed_params', 'TrainingSettings', 'training_loss', 'with_batch_size', 'resolve', 'memory_needed',
            'learning_rate', 'Choice', 'Run', 'Buffers', 'affordable_methods', 'make_filters', 'Validation',
            'eval_users', 'next_epoch', 'pilot_epochs', 'last_layer_weights', 'choose_hyperparameters', 'FitResult',
-           'fit', 'targets_hash', 'fingerprint', 'plot_history', 'LiveCurve', 'run_training']
+           'fit', 'targets_hash', 'fingerprint', 'checkpoint_of', 'plot_history', 'LiveCurve', 'run_training']
 
 # %% ../nbs/04_training.ipynb #abb66627
 class _ModelSettings(StageSettings):
@@ -621,7 +621,8 @@ def _result(run: Run, state: TrainState, validation: Validation|None) -> FitResu
         ))
     if 'no number' in state.stopped:
         print(f'{state.stopped}: epoch {state.best_epoch} is kept')
-    tensors, scoring = _checkpoint(run, state, validation.filters if validation else [])
+    filters = validation.filters if validation else []
+    tensors, scoring = checkpoint_of(run, state.best, state.best_b, filters, state.best_filter)
     recommender, metrics = build_recommender(run.graph, tensors, scoring), {}
     if validation:
         metrics = evaluate(recommender, validation.targets, ks=tuple(s.ks), exclude=s.exclude).metrics
@@ -633,12 +634,18 @@ def _result(run: Run, state: TrainState, validation: Validation|None) -> FitResu
     )
 
 # %% ../nbs/04_training.ipynb #75ce1220
-def _checkpoint(run: Run, state: TrainState, filters: list[GraphFilter]) -> tuple[dict, dict]: # tensors, scoring
+def checkpoint_of(
+    run: Run,
+    embedding: torch.Tensor,     # of layer 0, (n_users + n_items, d)
+    b: float,                    # weight of the graph filter
+    filters: list[GraphFilter],  # fitted; none if the score has no such part
+    method: str|None = None,     # of the one that counts; None: the first
+) -> tuple[dict[str, torch.Tensor], dict]: # tensors and scoring of a checkpoint
     "Gather what a checkpoint holds: embeddings, layer weights, the filter's table if it has weight."
-    tensors = {'embedding.weight': state.best.cpu(), 'alpha': torch.tensor(run.propagation.alpha)}
-    scoring = dict(weighted=run.settings.weighted, cosine=run.settings.cosine, b=state.best_b, filter=None)
-    if filters and state.best_b > 0:
-        filter = next((f for f in filters if f.method == state.best_filter), filters[0])
+    tensors = {'embedding.weight': embedding.cpu(), 'alpha': torch.tensor(run.propagation.alpha)}
+    scoring = dict(weighted=run.settings.weighted, cosine=run.settings.cosine, b=b, filter=None)
+    if filters and b > 0:
+        filter = next((f for f in filters if f.method == method), filters[0])
         scoring['filter'] = filter.saved_params
         tensors |= {f'filter.{k}': torch.from_numpy(v) for k, v in filter.to_arrays().items()}
     return tensors, scoring
@@ -703,6 +710,7 @@ def _metadata(
     result: FitResult, s: TrainingSettings, graph: InteractionGraph, targets: sp.csr_matrix, root: Path
 ) -> dict:
     "What `metadata.json` says about a model."
+    used = resolve(s, graph)
     return dict(
         device=compute_device(s.device).type,
         graph_hash=graph.hash,
@@ -710,7 +718,7 @@ def _metadata(
         n_users=graph.n_users, n_items=graph.n_items, n_edges=graph.n_edges, scheme=graph.scheme,
         scoring=result.scoring,
         settings=s.model_dump(),
-        temperature=result.temperature,
+        epochs=used.epochs, batch=used.batch, temperature=result.temperature,
         layer_weights=result.tensors['alpha'].tolist(),
         best_epoch=result.best_epoch, stopped=result.stopped, monitor=s.monitor, metrics=result.validation,
         history=_json_rows(result.history),

@@ -137,12 +137,12 @@ def from_project(cls: ExplorerModel,
     params = resolve_params(given/'params.yaml' if given.is_dir() else given)
     paths = ProjectPaths(params.parent)
     settings = load_settings(InferenceSettings, 'inference', params)
-    graph = InteractionGraph.load(paths.graph)
-    tensors, metadata = load_model(paths.checkpoints)
+    built, checkpoint = paths.served
+    graph, (tensors, metadata) = InteractionGraph.load(built), load_model(checkpoint)
     if metadata['graph_hash'] != graph.hash:
         what = 'a checkpoint of this graph'
-        raise ArtifactError(expected(paths.checkpoints, what, 'one of another', 'run `dvc repro training`'))
-    weights = event_weights(read_json(paths.graph/'graph.json', 'graph_build').get('settings', {}))
+        raise ArtifactError(expected(checkpoint, what, 'one of another', 'run `dvc repro training`'))
+    weights = event_weights(read_json(built/'graph.json', 'graph_build').get('settings', {}))
     recommender = build_recommender(graph, tensors, metadata['scoring'])
     graph_filter = getattr(recommender, 'filter_part', None)
     explainer = Explainer.from_tensors(graph, tensors, metadata['scoring'], weights, graph_filter)

@@ -279,6 +279,14 @@ def _agree(ptr, item, value) -> bool:
     if ptr[-1] != len(item) or len(item) != len(value): return False
     return not len(item) or (item.min() >= 0 and item.max() < len(ptr)-1)
 
+# %% ../../nbs/filter/03_graph_filter.ipynb #f40a9001
+@patch(cls_method=True)
+def from_params(cls: GraphFilter,
+    params: dict, # what `saved_params` or `params` gave
+) -> GraphFilter: # not fitted
+    "Make a filter with the same exponents."
+    return cls(**{'method' if key == 'kind' else key: value for key, value in params.items()})
+
 # %% ../../nbs/filter/03_graph_filter.ipynb #83f2a708
 @patch(cls_method=True)
 def from_arrays(cls: GraphFilter,
@@ -287,7 +295,7 @@ def from_arrays(cls: GraphFilter,
     graph: InteractionGraph|None = None,  # the graph it was fitted to
 ) -> GraphFilter:
     "Make a fitted filter from its arrays. Raises `GnnEcommerceError` if they are no table, or none for this graph."
-    f = cls(**{'method' if key == 'kind' else key: value for key, value in params.items()})
+    f = cls.from_params(params)
     f.table = _read_table(arrays, f.dtype)
     if graph is not None:
         if graph.n_items != f.table.n_items:

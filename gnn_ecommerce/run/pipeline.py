@@ -372,8 +372,9 @@ def _middle(frame: pd.DataFrame, by: str):
 
 def _users(paths: ProjectPaths) -> pd.DataFrame: # user_id, `_COUNTS`, n
     "The users of the graph with their numbers of events."
-    edges = read_table(paths.graph/'edges.parquet', 'edges', 'graph_build', ['user', *_COUNTS])
-    users = read_table(paths.graph/'users.parquet', 'users', 'graph_build').set_index('user')
+    graph, _ = paths.served
+    edges = read_table(graph/'edges.parquet', 'edges', 'graph_build', ['user', *_COUNTS])
+    users = read_table(graph/'users.parquet', 'users', 'graph_build').set_index('user')
     users = users.join(edges.groupby('user')[_COUNTS].sum())
     return users.assign(n=users[_COUNTS].sum(axis=1))
 

@@ -1,0 +1,166 @@
+"""The model that is served: the same choice on all events, kept whole, and what everything that serves reads."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from forked import run_forked
+
+from gnn_ecommerce.core import ProjectPaths, dump_yaml, example_project, file_hash, read_params, read_table, run_stage
+from gnn_ecommerce.graph.interactions import InteractionGraph
+from gnn_ecommerce.inference import InferenceSettings, read_test, read_val
+from gnn_ecommerce.models.checkpoint import load_checkpoint, load_model
+from gnn_ecommerce.ranking.evaluation import evaluate
+from gnn_ecommerce.run import refit
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    "A tiny shop whose stages before `inference` have run."
+    return ProjectPaths(example_project("inference", root=tmp_path_factory.mktemp("refit") / "shop").parent)
+
+
+@pytest.fixture
+def copy(shop, tmp_path):
+    "The same shop, to be changed."
+    import shutil
+
+    return ProjectPaths(shutil.copytree(shop.root, tmp_path / "shop"))
+
+
+def change(paths, **section):
+    values = read_params(paths.root / "params.yaml")
+    values["refit"] |= section
+    (paths.root / "params.yaml").write_text(dump_yaml(values))
+    return paths.root / "params.yaml"
+
+
+def evaluated(paths):
+    graph = InteractionGraph.load(paths.graph)
+    return graph, *load_model(paths.checkpoints, graph)
+
+
+def test_the_same_choice_on_the_same_graph_is_the_same_model(shop):
+    graph, tensors, metadata = evaluated(shop)
+    again, scoring = refit.fit_chosen(graph, metadata)
+    assert scoring == metadata["scoring"]
+    assert tensors.keys() == again.keys()
+    assert [name for name in tensors if not torch.equal(tensors[name], again[name])] == []
+
+
+def test_the_final_model_knows_every_event(shop):
+    events = pd.read_parquet(shop.interim / "events.parquet")
+    graph = InteractionGraph.load(shop.served[0])
+    pairs = events.groupby(["user_id", "product_id"]).size()
+    assert graph.edges[["n_view", "n_cart", "n_remove_from_cart", "n_purchase"]].to_numpy().sum() <= len(events)
+    assert graph.n_users > InteractionGraph.load(shop.graph).n_users
+    assert graph.n_edges > 0.9 * len(pairs)
+    metadata = load_checkpoint(shop.served[1], graph).metadata
+    assert pd.Timestamp(metadata["until"]) == events.event_time.max()
+    assert (
+        metadata["evaluated_version"] == json.loads((shop.checkpoints / "metadata.json").read_text())["model_version"]
+    )
+
+
+def test_the_check_knows_nothing_of_the_test_period(shop):
+    split = json.loads((shop.processed / "split.json").read_text())
+    _, last = refit.graph_until(shop.root / "params.yaml", "val")
+    assert last < pd.Timestamp(split["test_start"])
+
+
+def test_measured_lists_are_those_of_the_evaluation(shop):
+    "On customers whom the graph knows, with the products that it knows."
+    graph, *_ = evaluated(shop)
+    model = load_checkpoint(shop.checkpoints, graph)
+    test = read_test(shop.processed / "test.parquet", graph, read_val(shop.processed / "val.parquet", graph)[0])
+    expected = evaluate(model, test.targets, ks=(20,), exclude="bought", also_exclude=test.also_exclude)
+    targets = refit.test_targets(shop)
+    known = graph.user_ids.encode(targets.user_id.to_numpy(), unknown="mask") >= 0
+    known &= graph.item_ids.encode(targets.product_id.to_numpy(), unknown="mask") >= 0
+    measured, n_known = refit.measure_served("m", model, shop, InferenceSettings(k=20), targets[known])
+    assert n_known == measured.n_users == expected.n_users
+    np.testing.assert_allclose(measured.per_user["ndcg@20"], expected.per_user["ndcg@20"])
+    np.testing.assert_allclose(measured.per_user["recall@20"], expected.per_user["recall@20"])
+
+
+def test_a_customer_whom_nobody_knows_counts_too(shop):
+    graph, *_ = evaluated(shop)
+    model = load_checkpoint(shop.checkpoints, graph)
+    targets = pd.DataFrame(dict(user_id=[1, 1], product_id=graph.item_ids.ids[:2]))
+    measured, known = refit.measure_served("m", model, shop, InferenceSettings(k=20), targets)
+    assert (measured.n_users, known) == (1, 0)
+
+
+def test_lists_explanations_and_bundle_are_of_the_final_model(copy):
+    params = copy.root / "params.yaml"
+    version = json.loads((copy.final / "latest.json").read_text())["model"]
+    for stage in ("inference", "explainability", "bundle"):
+        run_stage(stage, params)
+    lists = read_table(copy.recommendations / "recommendations.parquet", "recommendations", "inference")
+    assert set(lists.model_version) == {version}
+    assert set(lists.user_id) == set(pd.read_parquet(copy.interim / "events.parquet").user_id)
+    reasons = pd.read_parquet(copy.recommendations / "explanations.parquet")
+    assert set(reasons.model_version) == {version}
+    manifest = json.loads(next(copy.bundles.glob("*/manifest.json")).read_text())
+    assert manifest["model_version"] == version
+
+
+def test_without_a_refit_the_evaluated_model_is_served(copy):
+    result = run_stage("refit", change(copy, until="none", check=False))
+    assert result.metadata is None
+    assert copy.served == (copy.graph, copy.checkpoints)
+    assert [f.name for f in copy.final.iterdir()] == ["latest.json"]
+
+
+def test_a_second_refit_gives_the_same_bytes_and_leaves_one_model(copy):
+    before = {f.name: file_hash(f) for f in copy.served[1].glob("*.*")}
+    run_stage("refit", change(copy, check=False))
+    assert {f.name: file_hash(f) for f in copy.served[1].glob("*.*")} == before
+    assert len([f for f in copy.final.iterdir() if f.is_dir()]) == 1
+
+
+def refit_until(params, moment):
+    "Refit up to the test period; the process kills itself at a moment with the signal that nothing can catch."
+    save_model, write_json = refit.save_model, refit.write_json
+
+    def die(*args, **options):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def then_die(function):
+        def call(*args, **options):
+            function(*args, **options)
+            die()
+
+        return call
+
+    if moment == "before_model":
+        refit.save_model = die
+    if moment == "after_model":
+        refit.save_model = then_die(save_model)
+    if moment == "before_pointer":
+        refit.write_json = die
+    if moment == "after_pointer":
+        refit.write_json = then_die(write_json)
+    run_stage("refit", params)
+
+
+@pytest.mark.parametrize("moment", ["before_model", "after_model", "before_pointer", "after_pointer"])
+def test_kill_9_leaves_a_whole_model(copy, tmp_path, moment):
+    old = copy.served[1].name
+    params = change(copy, until="val", check=False)
+    outcome = run_forked(refit_until, str(params), moment, log=tmp_path / "printed.txt")
+    assert outcome.code == -signal.SIGKILL, outcome.printed[-2000:]
+    graph, checkpoint = copy.served
+    assert (checkpoint.name == old) == (moment != "after_pointer")
+    load_checkpoint(checkpoint, InteractionGraph.load(graph))
+    run_stage("refit", params)
+    new = copy.served[1]
+    assert new.name != old
+    assert [Path(f).name for f in copy.final.iterdir() if f.is_dir()] == [new.name]
