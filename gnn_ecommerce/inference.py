@@ -679,8 +679,9 @@ def served_job(
     graph, final = InteractionGraph.load(built), checkpoint != paths.checkpoints
     model = load_checkpoint(checkpoint, graph)
     val, new = read_val(paths.processed/'val.parquet', graph)
-    if final: outside = outside_users(paths.interim/'events.parquet', graph, 'events')
-    else: outside = outside_users(paths.processed/'train_events.parquet', graph)
+    events, table = paths.processed/'train_events.parquet', 'train_events'
+    if final: events, table = paths.interim/'events.parquet', 'events'
+    outside = outside_users(events, graph, table)
     return Recommending(model, settings, pd.concat([outside, new], ignore_index=True), val, model.model_version)
 
 # %% ../nbs/05_inference.ipynb #88f8dd9a

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NEXT', 'stage_needs', 'StageEngine', 'StageFailed', 'run_notebook', 'note_peak', 'stage_costs', 'cost_table',
            'settings_class', 'check_params', 'apply_overlay', 'own_events', 'built_in_shop', 'comparison',
-           'terminal_comparison', 'model_note', 'paired_table', 'example_customers', 'customer_story', 'customer_view',
-           'explained_view', 'explained_page', 'show_results', 'run_pipeline', 'demo', 'tune', 'main']
+           'terminal_comparison', 'model_note', 'refit_note', 'paired_table', 'example_customers', 'customer_story',
+           'customer_view', 'explained_view', 'explained_page', 'show_results', 'run_pipeline', 'demo', 'tune', 'main']
 
 # %% ../../nbs/run/01_pipeline.ipynb #ae107da8
 import argparse, ast, contextlib, importlib, os, re, subprocess, sys, tempfile
@@ -341,6 +341,23 @@ def model_note(
         'baseline.'
     )
 
+# %% ../../nbs/run/01_pipeline.ipynb #5e7ed012
+def refit_note(
+    paths: ProjectPaths, # of a project
+) -> str: # one line; '' if stage `refit` has not run
+    "Say what is served, and what the newest events are worth."
+    file = paths.report('refit')/'metrics.json'
+    if not file.is_file(): return ''
+    m = read_json(file, 'refit')
+    if not m['until']: return 'Served: the evaluated model (refit.until: none).'
+    text = f'Served: the same choice, trained on all events up to {m["until"][:10]}.'
+    metric = next((key.split()[1] for key in m if key.startswith('refitted recall@')), None)
+    if metric is None: return text
+    return (f'{text} Trained up to the test period, it has {metric} {m[f"refitted {metric}"]:.4f} on the '
+        f'{m["n_customers"]} customers who then bought something new; the evaluated model has '
+        f'{m[f"evaluated {metric}"]:.4f}, with popular products for the {m["n_customers"]-m["known_evaluated"]} whom '
+        'it does not know.')
+
 # %% ../../nbs/run/01_pipeline.ipynb #ea4dfeda
 def _difference(row: pd.Series) -> Text: # of difference, low, high
     "A difference with its interval, bold if the interval holds no zero."
@@ -512,8 +529,8 @@ def show_results(
     paths = ProjectPaths(root)
     plain = dict(markup=False, highlight=False, soft_wrap=True)
     console.print(terminal_comparison(comparison(root)))
-    about = model_note(read_json(paths.checkpoints/'metadata.json', 'training'))
-    if about: console.print(about+'\n', markup=False, highlight=False)
+    about = [model_note(read_json(paths.checkpoints/'metadata.json', 'training')), refit_note(paths)]
+    console.print('\n'.join(filter(None, about))+'\n', markup=False, highlight=False)
     paired = paths.report('inference')/'differences.csv'
     table = paired_table(pd.read_csv(paired)) if paired.is_file() else None
     if table is not None: console.print(table)

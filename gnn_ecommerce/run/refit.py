@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 
 # %% auto #0
-__all__ = ['RefitSettings', 'graph_until', 'chosen_settings', 'fit_chosen', 'test_targets', 'served_lists', 'measure_served',
+__all__ = ['RefitSettings', 'graph_until', 'chosen_settings', 'fit_chosen', 'test_targets', 'lists_before_test', 'measure_served',
            'final_metadata', 'save_final', 'point_to', 'RefitResult', 'check_on_test', 'run_refit']
 
 # %% ../../nbs/run/04_refit.ipynb #0083afc7
@@ -42,6 +42,7 @@ class RefitSettings(StageSettings):
         'those before the test period (val), or only the training period (none: the evaluated model is served)')
     check: bool = Field(True, description='also refit up to the test period and measure that model on it')
     k: int = Field(20, ge=1, le=1000, description='length of the lists that are measured')
+    exclude: Literal['bought', 'seen', 'none'] = Field('bought', description='what of the history those leave out')
 
 # %% ../../nbs/run/04_refit.ipynb #d4b9b328
 @contextmanager
@@ -96,7 +97,7 @@ def test_targets(
     "Read the first purchases of the test period."
     return read_table(paths.processed/'test.parquet', 'targets', 'data_prep', ['user_id', 'product_id'])
 
-def served_lists(
+def lists_before_test(
     model: Recommender,
     paths: ProjectPaths,
     settings: InferenceSettings, # `k` and `exclude` are used
@@ -118,7 +119,7 @@ def measure_served(
 ) -> tuple[Evaluation, int]: # one row for each customer; how many of them the model knows
     "Measure the lists of a model on the test period, customer by customer."
     users, row = np.unique(targets.user_id.to_numpy(), return_inverse=True)
-    items, known = served_lists(model, paths, settings, users)
+    items, known = lists_before_test(model, paths, settings, users)
     ids = np.unique(np.concatenate([targets.product_id.to_numpy(), model.graph.item_ids.ids]))
     ranked = np.full(items.shape, -1, np.int64)
     ranked[items >= 0] = np.searchsorted(ids, model.graph.item_ids.ids[items[items >= 0]])
@@ -139,6 +140,7 @@ def final_metadata(
     return {key: evaluated[key] for key in kept} | sizes | dict(scheme=graph.scheme, scoring=scoring,
         evaluated_version=evaluated['model_version'], until=until.isoformat())
 
+# %% ../../nbs/run/04_refit.ipynb #5e7ed022
 def save_final(
     paths: ProjectPaths,
     graph: InteractionGraph,
@@ -198,7 +200,7 @@ def check_on_test(
     paths = ProjectPaths(resolve_params(params).parent)
     targets = test_targets(paths)
     if not len(targets): return _NOTHING, pd.DataFrame(), {}
-    asked = load_settings(InferenceSettings, 'inference', params).model_copy(update=dict(k=settings.k))
+    asked = InferenceSettings(k=settings.k, exclude=settings.exclude)
     graph, _ = graph_until(params, 'val')
     models = dict(evaluated=evaluated, refitted=build_recommender(graph, *fit_chosen(graph, metadata)))
     measured = {name: measure_served(name, model, paths, asked, targets) for name, model in models.items()}
@@ -241,6 +243,7 @@ def run_refit(
         final = save_final(paths, graph, tensors, final_metadata(metadata, graph, scoring, until))
     result = RefitResult(final, *checked, time.perf_counter()-start)
     write_json(result.metrics, paths.report('refit')/'metrics.json')
-    with atomic_path(paths.report('refit')/'comparison.csv') as tmp: result.comparison.to_csv(tmp, index=False)
+    with atomic_path(paths.report('refit')/'comparison.csv') as tmp:
+        result.comparison.to_csv(tmp, index=False)
     print(_summary(result, s.k))
     return result
