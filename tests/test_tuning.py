@@ -150,7 +150,8 @@ def test_budget_is_kept_and_the_answer_is_no_worse_and_accepted(shop, tmp_path, 
     fitted = run_stage("training", params)
     scheme = result.overlay.get("graph_build", {}).get("scheme")
     if scheme != "purchase_only":  # there, customers without a purchase are not in the graph that the stage measures on
-        assert fitted.best_value == pytest.approx(result.best, abs=1e-9)
+        # the same epochs, and those for which the five seconds were too short
+        assert fitted.best_value > result.best - 1e-9
 
 
 def test_a_second_search_goes_on_and_other_data_begins_anew(shop, tmp_path):
