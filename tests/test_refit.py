@@ -81,7 +81,7 @@ def test_measured_lists_are_those_of_the_evaluation(shop):
     model = load_checkpoint(shop.checkpoints, graph)
     test = read_test(shop.processed / "test.parquet", graph, read_val(shop.processed / "val.parquet", graph)[0])
     expected = evaluate(model, test.targets, ks=(20,), exclude="bought", also_exclude=test.also_exclude)
-    targets = refit.test_targets(shop)
+    targets = refit.read_targets(shop)
     known = graph.user_ids.encode(targets.user_id.to_numpy(), unknown="mask") >= 0
     known &= graph.item_ids.encode(targets.product_id.to_numpy(), unknown="mask") >= 0
     measured, n_known = refit.measure_served("m", model, shop, InferenceSettings(k=20), targets[known])

@@ -18,13 +18,13 @@ import torch
 from pydantic import Field
 
 # %% auto #0
-__all__ = ['RefitSettings', 'graph_until', 'chosen_settings', 'fit_chosen', 'test_targets', 'lists_before_test', 'measure_served',
+__all__ = ['RefitSettings', 'graph_until', 'chosen_settings', 'fit_chosen', 'read_targets', 'lists_before_test', 'measure_served',
            'final_metadata', 'save_final', 'point_to', 'RefitResult', 'check_on_test', 'run_refit']
 
 # %% ../../nbs/run/04_refit.ipynb #0083afc7
 from gnn_ecommerce.core import (
-    GnnEcommerceError, ProjectPaths, StageSettings, atomic_path, expected, load_settings, progress, read_json,
-    read_table, resolve_params, seed_everything, write_json
+    GnnEcommerceError, ProjectPaths, StageSettings, atomic_path, check_memory, expected, load_settings, progress,
+    read_json, read_table, resolve_params, seed_everything, write_json
 )
 from ..filter.graph_filter import GraphFilter
 from ..graph.interactions import InteractionGraph, pairs_csr
@@ -33,7 +33,7 @@ from ..inference import InferenceSettings, Recommending, outside_users, read_val
 from ..models.checkpoint import build_recommender, load_model, save_model
 from ..ranking.evaluation import Evaluation, compare, comparison_table
 from ..ranking.recommender import Recommender
-from ..training import Run, TrainingSettings, checkpoint_of, resolve
+from ..training import Run, TrainingSettings, checkpoint_of, memory_needed, resolve
 
 # %% ../../nbs/run/04_refit.ipynb #a6b12128
 class RefitSettings(StageSettings):
@@ -79,7 +79,9 @@ def fit_chosen(
     metadata: dict, # of the evaluated checkpoint
 ) -> tuple[dict[str, torch.Tensor], dict]: # tensors and scoring, as a checkpoint has them
     "Train on a graph what validation chose. Raises `GnnEcommerceError` if the loss is not finite."
-    run = Run(graph, resolve(chosen_settings(metadata), graph))
+    settings = chosen_settings(metadata)
+    check_memory(memory_needed(graph, settings), 'refit', 'lower training.dim or training.batch')
+    run = Run(graph, resolve(settings, graph))
     state, epochs, scoring = run.initial_state(), metadata['best_epoch'], metadata['scoring']
     with progress(desc='refit', total=epochs*len(run.loss)) as bar:
         for _ in range(epochs):
@@ -91,7 +93,7 @@ def fit_chosen(
     return checkpoint_of(run, state.embedding, scoring['b'], filters)
 
 # %% ../../nbs/run/04_refit.ipynb #73645c77
-def test_targets(
+def read_targets(
     paths: ProjectPaths,
 ) -> pd.DataFrame: # user_id, product_id
     "Read the first purchases of the test period."
@@ -115,7 +117,7 @@ def measure_served(
     model: Recommender,
     paths: ProjectPaths,
     settings: InferenceSettings,
-    targets: pd.DataFrame, # as `test_targets` gives them
+    targets: pd.DataFrame, # as `read_targets` gives them
 ) -> tuple[Evaluation, int]: # one row for each customer; how many of them the model knows
     "Measure the lists of a model on the test period, customer by customer."
     users, row = np.unique(targets.user_id.to_numpy(), return_inverse=True)
@@ -198,7 +200,7 @@ def check_on_test(
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict]: # comparison, paired differences, counts
     "Measure the same choice, refitted up to the test period, beside the evaluated model."
     paths = ProjectPaths(resolve_params(params).parent)
-    targets = test_targets(paths)
+    targets = read_targets(paths)
     if not len(targets): return _NOTHING, pd.DataFrame(), {}
     asked = InferenceSettings(k=settings.k, exclude=settings.exclude)
     graph, _ = graph_until(params, 'val')
