@@ -97,7 +97,19 @@ class ProjectPaths:
         "Find the model that is served: the final one of stage `refit` if there is one, else the evaluated one."
         pointer = self.final/'latest.json'
         model = read_json(pointer, 'refit').get('model') if pointer.is_file() else None
-        return (self.final/model/'graph', self.final/model) if model else (self.graph, self.checkpoints)
+        if not model: return self.graph, self.checkpoints
+        _check_final(self.final/model, self.checkpoints/'metadata.json')
+        return self.final/model/'graph', self.final/model
+
+# %% ../nbs/00_core.ipynb #5e7ed032
+def _check_final(folder: Path, evaluated: Path):
+    "Raise `ArtifactError` if a final model comes from another training than the newest."
+    if not evaluated.is_file(): return
+    source = read_json(folder/'metadata.json', 'refit').get('evaluated_version')
+    newest = read_json(evaluated, 'training').get('model_version')
+    if source != newest:
+        raise ArtifactError(expected('model-checkpoints/final', f'a model refitted from {newest}',
+                                     f'one from {source}', 'run `dvc repro refit`'))
 
 # %% ../nbs/00_core.ipynb #8f4a37fc
 class StageSettings(BaseModel):

@@ -114,7 +114,7 @@ def around(seen, api, shop, url):
     for events in other_events(seen.old, seen.products):
         send(shop, *events)
     seen.exported = api.store.export_events(seen.root / "data" / "raw" / "sample" / "live.parquet")
-    for stage in ("data_prep", "graph_build", "training", "bundle"):
+    for stage in ("data_prep", "graph_build", "training", "refit", "bundle"):
         run_stage(stage, seen.root / "params.yaml")
     seen.new = newest(seen.root)
     seen.active = post(f"{url}/admin/activate", {"bundle": seen.new.name})["active"]

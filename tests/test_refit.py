@@ -11,7 +11,16 @@ import pytest
 import torch
 from forked import run_forked
 
-from gnn_ecommerce.core import ProjectPaths, dump_yaml, example_project, file_hash, read_params, read_table, run_stage
+from gnn_ecommerce.core import (
+    ArtifactError,
+    ProjectPaths,
+    dump_yaml,
+    example_project,
+    file_hash,
+    read_params,
+    read_table,
+    run_stage,
+)
 from gnn_ecommerce.graph.interactions import InteractionGraph
 from gnn_ecommerce.inference import InferenceSettings, read_test, read_val
 from gnn_ecommerce.models.checkpoint import load_checkpoint, load_model
@@ -117,6 +126,13 @@ def test_without_a_refit_the_evaluated_model_is_served(copy):
     assert result.metadata is None
     assert copy.served == (copy.graph, copy.checkpoints)
     assert [f.name for f in copy.final.iterdir()] == ["latest.json"]
+
+
+def test_a_final_model_of_an_older_training_is_refused(copy):
+    file = copy.checkpoints / "metadata.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | dict(model_version="lightgcn-newer")))
+    with pytest.raises(ArtifactError, match=r"expected a model refitted from lightgcn-newer, found .*dvc repro refit"):
+        _ = copy.served
 
 
 def test_a_second_refit_gives_the_same_bytes_and_leaves_one_model(copy):
