@@ -92,15 +92,6 @@ class ProjectPaths:
         "Return the folder for a stage's metrics, tables and plots."
         return self.root/'reports'/stage
 
-    @property
-    def served(self) -> tuple[Path, Path]: # folders of the graph and of the checkpoint
-        "Find the model that is served: the final one of stage `refit` if there is one, else the evaluated one."
-        pointer = self.final/'latest.json'
-        model = read_json(pointer, 'refit').get('model') if pointer.is_file() else None
-        if not model: return self.graph, self.checkpoints
-        _check_final(self.final/model, self.checkpoints/'metadata.json')
-        return self.final/model/'graph', self.final/model
-
 # %% ../nbs/00_core.ipynb #5e7ed032
 def _check_final(folder: Path, evaluated: Path):
     "Raise `ArtifactError` if a final model comes from another training than the newest."
@@ -110,6 +101,15 @@ def _check_final(folder: Path, evaluated: Path):
     if source != newest:
         raise ArtifactError(expected('model-checkpoints/final', f'a model refitted from {newest}',
                                      f'one from {source}', 'run `dvc repro refit`'))
+
+@patch(as_prop=True)
+def served(self: ProjectPaths) -> tuple[Path, Path]: # folders of the graph and of the checkpoint
+    "Find the model that is served: the final one of stage `refit` if there is one, else the evaluated one."
+    pointer = self.final/'latest.json'
+    model = read_json(pointer, 'refit').get('model') if pointer.is_file() else None
+    if not model: return self.graph, self.checkpoints
+    _check_final(self.final/model, self.checkpoints/'metadata.json')
+    return self.final/model/'graph', self.final/model
 
 # %% ../nbs/00_core.ipynb #8f4a37fc
 class StageSettings(BaseModel):

@@ -58,10 +58,11 @@ def browser():
 
 def test_list_is_the_recommenders_and_every_split_adds_up_to_its_score(state, project):
     from gnn_ecommerce.models.checkpoint import load_checkpoint
+    from gnn_ecommerce.core import ProjectPaths
     from gnn_ecommerce.graph.interactions import InteractionGraph
 
-    graph = InteractionGraph.load(project / "data/processed/graph")
-    model = load_checkpoint(project / "model-checkpoints/lightgcn", graph)
+    folder, checkpoint = ProjectPaths(project).served
+    model = load_checkpoint(checkpoint, InteractionGraph.load(folder))
     for _ in range(5):
         state.surprise()
         explored = state.model

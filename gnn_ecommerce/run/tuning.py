@@ -406,6 +406,7 @@ def is_running(process: dict) -> bool: # of `this_process`
     except psutil.NoSuchProcess: return False
     return abs(began-process['began']) < 1
 
+# %% ../../nbs/run/02_tuning.ipynb #5e7ed042
 def _is_new(trial: optuna.trial.FrozenTrial) -> bool:
     "Did it begin in the last seconds? A process names itself in a trial right after it drew it, unless it is killed."
     return trial.datetime_start is None or (datetime.now()-trial.datetime_start).total_seconds() < 10
