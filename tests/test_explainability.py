@@ -269,7 +269,7 @@ def test_the_stage_explains_an_unknown_customer_by_popularity(tmp_path):
     from gnn_ecommerce.core import ProjectPaths, dump_yaml, example_project, read_params, read_table
     from gnn_ecommerce.explainability import run_explainability
 
-    params = example_project(before="explainability", root=tmp_path)
+    params = example_project("explainability", {"refit": {"until": "none", "check": False}}, tmp_path)
     file = ProjectPaths(params.parent).recommendations / "recommendations.parquet"
     first = read_table(file, "recommendations", "inference").groupby("source").user_id.first()
     users = [int(first["model"]), int(first["popular"])]

@@ -26,7 +26,8 @@ from gnn_ecommerce.inference import InferenceSettings, Recommending, chosen_user
 from gnn_ecommerce.ranking.recommender import EmbeddingRecommender, Popular, Recommender
 from gnn_ecommerce.models.checkpoint import load_checkpoint
 
-FAST = {"inference": {"bootstrap": 100, "baselines": ["popular", "random"]}}
+#: the evaluated model is served: lists of the final one are in test_refit
+FAST = {"inference": {"bootstrap": 100, "baselines": ["popular", "random"]}, "refit": {"until": "none", "check": False}}
 
 
 @pytest.fixture(scope="session")
