@@ -23,6 +23,7 @@ OVERLAY = {
     "sample_data": {"events": 10_000, "users": None, "items": 200},
     "graph_build": {"min_user_events": 3},
     "training": {"epochs": 4, "dim": 16},
+    "refit": {"until": "none", "check": False},
 }
 
 
