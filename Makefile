@@ -82,7 +82,8 @@ clean: ## remove what the site and the tests left; data, models and the environm
 	@rm -rf _docs _proc jupyter_execute build dist .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-$(VENV)/.base: requirements.lock settings.ini setup.py pyproject.toml
+# not pyproject.toml, which nbdev_export writes anew each time
+$(VENV)/.base: requirements.lock settings.ini setup.py
 	@command -v git >/dev/null || { echo "git: expected it on the PATH, found none. On Debian or Ubuntu: apt-get install git"; exit 1; }
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON): expected Python 3.11 or newer on the PATH, found none. On Debian or Ubuntu: apt-get install python3 python3-venv"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON): expected Python 3.11 or newer, found $$($(PYTHON) --version). Name another one: make PYTHON=python3.12"; exit 1; }
