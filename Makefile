@@ -36,7 +36,7 @@ test: $(VENV)/.full ## every notebook and every test
 	@$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
 
 check: $(VENV)/.full ## before a commit: export, clean, lint, spelling, and whether what is generated equals its source
-	@$(BIN)/nbdev_export
+	@$(BIN)/python tools/notebooks.py export
 	@$(BIN)/python tools/notebooks.py readme
 	@$(BIN)/nbdev_clean
 	@$(BIN)/ruff check .
@@ -82,8 +82,7 @@ clean: ## remove what the site and the tests left; data, models and the environm
 	@rm -rf _docs _proc jupyter_execute build dist .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-# not pyproject.toml, which nbdev_export writes anew each time
-$(VENV)/.base: requirements.lock settings.ini setup.py
+$(VENV)/.base: requirements.lock settings.ini setup.py pyproject.toml
 	@command -v git >/dev/null || { echo "git: expected it on the PATH, found none. On Debian or Ubuntu: apt-get install git"; exit 1; }
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON): expected Python 3.11 or newer on the PATH, found none. On Debian or Ubuntu: apt-get install python3 python3-venv"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON): expected Python 3.11 or newer, found $$($(PYTHON) --version). Name another one: make PYTHON=python3.12"; exit 1; }

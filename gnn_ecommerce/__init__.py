@@ -1,4 +1,4 @@
-"""A graph neural network recommender for online shops. The ten names that a person at a notebook needs, loaded when used."""
+"""A graph neural network recommender for online shops. The ten names that a notebook needs, loaded when used."""
 
 import importlib
 

@@ -32,11 +32,11 @@ from .graph.interactions import InteractionGraph, pairs_csr
 from .ranking.recommender import Popular
 
 # %% auto #0
-__all__ = ['LISTED', 'SCHEMA', 'MANIFEST', 'BundleSettings', 'list_length', 'map_tensors', 'MappedIds', 'stored', 'ScaledRows',
-           'as_used', 'bundle_arrays', 'top_lists', 'write_bundle', 'read_manifest', 'Bundle', 'open_bundle',
-           'precision_loss', 'build_bundle', 'bundle_path', 'bundles', 'pointed', 'read_pointer', 'latest_bundle',
-           'find_bundle', 'diff', 'read_sessions', 'content_weight', 'data_revisions', 'training_profile', 'prune',
-           'bundle_metrics', 'run_bundle']
+__all__ = ['LISTED', 'SCHEMA', 'MANIFEST', 'BundleSettings', 'list_length', 'map_tensors', 'MappedIds', 'stored',
+           'ScaledRows', 'as_used', 'bundle_arrays', 'top_lists', 'write_bundle', 'read_manifest', 'Bundle',
+           'open_bundle', 'precision_loss', 'build_bundle', 'bundle_path', 'bundles', 'pointed', 'read_pointer',
+           'latest_bundle', 'find_bundle', 'diff', 'read_sessions', 'content_weight', 'data_revisions',
+           'training_profile', 'prune', 'bundle_metrics', 'run_bundle']
 
 # %% ../nbs/07_bundle.ipynb #13c66fff
 class BundleSettings(StageSettings):

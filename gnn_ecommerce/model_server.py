@@ -32,9 +32,9 @@ from gnn_ecommerce.serving.protocol import (
 log = logging.getLogger('gnn_ecommerce.model_server')
 
 # %% auto #0
-__all__ = ['log', 'SOURCES', 'ROUTE_GROUPS', 'ROUTES_OF', 'NAMED_ROUTES', 'ServedState', 'bundle_info', 'route_group', 'Shared',
-           'ModelMetrics', 'Pending', 'Task', 'fill_scores', 'error_response', 'try_response', 'Batcher', 'App',
-           'ServerSettings', 'cores', 'Worker', 'warm', 'Child', 'Swap', 'Supervisor', 'parser', 'main']
+__all__ = ['log', 'SOURCES', 'ROUTE_GROUPS', 'ROUTES_OF', 'NAMED_ROUTES', 'ServedState', 'bundle_info', 'route_group',
+           'Shared', 'ModelMetrics', 'Pending', 'Task', 'fill_scores', 'error_response', 'try_response', 'Batcher',
+           'App', 'ServerSettings', 'cores', 'Worker', 'warm', 'Child', 'Swap', 'Supervisor', 'parser', 'main']
 
 # %% ../nbs/08_model_server.ipynb #f9b89903
 @dataclass(frozen=True, eq=False)

@@ -37,10 +37,11 @@ from .ranking.evaluation import evaluate
 from .ranking.recommender import Recommender
 
 # %% auto #0
-__all__ = ['TEMPERATURES', 'fixed_params', 'TrainingSettings', 'training_loss', 'with_batch_size', 'resolve', 'memory_needed',
-           'learning_rate', 'Choice', 'Run', 'Buffers', 'affordable_methods', 'make_filters', 'Validation',
-           'eval_users', 'next_epoch', 'pilot_epochs', 'last_layer_weights', 'choose_hyperparameters', 'FitResult',
-           'fit', 'targets_hash', 'fingerprint', 'checkpoint_of', 'plot_history', 'LiveCurve', 'run_training']
+__all__ = ['TEMPERATURES', 'fixed_params', 'TrainingSettings', 'training_loss', 'with_batch_size', 'resolve',
+           'memory_needed', 'learning_rate', 'Choice', 'Run', 'Buffers', 'affordable_methods', 'make_filters',
+           'Validation', 'eval_users', 'next_epoch', 'pilot_epochs', 'last_layer_weights', 'choose_hyperparameters',
+           'FitResult', 'fit', 'targets_hash', 'fingerprint', 'checkpoint_of', 'plot_history', 'LiveCurve',
+           'run_training']
 
 # %% ../nbs/04_training.ipynb #abb66627
 class _ModelSettings(StageSettings):

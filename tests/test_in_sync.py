@@ -3,11 +3,9 @@
 import ast
 import graphlib
 import json
-import os
 import re
 import shutil
 import statistics
-import subprocess
 import sys
 from configparser import ConfigParser
 from importlib import metadata
@@ -17,7 +15,7 @@ import pytest
 import yaml
 from conftest import ROOT
 from house import floors, imports, rooms, source
-from notebooks import OLDEST, directives, listed, module, notebooks, numbered, readme, runs_on_oldest
+from notebooks import OLDEST, directives, export, listed, module, notebooks, numbered, readme, runs_on_oldest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -67,26 +65,17 @@ def test_package_equals_what_the_notebooks_export(tmp_path):
         shutil.copy(ROOT / name, tmp_path / name)
     shutil.copytree(ROOT / "nbs", tmp_path / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     (tmp_path / "gnn_ecommerce").mkdir()
-    shutil.copy(PACKAGE / "__init__.py", tmp_path / "gnn_ecommerce")  # written by hand; nbdev keeps its version
     shutil.copy(PACKAGE / "__init__.py", tmp_path / "gnn_ecommerce")  # written by hand, nbdev keeps its version
-    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"],
-        cwd=tmp_path,
-        env=env,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    export(tmp_path)
     fresh, here = (
         {f.relative_to(base).as_posix(): f.read_text(encoding="utf8") for f in (base / "gnn_ecommerce").rglob("*.py")}
         for base in (tmp_path, ROOT)
     )
     assert set(here) == set(fresh), (
-        "files in gnn_ecommerce/ and files that the notebooks export differ: run `nbdev_export`"
+        "files in gnn_ecommerce/ and files that the notebooks export differ: run `make check`"
     )
     stale = [name for name in fresh if fresh[name] != here[name]]
-    assert not stale, f"{', '.join(sorted(stale))}: differs from its notebook: run `nbdev_export`"
+    assert not stale, f"{', '.join(sorted(stale))}: differs from its notebook: run `make check`"
 
 
 @pytest.mark.parametrize("path", ALL)

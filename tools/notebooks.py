@@ -1,5 +1,6 @@
 """Notebooks as README, site pages and new notebooks: nbdev's directives are stripped here and nowhere else.
 
+python tools/notebooks.py export        the package from the notebooks, by nbdev, no line of it above 120 characters
 python tools/notebooks.py readme        README.md from nbs/index.ipynb
 python tools/notebooks.py site          the site's sources in _proc/, from docs/ and nbs/
 python tools/notebooks.py new 13 NAME [--folder shop]   a new chapter, or a part in a folder, from nbs/_template.ipynb
@@ -13,6 +14,8 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parents[1]
 DIRECTIVE = re.compile(r"\s*#\s*\|")
+ALL = re.compile(r"^__all__ = \['.*?\]$", re.M | re.S)
 HIDDEN = {"hide", "default_exp"}
 ANCHOR = re.compile(r"(\]\((?:[\w./-]+\.ipynb)?)#([^)\s]+)\)")
 PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
@@ -89,6 +93,18 @@ def for_a_page(out):
         script = f'<script type="application/json">{text}</script>'
         data["text/html"] = f'<div class="plotly-figure" style="height:{height}px">{script}</div>'
     return out
+
+
+def export(root=ROOT):
+    "Export the notebooks with nbdev. It wraps `__all__` at 120, but does not count what stands before the names."
+    code = "from nbdev.doclinks import nbdev_export; nbdev_export()"
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+    fill = partial(textwrap.fill, width=120, subsequent_indent=" " * len("__all__ = ["))
+    for file in (root / "gnn_ecommerce").rglob("*.py"):
+        text = file.read_text(encoding="utf8")
+        wrapped = ALL.sub(lambda names: fill(" ".join(names[0].split())), text)
+        if wrapped != text:
+            file.write_text(wrapped, encoding="utf8")
 
 
 def readme(root=ROOT):
@@ -282,7 +298,7 @@ def lock(root=ROOT):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("readme", "site", "lock"):
+    for name in ("export", "readme", "site", "lock"):
         commands.add_parser(name)
     command = commands.add_parser("new")
     command.add_argument("number")
@@ -296,7 +312,7 @@ def main(argv=None):
     elif args.command == "shrink":
         shrink(args.file)
     else:
-        {"readme": write_readme, "site": site, "lock": lock}[args.command]()
+        {"export": export, "readme": write_readme, "site": site, "lock": lock}[args.command]()
 
 
 if __name__ == "__main__":

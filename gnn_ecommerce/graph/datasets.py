@@ -16,8 +16,8 @@ from ..core import DataError, expected, rng
 from .interactions import InteractionGraph, pairs_csr
 
 # %% auto #0
-__all__ = ['data_folder', 'have_data', 'load_lines', 'Benchmark', 'load_benchmark', 'in_order_of_ids', 'temporal_holdout',
-           'holdout']
+__all__ = ['data_folder', 'have_data', 'load_lines', 'Benchmark', 'load_benchmark', 'in_order_of_ids',
+           'temporal_holdout', 'holdout']
 
 # %% ../../nbs/graph/06_datasets.ipynb #69168b87
 def data_folder(

@@ -23,8 +23,8 @@ try:
 except ImportError: numba = None
 
 # %% auto #0
-__all__ = ['HAS_NUMBA', 'jit', 'load_compiler', 'run_blocks', 'own_threads', 'equal_ranges', 'csr_arrays', 'spmm_kernel',
-           'compute_device']
+__all__ = ['HAS_NUMBA', 'jit', 'load_compiler', 'run_blocks', 'own_threads', 'equal_ranges', 'csr_arrays',
+           'spmm_kernel', 'compute_device']
 
 # %% ../../nbs/graph/02_kernels.ipynb #c5d1a006
 #: can compiled kernels run here?

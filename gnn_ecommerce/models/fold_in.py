@@ -29,8 +29,8 @@ from ..ranking.recommender import EmbeddingRecommender, Recommender, check_indic
 from ..ranking.topk import TopK, check_k, clean_mask
 
 # %% auto #0
-__all__ = ['EdgeRule', 'History', 'graph_history', 'scoring_arrays', 'Customers', 'Scorer', 'basket_history', 'exclusion',
-           'ScoreShares']
+__all__ = ['EdgeRule', 'History', 'graph_history', 'scoring_arrays', 'Customers', 'Scorer', 'basket_history',
+           'exclusion', 'ScoreShares']
 
 # %% ../../nbs/models/05_fold_in.ipynb #e2969250
 class EdgeRule:

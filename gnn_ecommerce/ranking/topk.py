@@ -18,8 +18,8 @@ try: from numba import get_num_threads, prange
 except ImportError: prange = range
 
 # %% auto #0
-__all__ = ['NO_ITEM', 'PANEL', 'sift', 'holds', 'TopK', 'check_k', 'refuse_scores', 'topk', 'clean_mask', 'panel_product',
-           'Panels', 'pack_panels', 'pad_rows', 'offer_allowed', 'rank_panels', 'score_panels']
+__all__ = ['NO_ITEM', 'PANEL', 'sift', 'holds', 'TopK', 'check_k', 'refuse_scores', 'topk', 'clean_mask',
+           'panel_product', 'Panels', 'pack_panels', 'pad_rows', 'offer_allowed', 'rank_panels', 'score_panels']
 
 # %% ../../nbs/ranking/01_topk.ipynb #2cf5a51c
 #: the item of a heap's empty entry

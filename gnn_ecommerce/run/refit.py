@@ -18,8 +18,8 @@ import torch
 from pydantic import Field
 
 # %% auto #0
-__all__ = ['RefitSettings', 'graph_until', 'chosen_settings', 'fit_chosen', 'read_targets', 'lists_before_test', 'measure_served',
-           'final_metadata', 'save_final', 'point_to', 'RefitResult', 'check_on_test', 'run_refit']
+__all__ = ['RefitSettings', 'graph_until', 'chosen_settings', 'fit_chosen', 'read_targets', 'lists_before_test',
+           'measure_served', 'final_metadata', 'save_final', 'point_to', 'RefitResult', 'check_on_test', 'run_refit']
 
 # %% ../../nbs/run/04_refit.ipynb #0083afc7
 from gnn_ecommerce.core import (

@@ -28,7 +28,8 @@ from gnn_ecommerce.serving.protocol import (
 )
 
 # %% auto #0
-__all__ = ['RankedLists', 'Parts', 'Candidates', 'Listed', 'Job', 'Planner', 'Engine', 'Encoder', 'in_share', 'project_parts']
+__all__ = ['RankedLists', 'Parts', 'Candidates', 'Listed', 'Job', 'Planner', 'Engine', 'Encoder', 'in_share',
+           'project_parts']
 
 # %% ../../nbs/serving/02_engine.ipynb #a2cd9dc7
 class RankedLists(NamedTuple):
