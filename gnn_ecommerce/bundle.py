@@ -739,9 +739,8 @@ def data_revisions(
 def training_profile(
     paths: ProjectPaths,
 ) -> dict|None: # for the manifest; None if a project has no training events
-    "Describe the training events, so that monitoring can compare live ones with them."
-    if not (paths.processed/'train_events.parquet').is_file(): return None
-    return Profile.from_training(paths.processed).to_dict()
+    "Describe the events behind the served model, so that monitoring can compare live ones with them."
+    return Profile.from_project(paths).to_dict() if paths.served.events.is_file() else None
 
 # %% ../nbs/07_bundle.ipynb #4adbe7cd
 def prune(
@@ -759,9 +758,8 @@ def prune(
     return old
 
 # %% ../nbs/07_bundle.ipynb #9adf0523
-def _load_trained(paths: ProjectPaths) -> tuple[InteractionGraph, dict, dict]: # graph, tensors, metadata
-    "The graph and its checkpoint. Raises `ArtifactError` if they do not belong together."
-    built, checkpoint = paths.served
+def _load_trained(built: Path, checkpoint: Path) -> tuple[InteractionGraph, dict, dict]: # graph, tensors, metadata
+    "A graph and its checkpoint. Raises `ArtifactError` if they do not belong together."
     graph, (tensors, metadata) = InteractionGraph.load(built), load_model(checkpoint)
     if metadata['graph_hash'] != graph.hash:
         raise ArtifactError(expected('checkpoint', f'one of this graph (hash {graph.hash[:12]})',
@@ -784,14 +782,24 @@ def bundle_metrics(made: Bundle, seconds: float) -> dict:
     return dict(bytes=made.size, seconds=seconds, content_weight=made.manifest['content_weight'],
         n_users=made.n_users, n_items=made.n_items) | loss
 
+# %% ../nbs/07_bundle.ipynb #5e7ed052
+def _evaluated_content_weight(paths: ProjectPaths, rule: EdgeRule, settings: BundleSettings) -> tuple[float, int]:
+    "`content_weight` with the evaluated model, to which the sessions of the validation period are new."
+    if settings.content_weight is not None: return settings.content_weight, 0
+    graph, tensors, metadata = _load_trained(paths.graph, paths.checkpoints)
+    scorer = Scorer(*scoring_arrays(graph, tensors, metadata['scoring'], rule.weights))
+    return content_weight(paths, scorer, Catalogue.from_graph(graph), rule, settings)
+
 # %% ../nbs/07_bundle.ipynb #4aa4472b
 def _pack(paths: ProjectPaths, settings: BundleSettings) -> Bundle:
     "The bundle of a project's checkpoint."
-    graph, tensors, metadata = _load_trained(paths)
-    built = read_json(paths.served[0]/'graph.json', 'graph_build').get('settings', {})
+    served = paths.served
+    graph, tensors, metadata = _load_trained(served.graph, served.checkpoint)
+    built = read_json(served.graph/'graph.json', 'graph_build').get('settings', {})
     rule, (valid, hidden) = EdgeRule(graph.scheme, built.get('weights')), _later_pairs(paths, graph, settings.hide)
     scored = scoring_arrays(graph, tensors, metadata['scoring'], rule.weights)
-    weight, sessions = content_weight(paths, Scorer(*scored), Catalogue.from_graph(graph), rule, settings)
+    if 'val' in served.parts: valid, (weight, sessions) = None, _evaluated_content_weight(paths, rule, settings)
+    else: weight, sessions = content_weight(paths, Scorer(*scored), Catalogue.from_graph(graph), rule, settings)
     return build_bundle(paths.bundles, graph, tensors, metadata['scoring'], settings, hidden, rule, valid, scored,
         model_version=metadata['model_version'], dvc=data_revisions(paths.root), git_commit=git_commit(paths.root),
         metrics={f'val_{k}': v for k, v in metadata['metrics'].items()}, content_weight=weight,

@@ -119,7 +119,7 @@ class TrainedProject:
     @cached_property
     def graph(self):
         from gnn_ecommerce.graph.interactions import InteractionGraph
-        return InteractionGraph.load(self.paths.served[0])
+        return InteractionGraph.load(self.paths.served.graph)
 
     @cached_property
     def engine(self):
@@ -130,9 +130,9 @@ class TrainedProject:
     def explainer(self):
         from gnn_ecommerce.explainability import event_weights
         from gnn_ecommerce.explain.shares import Explainer
-        built, checkpoint = self.paths.served
-        settings = read_json(built/'graph.json', 'graph_build').get('settings', {})
-        return Explainer.from_checkpoint(checkpoint, self.graph, event_weights(settings))
+        served = self.paths.served
+        settings = read_json(served.graph/'graph.json', 'graph_build').get('settings', {})
+        return Explainer.from_checkpoint(served.checkpoint, self.graph, event_weights(settings))
 
 def open_project(
     folder: Path|None, # of the project; None: the current one, or one above it
@@ -595,7 +595,7 @@ def reference_of(options: MonitorOptions) -> Callable[[], Any]: # gives a `Refer
     from gnn_ecommerce.monitoring import Reference
     if options.bundle is None:
         if options.project is None: return Reference
-        return functools.cache(lambda: Reference.from_project(ProjectPaths(project_root(options.project)).processed))
+        return functools.cache(lambda: Reference.from_project(ProjectPaths(project_root(options.project))))
     cached = functools.lru_cache(1)(lambda path: Reference.from_bundle(open_bundle(path, 'sizes')))
     return lambda: cached(bundle_folder(options.bundle, options.project))
 

@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'SIDE_STAGES', 'SECTIONS', 'MARK_KEY', 'LAYOUT', 'TINY', 'GnnEcommerceError', 'SettingsError',
-           'ArtifactError', 'DataError', 'UnknownIdError', 'expected', 'project_root', 'ProjectPaths', 'StageSettings',
-           'stage_module', 'parse_section', 'load_yaml', 'dump_yaml', 'resolve_params', 'read_params', 'load_settings',
-           'atomic_path', 'table_mark', 'write_table', 'check_table', 'read_table', 'json_default', 'write_json',
-           'read_json', 'file_hash', 'array_hash', 'IdMap', 'rng', 'seed_everything', 'progress', 'available_memory',
-           'check_memory', 'merge_params', 'run_stage', 'example_project']
+           'ArtifactError', 'DataError', 'UnknownIdError', 'expected', 'project_root', 'ProjectPaths', 'Served',
+           'StageSettings', 'stage_module', 'parse_section', 'load_yaml', 'dump_yaml', 'resolve_params', 'read_params',
+           'load_settings', 'atomic_path', 'table_mark', 'write_table', 'check_table', 'read_table', 'json_default',
+           'write_json', 'read_json', 'file_hash', 'array_hash', 'IdMap', 'rng', 'seed_everything', 'progress',
+           'available_memory', 'check_memory', 'merge_params', 'run_stage', 'example_project']
 
 # %% ../nbs/00_core.ipynb #556a92be
 import contextlib, difflib, hashlib, importlib, io, json, os, random, shutil, sys, tempfile, time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -93,23 +93,38 @@ class ProjectPaths:
         return self.root/'reports'/stage
 
 # %% ../nbs/00_core.ipynb #5e7ed032
-def _check_final(folder: Path, evaluated: Path):
+def _check_final(folder: Path, evaluated: Path) -> dict: # the final model's metadata
     "Raise `ArtifactError` if a final model comes from another training than the newest."
-    if not evaluated.is_file(): return
-    source = read_json(folder/'metadata.json', 'refit').get('evaluated_version')
-    newest = read_json(evaluated, 'training').get('model_version')
+    metadata = read_json(folder/'metadata.json', 'refit')
+    source = metadata.get('evaluated_version')
+    newest = read_json(evaluated, 'training').get('model_version') if evaluated.is_file() else source
     if source != newest:
         raise ArtifactError(expected('model-checkpoints/final', f'a model refitted from {newest}',
                                      f'one from {source}', 'run `dvc repro refit`'))
+    return metadata
+
+class Served(NamedTuple):
+    "The model that is served, and the events that it has learned from."
+    graph: Path      # folder
+    checkpoint: Path # folder
+    events: Path     # Parquet file
+    table: str       # what that file is
+    parts: tuple[str, ...] # of the split: 'train', 'val', 'test'
+
+    @property
+    def filters(self) -> list[tuple]: # for reading `events`
+        return [('split', 'in', list(self.parts))] if self.table == 'events' else []
 
 @patch(as_prop=True)
-def served(self: ProjectPaths) -> tuple[Path, Path]: # folders of the graph and of the checkpoint
+def served(self: ProjectPaths) -> Served:
     "Find the model that is served: the final one of stage `refit` if there is one, else the evaluated one."
     pointer = self.final/'latest.json'
     model = read_json(pointer, 'refit').get('model') if pointer.is_file() else None
-    if not model: return self.graph, self.checkpoints
-    _check_final(self.final/model, self.checkpoints/'metadata.json')
-    return self.final/model/'graph', self.final/model
+    if not model:
+        return Served(self.graph, self.checkpoints, self.processed/'train_events.parquet', 'train_events', ('train',))
+    folder = self.final/model
+    metadata = _check_final(folder, self.checkpoints/'metadata.json')
+    return Served(folder/'graph', folder, self.interim/'events.parquet', 'events', tuple(metadata['parts']))
 
 # %% ../nbs/00_core.ipynb #8f4a37fc
 class StageSettings(BaseModel):
@@ -665,6 +680,7 @@ def example_project(
     names = list(STAGES)
     last = names.index(SIDE_STAGES[before][1])+1 if before in SIDE_STAGES else names.index(before)
     kept = os.environ.get('GNN_ECOMMERCE_EXAMPLES')
+    if kept: Path(kept).mkdir(parents=True, exist_ok=True)
     keys = _example_keys(names[:last], values) if kept else []
     done = _copy_example(Path(kept), root, keys) if kept else 0
     for n in range(done, last):

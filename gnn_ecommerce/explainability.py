@@ -435,9 +435,9 @@ def run_explainability(
     "Stage `explainability`: explain recommendations of a sample of customers, and test the shares."
     s, start = load_settings(ExplainabilitySettings, 'explainability', params), time.perf_counter()
     paths = ProjectPaths(resolve_params(params).parent)
-    built, checkpoint = paths.served
-    graph, scheme = InteractionGraph.load(built), read_json(built/'graph.json', 'graph_build').get('settings', {})
-    explainer = Explainer.from_checkpoint(checkpoint, graph, event_weights(scheme))
+    served = paths.served
+    graph, built = InteractionGraph.load(served.graph), read_json(served.graph/'graph.json', 'graph_build')
+    explainer = Explainer.from_checkpoint(served.checkpoint, graph, event_weights(built.get('settings', {})))
     file, users = paths.recommendations/'recommendations.parquet', explained_users(graph, s)
     recs = read_recommendations(file, users, s.k, explainer.model_version)
     rows, worst = explain_recommendations(explainer, recs, s)

@@ -675,13 +675,11 @@ def served_job(
     settings: InferenceSettings,
 ) -> Recommending:
     "Open the model that is served, with what its lists need. Raises `ArtifactError` if a stage has not run."
-    built, checkpoint = paths.served
-    graph, final = InteractionGraph.load(built), checkpoint != paths.checkpoints
-    model = load_checkpoint(checkpoint, graph)
+    served = paths.served
+    graph = InteractionGraph.load(served.graph)
+    model = load_checkpoint(served.checkpoint, graph)
     val, new = read_val(paths.processed/'val.parquet', graph)
-    events, table = paths.processed/'train_events.parquet', 'train_events'
-    if final: events, table = paths.interim/'events.parquet', 'events'
-    outside = outside_users(events, graph, table)
+    outside = outside_users(served.events, graph, served.table)
     return Recommending(model, settings, pd.concat([outside, new], ignore_index=True), val, model.model_version)
 
 # %% ../nbs/05_inference.ipynb #88f8dd9a
@@ -691,16 +689,16 @@ def run_inference(
     "Stage `inference`: write everybody's recommendations, then compare all methods on the test split."
     settings, paths = load_settings(InferenceSettings, 'inference', params), ProjectPaths(resolve_params(params).parent)
     seed_everything(settings.seed)
-    graph = InteractionGraph.load(paths.graph)
-    model = load_checkpoint(paths.checkpoints, graph)
-    methods(model, settings.baselines, settings.seed) # a wrong name stops before anything is written
-    start, file = time.perf_counter(), paths.recommendations/'recommendations.parquet'
     job = served_job(paths, settings)
+    methods(job.model, settings.baselines, settings.seed) # a wrong name stops before anything is written
+    start, file = time.perf_counter(), paths.recommendations/'recommendations.parquet'
     counts = write_recommendations(file, job, chosen_users(settings, job.model.graph, job.outside, paths))
     print(f'{_count_line(counts)} in {time.perf_counter()-start:.1f} s -> {file.relative_to(paths.root)}')
     result = InferenceResult({})
+    del job # two models are not needed at once
     if settings.report:
-        val, _ = read_val(paths.processed/'val.parquet', graph)
+        graph = InteractionGraph.load(paths.graph)
+        model, (val, _) = load_checkpoint(paths.checkpoints, graph), read_val(paths.processed/'val.parquet', graph)
         result = compare_on_test(model, read_test(paths.processed/'test.parquet', graph, val), settings)
         print(_summary(result, model, settings))
     result.counts = counts | result.counts

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fastcore.basics import patch
 
-from .core import DataError, GnnEcommerceError, expected, read_table, rng
+from .core import DataError, GnnEcommerceError, ProjectPaths, expected, read_table, rng
 from .data.event_profile import OTHER, UNKNOWN, Profile, bin_shares, brand_counts, price_counts, visits_of
 from .ranking.evaluation import bootstrap_ci, wilson
 from .shop.spool import spool_counts
@@ -357,10 +357,10 @@ class Reference:
         return cls(profile, pd.DataFrame({'product_id': bundle.item_ids.ids, 'brand': brands}), bundle.n_items)
 
     @classmethod
-    def from_project(cls, processed: str|Path) -> 'Reference': # data/processed
-        "Read a project's training events. Raises `ArtifactError`."
-        products = read_table(Path(processed)/'products.parquet', 'products', 'data_prep', ['product_id', 'brand'])
-        return cls(Profile.from_training(processed), products, len(products))
+    def from_project(cls, paths: ProjectPaths) -> 'Reference':
+        "Read the events that a project's served model has learned from. Raises `ArtifactError`."
+        products = read_table(paths.processed/'products.parquet', 'products', 'data_prep', ['product_id', 'brand'])
+        return cls(Profile.from_project(paths), products, len(products))
 
 # %% ../nbs/10_monitoring.ipynb #ee8700f4
 def _last_exported(path: Path) -> pd.Timestamp|None: # None: there is no file, or it is empty

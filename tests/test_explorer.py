@@ -62,8 +62,8 @@ def test_list_is_the_recommenders_and_every_split_adds_up_to_its_score(state, pr
     from gnn_ecommerce.core import ProjectPaths
     from gnn_ecommerce.graph.interactions import InteractionGraph
 
-    folder, checkpoint = ProjectPaths(project).served
-    model = load_checkpoint(checkpoint, InteractionGraph.load(folder))
+    served = ProjectPaths(project).served
+    model = load_checkpoint(served.checkpoint, InteractionGraph.load(served.graph))
     for _ in range(5):
         state.surprise()
         explored = state.model

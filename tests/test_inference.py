@@ -62,9 +62,9 @@ def written(paths):
 def test_file_holds_the_exact_lists_of_everybody(project):
     run, paths = project
     result = run(k=7, chunk=50)
-    folder, checkpoint = paths.served
-    table, graph = written(paths), InteractionGraph.load(folder)
-    model = load_checkpoint(checkpoint, graph)
+    served = paths.served
+    table, graph = written(paths), InteractionGraph.load(served.graph)
+    model = load_checkpoint(served.checkpoint, graph)
     assert list(table.columns) == ["user_id", "product_id", "rank", "score", "source", "model_version"]
     assert table[["user_id", "rank"]].equals(table[["user_id", "rank"]].sort_values(["user_id", "rank"]))
     assert set(table.model_version) == {model.model_version}

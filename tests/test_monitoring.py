@@ -130,7 +130,7 @@ def shop():
 
 def test_the_same_shop_has_not_drifted_and_one_with_double_prices_has(shop):
     paths, live, products = shop
-    profile = Profile.from_training(paths.processed)
+    profile = Profile.from_project(paths)
     same = m.drift(profile, m.training_like(live, products))
     assert not (same.level == "drift").any(), same
     dear = m.drift(profile, m.training_like(live.assign(price=live.price * 2), products))
@@ -140,7 +140,7 @@ def test_the_same_shop_has_not_drifted_and_one_with_double_prices_has(shop):
 
 def test_other_changes_are_found_where_they_are(shop):
     paths, live, products = shop
-    profile = Profile.from_training(paths.processed)
+    profile = Profile.from_project(paths)
     for variable, changed in {
         "event_type": live[live.event_type != "cart"],
         "brand": live.assign(product_id="new-" + live.product_id, brand="another"),
@@ -151,13 +151,13 @@ def test_other_changes_are_found_where_they_are(shop):
 
 def test_few_events_are_never_called_drift(shop):
     paths, live, products = shop
-    profile = Profile.from_training(paths.processed)
+    profile = Profile.from_project(paths)
     for n in range(1, 30, 4):
         assert (m.drift(profile, m.training_like(live[:n], products)).level == "ok").all()
 
 
 def test_a_profile_is_the_same_after_json(shop):
-    profile = Profile.from_training(shop[0].processed)
+    profile = Profile.from_project(shop[0])
     again = Profile.from_dict(json.loads(json.dumps(profile.to_dict())))
     assert again.until == profile.until and pd.Timestamp(again.until) <= shop[1].event_time.min()
     live = m.training_like(shop[1], shop[2])

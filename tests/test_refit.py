@@ -21,11 +21,14 @@ from gnn_ecommerce.core import (
     read_table,
     run_stage,
 )
+from gnn_ecommerce.data.event_profile import Profile
+from gnn_ecommerce.explore.state import ProjectEvents
 from gnn_ecommerce.graph.interactions import InteractionGraph
 from gnn_ecommerce.inference import InferenceSettings, read_test, read_val
 from gnn_ecommerce.models.checkpoint import load_checkpoint, load_model
 from gnn_ecommerce.ranking.evaluation import evaluate
 from gnn_ecommerce.run import refit
+from gnn_ecommerce.run.pipeline import customer_story
 
 pytestmark = pytest.mark.slow
 
@@ -66,12 +69,12 @@ def test_the_same_choice_on_the_same_graph_is_the_same_model(shop):
 
 def test_the_final_model_knows_every_event(shop):
     events = pd.read_parquet(shop.interim / "events.parquet")
-    graph = InteractionGraph.load(shop.served[0])
+    graph = InteractionGraph.load(shop.served.graph)
     pairs = events.groupby(["user_id", "product_id"]).size()
     assert graph.edges[["n_view", "n_cart", "n_remove_from_cart", "n_purchase"]].to_numpy().sum() <= len(events)
     assert graph.n_users > InteractionGraph.load(shop.graph).n_users
     assert graph.n_edges > 0.9 * len(pairs)
-    metadata = load_checkpoint(shop.served[1], graph).metadata
+    metadata = load_checkpoint(shop.served.checkpoint, graph).metadata
     assert pd.Timestamp(metadata["until"]) == events.event_time.max()
     assert (
         metadata["evaluated_version"] == json.loads((shop.checkpoints / "metadata.json").read_text())["model_version"]
@@ -121,10 +124,63 @@ def test_lists_explanations_and_bundle_are_of_the_final_model(copy):
     assert manifest["model_version"] == version
 
 
+@pytest.mark.parametrize("until", ["all", "val"])
+def test_what_is_shown_of_a_customer_is_what_the_model_has_learned_from(copy, until):
+    "The explorer's history, the results of the demo, and the profile that drift is measured against."
+    run_stage("refit", change(copy, until=until, check=False))
+    run_stage("inference", copy.root / "params.yaml")
+    events = pd.read_parquet(copy.interim / "events.parquet")
+    known = events[events.split.isin(refit.PARTS[until])]
+    later = set(read_table(copy.processed / "test.parquet", "targets", "data_prep").user_id)
+    customer = known.user_id[known.user_id.isin(later)].value_counts().index[0]
+    mine = known[known.user_id == customer]
+    graph = InteractionGraph.load(copy.served.graph)
+    assert ProjectEvents(copy, graph).of(customer).event_time.max() == mine.event_time.max()
+    story = customer_story(copy.root, customer)
+    assert story["n_events"] == len(mine)
+    assert bool(story["bought_later"]) == (until == "val")
+    assert pd.Timestamp(Profile.from_project(copy).until) == known.event_time.max()
+
+
+def test_a_final_model_is_neither_chosen_nor_measured_on_what_it_has_learned(copy, monkeypatch):
+    from gnn_ecommerce import bundle
+
+    asked, real = [], bundle.content_weight
+
+    def spy(paths, scorer, *args):
+        asked.append(scorer.n_users)
+        return real(paths, scorer, *args)
+
+    monkeypatch.setattr(bundle, "content_weight", spy)
+    values = read_params(copy.root / "params.yaml")
+    values["bundle"] |= dict(precision="fp16")
+    (copy.root / "params.yaml").write_text(dump_yaml(values))
+    made = run_stage("bundle", copy.root / "params.yaml")
+    assert made.n_users == InteractionGraph.load(copy.served.graph).n_users
+    assert asked == [InteractionGraph.load(copy.graph).n_users]
+    assert "recall_loss" not in made.manifest["precision_loss"]
+    assert made.manifest["precision_loss"]["same@20"] > 0.9
+
+
+def test_a_checkpoint_of_an_older_version_names_what_to_do(copy):
+    metadata = json.loads((copy.checkpoints / "metadata.json").read_text())
+    del metadata["epochs"]
+    with pytest.raises(ArtifactError, match="metadata.json: expected epochs, found none: run `dvc repro training`"):
+        refit.chosen_settings(metadata)
+
+
+def test_up_to_the_test_period_is_fitted_once(copy, monkeypatch):
+    fitted, real = [], refit.fit_chosen
+    monkeypatch.setattr(refit, "fit_chosen", lambda *args: fitted.append(args) or real(*args))
+    run_stage("refit", change(copy, until="val", check=True))
+    assert len(fitted) == 1
+
+
 def test_without_a_refit_the_evaluated_model_is_served(copy):
     result = run_stage("refit", change(copy, until="none", check=False))
     assert result.metadata is None
-    assert copy.served == (copy.graph, copy.checkpoints)
+    assert copy.served[:2] == (copy.graph, copy.checkpoints)
+    assert copy.served.parts == ("train",)
     assert [f.name for f in copy.final.iterdir()] == ["latest.json"]
 
 
@@ -136,9 +192,9 @@ def test_a_final_model_of_an_older_training_is_refused(copy):
 
 
 def test_a_second_refit_gives_the_same_bytes_and_leaves_one_model(copy):
-    before = {f.name: file_hash(f) for f in copy.served[1].glob("*.*")}
+    before = {f.name: file_hash(f) for f in copy.served.checkpoint.glob("*.*")}
     run_stage("refit", change(copy, check=False))
-    assert {f.name: file_hash(f) for f in copy.served[1].glob("*.*")} == before
+    assert {f.name: file_hash(f) for f in copy.served.checkpoint.glob("*.*")} == before
     assert len([f for f in copy.final.iterdir() if f.is_dir()]) == 1
 
 
@@ -169,14 +225,14 @@ def refit_until(params, moment):
 
 @pytest.mark.parametrize("moment", ["before_model", "after_model", "before_pointer", "after_pointer"])
 def test_kill_9_leaves_a_whole_model(copy, tmp_path, moment):
-    old = copy.served[1].name
+    old = copy.served.checkpoint.name
     params = change(copy, until="val", check=False)
     outcome = run_forked(refit_until, str(params), moment, log=tmp_path / "printed.txt")
     assert outcome.code == -signal.SIGKILL, outcome.printed[-2000:]
-    graph, checkpoint = copy.served
+    graph, checkpoint, *_ = copy.served
     assert (checkpoint.name == old) == (moment != "after_pointer")
     load_checkpoint(checkpoint, InteractionGraph.load(graph))
     run_stage("refit", params)
-    new = copy.served[1]
+    new = copy.served.checkpoint
     assert new.name != old
     assert [Path(f).name for f in copy.final.iterdir() if f.is_dir()] == [new.name]

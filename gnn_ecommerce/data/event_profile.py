@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 from fastcore.basics import patch
 
-from ..core import DataError, expected, read_table
+from ..core import DataError, ProjectPaths, check_table, expected, read_table
 
 # %% ../../nbs/data/03_event_profile.ipynb #1579331f
 PROFILE_TYPES = ('view', 'cart', 'remove_from_cart', 'purchase') # event types of training
@@ -104,11 +105,12 @@ def from_events(cls: Profile,
 
 # %% ../../nbs/data/03_event_profile.ipynb #4f183b94
 @patch(cls_method=True)
-def from_training(cls: Profile,
-    processed: str|Path, # data/processed: train_events.parquet and products.parquet
+def from_project(cls: Profile,
+    paths: ProjectPaths, # of a project whose stage `data_prep` has run
 ) -> Profile:
-    "Profile a project's training events."
-    folder, columns = Path(processed), ['user_id', 'product_id', 'event_type', 'event_time', 'price']
-    events = read_table(folder/'train_events.parquet', 'train_events', 'data_prep', columns)
-    products = read_table(folder/'products.parquet', 'products', 'data_prep', ['product_id', 'brand'])
+    "Profile the events that a project's served model has learned from."
+    served, columns = paths.served, ['user_id', 'product_id', 'event_type', 'event_time', 'price']
+    check_table(served.events, served.table, 'data_prep')
+    events = pq.read_table(served.events, columns=columns, filters=served.filters or None).to_pandas()
+    products = read_table(paths.processed/'products.parquet', 'products', 'data_prep', ['product_id', 'brand'])
     return cls.from_events(events.assign(brand=events.product_id.map(products.set_index('product_id').brand)))

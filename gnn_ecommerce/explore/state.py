@@ -68,26 +68,26 @@ def find_explainer(
 HISTORY_COLUMNS = ['event_time', 'event_type', 'product_id', 'price']
 
 class ProjectEvents:
-    "The training events of a project, one customer at a time."
+    "The events that a project's model has learned from, one customer at a time."
     def __init__(self,
         paths: ProjectPaths,
         graph: InteractionGraph, # whose customers the model knows
-    ): self.paths, self.graph = paths, graph
+    ): self.paths, self.graph, self.served = paths, graph, paths.served
 
     def of(self,
         user_id: Any, # id of a customer
     ) -> pd.DataFrame: # columns HISTORY_COLUMNS, by time
         "Read the events of one customer; none if the file is gone."
-        file = self.paths.processed/'train_events.parquet'
+        file, mine = self.served.events, [('user_id', '==', user_id), *self.served.filters]
         if not file.is_file(): return pd.DataFrame(columns=HISTORY_COLUMNS)
-        table = pq.read_table(file, columns=HISTORY_COLUMNS, filters=[('user_id', '==', user_id)])
+        table = pq.read_table(file, columns=HISTORY_COLUMNS, filters=mine)
         return table.to_pandas().sort_values('event_time', kind='stable', ignore_index=True)
 
     @cached_property
     def outside(self) -> pd.DataFrame: # user_id, product_id, bought
-        "What customers outside the graph did: in the training events and, if they bought, in the validation period."
-        train, val = (self.paths.processed/f'{name}.parquet' for name in ('train_events', 'val'))
-        parts = [outside_users(train, self.graph)] if train.is_file() else []
+        "What customers outside the graph did, and what they bought in the validation period."
+        events, val = self.served.events, self.paths.processed/'val.parquet'
+        parts = [outside_users(events, self.graph, self.served.table)] if events.is_file() else []
         if val.is_file(): parts.append(read_val(val, self.graph)[1])
         if parts: return pd.concat(parts, ignore_index=True)
         ids = dict(user_id=self.graph.user_ids.ids[:0], product_id=self.graph.item_ids.ids[:0])
@@ -137,12 +137,12 @@ def from_project(cls: ExplorerModel,
     params = resolve_params(given/'params.yaml' if given.is_dir() else given)
     paths = ProjectPaths(params.parent)
     settings = load_settings(InferenceSettings, 'inference', params)
-    built, checkpoint = paths.served
-    graph, (tensors, metadata) = InteractionGraph.load(built), load_model(checkpoint)
+    served = paths.served
+    graph, (tensors, metadata) = InteractionGraph.load(served.graph), load_model(served.checkpoint)
     if metadata['graph_hash'] != graph.hash:
         what = 'a checkpoint of this graph'
-        raise ArtifactError(expected(checkpoint, what, 'one of another', 'run `dvc repro training`'))
-    weights = event_weights(read_json(built/'graph.json', 'graph_build').get('settings', {}))
+        raise ArtifactError(expected(served.checkpoint, what, 'one of another', 'run `dvc repro training`'))
+    weights = event_weights(read_json(served.graph/'graph.json', 'graph_build').get('settings', {}))
     recommender = build_recommender(graph, tensors, metadata['scoring'])
     graph_filter = getattr(recommender, 'filter_part', None)
     explainer = Explainer.from_tensors(graph, tensors, metadata['scoring'], weights, graph_filter)

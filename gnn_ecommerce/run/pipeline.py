@@ -389,7 +389,7 @@ def _middle(frame: pd.DataFrame, by: str):
 
 def _users(paths: ProjectPaths) -> pd.DataFrame: # user_id, `_COUNTS`, n
     "The users of the graph with their numbers of events."
-    graph, _ = paths.served
+    graph = paths.served.graph
     edges = read_table(graph/'edges.parquet', 'edges', 'graph_build', ['user', *_COUNTS])
     users = read_table(graph/'users.parquet', 'users', 'graph_build').set_index('user')
     users = users.join(edges.groupby('user')[_COUNTS].sum())
@@ -435,13 +435,14 @@ def customer_story(
     k: int = 5,     # recommendations to show
     n: int = 6,     # latest events to show
 ) -> dict: # history, recommended (frames), bought_later (product ids), n_events, k and hits (of the whole list)
-    "Read what one customer did before the split, what is recommended, and what they first bought afterwards."
+    "Read what the served model knows of a customer, what is recommended, and what they first bought after that."
     paths, mine = ProjectPaths(root), [('user_id', '=', user_id)]
-    read = lambda file, columns=None: pq.read_table(file, columns=columns, filters=mine).to_pandas()
-    columns = ['user_id', 'event_time', 'event_type', 'product_id']
-    events = read(paths.processed/'train_events.parquet', columns)
+    read = lambda file, columns=None, also=(): pq.read_table(file, columns=columns, filters=[*mine, *also]).to_pandas()
+    served, columns = paths.served, ['user_id', 'event_time', 'event_type', 'product_id']
+    events = read(served.events, columns, served.filters)
     recs = read(paths.recommendations/'recommendations.parquet').sort_values('rank')
-    bought = set(read(paths.processed/'test.parquet', ['user_id', 'product_id']).product_id)
+    later = read(paths.processed/'test.parquet', ['user_id', 'product_id']).product_id
+    bought = set() if 'test' in served.parts else set(later)
     return {
         'history': events.sort_values('event_time', ascending=False, kind='stable').head(n),
         'recommended': recs.head(k),
@@ -455,7 +456,7 @@ def customer_story(
 def _history_table(story: dict, products: pd.DataFrame) -> Table|Text:
     "The customer's latest events."
     if not len(story['history']):
-        return Text('  what they did before the split: nothing', 'italic')
+        return Text('  what they did: nothing', 'italic')
     columns = ('time', 'event', 'product', 'brand')
     table = _terminal_table('what they did last', columns, ('price',), title_style='italic')
     for event in story['history'].itertuples():
@@ -479,7 +480,7 @@ def customer_view(root: str|Path, who: str, user_id: Any, k: int = 5, n: int = 6
     "Show one customer on a rich console: what they did, what is recommended."
     story = customer_story(root, user_id, k, n)
     products = _products(root, {*story['history'].product_id, *story['recommended'].product_id})
-    head = Text.assemble((f'{who}: ', 'bold'), f'customer {user_id}, {story["n_events"]} events before the split')
+    head = Text.assemble((f'{who}: ', 'bold'), f'customer {user_id}, {story["n_events"]} events')
     parts = [head, _history_table(story, products), _list_table(story, products)]
     if story['bought_later']:
         parts.append(Text(f'  Of the {len(story["bought_later"])} products that they first bought in the test period, '

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import ibis
 import numpy as np
@@ -18,13 +18,14 @@ import torch
 from pydantic import Field
 
 # %% auto #0
-__all__ = ['RefitSettings', 'graph_until', 'chosen_settings', 'fit_chosen', 'read_targets', 'lists_before_test',
-           'measure_served', 'final_metadata', 'save_final', 'point_to', 'RefitResult', 'check_on_test', 'run_refit']
+__all__ = ['PARTS', 'RefitSettings', 'graph_until', 'chosen_settings', 'fit_chosen', 'Refitted', 'refit_until',
+           'read_targets', 'lists_before_test', 'measure_served', 'final_metadata', 'save_final', 'point_to',
+           'RefitResult', 'check_on_test', 'run_refit']
 
 # %% ../../nbs/run/04_refit.ipynb #0083afc7
 from gnn_ecommerce.core import (
-    GnnEcommerceError, ProjectPaths, StageSettings, atomic_path, check_memory, expected, load_settings, progress,
-    read_json, read_table, resolve_params, seed_everything, write_json
+    ArtifactError, GnnEcommerceError, ProjectPaths, StageSettings, atomic_path, check_memory, expected, load_settings,
+    progress, read_json, read_table, resolve_params, seed_everything, write_json
 )
 from ..filter.graph_filter import GraphFilter
 from ..graph.interactions import InteractionGraph, pairs_csr
@@ -45,12 +46,14 @@ class RefitSettings(StageSettings):
     exclude: Literal['bought', 'seen', 'none'] = Field('bought', description='what of the history those leave out')
 
 # %% ../../nbs/run/04_refit.ipynb #d4b9b328
+#: `refit.until` -> parts of the split that count
+PARTS = {'val': ('train', 'val'), 'all': ('train', 'val', 'test')}
+
 @contextmanager
 def _events_until(paths: ProjectPaths, settings: GraphBuildSettings, until: str) -> Iterator[ibis.Table]:
     "Open all cleaned events, or those before the test period."
-    parts = ['train', 'val', 'test'] if until == 'all' else ['train', 'val']
     with duckdb_events(paths.interim/'events.parquet', settings, paths.interim, 'events') as events:
-        yield events.filter(events.split.isin(parts))
+        yield events.filter(events.split.isin(PARTS[until]))
 
 def graph_until(
     params: str|Path,                # params file of a project whose stage `data_prep` has run
@@ -70,8 +73,10 @@ def chosen_settings(
     metadata: dict, # of the evaluated checkpoint
 ) -> TrainingSettings: # nothing is left to choose
     "Put what validation chose into the settings of the run."
-    chosen = {name: metadata[key] for name, key in
-        dict(temperature='temperature', alpha='layer_weights', epochs='epochs', batch='batch').items()}
+    keys = dict(temperature='temperature', alpha='layer_weights', epochs='epochs', batch='batch')
+    if missing := [key for key in keys.values() if key not in metadata]:
+        raise ArtifactError(expected('metadata.json', ', '.join(missing), 'none', 'run `dvc repro training`'))
+    chosen = {name: metadata[key] for name, key in keys.items()}
     return TrainingSettings(**metadata['settings']).model_copy(update=chosen)
 
 def fit_chosen(
@@ -91,6 +96,18 @@ def fit_chosen(
             state.epoch += 1
     filters = [GraphFilter.from_params(scoring['filter']).fit(graph)] if scoring['filter'] else []
     return checkpoint_of(run, state.embedding, scoring['b'], filters)
+
+class Refitted(NamedTuple):
+    "A model that has learned from more than the training period."
+    graph: InteractionGraph
+    last: pd.Timestamp # time of its last event
+    tensors: dict[str, torch.Tensor]
+    scoring: dict
+
+def refit_until(params: str|Path, until: Literal['all', 'val'], metadata: dict) -> Refitted:
+    "Build the graph of more events and train on it what validation chose."
+    graph, last = graph_until(params, until)
+    return Refitted(graph, last, *fit_chosen(graph, metadata))
 
 # %% ../../nbs/run/04_refit.ipynb #73645c77
 def read_targets(
@@ -133,14 +150,15 @@ def final_metadata(
     evaluated: dict,       # metadata of the evaluated checkpoint
     graph: InteractionGraph,
     scoring: dict,
-    until: pd.Timestamp,   # time of the last event that it knows
+    last: pd.Timestamp,    # time of the last event that it knows
+    parts: tuple[str, ...], # of the split, which it has learned from
 ) -> dict:
     "Describe the final model: what it is, and whose figures may be quoted for it."
     kept = ('device', 'settings', 'temperature', 'layer_weights', 'epochs', 'batch', 'best_epoch', 'monitor', 'metrics',
             'git_commit', 'versions')
     sizes = dict(graph_hash=graph.hash, n_users=graph.n_users, n_items=graph.n_items, n_edges=graph.n_edges)
     return {key: evaluated[key] for key in kept} | sizes | dict(scheme=graph.scheme, scoring=scoring,
-        evaluated_version=evaluated['model_version'], until=until.isoformat())
+        evaluated_version=evaluated['model_version'], until=last.isoformat(), parts=parts)
 
 # %% ../../nbs/run/04_refit.ipynb #5e7ed022
 def save_final(
@@ -190,21 +208,20 @@ class RefitResult:
         return numbers | self.counts | dict(until=until, seconds=round(self.seconds, 1))
 
 # %% ../../nbs/run/04_refit.ipynb #f9c1d875
-_NOTHING = pd.DataFrame(columns=['method', 'metric', 'mean', 'low', 'high'])
+_UNCHECKED = pd.DataFrame(columns=['method', 'metric', 'mean', 'low', 'high']), pd.DataFrame(), {}
 
 def check_on_test(
-    params: str|Path,
+    paths: ProjectPaths,
     settings: RefitSettings,
     evaluated: Recommender,
-    metadata: dict, # of the evaluated checkpoint
+    refitted: Refitted, # up to the test period
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict]: # comparison, paired differences, counts
     "Measure the same choice, refitted up to the test period, beside the evaluated model."
-    paths = ProjectPaths(resolve_params(params).parent)
     targets = read_targets(paths)
-    if not len(targets): return _NOTHING, pd.DataFrame(), {}
+    if not len(targets): return _UNCHECKED
     asked = InferenceSettings(k=settings.k, exclude=settings.exclude)
-    graph, _ = graph_until(params, 'val')
-    models = dict(evaluated=evaluated, refitted=build_recommender(graph, *fit_chosen(graph, metadata)))
+    again = build_recommender(refitted.graph, refitted.tensors, refitted.scoring)
+    models = dict(evaluated=evaluated, refitted=again)
     measured = {name: measure_served(name, model, paths, asked, targets) for name, model in models.items()}
     evaluations = [e for e, _ in measured.values()]
     counts = dict(n_customers=evaluations[0].n_users) | {f'known_{n}': known for n, (_, known) in measured.items()}
@@ -236,13 +253,14 @@ def run_refit(
     paths = ProjectPaths(resolve_params(params).parent)
     seed_everything(s.seed)
     tensors, metadata = load_model(paths.checkpoints, trained_on := InteractionGraph.load(paths.graph))
-    evaluated = build_recommender(trained_on, tensors, metadata['scoring'])
-    checked = check_on_test(params, s, evaluated, metadata) if s.check else (_NOTHING, pd.DataFrame(), {})
+    model, checked = refit_until(params, 'val', metadata) if s.check or s.until == 'val' else None, _UNCHECKED
+    if s.check:
+        checked = check_on_test(paths, s, build_recommender(trained_on, tensors, metadata['scoring']), model)
+    if s.until == 'all': model = refit_until(params, 'all', metadata)
     if s.until == 'none': point_to(paths, final := None)
     else:
-        graph, until = graph_until(params, s.until)
-        tensors, scoring = fit_chosen(graph, metadata)
-        final = save_final(paths, graph, tensors, final_metadata(metadata, graph, scoring, until))
+        about = final_metadata(metadata, model.graph, model.scoring, model.last, PARTS[s.until])
+        final = save_final(paths, model.graph, model.tensors, about)
     result = RefitResult(final, *checked, time.perf_counter()-start)
     write_json(result.metrics, paths.report('refit')/'metrics.json')
     with atomic_path(paths.report('refit')/'comparison.csv') as tmp:

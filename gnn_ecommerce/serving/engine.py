@@ -458,9 +458,9 @@ def project_parts(
     graph: InteractionGraph|None = None, # its graph, for who has loaded it already
 ) -> Parts:
     "Put together the parts of a project's checkpoint. Raises `ArtifactError` if a stage has not run."
-    built, checkpoint = paths.served
-    graph = graph or InteractionGraph.load(built)
-    weights = read_json(built/'graph.json', 'graph_build').get('settings', {}).get('weights')
+    served = paths.served
+    graph = graph or InteractionGraph.load(served.graph)
+    weights = read_json(served.graph/'graph.json', 'graph_build').get('settings', {}).get('weights')
     valid = read_table(paths.processed/'val.parquet', 'targets', 'data_prep', ['user_id', 'product_id'])
-    scorer = Scorer.from_checkpoint(checkpoint, graph)
+    scorer = Scorer.from_checkpoint(served.checkpoint, graph)
     return Parts.of_graph(graph, scorer, EdgeRule(graph.scheme, weights), graph.encode_pairs(valid)[0])
