@@ -798,8 +798,10 @@ def _pack(paths: ProjectPaths, settings: BundleSettings) -> Bundle:
     built = read_json(served.graph/'graph.json', 'graph_build').get('settings', {})
     rule, (valid, hidden) = EdgeRule(graph.scheme, built.get('weights')), _later_pairs(paths, graph, settings.hide)
     scored = scoring_arrays(graph, tensors, metadata['scoring'], rule.weights)
-    if 'val' in served.parts: valid, (weight, sessions) = None, _evaluated_content_weight(paths, rule, settings)
-    else: weight, sessions = content_weight(paths, Scorer(*scored), Catalogue.from_graph(graph), rule, settings)
+    if 'val' in served.parts:
+        valid, (weight, sessions) = None, _evaluated_content_weight(paths, rule, settings)
+    else:
+        weight, sessions = content_weight(paths, Scorer(*scored), Catalogue.from_graph(graph), rule, settings)
     return build_bundle(paths.bundles, graph, tensors, metadata['scoring'], settings, hidden, rule, valid, scored,
         model_version=metadata['model_version'], dvc=data_revisions(paths.root), git_commit=git_commit(paths.root),
         metrics={f'val_{k}': v for k, v in metadata['metrics'].items()}, content_weight=weight,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'SIDE_STAGES', 'SECTIONS', 'MARK_KEY', 'LAYOUT', 'TINY', 'GnnEcommerceError', 'SettingsError',
-           'ArtifactError', 'DataError', 'UnknownIdError', 'expected', 'project_root', 'ProjectPaths', 'Served',
+           'ArtifactError', 'DataError', 'UnknownIdError', 'expected', 'project_root', 'ProjectPaths', 'ServedModel',
            'StageSettings', 'stage_module', 'parse_section', 'load_yaml', 'dump_yaml', 'resolve_params', 'read_params',
            'load_settings', 'atomic_path', 'table_mark', 'write_table', 'check_table', 'read_table', 'json_default',
            'write_json', 'read_json', 'file_hash', 'array_hash', 'IdMap', 'rng', 'seed_everything', 'progress',
@@ -103,7 +103,8 @@ def _check_final(folder: Path, evaluated: Path) -> dict: # the final model's met
                                      f'one from {source}', 'run `dvc repro refit`'))
     return metadata
 
-class Served(NamedTuple):
+# %% ../nbs/00_core.ipynb #5e7ed06c
+class ServedModel(NamedTuple):
     "The model that is served, and the events that it has learned from."
     graph: Path      # folder
     checkpoint: Path # folder
@@ -116,15 +117,16 @@ class Served(NamedTuple):
         return [('split', 'in', list(self.parts))] if self.table == 'events' else []
 
 @patch(as_prop=True)
-def served(self: ProjectPaths) -> Served:
+def served(self: ProjectPaths) -> ServedModel:
     "Find the model that is served: the final one of stage `refit` if there is one, else the evaluated one."
     pointer = self.final/'latest.json'
     model = read_json(pointer, 'refit').get('model') if pointer.is_file() else None
     if not model:
-        return Served(self.graph, self.checkpoints, self.processed/'train_events.parquet', 'train_events', ('train',))
+        events = self.processed/'train_events.parquet'
+        return ServedModel(self.graph, self.checkpoints, events, 'train_events', ('train',))
     folder = self.final/model
     metadata = _check_final(folder, self.checkpoints/'metadata.json')
-    return Served(folder/'graph', folder, self.interim/'events.parquet', 'events', tuple(metadata['parts']))
+    return ServedModel(folder/'graph', folder, self.interim/'events.parquet', 'events', tuple(metadata['parts']))
 
 # %% ../nbs/00_core.ipynb #8f4a37fc
 class StageSettings(BaseModel):

@@ -79,6 +79,7 @@ def chosen_settings(
     chosen = {name: metadata[key] for name, key in keys.items()}
     return TrainingSettings(**metadata['settings']).model_copy(update=chosen)
 
+# %% ../../nbs/run/04_refit.ipynb #5e7ed07c
 def fit_chosen(
     graph: InteractionGraph,
     metadata: dict, # of the evaluated checkpoint
@@ -97,6 +98,7 @@ def fit_chosen(
     filters = [GraphFilter.from_params(scoring['filter']).fit(graph)] if scoring['filter'] else []
     return checkpoint_of(run, state.embedding, scoring['b'], filters)
 
+# %% ../../nbs/run/04_refit.ipynb #5e7ed08c
 class Refitted(NamedTuple):
     "A model that has learned from more than the training period."
     graph: InteractionGraph
