@@ -1,5 +1,6 @@
 """What the tests share: the project's folder, real data where there is some, and temporary clones."""
 
+import gc
 import os
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 os.environ.setdefault("MPLBACKEND", "agg")
+# with the default of 700 objects the collector walks through all loaded libraries again and again
+gc.set_threshold(100_000, 20, 20)
 # jsonschema would load a grammar of addresses in 2.5 seconds; no notebook holds one
 sys.modules.setdefault("rfc3987_syntax", None)
 #: small projects that many tests want are made once: see `example_project`

@@ -172,7 +172,9 @@ def _first_equal(sums, touched, level, room):
         if sums[j] == level:
             items[m] = j
             m += 1
-    return np.sort(items[:m])[:room]
+    equal = items[:m]
+    equal.sort()
+    return equal[:room]
 
 @jit
 def _cut_row(sums, touched, scratch, n, items, values):
@@ -191,7 +193,7 @@ def _cut_row(sums, touched, scratch, n, items, values):
         for j in _first_equal(sums, touched, floor, n-kept):
             items[kept] = j
             kept += 1
-    items[:kept] = np.sort(items[:kept])
+    items[:kept].sort()
     for k in range(kept): values[k] = sums[items[k]]
     for j in touched: sums[j] = 0
     return kept

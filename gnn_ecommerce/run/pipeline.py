@@ -9,7 +9,7 @@ __all__ = ['NEXT', 'stage_needs', 'StageEngine', 'StageFailed', 'run_notebook', 
            'customer_view', 'explained_view', 'explained_page', 'show_results', 'run_pipeline', 'demo', 'tune', 'main']
 
 # %% ../../nbs/run/01_pipeline.ipynb #ae107da8
-import argparse, ast, contextlib, importlib, os, re, subprocess, sys, tempfile
+import argparse, atexit, contextlib, gc, importlib, os, re, subprocess, sys, tempfile
 from pathlib import Path
 from typing import Any
 
@@ -46,32 +46,20 @@ def _directives(cell) -> set:
         flags.update(line.replace('#|', '').replace(':', ' ').split()[:1])
     return flags
 
-def _only_imports(source: str) -> bool:
-    "Is this a cell that does nothing but import?"
-    try: body = ast.parse(source).body
-    except SyntaxError: return False
-    return bool(body) and all(isinstance(o, (ast.Import, ast.ImportFrom)) for o in body)
-
 def stage_needs(cell) -> bool:
-    "Tell whether a run of the stage needs this code cell: examples, tests and slow cells are not needed."
-    flags, tags = _directives(cell), set(cell.metadata.get('tags', ()))
-    if flags & {'slow', 'notest'}: return False
-    needed = flags & {'export', 'exporti', 'exports', 'stage'} or tags & {'parameters', 'injected-parameters'}
-    return bool(needed) or _only_imports(cell.source)
+    "Tell whether a run of the stage needs this cell: its parameters, and what is marked `#| stage`."
+    tags = set(cell.metadata.get('tags', ()))
+    return bool('stage' in _directives(cell) or tags & {'parameters', 'injected-parameters'})
 
 # %% ../../nbs/run/01_pipeline.ipynb #87836784
 class StageEngine(NBClientEngine):
-    "papermill's own engine, except that cells which a stage does not need are skipped and keep their outputs."
+    "papermill's own engine, except that cells which a stage does not need are left as they are."
     @classmethod
     def execute_notebook(cls, nb, kernel_name, **kwargs):
-        kept = {}
-        for cell in nb.cells:
-            if cell.cell_type != 'code' or stage_needs(cell): continue
-            kept[cell.id] = cell.outputs
-            cell.metadata.tags = [*cell.metadata.get('tags', ()), 'skip-execution']
+        cells, nb.cells = nb.cells, [cell for cell in nb.cells if stage_needs(cell)]
         nb = super().execute_notebook(nb, kernel_name, **kwargs)
-        for cell in nb.cells:
-            if cell.id in kept: cell.outputs = kept[cell.id]
+        ran = {cell.id: cell for cell in nb.cells}
+        nb.cells = [ran.get(cell.id, cell) for cell in cells]
         return nb
 
 papermill_engines.register('stage', StageEngine)
@@ -131,7 +119,9 @@ def _environment(**changes):
 def _kernel_config() -> Config:
     "How to talk to the kernel: a socket file if its path is short enough, else TCP."
     path = os.path.join(jupyter_runtime_dir(), 'kernel-'+36*'x'+'-ipc-5')
-    return Config({'KernelManager': {'transport': 'ipc' if os.name != 'nt' and len(path) < 100 else 'tcp'}})
+    lines = ['import gc, atexit', 'gc.set_threshold(100_000, 20, 20)', 'atexit.register(gc.freeze)']
+    return Config({'KernelManager': {'transport': 'ipc' if os.name != 'nt' and len(path) < 100 else 'tcp'},
+                   'NotebookClient': {'extra_arguments': [f'--IPKernelApp.exec_lines={line}' for line in lines]}})
 
 def _reason(err: PapermillExecutionError, output: Path) -> str:
     "A failed cell's own message, after the place of the rest."
@@ -709,4 +699,6 @@ def main(
     return 0
 
 # %% ../../nbs/run/01_pipeline.ipynb #pl000020
-if __name__ == '__main__' and __spec__ is not None: sys.exit(main())
+if __name__ == '__main__' and __spec__ is not None:
+    atexit.register(gc.freeze) # the collector's last walk takes as long as a stage's imports
+    sys.exit(main())
