@@ -193,6 +193,8 @@ def _product_rows(self: Shares, k: int, n: int) -> list[tuple]: # split, kind, s
         path = (self.user, int(self.history[e]))
         if self.filter[e, k]:
             rows.append((split, 'filter', self.filter[e, k], path, event))
+        if self.low_rank[e, k]:
+            rows.append((split, 'low rank', self.low_rank[e, k], path, event))
         rows.append((split, 'product', self.embedding[e, k], path, event))
     if len(rest):
         rows.append((split, 'rest', self.products[rest, k].sum(), (), ''))

@@ -37,6 +37,7 @@ from gnn_ecommerce.ranking.evaluation import (
 )
 from .graph.interactions import InteractionGraph, pairs_csr
 from .ranking.recommender import Popular, Recommender
+from .filter.parts import EmbeddingSum
 from .models.checkpoint import load_checkpoint
 
 # %% ../nbs/05_inference.ipynb #39c2ee63
@@ -285,10 +286,13 @@ def read_test(
     return HeldOut(targets, also_exclude, rest[~user & item], counts)
 
 # %% ../nbs/05_inference.ipynb #f01dc286
-def _parts(model: Recommender) -> list[Recommender]:
-    "LightGCN and the graph filter of a model that is their sum; what it lacks is left out."
-    parts = getattr(model, 'embedding_part', None), getattr(model, 'filter_part', None)
-    return [part for part in parts if part is not None]
+def _parts(model: Recommender) -> list[tuple[Recommender, float]]:
+    "The parts of a model that is a sum, LightGCN first, and their weights; none of a model that is no sum."
+    summed = getattr(model, 'embedding_part', model)
+    parts = list(zip(summed.parts, summed.weights)) if isinstance(summed, EmbeddingSum) else [(summed, 1.)]
+    filter = getattr(model, 'filter_part', None)
+    if filter is not None: parts.insert(1, (filter, model.b))
+    return parts if len(parts) > 1 or getattr(summed, 'item_bias', None) is not None else []
 
 def methods(
     model: Recommender,       # the checkpoint's
@@ -301,7 +305,7 @@ def methods(
         raise SettingsError(expected('inference.baselines', f'some of {", ".join(BASELINES)}',
             ', '.join(map(repr, unknown))))
     fitted = {model.name: lambda: model}
-    for part in _parts(model):
+    for part, _ in _parts(model):
         fitted.setdefault(part.name, lambda part=part: part)
     for b in baselines:
         unfitted = BASELINES[b](seed=seed)
@@ -312,9 +316,11 @@ def methods(
 def describe_model(model: Recommender) -> str:
     "Say in one line what the model's score is."
     parts = _parts(model)
-    if len(parts) < 2: return f'{model.name} is the model'
-    score = f'{parts[0].name} + {model.b:g} x {parts[1].name}'
-    return f'{model.name} is the model: {score}, the weight chosen on validation'
+    if not parts: return f'{model.name} is the model'
+    score = ' + '.join(part.name if weight == 1 else f'{weight:.3g} x {part.name}' for part, weight in parts)
+    if getattr(getattr(model, 'embedding_part', model), 'item_bias', None) is not None:
+        score += ' + popularity'
+    return f'{model.name} is the model: {score}; weights chosen on validation'
 
 def evaluate_methods(
     model: Recommender,

@@ -21,10 +21,6 @@ from gnn_ecommerce.core import (
     ArtifactError, DataError, GnnEcommerceError, ProjectPaths, StageSettings, array_hash, atomic_path, check_memory,
     expected, load_settings, progress, read_table, resolve_params, rng, seed_everything, write_json
 )
-from .filter.graph_filter import GraphFilter
-from .filter.methods import METHODS
-from .filter.hybrid import HybridRecommender, choose_b
-from .filter.choose import choose_filter, choose_method, default_grid, estimate_cost
 from .graph.interactions import InteractionGraph
 from .graph.kernels import compute_device, own_threads
 from .graph.propagation import Adjacency, Propagation
@@ -40,8 +36,15 @@ from .ranking.recommender import Recommender
 __all__ = ['TEMPERATURES', 'fixed_params', 'TrainingSettings', 'training_loss', 'with_batch_size', 'resolve',
            'memory_needed', 'learning_rate', 'Choice', 'Run', 'Buffers', 'affordable_methods', 'make_filters',
            'Validation', 'eval_users', 'next_epoch', 'pilot_epochs', 'last_layer_weights', 'choose_hyperparameters',
-           'FitResult', 'fit', 'targets_hash', 'fingerprint', 'checkpoint_of', 'plot_history', 'LiveCurve',
+           'FitResult', 'fit', 'targets_hash', 'fingerprint', 'add_parts', 'checkpoint_of', 'plot_history', 'LiveCurve',
            'run_training']
+
+# %% ../nbs/04_training.ipynb #89b463bb
+from .filter.choose import choose_filter, choose_method, default_grid, estimate_cost
+from .filter.graph_filter import GraphFilter
+from .filter.hybrid import HybridRecommender, choose_b
+from .filter.methods import METHODS
+from .filter.parts import added_parts, choose_parts, part_arrays
 
 # %% ../nbs/04_training.ipynb #abb66627
 class _ModelSettings(StageSettings):
@@ -139,6 +142,13 @@ class _FilterSettings(_ValidationSettings):
         [0., 1., 2., 3., 5., 10., 15., 20., 30., 50., 100.], min_length=1,
         description='weights of the filter to choose from on validation'
     )
+    low_rank: list[int] = Field(
+        [16, 64], description='ranks of a truncated SVD that validation may add to the score; []: none'
+    )
+    popular: list[float|None] = Field(
+        [None, 30., 7.], description='half-lives, in days, of a popularity that validation may add to the score; '
+        'null: of all time; []: none'
+    )
     checkpoint_every: int = Field(1, ge=1, description='epochs between writes of last/')
 
 # %% ../nbs/04_training.ipynb #83a63402
@@ -167,6 +177,10 @@ class TrainingSettings(_FilterSettings):
             raise ValueError(expected('b', 'weights >= 0', min(self.b)))
         if min(self.ks) < 1:
             raise ValueError(expected('ks', 'list lengths >= 1', min(self.ks)))
+        if any(not 1 <= rank <= 4096 for rank in self.low_rank):
+            raise ValueError(expected('low_rank', 'ranks from 1 to 4096', self.low_rank))
+        if any(days is not None and not 0 < days < math.inf for days in self.popular):
+            raise ValueError(expected('popular', 'half-lives above 0, or null', self.popular))
         fixed_params(self)
         return self
 
@@ -541,6 +555,7 @@ class FitResult:
     filter_table: pd.DataFrame|None   # the filter's candidates on validation
     temperature: float|None = None    # of the loss, None for one that has none
     temperature_table: pd.DataFrame|None = None # the short runs, see `Choice.table`; None if there were none
+    part_table: pd.DataFrame|None = None # the parts that were tried, see `choose_parts`
 
 # %% ../nbs/04_training.ipynb #00f92d0c
 def fit(
@@ -623,7 +638,8 @@ def _result(run: Run, state: TrainState, validation: Validation|None) -> FitResu
     if 'no number' in state.stopped:
         print(f'{state.stopped}: epoch {state.best_epoch} is kept')
     filters = validation.filters if validation else []
-    tensors, scoring = checkpoint_of(run, state.best, state.best_b, filters, state.best_filter)
+    checkpoint = checkpoint_of(run, state.best, state.best_b, filters, state.best_filter)
+    tensors, scoring, parts = _with_chosen_parts(run, *checkpoint, validation)
     recommender, metrics = build_recommender(run.graph, tensors, scoring), {}
     if validation:
         metrics = evaluate(recommender, validation.targets, ks=tuple(s.ks), exclude=s.exclude).metrics
@@ -631,8 +647,32 @@ def _result(run: Run, state: TrainState, validation: Validation|None) -> FitResu
         recommender, tensors, scoring, pd.DataFrame(state.history), state.best_epoch, state.best_value, state.stopped,
         metrics, validation.filter_table if validation else None,
         temperature=s.temperature if s.loss != 'bpr' else None,
-        temperature_table=pd.DataFrame(state.tried) if state.tried else None
+        temperature_table=pd.DataFrame(state.tried) if state.tried else None, part_table=parts
     )
+
+# %% ../nbs/04_training.ipynb #18b870dc
+def _with_chosen_parts(
+    run: Run, tensors: dict, scoring: dict, validation: Validation|None
+) -> tuple[dict, dict, pd.DataFrame|None]: # tensors and scoring with the chosen parts; what was tried
+    "Choose further parts of the score on validation."
+    s = run.settings
+    if validation is None or not (s.low_rank or s.popular):
+        return tensors, scoring, None
+    model = build_recommender(run.graph, tensors, scoring)
+    parts, table = choose_parts(
+        model, validation.targets, s.low_rank, s.popular, s.monitor, s.exclude, seed=s.seed
+    )
+    return *add_parts(run.graph, tensors, scoring, parts.facts, s.seed), table
+
+def add_parts(
+    graph: InteractionGraph,
+    tensors: dict[str, torch.Tensor], scoring: dict, # of a checkpoint
+    facts: dict, # see `ChosenParts`
+    seed: int = 0,
+) -> tuple[dict[str, torch.Tensor], dict]: # tensors and scoring of a checkpoint
+    "Put chosen parts of the score, computed on a graph, into a checkpoint."
+    arrays = part_arrays(graph, facts, seed)
+    return tensors | {k: torch.from_numpy(v) for k, v in arrays.items()}, scoring | facts
 
 # %% ../nbs/04_training.ipynb #75ce1220
 def checkpoint_of(
@@ -736,6 +776,7 @@ def _summary(result: FitResult, monitor: str) -> str:
     parts = [f'epoch {result.best_epoch} of {len(result.history)} ({result.stopped})', f'b {result.scoring["b"]:g}']
     if result.temperature: parts.append(f'temperature {result.temperature:g}')
     parts.append('layer weights '+' '.join(f'{a:.2g}' for a in result.tensors['alpha'].tolist()))
+    parts += [f'{name.replace("_", " ")} {facts}' for name, facts in added_parts(result.scoring).items()]
     if monitor in result.validation:
         parts.append(f'validation {monitor} {result.validation[monitor]:.4f}')
     return ', '.join(parts)
@@ -754,6 +795,7 @@ def _report(result: FitResult, s: TrainingSettings, folder: Path):
     _write_table(result.history, folder/'history.csv')
     _write_table(result.filter_table, folder/'filter.csv')
     _write_table(result.temperature_table, folder/'temperature.csv')
+    _write_table(result.part_table, folder/'parts.csv')
     with atomic_path(folder/'history.png') as tmp:
         plot_history(result.history, s.monitor, result.best_epoch).savefig(tmp)
 

@@ -149,7 +149,8 @@ class Walks:
     user: int
     item: int
     score: float
-    #: columns kind ('filter path', 'other filter paths', 'filter', 'path', 'other paths', 'similarity', 'bias'), share,
+    #: columns kind ('filter path', 'other filter paths', 'filter', 'path', 'other paths', 'similarity', 'low rank',
+    #: 'bias'), share,
     #: path (tuple of indices, customer first; empty if the row is no path)
     table: pd.DataFrame
     paths: float         # share of all paths that LightGCN's walks make
@@ -226,6 +227,8 @@ def walks(self: Explainer,
     paths, similarity, c = self._walk_sums(start, end)
     best, listed, complete = self._best_rows(start, end, c, n if paths > 0 else 0, most)
     rows = [*self._filter_rows(s, n), *best, ('other paths', paths-listed, ()), ('similarity', similarity, ())]
+    if self.low_rank is not None:
+        rows.append(('low rank', float(s.low_rank.sum()), ()))
     if s.bias.any(): rows.append(('bias', float(s.bias[0]), ()))
     table = pd.DataFrame(rows, columns=['kind', 'share', 'path'])
     return Walks(self.graph, s.user, int(s.items[0]), float(s.score[0]), table, paths, similarity,

@@ -21,6 +21,7 @@ from ..filter.graph_filter import GraphFilter
 from ..filter.methods import decay
 from ..filter.hybrid import HybridRecommender
 from ..filter.item_table import ItemTable
+from ..filter.parts import EmbeddingSum, LowRank
 from ..filter.methods import under_cap
 from ..graph.propagation import Adjacency, Propagation
 from ..ranking.recommender import check_indices
@@ -36,20 +37,21 @@ class Explainer:
         graph: InteractionGraph,             # the training graph
         embedding: torch.Tensor|np.ndarray,  # layer-0 embeddings E, (n_users + n_items, d), users first
         alpha: Iterable[float],              # layer weights, (layers + 1,)
-        weighted: bool = True,               # does A carry the edges' weights?
+        weighted: bool = True,               # does A carry weights?
         cosine: bool = True,                 # score = cosine; False: dot product
-        filter: GraphFilter|None = None,     # graph filter in the score, fitted to `graph`
+        filter: GraphFilter|None = None,     # in the score, fitted to `graph`
         b: float = 0.,                       # its weight
-        item_bias: np.ndarray|None = None,   # (n_items,), added to the score
-        event_weights: dict[str, float]|None = None, # event type -> what one event counts, for shares by event type
+        item_bias: np.ndarray|None = None,   # (n_items,)
+        event_weights: dict[str, float]|None = None, # event type -> what one event counts
         model_version: str = '',             # of the checkpoint
+        low_rank: tuple[LowRank, float]|None = None, # part of the score, and its weight
     ):
         E = torch.as_tensor(embedding).detach().to('cpu', torch.float32).contiguous()
         _check_model(graph, E, filter)
         self.graph, self.alpha, self.weighted, self.cosine = graph, [float(a) for a in alpha], weighted, cosine
         self.filter, self.b, self.item_bias = (filter if b else None), float(b), item_bias
         self.event_weights, self.model_version = {**EVENT_WEIGHTS, **(event_weights or {})}, model_version
-        self.adjacency, self.embedding = Adjacency.from_graph(graph, weighted), E.numpy()
+        self.adjacency, self.embedding, self.low_rank = Adjacency.from_graph(graph, weighted), E.numpy(), low_rank
         self.after, self.item_embedding = self._propagate()
 
 # %% ../../nbs/explain/01_shares.ipynb #778732ba
@@ -93,8 +95,12 @@ def from_tensors(cls: Explainer,
 ) -> Explainer:
     "Explain what `training.fit` returned, or a checkpoint holds."
     filter = build_filter(graph, tensors, scoring) if filter is None else filter
+    low, bias = scoring.get('low_rank'), tensors.get('popular.bias')
+    if low is not None:
+        factors = tensors['low_rank.factors'].numpy()
+        low = LowRank(graph, low['rank'], low['weighted'], factors=factors), low['weight']
     return cls(graph, tensors['embedding.weight'], tensors['alpha'], scoring['weighted'], scoring['cosine'], filter,
-        scoring['b'], event_weights=event_weights, model_version=model_version)
+        scoring['b'], None if bias is None else bias.numpy(), event_weights, model_version, low)
 
 # %% ../../nbs/explain/01_shares.ipynb #505d345b
 @patch(cls_method=True)
@@ -114,7 +120,7 @@ def from_checkpoint(cls: Explainer,
 # %% ../../nbs/explain/01_shares.ipynb #2dea56a0
 @dataclass(frozen=True, eq=False)
 class Shares:
-    "Scores of one customer, split by first step: `own + bias + embedding.sum(0) + filter.sum(0)` is `score`."
+    "Scores of one customer, split by first step: `own + bias + products.sum(0)` is `score`."
     graph: InteractionGraph
     user: int               # user index
     items: np.ndarray       # int (k,) items that are explained
@@ -124,14 +130,15 @@ class Shares:
     history: np.ndarray     # int (h,) products of the history
     embedding: np.ndarray   # float64 (h, k), share of each through LightGCN
     filter: np.ndarray      # float64 (h, k), share of each through the graph filter
+    low_rank: np.ndarray    # float64 (h, k), share of each through the low rank
     events: np.ndarray      # float64 (h, t), how a product's share is divided over event types; rows sum to 1
     event_types: tuple[str, ...] # (t,)
-    scale: np.ndarray       # float64 (k,), what a deviation is measured against: |z_u| |z_i| / c + |filter part|
+    scale: np.ndarray       # float64 (k,), what a deviation is measured against: |z_u| |z_i| / c + |other parts|
 
     @property
     def products(self) -> np.ndarray: # float64 (h, k)
-        "Share of each product of the history, both parts together."
-        return self.embedding+self.filter
+        "Share of each product of the history, all parts together."
+        return self.embedding+self.filter+self.low_rank
     @property
     def total(self) -> np.ndarray: # float64 (k,)
         "Sum of all shares; the score, but for rounding."
@@ -200,6 +207,21 @@ def _filter_scale(self: Explainer, edges: np.ndarray) -> float:
     degree = float(self.filter.history.data[edges].sum(dtype=np.float64))
     return degree**-.5 if degree > 0 else 0.
 
+# %% ../../nbs/explain/01_shares.ipynb #8eeed98a
+@patch
+def _low_rank_weights(self: Explainer, edges: np.ndarray) -> np.ndarray: # float64 (h,)
+    return self.graph.weight[edges].astype(np.float64) if self.low_rank[0].weighted else np.ones(len(edges))
+
+@patch
+def _low_rank_step(self: Explainer, edges: np.ndarray, items: np.ndarray) -> np.ndarray: # float64 (h, k)
+    "Share of each edge of the user through the low rank."
+    if self.low_rank is None or not len(edges):
+        return np.zeros((len(edges), len(items)))
+    (part, weight), w = self.low_rank, self._low_rank_weights(edges)
+    v = part.factors.astype(np.float64)
+    return weight*w.sum()**-.5*w[:, None]*(v[self.graph.item[edges]]@v[items].T)
+
+# %% ../../nbs/explain/01_shares.ipynb #32af121f
 @patch
 def _filter_step(self: Explainer, edges: np.ndarray, items: np.ndarray) -> np.ndarray: # float64 (h, k)
     "Share of each edge of the user through the graph filter."
@@ -257,35 +279,37 @@ def shares(self: Explainer,
     edges, z_i = graph.edges_of(user=user), self._z_items(items)
     own, step = self._first_step(user, edges)
     z_u = own+step.sum(0)
-    c, filter = self._norms(z_u, z_i), self._filter_step(edges, items)
+    c, filter, low_rank = self._norms(z_u, z_i), self._filter_step(edges, items), self._low_rank_step(edges, items)
     bias = np.zeros(len(items)) if self.item_bias is None else np.asarray(self.item_bias, np.float64)[items]
-    score = z_i@z_u/c+filter.sum(0)+bias
-    scale = np.linalg.norm(z_u)*np.linalg.norm(z_i, axis=1)/c+np.abs(filter.sum(0))+np.abs(bias)
+    others = filter.sum(0), low_rank.sum(0), bias
+    score = z_i@z_u/c+sum(others)
+    scale = np.linalg.norm(z_u)*np.linalg.norm(z_i, axis=1)/c+sum(map(np.abs, others))
     types, events = self._event_parts(edges)
-    return Shares(graph, user, items, score, z_i@own/c, bias, graph.item[edges], step@z_i.T/c, filter, events, types,
-        scale)
+    return Shares(graph, user, items, score, z_i@own/c, bias, graph.item[edges], step@z_i.T/c, filter, low_rank,
+        events, types, scale)
 
 # %% ../../nbs/explain/01_shares.ipynb #8f60f529
 @patch
 def table(self: Shares,
     item: int,          # one of `items`
     n: int|None = None, # products to list, the rest in one row; None: all
-) -> pd.DataFrame: # kind ('product', 'rest', 'self', 'bias'), item, label, events, share, embedding, filter
+) -> pd.DataFrame: # kind ('product', 'rest', 'self', 'bias'), item, label, events, share, embedding, filter, low_rank
     "List one product's shares, largest first; the column `share` sums to the score."
     at, label = self._column(item), self.graph.item_label
     order = np.lexsort((self.history, -self.products[:, at]))
     shown, rest = (order, order[:0]) if n is None or len(order) <= n+1 else (order[:n], order[n:])
     main = [self.event_types[e] for e in self.events[shown].argmax(1)]
-    rows = [('product', int(self.history[e]), label(int(self.history[e])), event, self.embedding[e, at],
-        self.filter[e, at]) for e, event in zip(shown, main)]
+    ways = 'embedding', 'filter', 'low_rank'
+    def through(e): return [getattr(self, way)[e, at].sum() for way in ways]
+    rows = [('product', int(self.history[e]), label(int(self.history[e])), event, *through(e))
+        for e, event in zip(shown, main)]
     if len(rest):
-        parts = self.embedding[rest, at].sum(), self.filter[rest, at].sum()
-        rows.append(('rest', -1, f'{len(rest)} other products', '', *parts))
-    rows.append(('self', -1, 'the customer as such', '', self.own[at], 0.))
+        rows.append(('rest', -1, f'{len(rest)} other products', '', *through(rest)))
+    rows.append(('self', -1, 'the customer as such', '', self.own[at], 0., 0.))
     if self.bias.any():
-        rows.append(('bias', -1, 'the product as such', '', self.bias[at], 0.))
-    table = pd.DataFrame(rows, columns=['kind', 'item', 'label', 'events', 'embedding', 'filter'])
-    table.insert(4, 'share', table.embedding+table['filter'])
+        rows.append(('bias', -1, 'the product as such', '', self.bias[at], 0., 0.))
+    table = pd.DataFrame(rows, columns=['kind', 'item', 'label', 'events', *ways])
+    table.insert(4, 'share', table[list(ways)].sum(axis=1))
     return table
 
 # %% ../../nbs/explain/01_shares.ipynb #f7b91534
@@ -406,6 +430,7 @@ def people(self: Explainer,
     table = pd.DataFrame(dict(self=s.own, products=products, people_with_both=both, other_people=other, yourself=back),
         index=pd.Index(s.items, name='item'))
     self._add_filter(table, s)
+    if self.low_rank is not None: table['low_rank'] = s.low_rank.sum(0)
     return table if not s.bias.any() else table.assign(bias=s.bias)
 
 # %% ../../nbs/explain/01_shares.ipynb #d846bce9
@@ -441,9 +466,12 @@ def random_case(
     bias = draw.standard_normal(graph.n_items).astype(np.float32) if part == 3 else None
     z = Propagation(Adjacency.from_graph(graph, weighted), list(alpha)).forward(E)
     model = LightGCNRecommender(z[:graph.n_users], z[graph.n_users:], graph, cosine)
-    if bias is not None:
+    low = (LowRank(graph, size, weighted), float(draw.uniform(.1, 10))) if seed % 3 == 0 and graph.n_edges else None
+    if low is not None:
+        model = EmbeddingSum([model, low[0]], [1., low[1]], bias)
+    elif bias is not None:
         model.set_embedding(model.user_embedding, model.item_embedding, bias)
-    explainer = Explainer(graph, E, alpha, weighted, cosine, filter, b, bias)
+    explainer = Explainer(graph, E, alpha, weighted, cosine, filter, b, bias, low_rank=low)
     return explainer, HybridRecommender(model, filter, b) if b else model
 
 # %% ../../nbs/explain/01_shares.ipynb #062d856b
@@ -468,6 +496,10 @@ def _scores_with(self: Explainer,
     if self.filter is not None and len(edges):
         each = self._filter_step(edges, items)/self._filter_scale(edges)
         score = score+np.array([self._filter_scale(edges[k > 0]) for k in keep])[:, None]*(keep@each)
+    if self.low_rank is not None and len(edges):
+        kept, each = keep@self._low_rank_weights(edges), self._low_rank_step(edges, items)
+        left = np.divide(self._low_rank_weights(edges).sum(), kept, out=np.zeros(len(kept)), where=kept > 0)
+        score = score+np.sqrt(left)[:, None]*(keep@each)
     return score if self.item_bias is None else score+np.asarray(self.item_bias, np.float64)[items]
 
 # %% ../../nbs/explain/01_shares.ipynb #6313138e
@@ -511,6 +543,9 @@ def effects(self: Explainer,
     if self.filter is not None:
         growth = _growth_without_one(self.filter.history.data[edges].astype(np.float64))
         after += growth[:, None]*(shares.filter.sum(0)-shares.filter)
+    if self.low_rank is not None:
+        growth = _growth_without_one(self._low_rank_weights(edges))
+        after += growth[:, None]*(shares.low_rank.sum(0)-shares.low_rank)
     return shares.score-shares.bias-after
 
 # %% ../../nbs/explain/01_shares.ipynb #d8df19c8
@@ -523,8 +558,10 @@ def without_edges(self: Explainer,
     graph = self.graph
     smaller = graph.subset(~((graph.user == user) & np.isin(graph.item, np.asarray(without))))
     filter = GraphFilter(**self.filter.params).fit(smaller) if self.filter is not None else None
+    low = self.low_rank and (LowRank(smaller, self.low_rank[0].rank, self.low_rank[0].weighted,
+        factors=self.low_rank[0].factors), self.low_rank[1])
     return Explainer(smaller, self.embedding, self.alpha, self.weighted, self.cosine, filter, self.b, self.item_bias,
-        self.event_weights)
+        self.event_weights, low_rank=low)
 
 # %% ../../nbs/explain/01_shares.ipynb #7712352f
 def _deletion_order(explainer: Explainer, s: Shares, order: str, draw: np.random.Generator) -> np.ndarray: # int (h,)

@@ -569,7 +569,8 @@ _PART_LABELS = {
     'self': 'own taste', 'bias': 'liked in general', 'people_with_both': 'people who have both',
     'other_people': 'other people', 'products': 'similar products', 'yourself': 'own history again',
     'filter': 'graph filter', 'path': 'paths', 'filter path': 'paths', 'other paths': 'paths',
-    'other filter paths': 'paths', 'similarity': 'learned similarity', 'purchase': 'purchases', 'view': 'views',
+    'other filter paths': 'paths', 'similarity': 'learned similarity', 'low_rank': 'taste of the whole shop',
+    'low rank': 'taste of the whole shop', 'purchase': 'purchases', 'view': 'views',
     'cart': 'carts', 'remove_from_cart': 'taken out of the cart',
 }
 

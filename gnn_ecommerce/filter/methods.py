@@ -176,6 +176,7 @@ def _first_equal(sums, touched, level, room):
     equal.sort()
     return equal[:room]
 
+# %% ../../nbs/filter/02_methods.ipynb #b831e272
 @jit
 def _cut_row(sums, touched, scratch, n, items, values):
     "Move the n largest positive `sums` to `items` (ascending) and `values`, and clear all. Returns how many."

@@ -23,6 +23,7 @@ from ..lightgcn import LightGCNRecommender
 from ..graph.interactions import InteractionGraph
 from ..filter.graph_filter import GraphFilter
 from ..filter.hybrid import HybridRecommender
+from ..filter.parts import with_parts
 from ..graph.propagation import Adjacency, Propagation
 from ..ranking.recommender import Recommender
 
@@ -137,12 +138,14 @@ def build_filter(
 def build_recommender(
     graph: InteractionGraph,
     tensors: dict[str, torch.Tensor], # `embedding.weight`, `alpha`, and `filter.*` if the score has that part
-    scoring: dict,                    # `weighted`, `cosine`, `b`, `filter` (`GraphFilter.saved_params`, or None)
+    # `weighted`, `cosine`, `b`, `filter` (`GraphFilter.saved_params`, or None), and `ChosenParts.facts`
+    scoring: dict,
 ) -> Recommender: # fitted to `graph`
-    "Build the recommender that a checkpoint describes: LightGCN, alone or with the graph filter."
+    "Build the recommender that a checkpoint describes: LightGCN, alone or with other parts of the score."
     users, items = final_embeddings(graph, tensors['embedding.weight'], tensors['alpha'], scoring['weighted'])
     model = LightGCNRecommender(users, items, cosine=scoring['cosine']).fit(graph)
-    filter = build_filter(graph, tensors, scoring)
+    added = (tensors[name].numpy() if name in tensors else None for name in ('low_rank.factors', 'popular.bias'))
+    model, filter = with_parts(model, scoring, *added), build_filter(graph, tensors, scoring)
     return model if filter is None else HybridRecommender(model, filter, scoring['b'])
 
 def load_checkpoint(

@@ -18,9 +18,9 @@ from fastcore.basics import patch
 from ..core import GnnEcommerceError, expected
 from ..filter.graph_filter import GraphFilter, add_rows
 from ..filter.methods import Histories, decay
+from ..filter.parts import added_parts, fold_rows
 from ..graph import wording
 from ..graph.interactions import EVENT_WEIGHTS, InteractionGraph, count_newer
-from ..graph.kernels import jit
 from ..graph.propagation import Adjacency, Propagation
 from ..graph.spectral import degree_power
 from ..lightgcn import LightGCNRecommender
@@ -132,7 +132,7 @@ def scoring_arrays(
     tensors: dict[str, torch.Tensor], # `embedding.weight`, `alpha`, and `filter.*`: a checkpoint's
     scoring: dict,                    # `weighted`, `cosine`, `b`, `filter`: a checkpoint's
     event_weights: dict[str, float]|None = None, # what one event of each type counts
-) -> tuple[dict[str, np.ndarray], dict]: # arrays, and facts: `weighted`, `cosine`, `b`, `filter`, `event_types`
+) -> tuple[dict[str, np.ndarray], dict]: # arrays, and facts of the score
     "Compute what `Scorer` is made of."
     alpha, weighted, embedding = [float(a) for a in tensors['alpha']], scoring['weighted'], tensors['embedding.weight']
     users, items = final_embeddings(graph, embedding, alpha, weighted)
@@ -143,10 +143,10 @@ def scoring_arrays(
         'item_embedding': model.item_embedding, 'fold': _fold_table(graph, embedding, alpha, weighted)
     }
     arrays |= {f'history.{name}': getattr(history, name) for name in _COLUMNS}
-    arrays |= {name: tensor.numpy() for name, tensor in tensors.items() if name.startswith('filter.')}
+    arrays |= {k: tensor.numpy() for k, tensor in tensors.items() if k.startswith(('filter.', 'low_rank.', 'popular.'))}
     if (scoring['filter'] or {}).get('recency'):
         arrays['history.age'] = np.minimum(graph.ages, 2**16-1).astype(np.uint16)
-    facts = {name: scoring[name] for name in ('weighted', 'cosine', 'b', 'filter')}
+    facts = {name: scoring[name] for name in ('weighted', 'cosine', 'b', 'filter')} | added_parts(scoring)
     return arrays, dict(facts, event_types=list(history.event_types))
 
 # %% ../../nbs/models/05_fold_in.ipynb #54b83384
@@ -162,7 +162,9 @@ def _fold_table(graph: InteractionGraph, embedding: torch.Tensor, alpha: list[fl
 @dataclass(frozen=True, eq=False)
 class Customers:
     "Some customers, ready to be scored."
-    x: np.ndarray     # float32 (n, d), what items are multiplied with: of length 1 if the score is a cosine
+    # float32 (n, d + rank), what items are multiplied with: LightGCN's part, of length 1 if the score is a cosine, and
+    # that of the low rank, if the score has such a part
+    x: np.ndarray
     norm: np.ndarray  # float64 (n,), length that z_u had before; 1 if the score is a dot product
     own: np.ndarray   # float32 (n, d), alpha_0 E_u; 0 for those not in training
     history: History  # n rows
@@ -173,17 +175,6 @@ class Customers:
         "Customers without history."
         return (np.diff(self.history.indptr) == 0) & ~self.x.any(1)
 
-@jit
-def _fold_rows(ptr, items, weight, table, out):
-    "out[r] = (sum of weights)^-1/2 * sum of weight * table row, over the entries of row r."
-    for r in range(len(ptr)-1):
-        total = 0.
-        for e in range(ptr[r], ptr[r+1]):
-            total += weight[e]
-            for t in range(table.shape[1]):
-                out[r, t] += weight[e]*table[items[e], t]
-        if total > 0:
-            for t in range(table.shape[1]): out[r, t] /= total**.5
 
 # %% ../../nbs/models/05_fold_in.ipynb #5334f60d
 class _ItemSide(EmbeddingRecommender):
@@ -195,7 +186,7 @@ class _ItemSide(EmbeddingRecommender):
 
 # %% ../../nbs/models/05_fold_in.ipynb #20af28dc
 class Scorer(Recommender):
-    "Score known customers and baskets: cosine (or dot) of LightGCN + b * d_u^-1/2 * graph filter."
+    "Score known customers and baskets: cosine (or dot) of LightGCN + b * d_u^-1/2 * graph filter + added parts."
     def __init__(self,
         arrays: dict[str, np.ndarray], # from `scoring_arrays`
         facts: dict,                   # likewise
@@ -205,22 +196,25 @@ class Scorer(Recommender):
         self.cosine, self.weighted, items = facts['cosine'], facts['weighted'], arrays['item_embedding']
         columns, age = [arrays[f'history.{name}'] for name in _COLUMNS], arrays.get('history.age')
         self.graph = self.history = History(*columns, len(items), tuple(facts['event_types']), age)
-        self.items = _ItemSide(np.zeros((0, items.shape[1]), np.float32), items)
+        self.low_rank, self.bias = facts.get('low_rank'), arrays.get('popular.bias')
+        table = items if self.low_rank is None else np.concatenate([items, arrays['low_rank.factors']], 1)
+        self.items = _ItemSide(np.zeros((0, table.shape[1]), np.float32), table, item_bias=self.bias)
         self.filter = None
         if facts['filter'] is not None and self.b:
             tables = {k.removeprefix('filter.'): v for k, v in arrays.items() if k.startswith('filter.')}
             self.filter = GraphFilter.from_arrays(tables, facts['filter'])
 
-    @classmethod
-    def from_checkpoint(cls,
-        folder: str|Path,        # `model-checkpoints/lightgcn`
-        graph: InteractionGraph, # the graph that it was trained on
-    ) -> Scorer: # with `model_version` set
-        "Load a checkpoint's scorer. Raises `ArtifactError` if it is damaged or of another graph."
-        tensors, metadata = load_model(folder, graph)
-        scorer = cls(*scoring_arrays(graph, tensors, metadata['scoring']))
-        scorer.model_version = metadata['model_version']
-        return scorer
+# %% ../../nbs/models/05_fold_in.ipynb #b52cdfcf
+@patch(cls_method=True)
+def from_checkpoint(cls: Scorer,
+    folder: str|Path,        # `model-checkpoints/lightgcn`
+    graph: InteractionGraph, # the graph that it was trained on
+) -> Scorer: # with `model_version` set
+    "Load a checkpoint's scorer. Raises `ArtifactError` if it is damaged or of another graph."
+    tensors, metadata = load_model(folder, graph)
+    scorer = cls(*scoring_arrays(graph, tensors, metadata['scoring']))
+    scorer.model_version = metadata['model_version']
+    return scorer
 
 # %% ../../nbs/models/05_fold_in.ipynb #d8e922e8
 @patch
@@ -228,14 +222,28 @@ def _fold(self: Scorer, h: History) -> np.ndarray: # float32 (n, d)
     "Sum over the products of each row."
     out = np.zeros((h.n_users, self.arrays['fold'].shape[1]), np.float32)
     weight = h.weight if self.weighted else np.ones(len(h.items), np.float32)
-    _fold_rows(h.indptr, h.items, weight, self.arrays['fold'], out)
+    fold_rows(h.indptr, h.items, weight, self.arrays['fold'], out)
     return out
+
+# %% ../../nbs/models/05_fold_in.ipynb #7511dc99
+@patch
+def _low_rank_weights(self: Scorer, h: History) -> np.ndarray: # float32 (entries,)
+    return h.weight if self.low_rank['weighted'] else np.ones(len(h.items), np.float32)
+
+@patch
+def _with_low_rank(self: Scorer, x: np.ndarray, h: History) -> np.ndarray: # float32 (n, d + rank)
+    "Put what the low rank makes of histories beside LightGCN's vectors."
+    if self.low_rank is None: return x
+    factors = self.arrays['low_rank.factors']
+    out = np.zeros((h.n_users, factors.shape[1]), np.float32)
+    fold_rows(h.indptr, h.items, self._low_rank_weights(h), factors, out)
+    return np.concatenate([x, np.float32(self.low_rank['weight'])*out], 1)
 
 @patch
 def _made(self: Scorer, z: np.ndarray, own: np.ndarray, h: History) -> Customers:
     "Make customers with the vectors z."
     norm = np.maximum(np.linalg.norm(z.astype(np.float64), axis=1), 1e-12) if self.cosine else np.ones(len(z))
-    return Customers((z/norm[:, None]).astype(np.float32), norm, own, h)
+    return Customers(self._with_low_rank((z/norm[:, None]).astype(np.float32), h), norm, own, h)
 
 # %% ../../nbs/models/05_fold_in.ipynb #ea2cf6b4
 @patch
@@ -246,7 +254,7 @@ def customers(self: Scorer,
     users = check_indices(users, self.n_users, 'users')
     x, norm = np.asarray(self.arrays['user_embedding'][users], np.float32), self.arrays['user_norm'][users]
     norm, h = norm.astype(np.float64), self.history.rows(users)
-    return Customers(x, norm, (x*norm[:, None]).astype(np.float32)-self._fold(h), h)
+    return Customers(self._with_low_rank(x, h), norm, (x*norm[:, None]).astype(np.float32)-self._fold(h), h)
 
 @patch
 def fold_in(self: Scorer,
@@ -422,11 +430,12 @@ def recommend_baskets(self: Scorer,
 # %% ../../nbs/models/05_fold_in.ipynb #7ed18c1d
 @dataclass(frozen=True, eq=False)
 class ScoreShares:
-    "Scores of one customer, split: `own + products.sum(0)` is `score`."
+    "Scores of one customer, split: `own + bias + products.sum(0)` is `score`."
     history: History     # one row: the customer's products
     items: np.ndarray    # int (k,) items that are explained
     score: np.ndarray    # float64 (k,)
     own: np.ndarray      # float64 (k,), share of the customer as such
+    bias: np.ndarray     # float64 (k,), share of the product as such: its popularity
     products: np.ndarray # float64 (h, k), share of each product
     effects: np.ndarray  # float64 (h, k), by how much the score would fall without it
 
@@ -445,9 +454,22 @@ def shares(self: Scorer,
     own = who.own[row].astype(np.float64)
     parts, mine, through_filter = step@unit.T/who.norm[row], unit@own/who.norm[row], self._filter_shares(h, items)
     filter_weight = h.weight if self.filter is None else self._filtered(h).weight
+    low, bias = self._low_rank_shares(h, items), np.zeros(len(items)) if self.bias is None else self.bias[items]
     without = self._without_each(step, own, w, unit)+_grown(through_filter, filter_weight)
-    score = mine+parts.sum(0)+through_filter.sum(0)
-    return ScoreShares(h, items, score, mine, parts+through_filter, score-without)
+    if self.low_rank is not None:
+        without = without+_grown(low, self._low_rank_weights(h))
+    products = parts+through_filter+low
+    score = mine+products.sum(0)
+    return ScoreShares(h, items, score+bias, mine, bias.astype(np.float64), products, score-without)
+
+# %% ../../nbs/models/05_fold_in.ipynb #50b0a381
+@patch
+def _low_rank_shares(self: Scorer, h: History, items: np.ndarray) -> np.ndarray: # float64 (h, k)
+    "Compute the share of each product through the low rank."
+    if self.low_rank is None or not len(h.items):
+        return np.zeros((len(h.items), len(items)))
+    w, v = self._low_rank_weights(h).astype(np.float64), self.arrays['low_rank.factors'].astype(np.float64)
+    return self.low_rank['weight']*w.sum()**-.5*w[:, None]*(v[h.items]@v[items].T)
 
 @patch
 def _filter_shares(self: Scorer, h: History, items: np.ndarray) -> np.ndarray: # float64 (h, k)
@@ -483,8 +505,8 @@ def sentence(self: ScoreShares,
     "Say in one line why a product was recommended."
     parts, score, h = self.products[:, k], self.score[k], self.history
     lead = wording.leading(parts, self.effects[:, k], h.items)
-    if self.own[k] > max(parts[parts > 0].sum(), 0):
-        reason, part = 'self', self.own[k]
+    if max(self.own[k], self.bias[k]) > max(parts[parts > 0].sum(), 0):
+        reason, part = 'self' if self.own[k] >= self.bias[k] else 'bias', max(self.own[k], self.bias[k])
     elif not len(lead): reason, part = 'nothing', np.nan
     elif h.items[lead[0]] == self.items[k]:
         reason, part = 'seen', parts[lead[0]]

@@ -323,9 +323,13 @@ def model_note(
 ) -> str: # one line; '' if the model is LightGCN alone
     "Say what the model is made of, for those who read the comparison."
     scoring = metadata.get('scoring') or {}
-    if not scoring.get('b'): return ''
+    parts = [f'{scoring["b"]:g} x {scoring["filter"]["name"]}'] if scoring.get('b') else []
+    if low := scoring.get('low_rank'):
+        parts.append(f'{low["weight"]:.3g} x low rank ({low["rank"]})')
+    if scoring.get('popular'): parts.append('popularity')
+    if not parts: return ''
     return (
-        f'hybrid is the model: lightgcn + {scoring["b"]:g} x {scoring["filter"]["name"]}. The rows of these two are '
+        f'hybrid is the model: lightgcn + {" + ".join(parts)}. The rows of these are '
         f'its parts; lightgcn is that of epoch {metadata["best_epoch"]}, the best one for the sum, which need not be '
         'its own best (training.filter: none trains it for itself). graph_filter is the filter with its defaults, a '
         'baseline.'

@@ -34,7 +34,8 @@ from ..inference import InferenceSettings, Recommending, outside_users, read_val
 from ..models.checkpoint import build_recommender, load_model, save_model
 from ..ranking.evaluation import Evaluation, compare, comparison_table
 from ..ranking.recommender import Recommender
-from ..training import Run, TrainingSettings, checkpoint_of, memory_needed, resolve
+from ..filter.parts import added_parts
+from ..training import Run, TrainingSettings, add_parts, checkpoint_of, memory_needed, resolve
 
 # %% ../../nbs/run/04_refit.ipynb #a6b12128
 class RefitSettings(StageSettings):
@@ -96,7 +97,8 @@ def fit_chosen(
                                                  'try a smaller training.lr'))
             state.epoch += 1
     filters = [GraphFilter.from_params(scoring['filter']).fit(graph)] if scoring['filter'] else []
-    return checkpoint_of(run, state.embedding, scoring['b'], filters)
+    made = checkpoint_of(run, state.embedding, scoring['b'], filters)
+    return add_parts(graph, *made, added_parts(scoring), settings.seed)
 
 # %% ../../nbs/run/04_refit.ipynb #5e7ed08c
 class Refitted(NamedTuple):

@@ -347,7 +347,7 @@ def _all_shares(self: Engine, listed: Listed) -> tuple[ScoreShares, np.ndarray]:
     content = np.zeros(shares.products.shape)
     if not listed.weight: return shares, content
     part = 1-listed.weight
-    scaled = {name: part*getattr(shares, name) for name in ('score', 'own', 'products', 'effects')}
+    scaled = {name: part*getattr(shares, name) for name in ('score', 'own', 'bias', 'products', 'effects')}
     basket = basket_history([listed.basket], self.parts.rule, self.parts.n_items)
     of_basket = self.catalogue.content_shares(basket.items, basket.weight, listed.items)
     content[np.searchsorted(shares.history.items, basket.items)] = listed.factor*of_basket
@@ -357,12 +357,14 @@ def _all_shares(self: Engine, listed: Listed) -> tuple[ScoreShares, np.ndarray]:
 @patch
 def _reasons(self: Engine, shares: ScoreShares, content: np.ndarray, column: int, n: int) -> list[ReasonItem]:
     "List the shares of one product, largest first."
-    parts, history, own = shares.products[:, column], shares.history, shares.own[column]
+    parts, history = shares.products[:, column], shares.history
+    own, bias = float(shares.own[column]), float(shares.bias[column])
     order = np.lexsort((history.items, -parts))
     shown, rest = (order, order[:0]) if len(order) <= n+1 else (order[:n], order[n:])
     reasons = [self._reason(float(parts[row]), history, row) for row in shown]
     if len(rest): reasons.append(ReasonItem('rest', float(parts[rest].sum())))
-    if own: reasons.append(ReasonItem('self', float(own)))
+    if own: reasons.append(ReasonItem('self', own))
+    if bias: reasons.append(ReasonItem('bias', bias))
     return reasons+[ReasonItem('content', float(content[:, column].sum()))]*bool(content.any())
 
 # %% ../../nbs/serving/02_engine.ipynb #853e783a

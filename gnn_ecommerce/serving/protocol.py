@@ -80,7 +80,7 @@ class RecommendRequest(Struct, forbid_unknown_fields=True):
 # %% ../../nbs/serving/01_protocol.ipynb #1b77955c
 class ReasonItem(Struct, omit_defaults=True):
     "A share of a score."
-    kind: Literal['product', 'self', 'rest', 'content']
+    kind: Literal['product', 'self', 'bias', 'rest', 'content']
     share: float
     product_id: Id|None = None
     name: str|None = None
