@@ -185,8 +185,9 @@ def target_pairs(
     events: ibis.Table, # of `clean_events`
     part: str,          # 'val' or 'test'
     types: list[str],   # event types that count
+    again: bool = False, # those that were bought before, instead of the new ones
 ) -> ibis.Table: # user_id, product_id, first_time, n_events, known_user, known_item
-    "User-product pairs that are bought for the first time in a part."
+    "User-product pairs that are bought for the first time in a part, or again; `first_time` is that of the part."
     earlier = {'val': ['train'], 'test': ['train', 'val']}[part]
     bought = events.filter(events.event_type.isin(types))
     now = (
@@ -195,7 +196,8 @@ def target_pairs(
         .aggregate(first_time=ibis._.event_time.min(), n_events=ibis._.count())
     )
     before = bought.filter(bought.split.isin(earlier)).select('user_id', 'product_id').distinct()
-    new, train = now.anti_join(before, ['user_id', 'product_id']), events.filter(events.split == 'train')
+    kept = now.semi_join if again else now.anti_join
+    new, train = kept(before, ['user_id', 'product_id']), events.filter(events.split == 'train')
     for column, name in (('user_id', 'known_user'), ('product_id', 'known_item')):
         in_train = train.select(**{f'{name}_id': train[column]}).distinct().mutate(**{name: True})
         new = new.left_join(in_train, new[column] == in_train[f'{name}_id']).drop(f'{name}_id')
@@ -439,6 +441,8 @@ OUTPUTS = {
     'train_events': 'processed/train_events.parquet',
     'val': 'processed/val.parquet',
     'test': 'processed/test.parquet',
+    'val_again': 'processed/val_again.parquet',
+    'test_again': 'processed/test_again.parquet',
     'products': 'processed/products.parquet',
 }
 
@@ -746,6 +750,7 @@ def _write_train_and_targets(con: ibis.BaseBackend, events: ibis.Table, settings
     copy_table(con, train.select(*columns), files['train_events'], 'train_events')
     for part in ('val', 'test'):
         copy_table(con, target_pairs(events, part, settings.targets), files[part], 'targets')
+        copy_table(con, target_pairs(events, part, settings.targets, again=True), files[f'{part}_again'], 'targets')
 
 # %% ../nbs/01_data_prep.ipynb #a4f8ab91
 def prepare(

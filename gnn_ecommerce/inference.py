@@ -7,8 +7,8 @@ __all__ = ['KNOWN', 'InferenceSettings', 'outside_users', 'check_ids', 'read_use
            'recommendations_schema', 'recommendation_rows', 'write_recommendations', 'HeldOut', 'read_val', 'read_test',
            'methods', 'describe_model', 'evaluate_methods', 'events_per_user', 'new_user_lists', 'breakdowns',
            'cold_groups', 'plot_groups', 'printable', 'differences', 'choose_customers', 'describe_customer',
-           'InferenceResult', 'compare_on_test', 'plot_recall', 'plot_by_activity', 'plot_by_popularity',
-           'write_inference_report', 'served_job', 'run_inference']
+           'InferenceResult', 'read_again', 'compare_tasks', 'compare_on_test', 'plot_recall', 'plot_by_activity',
+           'plot_by_popularity', 'write_inference_report', 'served_job', 'run_inference']
 
 # %% ../nbs/05_inference.ipynb #8339dd92
 import time
@@ -39,17 +39,26 @@ from .graph.interactions import InteractionGraph, pairs_csr
 from .ranking.recommender import Popular, Recommender
 from .filter.parts import EmbeddingSum
 from .models.checkpoint import load_checkpoint
+from gnn_ecommerce.models.purposes import (
+    PurposeRecommender, Tasks, evaluate_tasks, repeat_of, tasks_table, tasks_text
+)
 
 # %% ../nbs/05_inference.ipynb #39c2ee63
-class InferenceSettings(StageSettings):
-    "Section `inference` of params.yaml."
+class _ListSettings(StageSettings):
+    "What the lists hold, and for whom they are."
     k: int = Field(20, ge=1, le=1000, description='recommendations for each user')
     exclude: Literal['bought', 'seen', 'none'] = Field('bought',
         description='what of the history is left out of the lists')
     users: list[int|str]|None = Field(None, description='ids of the users to recommend for; null: every user')
     users_file: str|None = Field(None,
-        description='a file of user ids instead: text, one a line, or Parquet with a column user_id')
+        description='a file of them: text, one a line, or Parquet with a column user_id')
+    purpose: Literal['discover', 'buy_again', 'all'] = Field('discover',
+        description='what the lists are for: new products, those that are bought again, or both')
     chunk: int = Field(16_384, ge=1, le=10_000_000, description='users whose lists are in memory at a time')
+
+# %% ../nbs/05_inference.ipynb #64c17e98
+class InferenceSettings(_ListSettings):
+    "Section `inference` of params.yaml."
     report: bool = Field(True,
         description='compare all methods on the test split; false: only write the recommendations')
     ks: list[Annotated[int, Field(ge=1, le=1000)]] = Field([10, 20], min_length=1,
@@ -58,9 +67,8 @@ class InferenceSettings(StageSettings):
     baselines: list[str] = Field(['popular', 'random', 'svd', 'als', 'graph_filter'],
         description='methods to compare with, see models/04_baselines')
     bootstrap: int = Field(1000, ge=100, le=100_000, description='draws for the confidence intervals')
-    level: float = Field(.95, gt=.5, lt=1, description='share of the draws that an interval holds')
-    activity_groups: int = Field(4, ge=1, le=20,
-        description='groups of users by their number of events')
+    level: float = Field(.95, gt=.5, lt=1, description='of the draws, the share in an interval')
+    activity_groups: int = Field(4, ge=1, le=20, description='groups of users by their events')
     customers: int = Field(3, ge=0, le=100, description='users whose lists are printed')
 
 # %% ../nbs/05_inference.ipynb #b226bd96
@@ -535,6 +543,7 @@ class InferenceResult:
     by_activity: pd.DataFrame = _empty()
     by_popularity: pd.DataFrame = _empty()
     cold: pd.DataFrame = _empty() # see `cold_groups`
+    tasks: pd.DataFrame = _empty(['task', 'method', 'metric', 'mean', 'low', 'high']) # see `tasks_table`
     seconds: pd.DataFrame = _empty()
     customers: str = ''           # a few users and their lists
 
@@ -558,6 +567,26 @@ def metrics(self: InferenceResult) -> dict:
     return numbers | self.counts
 
 # %% ../nbs/05_inference.ipynb #dca6571d
+def read_again(
+    path: str|Path,          # data/processed/test_again.parquet
+    graph: InteractionGraph,
+) -> sp.csr_array: # bool (n_users, n_items)
+    "Read what was bought again in a period, as far as the graph can place it."
+    return graph.encode_pairs(read_table(path, 'targets', 'data_prep', ['user_id', 'product_id']))[0].astype(bool)
+
+def compare_tasks(
+    model: Recommender,     # the checkpoint's, with `metadata`
+    test: HeldOut,
+    again: sp.csr_array,    # bool (n_users, n_items), of `read_again`
+    settings: InferenceSettings,
+) -> pd.DataFrame: # see `tasks_table`
+    "Measure lists of new products, of what is bought again, and of both."
+    facts, tasks = model.metadata['scoring'].get('repeat'), Tasks(test.targets, again, test.also_exclude)
+    weight, ks = facts['weight'] if facts else 0., sorted(set(settings.ks))
+    evaluations = evaluate_tasks(model, repeat_of(model.graph, facts), weight, tasks, ks, settings.exclude)
+    return tasks_table(evaluations, **_bootstrap(settings))
+
+# %% ../nbs/05_inference.ipynb #da120482
 def compare_on_test(
     model: Recommender,
     test: HeldOut,
@@ -621,7 +650,7 @@ def write_inference_report(
     "Write metrics.json, the tables as CSV, the plots as PNG and customers.txt."
     folder = Path(folder)
     write_json(result.metrics, folder/'metrics.json')
-    for name in ('comparison', 'differences', 'by_activity', 'by_popularity', 'cold'):
+    for name in ('comparison', 'differences', 'by_activity', 'by_popularity', 'cold', 'tasks'):
         _write_csv(getattr(result, name), folder/f'{name}.csv')
     _write_csv(result.seconds, folder/'methods.csv')
     _write_csv(result.curves, folder/'recall_at_k.csv', index=True)
@@ -673,7 +702,9 @@ def _summary(result: InferenceResult, model: Recommender, settings: InferenceSet
     plain = t[t.metric.isin(metrics[2:])].assign(low=np.nan) # without intervals, to fit the line
     table = printable(pd.concat([t[t.metric.isin(metrics[:2])], plain]), metrics)
     note = f'[ ]: {settings.level:.0%} bootstrap interval over users\n{describe_model(model)}'
-    return f'{head}\n\n{table}\n{note}\n\n{_cold_lines(result, model.name)}\n\n{result.customers}'
+    tasks = tasks_text(result.tasks, result.k)
+    after = [f'All purchases of the test period, by what a list is for\n{tasks}'] if tasks else []
+    return '\n\n'.join([head, f'{table}\n{note}', _cold_lines(result, model.name), *after, result.customers])
 
 # %% ../nbs/05_inference.ipynb #5e7ed002
 def served_job(
@@ -686,7 +717,10 @@ def served_job(
     model = load_checkpoint(served.checkpoint, graph)
     val, new = read_val(paths.processed/'val.parquet', graph)
     outside = outside_users(served.events, graph, served.table)
-    return Recommending(model, settings, pd.concat([outside, new], ignore_index=True), val, model.model_version)
+    facts, version = model.metadata['scoring'].get('repeat'), model.model_version
+    weight = facts['weight'] if facts else 0.
+    model = PurposeRecommender(model, repeat_of(graph, facts), weight, settings.purpose)
+    return Recommending(model, settings, pd.concat([outside, new], ignore_index=True), val, version)
 
 # %% ../nbs/05_inference.ipynb #88f8dd9a
 def run_inference(
@@ -696,7 +730,7 @@ def run_inference(
     settings, paths = load_settings(InferenceSettings, 'inference', params), ProjectPaths(resolve_params(params).parent)
     seed_everything(settings.seed)
     job = served_job(paths, settings)
-    methods(job.model, settings.baselines, settings.seed) # a wrong name stops before anything is written
+    methods(job.model.model, settings.baselines, settings.seed) # a wrong name stops before anything is written
     start, file = time.perf_counter(), paths.recommendations/'recommendations.parquet'
     counts = write_recommendations(file, job, chosen_users(settings, job.model.graph, job.outside, paths))
     print(f'{_count_line(counts)} in {time.perf_counter()-start:.1f} s -> {file.relative_to(paths.root)}')
@@ -705,7 +739,9 @@ def run_inference(
     if settings.report:
         graph = InteractionGraph.load(paths.graph)
         model, (val, _) = load_checkpoint(paths.checkpoints, graph), read_val(paths.processed/'val.parquet', graph)
-        result = compare_on_test(model, read_test(paths.processed/'test.parquet', graph, val), settings)
+        test = read_test(paths.processed/'test.parquet', graph, val)
+        result = compare_on_test(model, test, settings)
+        result.tasks = compare_tasks(model, test, read_again(paths.processed/'test_again.parquet', graph), settings)
         print(_summary(result, model, settings))
     result.counts = counts | result.counts
     write_inference_report(paths.report('inference'), result)

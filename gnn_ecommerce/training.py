@@ -29,6 +29,7 @@ from gnn_ecommerce.models.checkpoint import (
     TrainState, build_recommender, clear_state, git_commit, library_versions, load_state, save_model, save_state
 )
 from .models.losses import Loss, Softmax, make_loss
+from .models.purposes import choose_repeat
 from .ranking.evaluation import evaluate
 from .ranking.recommender import Recommender
 
@@ -738,8 +739,11 @@ def run_training(
           f'pairs, {len(cold):,} more with a user or item that the graph does not hold')
     check_memory(memory_needed(graph, s), 'training', 'lower training.dim or training.batch, or leave customers out '
                  'by graph_build.min_user_events')
+    again, _ = graph.encode_pairs(read_table(paths.processed/'val_again.parquet', 'targets', 'data_prep'))
     with _live(paths.report('training')/'dvclive', s) as log:
         result = fit(graph, s, targets, paths.checkpoints, on_epoch=log)
+    if targets.nnz and (repeat := choose_repeat(result.recommender, targets, again, s.monitor, s.seed)):
+        result.scoring['repeat'] = repeat
     metadata = save_model(paths.checkpoints, result.tensors, _metadata(result, s, graph, targets, paths.root))
     (paths.checkpoints/'last'/'done').touch()
     _report(result, s, paths.report('training'))

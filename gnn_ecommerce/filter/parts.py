@@ -144,7 +144,7 @@ class PartSearch:
 
 # %% ../../nbs/filter/06_parts.ipynb #6c0a0018
 @patch
-def _values(self: PartSearch, model: Recommender, part: EmbeddingRecommender, weights: Sequence[float]) -> np.ndarray:
+def _values(self: PartSearch, model: Recommender, part: Recommender, weights: Sequence[float]) -> np.ndarray:
     "The metric of each customer at each weight: (len(weights), n)."
     k, ranked = metric_cutoff(self.metric), []
     for a in range(0, len(self.users), self.step):
@@ -161,11 +161,11 @@ def base(self: PartSearch, model: Recommender) -> np.ndarray: # float (n,)
     return self._values(model, nothing, [0.])[0]
 
 @patch
-def attempt(self: PartSearch, model: Recommender, part: EmbeddingRecommender, facts: dict) -> _Trial:
-    "Add a part to a model at each weight of `SPREADS`."
+def attempt(self: PartSearch, model: Recommender, part: Recommender, facts: dict, spreads=SPREADS) -> _Trial:
+    "Add a part to a model at each weight: `spreads` times the model's spread over the part's."
     some = self.users[:200]
     unit = _spread(model.score(some))/max(_spread(part.score(some)), 1e-30)
-    weights = [unit*x for x in SPREADS]
+    weights = [unit*x for x in spreads]
     return _Trial(facts, weights, self._values(model, part, weights))
 
 # %% ../../nbs/filter/06_parts.ipynb #6c0a0020
@@ -175,8 +175,8 @@ def _for_everybody(values: np.ndarray, graph: InteractionGraph) -> EmbeddingReco
 
 class AddedPart(Recommender):
     "A model's scores + weight * those of a part."
-    def __init__(self, model: Recommender, part: EmbeddingRecommender, weight: float):
-        self.model, self.part, self.weight, self.graph = model, part, weight, model.graph
+    def __init__(self, model: Recommender, part: Recommender, weight: float, name: str = 'sum'):
+        self.model, self.part, self.weight, self.graph, self.name = model, part, weight, model.graph, name
     def score(self, users):
         return self.model.score(users)+np.float32(self.weight)*self.part.score(users)
 

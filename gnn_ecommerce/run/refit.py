@@ -98,7 +98,8 @@ def fit_chosen(
             state.epoch += 1
     filters = [GraphFilter.from_params(scoring['filter']).fit(graph)] if scoring['filter'] else []
     made = checkpoint_of(run, state.embedding, scoring['b'], filters)
-    return add_parts(graph, *made, added_parts(scoring), settings.seed)
+    repeat = {'repeat': scoring['repeat']} if scoring.get('repeat') else {}
+    return add_parts(graph, *made, added_parts(scoring)|repeat, settings.seed)
 
 # %% ../../nbs/run/04_refit.ipynb #5e7ed08c
 class Refitted(NamedTuple):
