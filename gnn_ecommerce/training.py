@@ -742,7 +742,7 @@ def run_training(
     again, _ = graph.encode_pairs(read_table(paths.processed/'val_again.parquet', 'targets', 'data_prep'))
     with _live(paths.report('training')/'dvclive', s) as log:
         result = fit(graph, s, targets, paths.checkpoints, on_epoch=log)
-    if targets.nnz and (repeat := choose_repeat(result.recommender, targets, again, s.monitor, s.seed)):
+    if (repeat := choose_repeat(result.recommender, targets, again, s.monitor, s.seed)):
         result.scoring['repeat'] = repeat
     metadata = save_model(paths.checkpoints, result.tensors, _metadata(result, s, graph, targets, paths.root))
     (paths.checkpoints/'last'/'done').touch()

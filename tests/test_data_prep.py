@@ -85,7 +85,7 @@ def run(root, seed=0, **settings):
 
 def tables(root):
     return {
-        name: read_table(root / "data" / place, "targets" if name in ("val", "test") else name, "data_prep")
+        name: read_table(root / "data" / place, "targets" if name.startswith(("val", "test")) else name, "data_prep")
         for name, place in OUTPUTS.items()
     }
 
@@ -102,14 +102,14 @@ def no_plots(monkeypatch, request):
         monkeypatch.setattr(stage, "write_prep_report", lambda result, folder: None)
 
 
-def slow_targets(events, part):
-    "First-time purchases of a part, a pair at a time."
+def slow_targets(events, part, again=False):
+    "First-time (or repeated) purchases of a part, a pair at a time."
     earlier = {"val": ["train"], "test": ["train", "val"]}[part]
     train, targets = events[events.split == "train"], []
     users, items = set(train.user_id), set(train.product_id)
     for (user, item), pair in events[events.event_type == "purchase"].groupby(["user_id", "product_id"]):
         now = pair[pair.split == part]
-        if len(now) and not pair.split.isin(earlier).any():
+        if len(now) and pair.split.isin(earlier).any() == again:
             targets.append((user, item, now.event_time.min(), len(now), user in users, item in items))
     return sorted(targets, key=lambda r: (r[0], r[2], r[1]))
 
@@ -176,6 +176,8 @@ def test_train_events_are_the_events_of_train(prepared):
 def test_targets_against_pandas(prepared, part):
     targets = prepared.tables[part].itertuples(index=False, name=None)
     assert list(targets) == slow_targets(prepared.tables["events"], part)
+    repeated = prepared.tables[f"{part}_again"].itertuples(index=False, name=None)
+    assert list(repeated) == slow_targets(prepared.tables["events"], part, again=True)
 
 
 def test_parts_do_not_overlap(prepared):

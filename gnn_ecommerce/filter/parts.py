@@ -203,7 +203,8 @@ def choose_parts(
 ) -> tuple[ChosenParts, pd.DataFrame]: # and a row for each candidate: part, its facts, gain, standard_error, taken
     "Choose what is added to the score: a part must gain more than one standard error."
     search, chosen, rows = PartSearch(model, targets, metric, exclude, most, seed), {}, []
-    if len(search.users) < least: return ChosenParts(), pd.DataFrame()
+    if len(search.users) < least:
+        return ChosenParts(), pd.DataFrame(columns=['part', 'gain', 'standard_error', 'taken'])
     kinds = _part_candidates(model.graph, ranks, half_lives, seed)
     with progress(desc='choose parts of the score', total=sum(map(len, kinds.values()))) as bar:
         for kind, candidates in kinds.items():

@@ -1,0 +1,193 @@
+"""New products, products that are bought again, or both; and parts that validation adds to the score."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from gnn_ecommerce.bundle import BundleSettings, build_bundle
+from gnn_ecommerce.core import (
+    TINY,
+    GnnEcommerceError,
+    ProjectPaths,
+    example_project,
+    merge_params,
+    read_json,
+    read_params,
+    read_table,
+    rng,
+    run_stage,
+)
+from gnn_ecommerce.filter.parts import ChosenParts
+from gnn_ecommerce.graph.interactions import InteractionGraph
+from gnn_ecommerce.inference import run_inference
+from gnn_ecommerce.models.checkpoint import build_recommender, load_model
+from gnn_ecommerce.serving.engine import Engine
+from gnn_ecommerce.serving.protocol import Request
+from gnn_ecommerce.training import add_parts
+
+SETTINGS = merge_params(
+    TINY,
+    {
+        "data_prep": {"events": "data/raw/events.csv", "val_days": 30, "test_days": 30},
+        "training": {"filter": "paths", "filter_search": False, "temperature": 0.3},
+        "refit": {"check": False},
+        "inference": {"bootstrap": 100, "baselines": ["popular"]},
+    },
+)
+
+
+def grocer_events(users=240, items=60, days=300):
+    "Purchases of a shop where each product has an interval, and customers stop with some."
+    draw = rng(0, "grocer")
+    interval, rows = draw.choice([8.0, 20.0, 60.0], items), []
+    for user in range(users):
+        for item in draw.choice(items, 10, replace=False):
+            day, stop = draw.uniform(0, days), draw.uniform(100, 2 * days)
+            while day < min(stop, days):
+                rows.append((pd.Timestamp("2020-01-01", tz="UTC") + pd.Timedelta(days=day), "purchase", item, user))
+                day += draw.gamma(4, interval[item] / 4)
+    events = pd.DataFrame(rows, columns=["event_time", "event_type", "product_id", "user_id"])
+    return events.assign(price=1.0).sort_values("event_time")
+
+
+@pytest.fixture(scope="module")
+def grocer(tmp_path_factory):
+    "A project of such a shop in which all stages before inference have run."
+    paths = ProjectPaths(tmp_path_factory.mktemp("grocer"))
+    (paths.root / "data/raw").mkdir(parents=True)
+    grocer_events().to_csv(paths.root / "data/raw/events.csv", index=False)
+    (paths.root / "params.yaml").write_text(yaml.safe_dump(SETTINGS), encoding="utf8")
+    for stage in ("data_prep", "graph_build", "training", "refit"):
+        run_stage(stage, (paths.root / "params.yaml"))
+    return paths
+
+
+def infer(paths, **overlay):
+    "Run inference with other settings; the lists as a table, and the result."
+    params = merge_params(SETTINGS, {"inference": overlay})
+    (paths.root / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf8")
+    result = run_inference(paths.root / "params.yaml")
+    return read_table(paths.recommendations / "recommendations.parquet", "recommendations", "inference"), result
+
+
+def pairs_of(table):
+    return set(zip(table.user_id, table.product_id))
+
+
+def test_repeated_pairs_are_those_that_were_bought_before(grocer):
+    events = pd.read_parquet(grocer.interim / "events.parquet")
+    for part, earlier in (("val", ["train"]), ("test", ["train", "val"])):
+        now, before = (pairs_of(events[events.split.isin(parts)]) for parts in ([part], earlier))
+        first, again = (read_table(grocer.processed / f"{part}{x}.parquet", "targets", "test") for x in ("", "_again"))
+        assert pairs_of(again) == now & before and pairs_of(first) == now - before
+        assert len(again) == len(pairs_of(again)) > 100
+
+
+def test_the_share_of_repeats_is_in_the_checkpoint(grocer):
+    graph = InteractionGraph.load(grocer.graph)
+    first, again = (
+        len(graph.encode_pairs(read_table(grocer.processed / f"{x}.parquet", "targets", "test"))[0].data)
+        for x in ("val", "val_again")
+    )
+    repeat = read_json(grocer.checkpoints / "metadata.json", "training")["scoring"]["repeat"]
+    assert repeat["share"] == pytest.approx(again / (first + again), abs=1e-5)
+    assert repeat["weight"] > 0
+
+
+def test_the_final_model_keeps_what_was_learned_of_repeats(grocer):
+    evaluated = read_json(grocer.checkpoints / "metadata.json", "training")["scoring"]
+    final = read_json(grocer.served.checkpoint / "metadata.json", "refit")["scoring"]
+    assert final["repeat"] == evaluated["repeat"]
+
+
+def test_lists_hold_what_their_purpose_says(grocer):
+    events = pd.read_parquet(grocer.interim / "events.parquet")
+    bought = pairs_of(events)
+    lists = {
+        purpose: infer(grocer, purpose=purpose, report=False, k=5)[0] for purpose in ("discover", "buy_again", "all")
+    }
+    assert not pairs_of(lists["discover"]) & bought
+    assert pairs_of(lists["buy_again"]) <= bought
+    both = pairs_of(lists["all"])
+    assert both & bought and len(both) == len(lists["all"])
+    scores = lists["buy_again"].groupby("user_id").score
+    assert scores.apply(lambda s: s.is_monotonic_decreasing).all() and lists["buy_again"].score.between(0, 1).all()
+
+
+def test_every_method_is_measured_on_every_task(grocer):
+    _, result = infer(grocer)
+    table = pd.read_csv(grocer.report("inference") / "tasks.csv").set_index(["task", "method", "metric"])["mean"]
+    assert set(table.index.get_level_values("task")) == {"discover", "buy again", "all"}
+    at = lambda task, method: table[task, method, "ndcg@20"]  # noqa: E731
+    assert at("buy again", "buy again") > at("buy again", "own purchases counted")
+    assert at("all", "all parts") > at("all", "own purchases counted") > at("all", "popular")
+    assert "own purchases counted" in (grocer.report("inference") / "tasks.csv").read_text(encoding="utf8")
+    assert result.tasks["mean"].between(0, 1).all()
+
+
+def test_counts_are_measured_as_a_loop_would(grocer):
+    _, result = infer(grocer)
+    train = pd.read_parquet(grocer.processed / "train_events.parquet")
+    again = read_table(grocer.processed / "test_again.parquet", "targets", "test")
+    counts, recalls = train.groupby(["user_id", "product_id"]).size(), []
+    graph = InteractionGraph.load(grocer.graph)
+    for user, targets in again.groupby("user_id").product_id:
+        wanted = set(targets) & set(graph.item_ids.ids)
+        if user not in counts.index.get_level_values(0) or not wanted:
+            continue
+        own = counts[user].reset_index(name="n").sort_values(["n", "product_id"], ascending=[False, True])
+        recalls.append(len(wanted & set(own.product_id[:10])) / len(wanted))
+    t = result.tasks.set_index(["task", "method", "metric"])["mean"]
+    assert t["buy again", "own purchases counted", "recall@10"] == pytest.approx(np.mean(recalls))
+
+
+def test_a_shop_without_repeats_says_so(tmp_path):
+    params = example_project("inference", root=tmp_path / "shop")
+    params.write_text(
+        yaml.safe_dump(merge_params(read_params(params), {"inference": {"purpose": "buy_again"}})), encoding="utf8"
+    )
+    with pytest.raises(GnnEcommerceError, match="purpose buy_again: expected a model that knows repeated purchases"):
+        run_inference(params)
+
+
+@pytest.fixture(scope="module")
+def with_parts(grocer):
+    "The shop's model with a low rank and popularity in the score: graph, tensors, scoring."
+    graph = InteractionGraph.load(grocer.graph)
+    tensors, metadata = load_model(grocer.checkpoints, graph)
+    low_rank, popular = dict(rank=8, weighted=True, weight=3.0), dict(half_life=30.0, weight=0.2)
+    return graph, *add_parts(graph, tensors, metadata["scoring"], ChosenParts(low_rank, popular).facts)
+
+
+def test_a_bundle_serves_all_parts_of_the_score(with_parts, tmp_path):
+    graph, tensors, scoring = with_parts
+    bundle = build_bundle(tmp_path, graph, tensors, scoring, BundleSettings(lists=7))
+    model, users = build_recommender(graph, tensors, scoring), np.arange(graph.n_users)
+    items, scores = model.recommend(users, 7)
+    np.testing.assert_array_equal(bundle.lists[0], items)
+    np.testing.assert_allclose(bundle.lists[1], scores, rtol=1e-6)
+
+
+def test_reasons_of_a_served_list_add_up_with_all_parts(with_parts, tmp_path):
+    graph, tensors, scoring = with_parts
+    engine = Engine.of_bundle(build_bundle(tmp_path, graph, tensors, scoring, BundleSettings(lists=7)))
+    customer = engine.parts.user_ids.id(3)
+    for request in (
+        Request(customer=customer, k=5, explain=True),
+        Request(customer=None, basket=[engine.parts.item_ids.id(2)], k=5, explain=True),
+    ):
+        (listed,) = engine.answer([request])
+        shares = engine.scorer.shares(engine.customers([listed]), 0, listed.items)
+        np.testing.assert_allclose(shares.own + shares.bias + shares.products.sum(0), shares.score)
+        np.testing.assert_allclose(shares.score, listed.scores, rtol=1e-4)
+        assert shares.bias.any()
+
+
+def test_a_part_of_the_score_is_taken_only_if_it_helps(grocer):
+    table = pd.read_csv(grocer.report("training") / "parts.csv")
+    assert set(table.part) == {"low_rank", "popular"}
+    taken = table[table.taken]
+    assert (taken.gain > taken.standard_error).all()
+    scoring = read_json(grocer.checkpoints / "metadata.json", "training")["scoring"]
+    assert set(taken.part) == {name for name in ChosenParts._fields if name in scoring}
