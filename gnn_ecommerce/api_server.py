@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IdSetting', 'AnyId', 'PathId', 'ShortString', 'Strings', 'ListLength', 'QueryPrice', 'BodyPrice', 'Exclude',
-           'ExpiryTime', 'EventTime', 'IdOut', 'State', 'NOT_PERSONAL', 'NO_KEYS', 'TheShop', 'TheRecord',
+           'Purpose', 'ExpiryTime', 'EventTime', 'IdOut', 'State', 'NOT_PERSONAL', 'NO_KEYS', 'TheShop', 'TheRecord',
            'ERROR_HANDLERS', 'list_routes', 'SESSION_EXAMPLES', 'event_routes', 'EVENT_EXAMPLES', 'admin_routes',
            'health_routes', 'NOT_READY', 'NetworkSettings', 'ApiSettings', 'api_settings', 'StrictInput', 'BasketIn',
            'SessionIn', 'EventIn', 'EventsIn', 'KeyIn', 'ReasonOut', 'ItemOut', 'ListOut', 'EventsOut', 'DeletedOut',
@@ -120,6 +120,7 @@ ListLength = Annotated[int, Query(ge=1, le=MAX_K, description='length of the lis
 QueryPrice = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 BodyPrice = Annotated[float, Field(ge=0, le=1e300, allow_inf_nan=False, strict=True)]
 Exclude = Literal['bought', 'seen', 'none']
+Purpose = Literal['discover', 'buy_again', 'all']
 ExpiryTime = Annotated[datetime, BeforeValidator(_time_as_text)]
 EventTime = Annotated[datetime, BeforeValidator(_time_as_text), _checked(check_time)]
 
@@ -139,6 +140,7 @@ class SessionIn(StrictInput):
     customer_id: AnyId|None = Field(None, description='if known')
     k: StrictInt = Field(20, ge=1, le=MAX_K)
     exclude: Exclude = 'bought'
+    purpose: Purpose = 'discover'
     exclude_products: list[AnyId] = Field([], max_length=MAX_PRODUCTS, description='such as what is out of stock')
     only_products: list[AnyId]|None = Field(None, max_length=MAX_PRODUCTS, description='the only ones that may come')
     category: list[ShortString] = Field([], max_length=100)
@@ -363,7 +365,7 @@ async def recommend(self: ShopService,
     start = time.monotonic()
     history = await self.recorder.history(user) if user is not None else CustomerHistory()
     if history.deleted: user = None
-    hidden = _hidden(history, request.exclude)
+    hidden = _hidden(history, request.exclude if request.purpose == 'discover' else 'none')
     left_out = [*request.exclude_products, *(self.model_id(product, 'product') for product in hidden)][:MAX_PRODUCTS]
     customer = self.model_id(user, 'customer') if user is not None else None
     request = msgspec.structs.replace(request, exclude_products=left_out, customer=customer)
@@ -527,12 +529,12 @@ _list_out: dict[str, Any] = {'response_model': ListOut, 'response_model_exclude_
 @list_routes.get('/v1/customers/{customer_id:path}/recommendations', summary='A list for a customer', **_list_out)
 async def recommendations(
     shop: TheShop, record: TheRecord, customer_id: PathId, category: Strings, brand: Strings, k: ListLength = 20,
-    exclude: Exclude = 'bought', min_price: QueryPrice|None = None, max_price: QueryPrice|None = None,
-    explain: bool = False,
+    exclude: Exclude = 'bought', purpose: Purpose = 'discover', min_price: QueryPrice|None = None,
+    max_price: QueryPrice|None = None, explain: bool = False,
 ):
     "For a customer whom nobody knows: popular products, and `source` says so."
     filters = _filters(category, brand, min_price, max_price)
-    request = Request(k=k, exclude=exclude, filters=filters, explain=explain)
+    request = Request(k=k, exclude=exclude, purpose=purpose, filters=filters, explain=explain)
     return await shop.recommend(request, customer_id, 'customer', record)
 
 # %% ../nbs/09_api_server.ipynb #09c0a023
@@ -562,7 +564,8 @@ def session_request(body: SessionIn, shop: ShopService) -> Request:
     ]
     only = None if body.only_products is None else list(map(product, body.only_products))
     return Request(
-        basket=basket, k=body.k, exclude=body.exclude, exclude_products=list(map(product, body.exclude_products)),
+        basket=basket, k=body.k, exclude=body.exclude, purpose=body.purpose,
+        exclude_products=list(map(product, body.exclude_products)),
         explain=body.explain, fallback=body.fallback, seed=body.seed,
         filters=_filters(body.category, body.brand, body.min_price, body.max_price, only),
     )

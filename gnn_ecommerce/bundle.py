@@ -467,8 +467,11 @@ def _shapes(arrays: dict[str, np.ndarray], manifest: dict) -> dict[str, tuple]: 
         'history.indptr': (users+1,), 'hidden.indptr': (users+1,), 'popularity': (items,)
     }
     if filter is not None: shapes['filter.indptr'] = (items+1,)
-    if (filter or {}).get('recency') and 'history.items' in arrays:
-        shapes['history.age'] = arrays['history.items'].shape
+    if 'history.items' in arrays:
+        if (filter or {}).get('recency'):
+            shapes['history.age'] = arrays['history.items'].shape
+        if manifest['score'].get('repeat'):
+            shapes['history.again'] = arrays['history.items'].shape
     return shapes
 
 # %% ../nbs/07_bundle.ipynb #d9a69a63

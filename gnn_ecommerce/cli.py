@@ -20,17 +20,17 @@ from gnn_ecommerce.core import (
 )
 
 # %% auto #0
-__all__ = ['app', 'Project', 'Json', 'Basket', 'CustomerIds', 'Length', 'LeaveOut', 'Categories', 'Brands', 'MinPrice',
-           'MaxPrice', 'ContentWeight', 'LIST_HEAD', 'Customer', 'Products', 'Explained', 'Reasons', 'bundle_app',
-           'BundleName', 'NewBundle', 'CustomerShare', 'ModelUrl', 'Offline', 'keys_app', 'events_app', 'Database',
-           'KEY_HEAD', 'Scopes', 'MONITOR_TABLES', 'Days', 'Window', 'LiveBundle', 'LiveProject', 'SpoolFolder',
-           'Exported', 'Html', 'Listen', 'Every', 'Servers', 'Port', 'ModelPort', 'BundleToServe', 'Workers',
-           'add_group', 'command', 'show', 'text_table', 'TrainedProject', 'open_project', 'as_ids', 'read_basket',
-           'list_request', 'list_text', 'recommend', 'explained_list', 'explanation_text', 'explain', 'bundle_summary',
-           'summary_text', 'bundle_folder', 'bundle_build', 'bundle_verify', 'bundle_list', 'difference_text',
-           'bundle_diff', 'bundle_activate', 'store_address', 'open_store', 'as_time', 'public_key', 'keys_create',
-           'keys_list', 'keys_revoke', 'events_export', 'MonitorOptions', 'reference_of', 'live_tables', 'monitor_text',
-           'live_report', 'serve_metrics', 'monitor', 'start_server', 'serve', 'main']
+__all__ = ['app', 'Project', 'Json', 'Basket', 'CustomerIds', 'Length', 'ListFor', 'LeaveOut', 'Categories', 'Brands',
+           'MinPrice', 'MaxPrice', 'ContentWeight', 'LIST_HEAD', 'Customer', 'Products', 'Explained', 'Reasons',
+           'bundle_app', 'BundleName', 'NewBundle', 'CustomerShare', 'ModelUrl', 'Offline', 'keys_app', 'events_app',
+           'Database', 'KEY_HEAD', 'Scopes', 'MONITOR_TABLES', 'Days', 'Window', 'LiveBundle', 'LiveProject',
+           'SpoolFolder', 'Exported', 'Html', 'Listen', 'Every', 'Servers', 'Port', 'ModelPort', 'BundleToServe',
+           'Workers', 'add_group', 'command', 'show', 'text_table', 'TrainedProject', 'open_project', 'as_ids',
+           'read_basket', 'list_request', 'list_text', 'recommend', 'explained_list', 'explanation_text', 'explain',
+           'bundle_summary', 'summary_text', 'bundle_folder', 'bundle_build', 'bundle_verify', 'bundle_list',
+           'difference_text', 'bundle_diff', 'bundle_activate', 'store_address', 'open_store', 'as_time', 'public_key',
+           'keys_create', 'keys_list', 'keys_revoke', 'events_export', 'MonitorOptions', 'reference_of', 'live_tables',
+           'monitor_text', 'live_report', 'serve_metrics', 'monitor', 'start_server', 'serve', 'main']
 
 # %% ../nbs/11_cli.ipynb #8e30dffd
 app = typer.Typer(
@@ -175,6 +175,8 @@ Basket = Annotated[list[str]|None, typer.Option('--basket', '-b', help='Products
 CustomerIds = Annotated[list[str]|None, typer.Argument(metavar='CUSTOMER',
     help='Ids of customers; none with --basket, or for popular products.')]
 Length = Annotated[int, typer.Option('-k', min=1, max=1000, help='Length of the list.')]
+ListFor = Annotated[Literal['discover', 'buy_again', 'all'], typer.Option('--purpose',
+    help='New products, those that are bought again, or both.')]
 LeaveOut = Annotated[Literal['bought', 'seen', 'none'], typer.Option(help='What of the history to leave out.')]
 Categories = Annotated[list[str]|None, typer.Option('--category',
     help='Only products of this category or one below it; may be given several times.')]
@@ -223,8 +225,8 @@ def list_text(result: dict) -> str: # of the protocol's `Result`
 @command(app, 'recommend')
 def recommend(
     customers: CustomerIds = None, basket: Basket = None, k: Length = 20, exclude: LeaveOut = 'bought',
-    category: Categories = None, brand: Brands = None, min_price: MinPrice = None, max_price: MaxPrice = None,
-    content_weight: ContentWeight = 0., project: Project = None, as_json: Json = False,
+    purpose: ListFor = 'discover', category: Categories = None, brand: Brands = None, min_price: MinPrice = None,
+    max_price: MaxPrice = None, content_weight: ContentWeight = 0., project: Project = None, as_json: Json = False,
 ):
     """Recommend products for customers, a basket or a new visitor.
 
@@ -235,7 +237,7 @@ def recommend(
     import msgspec
     trained = open_project(project)
     request = list_request(read_basket(basket, trained.graph.item_ids), category, brand, min_price, max_price,
-                           k=k, exclude=exclude, content_weight=content_weight)
+                           k=k, exclude=exclude, purpose=purpose, content_weight=content_weight)
     ids = as_ids(customers or [], trained.graph.user_ids, 'customer') or [None]
     lists = trained.engine.answer([msgspec.structs.replace(request, customer=id) for id in ids])
     results = [json.loads(trained.engine.to_json(listed)) for listed in lists]
@@ -280,7 +282,8 @@ def explained_list(
     return result
 
 # %% ../nbs/11_cli.ipynb #12705342
-_OTHER_REASONS = {'self': 'the customer as such', 'rest': 'what else is in the history', 'bias': 'the product as such'}
+_OTHER_REASONS = {'self': 'the customer as such', 'rest': 'what else is in the history', 'bias': 'the product as such',
+                  'repeat': 'bought again'}
 
 def _reason_line(reason: dict) -> str:
     event = f', {reason["event_type"].replace("_", " ")}' if reason.get('event_type') else ''

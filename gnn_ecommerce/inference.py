@@ -39,9 +39,10 @@ from .graph.interactions import InteractionGraph, pairs_csr
 from .ranking.recommender import Popular, Recommender
 from .filter.parts import EmbeddingSum
 from .models.checkpoint import load_checkpoint
-from gnn_ecommerce.models.purposes import (
-    PurposeRecommender, Tasks, evaluate_tasks, repeat_of, tasks_table, tasks_text
+from gnn_ecommerce.filter.purposes import (
+    PurposeRecommender, Tasks, evaluate_tasks, tasks_table, tasks_text
 )
+from .filter.repeat import repeat_of
 
 # %% ../nbs/05_inference.ipynb #39c2ee63
 class _ListSettings(StageSettings):

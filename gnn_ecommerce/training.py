@@ -29,7 +29,7 @@ from gnn_ecommerce.models.checkpoint import (
     TrainState, build_recommender, clear_state, git_commit, library_versions, load_state, save_model, save_state
 )
 from .models.losses import Loss, Softmax, make_loss
-from .models.purposes import choose_repeat
+from .filter.purposes import choose_repeat
 from .ranking.evaluation import evaluate
 from .ranking.recommender import Recommender
 

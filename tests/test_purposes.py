@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from gnn_ecommerce.bundle import BundleSettings, build_bundle
+from gnn_ecommerce.bundle import BundleSettings, build_bundle, find_bundle, open_bundle
 from gnn_ecommerce.core import (
     TINY,
     GnnEcommerceError,
@@ -182,6 +182,54 @@ def test_reasons_of_a_served_list_add_up_with_all_parts(with_parts, tmp_path):
         np.testing.assert_allclose(shares.own + shares.bias + shares.products.sum(0), shares.score)
         np.testing.assert_allclose(shares.score, listed.scores, rtol=1e-4)
         assert shares.bias.any()
+
+
+@pytest.fixture(scope="module")
+def served(grocer):
+    "The engine of the bundle that the project serves."
+    run_stage("bundle", grocer.root / "params.yaml")
+    return Engine.of_bundle(open_bundle(find_bundle("latest", grocer.bundles)))
+
+
+def ids_of(engine, listed):
+    return engine.parts.item_ids.decode(listed.items).tolist()
+
+
+@pytest.mark.parametrize("purpose", ["discover", "buy_again", "all"])
+def test_served_lists_are_the_batch_lists(grocer, served, purpose):
+    table, _ = infer(grocer, purpose=purpose, report=False, k=8)
+    requests = [Request(customer=user, k=8, purpose=purpose) for user in table.user_id.unique().tolist()]
+    wanted = table.groupby("user_id", sort=False)
+    for request, listed in zip(requests, served.answer(requests)):
+        rows = wanted.get_group(request.customer)
+        assert ids_of(served, listed) == rows.product_id.tolist()
+        np.testing.assert_allclose(listed.scores, rows.score, rtol=1e-6)
+
+
+def test_reasons_of_lists_of_everything_add_up_and_say_when(served):
+    customer = served.parts.user_ids.id(1)
+    for purpose in ("buy_again", "all"):
+        (listed,) = served.answer([Request(customer=customer, k=5, purpose=purpose, explain=True)])
+        for item in served.items(listed):
+            assert sum(reason.share for reason in item.reasons) == pytest.approx(item.score, rel=1e-4)
+            if item.reasons[-1].kind == "repeat" and item.reasons[-1].share > item.score / 2:
+                assert "the last time was" in item.sentence
+
+
+def test_a_list_of_repeats_keeps_to_the_request(served):
+    customer = served.parts.user_ids.id(1)
+    (whole,) = served.answer([Request(customer=customer, k=5, purpose="buy_again")])
+    first, second = ids_of(served, whole)[:2]
+    (left,) = served.answer([Request(customer=customer, k=5, purpose="buy_again", exclude_products=[first])])
+    assert ids_of(served, left)[0] == second
+    (basket,) = served.answer([Request(customer=customer, k=5, purpose="buy_again", basket=[second])])
+    assert second not in ids_of(served, basket) and basket.source == "buy_again"
+
+
+def test_nobody_knows_what_a_stranger_buys_again(served):
+    again, everything = served.answer([Request(customer=-5, purpose=purpose) for purpose in ("buy_again", "all")])
+    assert (again.source, len(again.items)) == ("buy_again", 0)
+    assert everything.source == "popular" and len(everything.items)
 
 
 def test_a_part_of_the_score_is_taken_only_if_it_helps(grocer):

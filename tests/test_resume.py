@@ -95,6 +95,7 @@ def make_project(root, **training):
     )
     pairs = pairs.assign(first_time=pd.Timestamp("2020-01-01", tz="UTC"), n_events=1, known_user=True, known_item=True)
     write_table(pairs, paths.processed / "val.parquet", "targets")
+    write_table(pairs[:0], paths.processed / "val_again.parquet", "targets")
     return root
 
 

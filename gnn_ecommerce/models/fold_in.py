@@ -25,6 +25,7 @@ from ..graph.propagation import Adjacency, Propagation
 from ..graph.spectral import degree_power
 from ..lightgcn import LightGCNRecommender
 from .checkpoint import final_embeddings, load_model
+from ..filter.repeat import repeat_of, repeat_reason
 from ..ranking.recommender import EmbeddingRecommender, Recommender, check_indices
 from ..ranking.topk import TopK, check_k, clean_mask
 
@@ -129,8 +130,8 @@ def graph_history(
 # %% ../../nbs/models/05_fold_in.ipynb #fd31cb4a
 def scoring_arrays(
     graph: InteractionGraph,
-    tensors: dict[str, torch.Tensor], # `embedding.weight`, `alpha`, and `filter.*`: a checkpoint's
-    scoring: dict,                    # `weighted`, `cosine`, `b`, `filter`: a checkpoint's
+    tensors: dict[str, torch.Tensor], # a checkpoint's
+    scoring: dict,                    # a checkpoint's
     event_weights: dict[str, float]|None = None, # what one event of each type counts
 ) -> tuple[dict[str, np.ndarray], dict]: # arrays, and facts of the score
     "Compute what `Scorer` is made of."
@@ -147,11 +148,25 @@ def scoring_arrays(
     if (scoring['filter'] or {}).get('recency'):
         arrays['history.age'] = np.minimum(graph.ages, 2**16-1).astype(np.uint16)
     facts = {name: scoring[name] for name in ('weighted', 'cosine', 'b', 'filter')} | added_parts(scoring)
-    return arrays, dict(facts, event_types=list(history.event_types))
+    again, repeat = _repeat_part(graph, scoring.get('repeat'))
+    return arrays | again, facts | repeat | dict(event_types=list(history.event_types))
 
 # %% ../../nbs/models/05_fold_in.ipynb #54b83384
 _COLUMNS = 'indptr', 'items', 'weight', 'bought', 'event' # of a history, as they are stored
 
+def _repeat_part(graph: InteractionGraph, facts: dict|None) -> tuple[dict, dict]: # arrays, one value an edge; facts
+    "Probability that a product is bought again, and what the sentence says of it; 0 if it was never bought."
+    if facts is None: return {}, {}
+    repeat = repeat_of(graph, facts)
+    def spread(values):
+        out = np.zeros(graph.n_edges, np.float32)
+        out[repeat.times.edge] = values
+        return out
+    times = {f'history.again_{name}': spread(getattr(repeat.times, name)) for name in ('count', 'since', 'interval')}
+    kept = {name: facts[name] for name in ('weight', 'share')}
+    return {'history.again': repeat.probability} | times, {'repeat': kept}
+
+# %% ../../nbs/models/05_fold_in.ipynb #fb020169
 def _fold_table(graph: InteractionGraph, embedding: torch.Tensor, alpha: list[float], weighted: bool) -> np.ndarray:
     "Y_i / sqrt(d_i): what a product of weight 1 adds to a customer."
     after = Propagation(Adjacency.from_graph(graph, weighted), alpha[1:] or [0.]).forward(embedding)
@@ -196,7 +211,7 @@ class Scorer(Recommender):
         self.cosine, self.weighted, items = facts['cosine'], facts['weighted'], arrays['item_embedding']
         columns, age = [arrays[f'history.{name}'] for name in _COLUMNS], arrays.get('history.age')
         self.graph = self.history = History(*columns, len(items), tuple(facts['event_types']), age)
-        self.low_rank, self.bias = facts.get('low_rank'), arrays.get('popular.bias')
+        self.low_rank, self.bias, self.repeat = facts.get('low_rank'), arrays.get('popular.bias'), facts.get('repeat')
         table = items if self.low_rank is None else np.concatenate([items, arrays['low_rank.factors']], 1)
         self.items = _ItemSide(np.zeros((0, table.shape[1]), np.float32), table, item_bias=self.bias)
         self.filter = None
@@ -361,6 +376,39 @@ def scores(self: Scorer,
     return self._add_filter(whole, who)[:, columns]
 
 # %% ../../nbs/models/05_fold_in.ipynb #1a99282e
+#| export
+
+# %% ../../nbs/models/05_fold_in.ipynb #bd567c66
+@patch
+def again(self: Scorer,
+    user: int, # user index, -1: not known
+) -> tuple[np.ndarray, np.ndarray]: # int32 (m,) products that the customer has bought, float32 (m,) probabilities
+    "Look up what a customer may buy again; nothing if the model knows no repeats."
+    if user < 0 or self.repeat is None:
+        return np.zeros(0, np.int32), np.zeros(0, np.float32)
+    row = slice(*self.history.indptr[user:user+2])
+    p = np.asarray(self.arrays['history.again'][row])
+    return np.asarray(self.history.items[row])[p > 0], p[p > 0]
+
+@patch
+def add_again(self: Scorer,
+    out: np.ndarray,   # float32 (n, n_items), changed
+    users: np.ndarray, # int (n,) user indices, -1: not known
+) -> np.ndarray: # out
+    "Add to scores what bought products may be bought again, with its weight: scores of everything."
+    for row, user in enumerate(users):
+        items, p = self.again(int(user))
+        if len(items): out[row, items] += np.float32(self.repeat['weight'])*p
+    return out
+
+@patch
+def again_reason(self: Scorer, user: int, item: int) -> str: # 'you buy this about every 23 days; ...'
+    "Say why a product that a customer has bought may be bought again."
+    row = slice(*self.history.indptr[user:user+2])
+    at = row.start+int(np.flatnonzero(np.asarray(self.history.items[row]) == item)[0])
+    return repeat_reason(*(float(self.arrays[f'history.again_{name}'][at]) for name in ('count', 'since', 'interval')))
+
+# %% ../../nbs/models/05_fold_in.ipynb #fb02016a
 @patch
 def best(self: Scorer,
     who: Customers,

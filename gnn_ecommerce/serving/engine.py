@@ -128,7 +128,7 @@ class Job:
     @property
     def batch_key(self) -> tuple: # the catalogue keeps masks: the same filter is the same object
         allowed = self.candidates.allowed
-        return self.weight, bool(self.basket), None if allowed is None else id(allowed)
+        return self.weight, bool(self.basket), self.request.purpose, None if allowed is None else id(allowed)
 
 # %% ../../nbs/serving/02_engine.ipynb #dd5be46a
 class Planner:
@@ -146,6 +146,8 @@ class Planner:
         allowed = None if request.filters is None else self.parts.catalogue.allowed(request.filters)
         banned = self._indices(request.exclude_products) if request.exclude_products else _NONE
         candidates = Candidates(allowed, banned)
+        if request.purpose == 'buy_again':
+            return self._again(request, user, basket, candidates)
         if basket: return self._basket_job(request, user, basket, candidates)
         if user < 0: return self._newcomer(request, candidates)
         return self._from_list(request, user, candidates) or Job(request, user, [], candidates, 0.)
@@ -168,16 +170,32 @@ def _basket(self: Planner, basket: Sequence[BasketItem|Any]) -> list[tuple[int, 
 def _basket_job(self: Planner, request: Request, user: int, basket: list, candidates: Candidates) -> Job:
     "Say what must be scored for a basket."
     weight = self.parts.content_weight if request.content_weight is None else request.content_weight
-    if request.exclude != 'none':
+    if request.exclude != 'none' and request.purpose == 'discover':
         candidates = candidates._replace(banned=np.union1d(candidates.banned, [item for item, _ in basket]))
     return Job(request, user, basket, candidates, weight)
 
 # %% ../../nbs/serving/02_engine.ipynb #4ba7fed3
+#| export
+
+# %% ../../nbs/serving/02_engine.ipynb #ad638878
+@patch
+def _again(self: Planner, request: Request, user: int, basket: list, candidates: Candidates) -> Listed:
+    "Rank what a customer has bought; the basket is being bought already."
+    items, p = self.parts.scorer.again(user)
+    if basket:
+        candidates = candidates._replace(banned=np.union1d(candidates.banned, [item for item, _ in basket]))
+    keep = candidates.mask(items)
+    items, p = items[keep], p[keep]
+    best = np.lexsort((items, -p))[:request.k]
+    return Listed(request, 'buy_again', items[best], p[best], user)
+
+# %% ../../nbs/serving/02_engine.ipynb #2d13bad3
 @patch
 def _from_list(self: Planner, request: Request, user: int, candidates: Candidates) -> Listed|None:
     "Filter the ranked list of a customer; None if too little is left."
     lists = self.parts.lists
-    if lists is None or request.exclude != lists.exclude: return None
+    if lists is None or request.exclude != lists.exclude or request.purpose != 'discover':
+        return None
     items, scores = lists.items[user], lists.scores[user]
     whole = items[-1] < 0 # nothing comes after it
     if whole:
@@ -271,6 +289,8 @@ def _run_alike(self: Engine, jobs: list[Job]) -> list[Listed]:
     if columns is not None and not len(columns):
         items, scores = np.full((len(jobs), k), -1, np.int32), np.full((len(jobs), k), np.nan, np.float32)
     elif jobs[0].weight: items, scores, factor = self._blended(jobs, k, columns)
+    elif jobs[0].request.purpose == 'all':
+        items, scores = self._everything(jobs, k, columns)
     else:
         items, scores = self.scorer.best(self.customers(jobs), k, self._mask(jobs), columns)
     return [_listed(*row) for row in zip(jobs, items, scores, factor)]
@@ -283,10 +303,26 @@ def _listed(job: Job, items: np.ndarray, scores: np.ndarray, factor: float) -> L
 
 # %% ../../nbs/serving/02_engine.ipynb #7f4065a5
 @patch
+def _model_scores(self: Engine, jobs: list[Job]) -> np.ndarray: # float32 (n, n_items)
+    "Score all items; for lists of everything with what may be bought again."
+    scores = self.scorer.scores(self.customers(jobs))
+    if jobs[0].request.purpose != 'all': return scores
+    return self.scorer.add_again(scores, np.array([job.user for job in jobs]))
+
+@patch
+def _everything(self: Engine, jobs: list[Job], k: int, columns: np.ndarray|None) -> tuple: # items, scores
+    "Take the best k of everything."
+    best = TopK(len(jobs), k, self.scorer.backend)
+    columns = np.arange(self.parts.n_items, dtype=np.int32) if columns is None else columns
+    best.update(np.ascontiguousarray(self._model_scores(jobs)[:, columns]), columns, clean_mask(self._mask(jobs)))
+    return best.result()
+
+# %% ../../nbs/serving/02_engine.ipynb #ff353041
+@patch
 def _blended(self: Engine, jobs: list[Job], k: int, columns: np.ndarray|None) -> tuple: # items, scores, factor (n,)
     "Take the best k of model and content together; `factor` is what content was multiplied with."
     baskets = basket_history([job.basket for job in jobs], self.parts.rule, self.parts.n_items).csr('weight')
-    model, content = self.scorer.scores(self.customers(jobs)), self.catalogue.content_scores(baskets)
+    model, content = self._model_scores(jobs), self.catalogue.content_scores(baskets)
     weight, best = jobs[0].weight, TopK(len(jobs), k, self.scorer.backend)
     columns = np.arange(self.parts.n_items, dtype=np.int32) if columns is None else columns
     best.update(blend(model, content, weight)[:, columns], columns, clean_mask(self._mask(jobs)))
@@ -306,7 +342,8 @@ def _mask(self: Engine, jobs: list[Job]) -> sp.csr_array|None: # bool (n, n_item
 def _left_out(self: Engine, job: Job) -> np.ndarray: # int (m,)
     "Items that must not come for one job."
     banned, user, exclude = job.candidates.banned, job.user, job.request.exclude
-    if user < 0 or exclude == 'none': return banned
+    if user < 0 or exclude == 'none' or job.request.purpose == 'all':
+        return banned
     history, (ptr, hidden) = self.scorer.history, self.parts.hidden
     row = slice(*history.indptr[user:user+2])
     items = history.items[row] if exclude == 'seen' else history.items[row][history.bought[row]]
@@ -326,12 +363,31 @@ def explained(self: Engine,
     "Say why each product of a list is there."
     if listed.source in _WITHOUT_HISTORY:
         return [[] for _ in listed.items], [_WITHOUT_HISTORY[listed.source]]*len(listed.items)
+    if listed.source == 'buy_again':
+        return [[ReasonItem('repeat', float(p))] for p in listed.scores], [self._again_sentence(listed.user, item)
+            for item in listed.items]
     model, content = self._all_shares(listed)
     added = {'score': content.sum(0), 'products': content, 'effects': content}
     both = replace(model, **{name: getattr(model, name)+more for name, more in added.items()})
-    columns = range(len(model.items))
-    reasons = [self._reasons(model, content, column, listed.request.reasons) for column in columns]
-    return reasons, [both.sentence(column, self.name) for column in columns]
+    columns, repeat = range(len(model.items)), self._repeat_shares(listed)
+    reasons = [self._reasons(model, content, column, listed.request.reasons)
+        +[ReasonItem('repeat', float(repeat[column]))]*bool(repeat[column]) for column in columns]
+    return reasons, [self._again_sentence(listed.user, listed.items[column])
+        if repeat[column] > both.score[column] else both.sentence(column, self.name) for column in columns]
+
+# %% ../../nbs/serving/02_engine.ipynb #57f81b9e
+@patch
+def _repeat_shares(self: Engine, listed: Listed) -> np.ndarray: # float64 (k,)
+    "What being bought again adds to each score of a list of everything."
+    if listed.request.purpose != 'all': return np.zeros(len(listed.items))
+    scores = np.zeros((1, self.parts.n_items), np.float32)
+    return (1-listed.weight)*self.scorer.add_again(scores, np.array([listed.user]))[0, listed.items].astype(np.float64)
+
+@patch
+def _again_sentence(self: Engine, user: int, item: int) -> str:
+    reason = self.scorer.again_reason(user, int(item))
+    return f'{reason[0].upper()}{reason[1:]}.'
+
 
 @patch
 def name(self: Engine, item: int) -> str:

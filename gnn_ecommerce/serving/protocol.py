@@ -55,6 +55,8 @@ class Request(Struct, forbid_unknown_fields=True, omit_defaults=True):
     basket: Annotated[list[BasketItem|Id], Meta(max_length=MAX_BASKET)] = []
     k: K = 20
     exclude: Literal['bought', 'seen', 'none'] = 'bought'
+    # new products; what the customer may buy again; or both, for which `exclude` is 'none'
+    purpose: Literal['discover', 'buy_again', 'all'] = 'discover'
     # such as what is out of stock; unknown ids do nothing
     exclude_products: Annotated[list[Id], Meta(max_length=MAX_PRODUCTS)] = []
     filters: Filters|None = None
@@ -80,7 +82,7 @@ class RecommendRequest(Struct, forbid_unknown_fields=True):
 # %% ../../nbs/serving/01_protocol.ipynb #1b77955c
 class ReasonItem(Struct, omit_defaults=True):
     "A share of a score."
-    kind: Literal['product', 'self', 'bias', 'rest', 'content']
+    kind: Literal['product', 'self', 'bias', 'rest', 'repeat', 'content']
     share: float
     product_id: Id|None = None
     name: str|None = None
@@ -99,7 +101,7 @@ class Item(Struct, omit_defaults=True):
     sentence: str|None = None
 
 # %% ../../nbs/serving/01_protocol.ipynb #7c151c5c
-ListSource = Literal['model', 'fold_in', 'content', 'popular', 'popular_in_category', 'random']
+ListSource = Literal['model', 'fold_in', 'content', 'buy_again', 'popular', 'popular_in_category', 'random']
 
 class Result(Struct):
     "The list of one request; results come in the order of the requests."
