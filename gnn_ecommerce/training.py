@@ -4,7 +4,7 @@
 
 # %% ../nbs/04_training.ipynb #c8a2a25f
 from __future__ import annotations
-import contextlib, math, sys, time
+import contextlib, copy, math, sys, time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +18,9 @@ from fastcore.basics import patch
 from pydantic import Field, model_validator
 
 from gnn_ecommerce.core import (
-    ArtifactError, DataError, GnnEcommerceError, ProjectPaths, StageSettings, array_hash, atomic_path, check_memory,
-    expected, load_settings, progress, read_table, resolve_params, rng, seed_everything, write_json
+    DURATION, ArtifactError, DataError, GnnEcommerceError, ProjectPaths, StageSettings, TimeBudget, array_hash,
+    atomic_path, check_memory, expected, load_settings, progress, read_table, resolve_params, rng, seconds_of,
+    seed_everything, write_json
 )
 from .graph.interactions import InteractionGraph
 from .graph.kernels import compute_device, own_threads
@@ -34,11 +35,11 @@ from .ranking.evaluation import evaluate
 from .ranking.recommender import Recommender
 
 # %% auto #0
-__all__ = ['TEMPERATURES', 'fixed_params', 'TrainingSettings', 'training_loss', 'with_batch_size', 'resolve',
-           'memory_needed', 'learning_rate', 'Choice', 'Run', 'Buffers', 'affordable_methods', 'make_filters',
-           'Validation', 'eval_users', 'next_epoch', 'pilot_epochs', 'last_layer_weights', 'choose_hyperparameters',
-           'FitResult', 'fit', 'targets_hash', 'fingerprint', 'add_parts', 'checkpoint_of', 'plot_history', 'LiveCurve',
-           'run_training']
+__all__ = ['TEMPERATURES', 'PARTS_OF_BUDGET', 'fixed_params', 'TrainingSettings', 'training_loss', 'with_batch_size',
+           'resolve', 'memory_needed', 'learning_rate', 'Choice', 'Run', 'Buffers', 'affordable_methods',
+           'make_filters', 'Validation', 'eval_users', 'next_epoch', 'pilot_epochs', 'Pilots', 'plan_pilots',
+           'last_layer_weights', 'choose_hyperparameters', 'FitResult', 'fit', 'targets_hash', 'fingerprint',
+           'add_parts', 'checkpoint_of', 'plot_history', 'LiveCurve', 'run_training']
 
 # %% ../nbs/04_training.ipynb #89b463bb
 from .filter.choose import choose_filter, choose_method, default_grid, estimate_cost
@@ -143,6 +144,10 @@ class _FilterSettings(_ValidationSettings):
         [0., 1., 2., 3., 5., 10., 15., 20., 30., 50., 100.], min_length=1,
         description='weights of the filter to choose from on validation'
     )
+
+# %% ../nbs/04_training.ipynb #04552d15
+class _PartSettings(_FilterSettings):
+    "Further parts of the score, and the time for all."
     low_rank: list[int] = Field(
         [16, 64], description='ranks of a truncated SVD that validation may add to the score; []: none'
     )
@@ -151,6 +156,10 @@ class _FilterSettings(_ValidationSettings):
         'null: of all time; []: none'
     )
     checkpoint_every: int = Field(1, ge=1, description='epochs between writes of last/')
+    budget: str = Field(
+        '10m', pattern=DURATION, description='time for the stage, choosing and measuring included, such as 90s or 1h; '
+        'when it is over, the best so far is kept'
+    )
 
 # %% ../nbs/04_training.ipynb #83a63402
 def fixed_params(s: _FilterSettings) -> dict[str, dict]: # filter method -> those of `filter_params` that it has
@@ -166,7 +175,7 @@ def fixed_params(s: _FilterSettings) -> dict[str, dict]: # filter method -> thos
     return fixed
 
 # %% ../nbs/04_training.ipynb #3a20241e
-class TrainingSettings(_FilterSettings):
+class TrainingSettings(_PartSettings):
     "Section `training` of params.yaml."
     @model_validator(mode='after')
     def _together(self):
@@ -377,12 +386,13 @@ def _pinned(grid: dict[str, tuple], fixed: dict) -> dict[str, tuple]:
     return {name: (fixed[name],) if name in fixed else values for name, values in grid.items()}
 
 def _chosen(
-    graph: InteractionGraph, s: TrainingSettings, targets: sp.csr_matrix, method: str, refine: bool
+    graph: InteractionGraph, s: TrainingSettings, targets: sp.csr_matrix, method: str, refine: bool, seconds: float
 ) -> tuple[GraphFilter, pd.DataFrame]: # the best filter of a method, fitted; what each candidate scored
     fixed = fixed_params(s)[method]
     grid = _pinned(default_grid(graph, method, s.exclude), fixed)
     return choose_filter(
-        graph, targets, method, grid, s.monitor, s.exclude, n=s.filter_n, refine=refine, show=True, **fixed
+        graph, targets, method, grid, s.monitor, s.exclude, n=s.filter_n, refine=refine, show=True, seconds=seconds,
+        **fixed
     )
 
 # %% ../nbs/04_training.ipynb #5a486335
@@ -390,6 +400,7 @@ def make_filters(
     graph: InteractionGraph,
     s: TrainingSettings,
     targets: sp.csr_matrix, # validation pairs, to choose exponents on
+    budget: TimeBudget,         # of the search
 ) -> tuple[list[GraphFilter], pd.DataFrame|None]: # one a method, fitted, the best first; what each candidate scored
     "Make the graph filters that the score may take."
     if s.filter == 'none': return [], None
@@ -400,7 +411,11 @@ def make_filters(
     # a second round, if it is quick and there is enough to choose on
     enough = np.count_nonzero(np.diff(targets.indptr)) >= 1000
     refine = enough and estimate_cost(graph, 'paths', s.filter_n, 20).seconds <= s.filter_budget
-    filters, tables = zip(*(_chosen(graph, s, targets, m, refine and m == 'paths') for m in methods))
+    tried = []
+    for n, method in enumerate(methods):
+        left = budget.left/(len(methods)-n)
+        tried.append(_chosen(graph, s, targets, method, refine and method == 'paths', left))
+    filters, tables = zip(*tried)
     best = [table[s.monitor].max() for table in tables]
     order = [i for i in np.argsort(best, kind='stable')[::-1] if best[i] >= .9*max(best)]
     rows = [table.assign(kind=method) for method, table in zip(methods, tables)]
@@ -409,9 +424,13 @@ def make_filters(
 # %% ../nbs/04_training.ipynb #80f6c039
 class Validation:
     "The metric that chooses, measured with every filter at every weight; the filters are made here, once."
-    def __init__(self, graph: InteractionGraph, settings: TrainingSettings, targets: sp.csr_matrix):
+    def __init__(self,
+        graph: InteractionGraph, settings: TrainingSettings, targets: sp.csr_matrix,
+        budget: TimeBudget|None = None, # of the filter's search; by default a part of the settings'
+    ):
         self.settings, self.targets, self.users = settings, targets, eval_users(targets, settings)
-        self.filters, self.filter_table = make_filters(graph, settings, targets)
+        budget = budget or TimeBudget(seconds_of(settings.budget)).part(PARTS_OF_BUDGET['filter'])
+        self.filters, self.filter_table = make_filters(graph, settings, targets, budget)
 
     def __call__(self, model: Recommender) -> dict: # `value` and `b`; `filter`, its method, if there are several
         "Measure a model with the best filter at its best weight, over at most `eval_users` users."
@@ -435,6 +454,33 @@ def eval_users(targets: sp.csr_matrix, s: TrainingSettings) -> np.ndarray: # int
     if len(users) <= s.eval_users: return users
     return np.sort(rng(s.seed, 'eval_users').choice(users, s.eval_users, replace=False))
 
+# %% ../nbs/04_training.ipynb #8775a5f4
+@patch
+def sample(self: Validation, n: int) -> Validation: # with the same filters
+    "Measure on fewer users, evenly drawn."
+    if n >= len(self.users): return self
+    other = copy.copy(self)
+    other.users = self.users[np.linspace(0, len(self.users)-1, n).astype(int)]
+    return other
+
+@patch
+def seconds_each(self: Validation, model: Recommender) -> float:
+    "Time by the clock what a user costs."
+    few, start = self.sample(200), time.perf_counter()
+    few(model)
+    return (time.perf_counter()-start)/len(few.users)
+
+@patch
+def affordable(self: Validation,
+    model: Recommender, # such as the one before the first epoch
+    times: int,         # how often it will be measured
+    seconds: float,     # for all of these
+) -> Validation:
+    "Measure on as many users as the time allows, 300 or more."
+    if len(self.users) <= 300: return self
+    return self.sample(max(300, int(seconds/(times*self.seconds_each(model)))))
+
+# %% ../nbs/04_training.ipynb #30fa1e77
 @patch
 def recommender(self: Run, embedding: torch.Tensor) -> LightGCNRecommender:
     "Rank by some layer-0 embeddings, without a graph filter."
@@ -491,6 +537,39 @@ def pilot_epochs(
     scores = graph.n_users*graph.n_items if s.loss in ('softmax', 'bsl') else graph.n_edges*s.batch
     return min(s.epochs, int(most//(6*s.dim*scores+5*8*s.layers*s.dim*graph.n_edges*steps)))
 
+# %% ../nbs/04_training.ipynb #24380952
+#: what a piece of work may take of the budget by plan; the rest is for what was not foreseen
+PARTS_OF_BUDGET = {'filter': .15, 'pilots': .15, 'epochs': .3}
+
+class Pilots(NamedTuple):
+    "How candidates are tried."
+    settings: TrainingSettings # `epochs`: of a short run
+    validation: Validation
+    halved: bool # do the worse ones stop halfway?
+
+# %% ../nbs/04_training.ipynb #055ded8d
+def plan_pilots(
+    graph: InteractionGraph, s: TrainingSettings, validation: Validation, first: TrainState,
+    epochs: int,    # of a short run, from `pilot_epochs`
+    budget: TimeBudget, # of all short runs
+) -> Pilots|None: # None: not even a race of four epochs fits
+    "Time an epoch and a measurement, and plan whole short runs if they fit the budget, or else a race."
+    run = Run(graph, s, Choice(TEMPERATURES[0], precision=first.precision))
+    state, start = run.initial_state(first.embedding.clone()), time.perf_counter()
+    run.run_epoch(state)
+    epoch, each = time.perf_counter()-start, validation.seconds_each(run.recommender(state.embedding))
+    candidates, users = len(TEMPERATURES)+len(_other_weights(s)), len(validation.users)
+    if candidates*epochs*(epoch+each*users) <= budget.left:
+        return Pilots(s.model_copy(update=dict(epochs=epochs)), validation, False)
+    users = min(users, max(300, int(epoch/each)))
+    length = min(epochs, int(budget.left/(4.5*(epoch+users*each)))) # see `_race`
+    if length < 4: return None
+    return Pilots(s.model_copy(update=dict(epochs=length)), validation.sample(users), True)
+
+def _other_weights(s: TrainingSettings) -> list[list[float]]:
+    "Layer weights to try beside equal ones."
+    return [last_layer_weights(s.layers)] if s.alpha is None and s.layers else []
+
 def last_layer_weights(layers: int) -> list[float]: # layers + 1, sum 1
     "Put .6 on the last layer and the rest in equal parts on the others."
     return [.4/layers]*layers+[.6]
@@ -502,44 +581,79 @@ def choose_hyperparameters(
     validation: Validation|None, # None: nothing can be chosen
     on_try: Callable[[dict], None]|None = None, # called with each epoch's row of the short runs
     most: float = 2e12,          # operations of a short run, see `pilot_epochs`
+    budget: TimeBudget|None = None,  # of the short runs; by default a part of the settings'
 ) -> Choice:
     "Choose temperature and layer weights by short runs; the first temperature if there is no time or no validation."
     if s.temperature is not None or s.loss == 'bpr': return Choice()
-    steps = len(training_loss(graph, s))
-    epochs = pilot_epochs(graph, s, steps, most)
+    epochs = pilot_epochs(graph, s, len(training_loss(graph, s)), most)
     default = Choice(TEMPERATURES[0])
     if validation is None or not epochs: return default
     first = Run(graph, s, default).initial_state()
-    best, table = _try_each(graph, s.model_copy(update=dict(epochs=epochs)), validation, first, on_try)
-    begin = best if epochs == s.epochs else first
+    budget = budget or TimeBudget(seconds_of(s.budget)).part(PARTS_OF_BUDGET['pilots'])
+    pilots = plan_pilots(graph, s, validation, first, epochs, budget)
+    if pilots is None: return default
+    best, table = (_race if pilots.halved else _try_each)(graph, pilots, first, on_try)
+    begin = best if pilots.settings.epochs == s.epochs and not pilots.halved else first
     chosen = dict(temperature=best.temperature, alpha=best.alpha)
     return Choice(**chosen, precision=first.precision, table=table, state=replace(begin, **chosen, tried=table))
 
 # %% ../nbs/04_training.ipynb #4f67f71e
+class _Pilot:
+    "A short run with one candidate."
+    def __init__(self, graph: InteractionGraph, pilots: Pilots, first: TrainState, temperature: float, alpha=None):
+        self.validation, choice = pilots.validation, Choice(temperature, alpha, first.precision)
+        self.run = Run(graph, pilots.settings, choice)
+        self.state = self.run.initial_state(first.embedding.clone())
+
+    @property
+    def value(self) -> float: return self.state.best_value or 0.
+    @property
+    def row(self) -> dict: # of `Choice.table`
+        state = self.state
+        return dict(temperature=state.temperature, last_layer=self.run.propagation.alpha[-1], value=state.best_value,
+                    epoch=state.best_epoch, b=state.best_b, filter=state.best_filter)
+
+    def advance(self, epochs: int, bar: progress, on_try: Callable|None) -> _Pilot: # itself
+        "Train until so many epochs are done, or the run is over."
+        while self.state.stopped is None and self.state.epoch < epochs:
+            row = next_epoch(self.run, self.state, self.validation, bar)
+            if on_try and row: on_try(row)
+        return self
+
+# %% ../nbs/04_training.ipynb #3074ea57
 def _try_each(
-    graph: InteractionGraph, s: TrainingSettings, validation: Validation, first: TrainState, on_try: Callable|None
+    graph: InteractionGraph, pilots: Pilots, first: TrainState, on_try: Callable|None
 ) -> tuple[TrainState, list[dict]]: # where the best short run ended; a row for each
     "Run the candidates one after the other; the layer weights at the temperature that was best."
-    best, table = None, []
-    candidates = [(t, None) for t in TEMPERATURES]
-    if s.alpha is None and s.layers:
-        candidates.append((None, last_layer_weights(s.layers)))
+    s, best, table = pilots.settings, None, []
+    candidates = [(t, None) for t in TEMPERATURES]+[(None, alpha) for alpha in _other_weights(s)]
     n_steps = s.epochs*len(training_loss(graph, s))
     with progress(desc='choose temperature and layer weights', total=n_steps*len(candidates)) as bar:
         for n, (temperature, alpha) in enumerate(candidates, 1):
-            run = Run(graph, s, Choice(temperature or best.temperature, alpha, first.precision))
-            state = run.initial_state(first.embedding.clone())
-            while state.stopped is None:
-                row = next_epoch(run, state, validation, bar)
-                if on_try and row: on_try(row)
+            pilot = _Pilot(graph, pilots, first, temperature or best.state.temperature, alpha)
+            table.append(pilot.advance(s.epochs, bar, on_try).row)
             bar.step(n*n_steps-bar.done)
-            table.append(dict(
-                temperature=state.temperature, last_layer=run.propagation.alpha[-1], value=state.best_value,
-                epoch=state.best_epoch, b=state.best_b, filter=state.best_filter
-            ))
-            if best is None or best.best_value is None or (state.best_value or 0) > best.best_value:
-                best = state
-    return best, table
+            if best is None or best.state.best_value is None or pilot.value > best.state.best_value:
+                best = pilot
+    return best.state, table
+
+# %% ../nbs/04_training.ipynb #30fa1e78
+def _race(
+    graph: InteractionGraph, pilots: Pilots, first: TrainState, on_try: Callable|None
+) -> tuple[TrainState, list[dict]]: # where the best short run ended; a row for each
+    "Train all temperatures halfway and the best two to the end, then other layer weights beside the best."
+    s, steps = pilots.settings, len(training_loss(graph, pilots.settings))
+    half, others = max(1, s.epochs//2), _other_weights(s)
+    total = (len(TEMPERATURES)*half+2*(s.epochs-half)+len(others)*s.epochs)*steps
+    with progress(desc='race of temperatures and layer weights', total=total) as bar:
+        tried = [_Pilot(graph, pilots, first, t).advance(half, bar, on_try) for t in TEMPERATURES]
+        leaders = sorted(tried, key=lambda pilot: -pilot.value)[:2]
+        best = max([pilot.advance(s.epochs, bar, on_try) for pilot in leaders], key=lambda pilot: pilot.value)
+        tried += [_Pilot(graph, pilots, first, best.state.temperature, alpha).advance(s.epochs, bar, on_try)
+                  for alpha in others]
+        bar.step(total-bar.done)
+    best = max([best, *tried[len(TEMPERATURES):]], key=lambda pilot: pilot.value)
+    return best.state, [pilot.row for pilot in tried]
 
 # %% ../nbs/04_training.ipynb #e14645e7
 @dataclass
@@ -569,6 +683,7 @@ def fit(
     on_try: Callable|None = None,       # gets each row of the short runs
 ) -> FitResult:
     "Train LightGCN and keep the best epoch by validation."
+    budget = TimeBudget(seconds_of(settings.budget))
     identity, settings = fingerprint(graph, settings, targets), resolve(settings, graph)
     validation, last = _validation(graph, settings, targets), Path(folder)/'last' if folder else None
     state = _interrupted(last, resume, identity, settings.device)
@@ -579,13 +694,27 @@ def fit(
     if last and choice.state and state.stopped: save_state(last, state)
     if on_epoch:
         for row in state.history: on_epoch(row)
+    _train(run, state, validation, budget, last, on_epoch)
+    return _result(run, state, validation)
+
+# %% ../nbs/04_training.ipynb #30fa1e79
+def _train(
+    run: Run, state: TrainState, validation: Validation|None, budget: TimeBudget, last: Path|None,
+    on_epoch: Callable|None,
+):
+    "Train until the run is over or the time is."
+    s = run.settings
+    if validation and state.stopped is None:
+        seconds = budget.part(PARTS_OF_BUDGET['epochs']).seconds/2
+        validation = validation.affordable(run.recommender(state.embedding), s.epochs, seconds)
     with progress(desc='training', total=run.n_steps, done=state.step) as bar:
         while state.stopped is None:
             row = next_epoch(run, state, validation, bar)
-            if last and (state.stopped or state.epoch % settings.checkpoint_every == 0):
+            if state.stopped is None and budget.over and state.best_epoch:
+                state.stopped = f'the budget of {s.budget} was used up'
+            if last and (state.stopped or state.epoch % s.checkpoint_every == 0):
                 save_state(last, state)
             if on_epoch and row: on_epoch(row)
-    return _result(run, state, validation)
 
 # %% ../nbs/04_training.ipynb #4ab89e9e
 def targets_hash(targets: sp.csr_matrix|None) -> str: # sha256

@@ -97,6 +97,18 @@ def test_what_was_bought_is_hidden_unless_asked_for(shop):
     assert list_of(shop, 21, exclude="none") == ("model", [22, 23, 24, 25, 26])
 
 
+@pytest.mark.parametrize("purpose", ["buy_again", "all"])
+def test_what_was_bought_may_come_again_if_the_purpose_says_so(shop, purpose):
+    send(shop, event(f"again-{purpose}", 24, 21))
+    ask = lambda value: shop.get("/v1/customers/21/recommendations", params={"purpose": value, "k": 100})  # noqa: E731
+    assert 24 in ids(ask(purpose)) and 24 not in ids(ask("discover"))
+
+
+def test_an_unknown_purpose_is_refused(shop):
+    problem = is_problem(shop.get("/v1/customers/21/recommendations", params={"purpose": "sell"}), 422)
+    assert "buy_again" in problem["detail"]
+
+
 def test_a_session_is_folded_in(shop):
     body = shop.post(SESSION, json={"basket": [5, {"product_id": 6, "event_type": "view"}], "k": 3}).json()
     assert (body["source"], [i["product_id"] for i in body["items"]]) == ("fold_in", [7, 8, 9])

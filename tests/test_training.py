@@ -6,10 +6,11 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 from fastcore.test import test_close as close
-from gnn_ecommerce.core import ArtifactError
+from gnn_ecommerce.core import ArtifactError, TimeBudget
 from gnn_ecommerce.graph.interactions import random_graph
 from gnn_ecommerce.models.checkpoint import save_state
 from gnn_ecommerce.training import (
@@ -21,6 +22,7 @@ from gnn_ecommerce.training import (
     choose_hyperparameters,
     fingerprint,
     fit,
+    plan_pilots,
     resolve,
 )
 
@@ -61,6 +63,48 @@ def test_after_shorter_runs_the_run_starts_at_the_beginning():
     part = choose(most=8e5, epochs=5)
     assert 1 <= max(row["epoch"] for row in part.table) <= 3
     assert (part.state.epoch, part.state.step, part.state.history) == (0, 0, [])
+
+
+@pytest.fixture
+def dear(monkeypatch):
+    "Measuring a user takes ten milliseconds, says the clock."
+    monkeypatch.setattr(Validation, "seconds_each", lambda self, model: 0.01)
+
+
+def pilots(epochs, seconds):
+    "How eight epochs of each candidate would be tried in so many seconds."
+    s = resolve(TrainingSettings(**QUICK | dict(epochs=epochs)), GRAPH)
+    validation, first = Validation(GRAPH, s, TARGETS), Run(GRAPH, s, Choice(0.2)).initial_state()
+    return plan_pilots(GRAPH, s, validation, first, epochs, TimeBudget(seconds))
+
+
+def test_whole_short_runs_are_tried_where_there_is_time(dear):
+    plan = pilots(epochs=8, seconds=1000)
+    assert (plan.settings.epochs, plan.halved) == (8, False)
+
+
+def test_candidates_race_where_there_is_not(dear):
+    plan = pilots(epochs=8, seconds=9)
+    assert plan.halved and 4 <= plan.settings.epochs < 8
+
+
+def test_nothing_is_tried_where_not_even_a_race_fits(dear):
+    assert pilots(epochs=8, seconds=1) is None
+
+
+def test_a_race_takes_the_best_of_those_that_went_to_the_end(dear):
+    s = resolve(TrainingSettings(**QUICK | dict(epochs=8)), GRAPH)
+    choice = choose_hyperparameters(GRAPH, s, Validation(GRAPH, s, TARGETS), budget=TimeBudget(9))
+    table = pd.DataFrame(choice.table)
+    assert len(table) == len(TEMPERATURES) + 1 and table.epoch.max() < 8
+    assert choice.temperature == table.temperature[table.value.idxmax()]
+    assert (choice.state.epoch, choice.state.step) == (0, 0), "the run itself begins at the beginning"
+
+
+def test_a_budget_that_ends_keeps_the_best_so_far():
+    result = fit(GRAPH, TrainingSettings(**QUICK | dict(epochs=50, budget="0.01s"), temperature=0.2), TARGETS)
+    assert result.stopped == "the budget of 0.01s was used up"
+    assert len(result.history) < 50 and result.best_epoch >= 1
 
 
 def test_layer_weights_that_are_set_are_not_tried():

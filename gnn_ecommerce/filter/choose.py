@@ -7,16 +7,17 @@ __all__ = ['GRIDS', 'default_grid', 'rounds', 'candidates', 'between', 'choose_f
            'choose_method']
 
 # %% ../../nbs/filter/05_choose.ipynb #343d425c
-import itertools
+import itertools, time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from ..core import progress, rng
+from ..core import TimeBudget, progress, rng
 from .graph_filter import GraphFilter, fit_filters
 from .hybrid import metric_cutoff, users_with_targets
 from .methods import method_settings
@@ -104,31 +105,53 @@ def _fitted_filters(filters: list[GraphFilter], graph, last: GraphFilter|None) -
 
 # %% ../../nbs/filter/05_choose.ipynb #29c9a572
 def choose_filter(
-    graph: InteractionGraph, # the training graph
-    targets: sp.csr_array, # bool (n_users, n_items), validation pairs
-    method: Literal['paths', 'chebyshev', 'regression'] = 'paths', # how the table is computed
-    grid: dict[str, Iterable]|None = None, # values to try; by default `default_grid`
-    metric: str = 'ndcg@20', # what decides
-    exclude: Literal['bought', 'seen', 'none'] = 'bought', # what of the graph is masked
-    also_exclude: sp.csr_array|None = None, # further pairs to mask
-    max_users: int = 10000,          # validate on this many at most, drawn by the seed
-    refine: bool = False, # then try between the values of the grid
-    show: bool = False, # a progress bar
-    **params, # other parameters of each `GraphFilter`: n, seed, ...
-) -> tuple[GraphFilter, pd.DataFrame]: # the best one, fitted; a row for each tried: settings, metrics
+    graph: InteractionGraph,
+    targets: sp.csr_array, # bool (n_users, n_items)
+    method: Literal['paths', 'chebyshev', 'regression'] = 'paths',
+    grid: dict[str, Iterable]|None = None, # by default `default_grid`
+    metric: str = 'ndcg@20',
+    exclude: Literal['bought', 'seen', 'none'] = 'bought', # what is masked
+    also_exclude: sp.csr_array|None = None, # further pairs
+    max_users: int = 10000, # drawn by the seed
+    seconds: float|None = None, # of the search: fewer users if they would take longer
+    refine: bool = False, # then try between the values
+    show: bool = False,
+    **params, # others of each `GraphFilter`: n, seed, ...
+) -> tuple[GraphFilter, pd.DataFrame]: # the best, fitted; a row for each tried
     "Choose a filter's settings. Raises `GnnEcommerceError` if nobody has a target."
     grid = {k: list(v) for k, v in (default_grid(graph, method, exclude) if grid is None else grid).items()}
     k, users = metric_cutoff(metric), _validation_users(graph, targets, max_users, params.get('seed', 0))
     def make(values): return GraphFilter(method, **params|values)
-    def measure(f):
-        return evaluate(f, targets, [k], exclude, also_exclude, users).metrics
-    steps, label = rounds(grid, method, refine), f'choose the graph filter ({method})'
-    return _search(graph, grid, progress(steps, label, mode=None if show else 'none'), make, measure, metric)
+    measure = partial(_measured, targets, [k], exclude, also_exclude)
+    steps, clock = rounds(grid, method, refine), TimeBudget(np.inf if seconds is None else seconds)
+    if seconds is not None:
+        users = _affordable_users(users, clock, _tried(grid, steps), make({}), graph, measure)
+    bar = progress(steps, f'choose the graph filter ({method})', mode=None if show else 'none')
+    return _search(graph, grid, bar, make, partial(measure, users), metric, clock)
 
 # %% ../../nbs/filter/05_choose.ipynb #ea63b3fe
-def _search(graph, grid, steps, make, measure, metric) -> tuple[GraphFilter, pd.DataFrame]:
+def _tried(grid: dict[str, list], steps: list) -> int:
+    "How many candidates a search has, about."
+    return 1+sum(2 if finer else int(np.prod([len(grid[name]) for name in names]))-1 for names, finer in steps)
+
+def _measured(targets, ks, exclude, also_exclude, users, f: GraphFilter) -> dict: # metric -> mean
+    return evaluate(f, targets, ks, exclude, also_exclude, users).metrics
+
+def _affordable_users(users, clock: TimeBudget, candidates: int, first: GraphFilter, graph, measure) -> np.ndarray:
+    "As many of the users as the time of a search allows, by the clock of one candidate on 200; not fewer."
+    some, start = users[np.linspace(0, len(users)-1, min(200, len(users))).astype(int)], time.perf_counter()
+    first.fit(graph)
+    fitted = time.perf_counter()
+    measure(some, first)
+    each = (time.perf_counter()-fitted)/len(some)
+    most = int((clock.left/candidates-(fitted-start))/max(each, 1e-9))
+    return users if most >= len(users) else users[np.linspace(0, len(users)-1, max(most, len(some))).astype(int)]
+
+# %% ../../nbs/filter/05_choose.ipynb #e43d7882
+def _search(graph, grid, steps, make, measure, metric, clock: TimeBudget) -> tuple[GraphFilter, pd.DataFrame]:
     best, top, rows, kept = None, -np.inf, [], {}
     for names, finer in steps:
+        if best is not None and clock.over: break
         filters = [make(kept|c) for c in candidates(grid, names, finer, best)]
         for f in _fitted_filters(filters, graph, best):
             means = measure(f)

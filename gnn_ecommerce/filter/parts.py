@@ -144,29 +144,31 @@ class PartSearch:
 
 # %% ../../nbs/filter/06_parts.ipynb #6c0a0018
 @patch
-def _values(self: PartSearch, model: Recommender, part: Recommender, weights: Sequence[float]) -> np.ndarray:
-    "The metric of each customer at each weight: (len(weights), n)."
-    k, ranked = metric_cutoff(self.metric), []
+def _values(self: PartSearch, model: Recommender, parts: list, weights: list) -> list[np.ndarray]:
+    "The metric of each customer with each part at each of its weights, a table (weights, n) for each part."
+    k, ranked = metric_cutoff(self.metric), [[] for _ in parts]
     for a in range(0, len(self.users), self.step):
         users = self.users[a:a+self.step]
-        mask = model._mask(users, self.exclude, None)
-        ranked.append(rank_blends(model.score(users), part.score(users), weights, k, mask))
-    items = np.concatenate(ranked, 1)
-    return np.stack([ranking_metrics(row, self.targets[self.users], [k])[self.metric].to_numpy() for row in items])
+        mask, scores = model._mask(users, self.exclude, None), model.score(users)
+        for found, part, grid in zip(ranked, parts, weights):
+            found.append(rank_blends(scores.copy(), part.score(users), grid, k, mask))
+    def values(items):
+        return ranking_metrics(items, self.targets[self.users], [k])[self.metric].to_numpy()
+    return [np.stack([values(items) for items in np.concatenate(found, 1)]) for found in ranked]
 
 @patch
-def base(self: PartSearch, model: Recommender) -> np.ndarray: # float (n,)
-    "Measure a model alone."
-    nothing = EmbeddingRecommender(np.zeros((model.n_users, 1)), np.zeros((model.n_items, 1)), model.graph)
-    return self._values(model, nothing, [0.])[0]
-
-@patch
-def attempt(self: PartSearch, model: Recommender, part: Recommender, facts: dict, spreads=SPREADS) -> _Trial:
-    "Add a part to a model at each weight: `spreads` times the model's spread over the part's."
-    some = self.users[:200]
-    unit = _spread(model.score(some))/max(_spread(part.score(some)), 1e-30)
-    weights = [unit*x for x in spreads]
-    return _Trial(facts, weights, self._values(model, part, weights))
+def attempt(self: PartSearch,
+    model: Recommender,
+    candidates: list[tuple[Recommender, dict]], # part, facts
+    spreads: Sequence[float] = SPREADS, # weights: times the model's spread over the part's
+) -> tuple[np.ndarray, list[_Trial]]: # the metric of each customer without a part, (n,); a trial for each
+    "Add each part to a model at each weight."
+    some = self.users[:100]
+    spread, parts = _spread(model.score(some)), [part for part, _ in candidates]
+    weights = [[0.]+[x*spread/max(_spread(part.score(some)), 1e-30) for x in spreads] for part in parts]
+    values = self._values(model, parts, weights)
+    trials = [_Trial(facts, w[1:], v[1:]) for (_, facts), w, v in zip(candidates, weights, values)]
+    return values[0][0], trials
 
 # %% ../../nbs/filter/06_parts.ipynb #6c0a0020
 def _for_everybody(values: np.ndarray, graph: InteractionGraph) -> EmbeddingRecommender:
@@ -214,13 +216,11 @@ def choose_parts(
 # %% ../../nbs/filter/06_parts.ipynb #6c0a0022
 def _take_best(search: PartSearch, model, kind: str, candidates: list, chosen: dict, rows: list, bar) -> Recommender:
     "Try the candidates of a kind; returns the model with the best one, or as it was."
-    base, tried = search.base(model), []
-    for part, facts in candidates:
-        gain, error, facts = search.attempt(model, part, facts).best(base)
-        tried.append((gain, error, facts, part))
-        rows.append(dict(part=kind, **facts, gain=gain, standard_error=error, taken=False))
-        bar.step()
-    if not tried: return model
+    if not candidates: return model
+    base, trials = search.attempt(model, candidates)
+    tried = [(*trial.best(base), part) for trial, (part, _) in zip(trials, candidates)]
+    rows += [dict(part=kind, **facts, gain=gain, standard_error=error, taken=False) for gain, error, facts, _ in tried]
+    bar.step(len(candidates))
     at = int(np.argmax([gain for gain, *_ in tried]))
     gain, error, facts, part = tried[at]
     if gain <= error: return model

@@ -45,7 +45,7 @@ def choose_repeat(
     if fitted is None: return None
     everything = (targets+again).astype(bool)
     search = PartSearch(model, everything, metric, 'none', seed=seed)
-    trial = search.attempt(model, RepeatRecommender(model.graph, fitted), {}, _SPREADS)
+    _, (trial,) = search.attempt(model, [(RepeatRecommender(model.graph, fitted), {})], _SPREADS)
     weight = trial.weights[int(trial.values.mean(1).argmax())]
     return fitted.to_dict()|dict(weight=round(weight, 6), share=round(again.nnz/max(everything.nnz, 1), 6))
 

@@ -34,7 +34,7 @@ from traitlets.config import Config
 from gnn_ecommerce.core import (
     SIDE_STAGES, STAGES, ArtifactError, DataError, GnnEcommerceError, ProjectPaths, SettingsError, StageSettings,
     atomic_path, check_table, expected, load_settings, merge_params, project_root, read_json, read_params, read_table,
-    resolve_params, stage_module
+    resolve_params, seconds_of, stage_module
 )
 
 # %% ../../nbs/run/01_pipeline.ipynb #5491db2a
@@ -643,7 +643,7 @@ def tune(
         fix = "pip install -e '.[tune]', or use make tune, which does that"
         raise SettingsError(expected('tune', 'the package optuna', 'it missing', fix))
     if budget:
-        importlib.import_module(stage_module('tuning')).seconds_of(budget)
+        seconds_of(budget, 'tuning.budget')
     _prepare(root, events, overlay, console)
     run_pipeline(root, SIDE_STAGES['tuning'][1])
     run_notebook(root/'nbs/run/02_tuning.ipynb', root/'reports/notebooks/run/02_tuning.ipynb',

@@ -373,7 +373,7 @@ def explained(self: Engine,
     reasons = [self._reasons(model, content, column, listed.request.reasons)
         +[ReasonItem('repeat', float(repeat[column]))]*bool(repeat[column]) for column in columns]
     return reasons, [self._again_sentence(listed.user, listed.items[column])
-        if repeat[column] > both.score[column] else both.sentence(column, self.name) for column in columns]
+        if repeat[column] > max(both.score[column], 0.) else both.sentence(column, self.name) for column in columns]
 
 # %% ../../nbs/serving/02_engine.ipynb #57f81b9e
 @patch
