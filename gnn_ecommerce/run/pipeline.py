@@ -11,7 +11,7 @@ __all__ = ['NEXT', 'stage_needs', 'StageEngine', 'StageFailed', 'run_notebook', 
 # %% ../../nbs/run/01_pipeline.ipynb #ae107da8
 import argparse, atexit, contextlib, gc, importlib, os, re, subprocess, sys, tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 # jsonschema would load a grammar of addresses in 2.5 seconds, if it is installed; no notebook holds one
 sys.modules.setdefault('rfc3987_syntax', None)
@@ -592,22 +592,33 @@ def demo(
     overlay: str|None = None,   # a YAML file of settings that differ
     root: str|Path|None = None, # the project; found from the current folder by default
     size: str|None = None,      # about how many events of the built-in shop, such as 4000, 2M or whole
+    shop: Literal['journey']|None = None, # a real shop instead of the built-in one, see `data/04_journey`
 ):
     "Run the pipeline and show its results. Raises `GnnEcommerceError`."
     root, console = Path(root or project_root()), Console()
-    _prepare(root, events, overlay, console, size)
+    _prepare(root, events, overlay, console, size, shop)
     run_pipeline(root)
     console.rule('results')
     show_results(root, console, NEXT)
 
 # %% ../../nbs/run/01_pipeline.ipynb #0ac90eb2
-def _prepare(root: Path, events: str|None, overlay: str|None, console: Console, size: str|None = None):
+def _real_shop(root: Path) -> dict: # an overlay
+    "Write the grocer's files if they are not there. Raises `ArtifactError` without its package."
+    from gnn_ecommerce.data.journey import JOURNEY, write_journey
+    if not (root/JOURNEY['data_prep']['products']).is_file():
+        write_journey(root/'data'/'raw'/'journey')
+    return JOURNEY
+
+def _prepare(
+    root: Path, events: str|None, overlay: str|None, console: Console, size: str|None = None, shop: str|None = None
+):
     "Put events and overlay into params.yaml, check every section, get DVC ready."
-    if events and size:
-        found = f'both: {events}, {size}'
-        raise SettingsError(expected('', 'EVENTS, your own files, or SIZE, of the built-in shop', found))
+    if len(named := [x for x in (events, size, shop) if x]) > 1:
+        what = 'one of EVENTS, your own files, SIZE, of the built-in shop, and SHOP, a real one'
+        raise SettingsError(expected('', what, ', '.join(named)))
     changes = read_params(overlay) if overlay else {}
     if events: changes = merge_params(own_events(events, root), changes)
+    if shop: changes = merge_params(_real_shop(root), changes)
     if size:
         changes = merge_params(built_in_shop(size, read_params(root/'params.yaml').get('data_prep')), changes)
     if changes: _change_params(root, changes, console)
@@ -664,7 +675,8 @@ def _parser() -> argparse.ArgumentParser:
     c = commands.add_parser('demo', help='run the pipeline and show its results')
     c.add_argument('--events', help='a file, a folder or a glob of events')
     c.add_argument('--params', help='a YAML file of settings that differ')
-    c.add_argument('--size', help='about how many events of the built-in shop: 4000, 200k, 2M, whole')
+    c.add_argument('--size', help='about how many events of the built-in shop')
+    c.add_argument('--shop', choices=['journey'], help='a real shop: a grocer')
     c = commands.add_parser('tune', help='search for better settings')
     c.add_argument('--budget', default='', help='time for it, such as 30m')
     c.add_argument('--events', help='a file, a folder or a glob of events')
@@ -695,7 +707,7 @@ def main(
             run_notebook(args.notebook, args.output, dict(args.p), everything=args.all)
             note_peak(args.output)
         elif args.command == 'demo':
-            demo(args.events, args.params, size=args.size)
+            demo(args.events, args.params, size=args.size, shop=args.shop)
         elif args.command == 'tune': tune(args.budget, args.events, args.params)
         elif args.command == 'show': show_results()
         else: _change_params(project_root(), read_params(args.file), Console())
