@@ -373,6 +373,9 @@ def _explained_memory(self: Run, e: torch.Tensor) -> Iterator[None]:
         )) from err
 
 # %% ../nbs/04_training.ipynb #3909337d
+#: what a piece of work may take of the budget by plan; the rest is for what was not foreseen
+PARTS_OF_BUDGET = {'filter': .15, 'pilots': .15, 'epochs': .3}
+
 def affordable_methods(graph: InteractionGraph, s: TrainingSettings) -> list[str]:
     "List the filter methods to try: the one that is set, or for `auto` those that fit the budget."
     if s.filter != 'auto': return [s.filter]
@@ -400,13 +403,14 @@ def make_filters(
     graph: InteractionGraph,
     s: TrainingSettings,
     targets: sp.csr_matrix, # validation pairs, to choose exponents on
-    budget: TimeBudget,         # of the search
+    budget: TimeBudget|None = None, # of the search; by default a part of the settings'
 ) -> tuple[list[GraphFilter], pd.DataFrame|None]: # one a method, fitted, the best first; what each candidate scored
     "Make the graph filters that the score may take."
     if s.filter == 'none': return [], None
     if not s.filter_search:
         method = 'paths' if s.filter == 'auto' else s.filter
         return [GraphFilter(method, n=s.filter_n, **fixed_params(s)[method]).fit(graph)], None
+    budget = budget or TimeBudget(seconds_of(s.budget)).part(PARTS_OF_BUDGET['filter'])
     methods = affordable_methods(graph, s)
     # a second round, if it is quick and there is enough to choose on
     enough = np.count_nonzero(np.diff(targets.indptr)) >= 1000
@@ -424,13 +428,9 @@ def make_filters(
 # %% ../nbs/04_training.ipynb #80f6c039
 class Validation:
     "The metric that chooses, measured with every filter at every weight; the filters are made here, once."
-    def __init__(self,
-        graph: InteractionGraph, settings: TrainingSettings, targets: sp.csr_matrix,
-        budget: TimeBudget|None = None, # of the filter's search; by default a part of the settings'
-    ):
+    def __init__(self, graph: InteractionGraph, settings: TrainingSettings, targets: sp.csr_matrix):
         self.settings, self.targets, self.users = settings, targets, eval_users(targets, settings)
-        budget = budget or TimeBudget(seconds_of(settings.budget)).part(PARTS_OF_BUDGET['filter'])
-        self.filters, self.filter_table = make_filters(graph, settings, targets, budget)
+        self.filters, self.filter_table = make_filters(graph, settings, targets)
 
     def __call__(self, model: Recommender) -> dict: # `value` and `b`; `filter`, its method, if there are several
         "Measure a model with the best filter at its best weight, over at most `eval_users` users."
@@ -538,9 +538,6 @@ def pilot_epochs(
     return min(s.epochs, int(most//(6*s.dim*scores+5*8*s.layers*s.dim*graph.n_edges*steps)))
 
 # %% ../nbs/04_training.ipynb #24380952
-#: what a piece of work may take of the budget by plan; the rest is for what was not foreseen
-PARTS_OF_BUDGET = {'filter': .15, 'pilots': .15, 'epochs': .3}
-
 class Pilots(NamedTuple):
     "How candidates are tried."
     settings: TrainingSettings # `epochs`: of a short run
