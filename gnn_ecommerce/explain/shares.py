@@ -44,9 +44,9 @@ class Explainer:
         item_bias: np.ndarray|None = None,   # (n_items,)
         event_weights: dict[str, float]|None = None, # event type -> what one event counts
         model_version: str = '',             # of the checkpoint
-        low_rank: tuple[LowRank, float]|None = None, # part of the score, and its weight
+        low_rank: tuple[LowRank, float]|None = None, # and its weight
     ):
-        E = torch.as_tensor(embedding).detach().to('cpu', torch.float32).contiguous()
+        E = torch.as_tensor(embedding).detach().cpu().float().contiguous()
         _check_model(graph, E, filter)
         self.graph, self.alpha, self.weighted, self.cosine = graph, [float(a) for a in alpha], weighted, cosine
         self.filter, self.b, self.item_bias = (filter if b else None), float(b), item_bias

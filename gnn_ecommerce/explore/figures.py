@@ -374,7 +374,8 @@ def _moves_figure(state: ExplorerState) -> go.Figure:
     table, without = state.effect(), sorted(state.selection.without)
     gone = ', '.join(short(short_name(state.model.graph, i), 24) for i in without[:3])
     if len(without) > 3: gone += f' and {len(without)-3} more'
-    places = [f'{b} → {a}' if a else f'{b} → below {len(table)}' for b, a in zip(table.rank_before, table.rank_after)]
+    ranks = zip(table.rank_before, table.rank_after)
+    places = [f'{b} → {a}' if a else f'{b} → below {len(table)}' for b, a in ranks]
     notes = [dict(x=1.01, xref='paper', xanchor='left', y=k, text=place, showarrow=False, font=dict(size=11))
              for k, place in enumerate(places)]
     traces = _move_traces(table, places)

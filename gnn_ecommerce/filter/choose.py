@@ -113,10 +113,10 @@ def choose_filter(
     exclude: Literal['bought', 'seen', 'none'] = 'bought', # what is masked
     also_exclude: sp.csr_array|None = None, # further pairs
     max_users: int = 10000, # drawn by the seed
-    seconds: float|None = None, # of the search: fewer users if they would take longer
+    seconds: float|None = None, # of the search: fewer users if it would take longer
     refine: bool = False, # then try between the values
     show: bool = False,
-    **params, # others of each `GraphFilter`: n, seed, ...
+    **params, # others of `GraphFilter`: n, seed, ...
 ) -> tuple[GraphFilter, pd.DataFrame]: # the best, fitted; a row for each tried
     "Choose a filter's settings. Raises `GnnEcommerceError` if nobody has a target."
     grid = {k: list(v) for k, v in (default_grid(graph, method, exclude) if grid is None else grid).items()}
