@@ -46,7 +46,7 @@ from .filter.choose import choose_filter, choose_method, default_grid, estimate_
 from .filter.graph_filter import GraphFilter
 from .filter.hybrid import HybridRecommender, choose_b
 from .filter.methods import METHODS
-from .filter.parts import added_parts, choose_parts, part_arrays
+from .filter.parts import choose_parts, part_arrays, part_names
 
 # %% ../nbs/04_training.ipynb #abb66627
 class _ModelSettings(StageSettings):
@@ -903,10 +903,10 @@ def _json_rows(history: pd.DataFrame) -> list[dict]:
 
 def _summary(result: FitResult, monitor: str) -> str:
     "Say in one line how a run ended."
-    parts = [f'epoch {result.best_epoch} of {len(result.history)} ({result.stopped})', f'b {result.scoring["b"]:g}']
+    ended = f'epoch {result.best_epoch} of {len(result.history)} ({result.stopped})'
+    parts = [' + '.join(part_names(result.scoring)), ended]
     if result.temperature: parts.append(f'temperature {result.temperature:g}')
     parts.append('layer weights '+' '.join(f'{a:.2g}' for a in result.tensors['alpha'].tolist()))
-    parts += [f'{name.replace("_", " ")} {facts}' for name, facts in added_parts(result.scoring).items()]
     if monitor in result.validation:
         parts.append(f'validation {monitor} {result.validation[monitor]:.4f}')
     return ', '.join(parts)

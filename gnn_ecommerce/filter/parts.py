@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPREADS', 'fold_rows', 'project_histories', 'LowRank', 'log_popularity', 'EmbeddingSum', 'ChosenParts',
-           'PartSearch', 'AddedPart', 'choose_parts', 'with_parts', 'added_parts', 'part_arrays']
+           'PartSearch', 'AddedPart', 'choose_parts', 'with_parts', 'part_names', 'added_parts', 'part_arrays']
 
 # %% ../../nbs/filter/06_parts.ipynb #6c0a0003
 from collections.abc import Iterable, Sequence
@@ -242,6 +242,18 @@ def with_parts(
         parts.append(LowRank(model.graph, low['rank'], low['weighted'], factors=factors))
         weights.append(low['weight'])
     return EmbeddingSum(parts, weights, bias)
+
+# %% ../../nbs/filter/06_parts.ipynb #412fc314
+def part_names(
+    scoring: dict, # of a checkpoint
+) -> list[str]: # 'lightgcn', '5 x graph filter (paths)', '0.5 x low rank (16)', 'popularity'
+    "Say what a score is the sum of."
+    names, low = ['lightgcn'], scoring.get('low_rank')
+    if scoring.get('b'):
+        names.append(f'{scoring["b"]:g} x {scoring["filter"]["name"]}')
+    if low:
+        names.append(f'{low["weight"]:.3g} x low rank ({low["rank"]})')
+    return names+['popularity']*bool(scoring.get('popular'))
 
 def added_parts(
     scoring: dict, # of a checkpoint

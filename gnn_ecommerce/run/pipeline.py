@@ -323,13 +323,11 @@ def model_note(
 ) -> str: # one line; '' if the model is LightGCN alone
     "Say what the model is made of, for those who read the comparison."
     scoring = metadata.get('scoring') or {}
-    parts = [f'{scoring["b"]:g} x {scoring["filter"]["name"]}'] if scoring.get('b') else []
-    if low := scoring.get('low_rank'):
-        parts.append(f'{low["weight"]:.3g} x low rank ({low["rank"]})')
-    if scoring.get('popular'): parts.append('popularity')
-    if not parts: return ''
+    from gnn_ecommerce.filter.parts import part_names
+    parts = part_names(scoring)
+    if len(parts) < 2: return ''
     return (
-        f'hybrid is the model: lightgcn + {" + ".join(parts)}. The rows of these are '
+        f'hybrid is the model: {" + ".join(parts)}. The rows of these are '
         f'its parts; lightgcn is that of epoch {metadata["best_epoch"]}, the best one for the sum, which need not be '
         'its own best (training.filter: none trains it for itself). graph_filter is the filter with its defaults, a '
         'baseline.'
