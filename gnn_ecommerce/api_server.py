@@ -303,11 +303,12 @@ async def stop(self: ShopService):
     await self.model.close()
 
 @patch
-def state(self: ShopService) -> dict:
+async def state(self: ShopService) -> dict:
     "Say what answers and what waits."
     return {
         'store': 'up' if self.recorder.up else 'down',
-        'model': self.model.breaker.state,
+        'model': 'up' if await self.model.is_up() else 'down',
+        'circuit': self.model.breaker.state,
         'spool': len(self.recorder.spool),
         'popular': len(self.fallback.items or self.fallback.products),
     }
@@ -658,7 +659,7 @@ async def revoke(shop: TheShop, key_id: PathId):
 
 @admin_routes.get('/v1/admin/status', summary='What is away, what waits', response_model=dict[str, Any])
 async def status(shop: TheShop):
-    return {**shop.state(), 'recorder': shop.recorder.counts, 'model_calls': shop.model.counts}
+    return {**await shop.state(), 'recorder': shop.recorder.counts, 'model_calls': shop.model.counts}
 
 # %% ../nbs/09_api_server.ipynb #fd812ba8
 health_routes = APIRouter(tags=['health'])
@@ -672,7 +673,7 @@ async def readyz(shop: TheShop) -> dict[str, Any]:
     "Yes as soon as keys can be checked: without model server and database it still answers."
     if shop.stopping: raise HTTPException(503, 'stopping')
     if shop.recorder.cache.keys is None: raise HTTPException(503, NO_KEYS)
-    return {'status': 'ok', **shop.state()}
+    return {'status': 'ok', **await shop.state()}
 
 async def metrics(shop: TheShop):
     return Response(generate_latest(shop.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -5,10 +5,12 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
 from configparser import ConfigParser
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -23,6 +25,7 @@ from typer.testing import CliRunner
 
 from gnn_ecommerce import cli
 from gnn_ecommerce.core import ProjectPaths, example_project, run_stage, write_json
+from gnn_ecommerce.shop.spool import Spool
 
 
 @pytest.fixture(scope="module")
@@ -555,3 +558,20 @@ def test_serve_names_a_port_that_is_none(project):
     done = process("serve", "-C", project, MONITOR_PORT="nine")
     assert done.returncode == 1
     assert "MONITOR_PORT: expected a port, 0 to 65535, found 'nine'" in done.stderr
+
+
+def test_serve_beside_another_names_who_has_the_port(project, bundle):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        done = process("serve", "-C", project, PORT=port, MODEL_PORT=str(free_port()))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert (
+        f"PORT: expected a free port, found {port} used by" in done.stderr and f"process {os.getpid()}" in done.stderr
+    )
+
+
+def test_serve_beside_another_that_has_the_spool_says_so(project, bundle):
+    with closing(Spool(project / "data" / "store" / "spool")):
+        done = process("serve", "-C", project, PORT=str(free_port()), MODEL_PORT=str(free_port()))
+    assert done.returncode == 1 and "expected a free spool, found another process" in done.stderr
+    assert "The shop answers" not in done.stdout

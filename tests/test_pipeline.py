@@ -214,6 +214,7 @@ def test_demo_on_own_files_with_other_names(project, tmp_path):
     own = pd.concat([pd.read_csv(f, dtype=str) for f in files]).rename(columns=names).replace({"what": words})
     (tmp_path / "mine").mkdir()
     own.to_csv(tmp_path / "mine" / "log-1.csv", index=False)
+    shutil.copy(project / "data/raw/sample/products.csv", tmp_path / "mine")
     overlay = {"data_prep": {"columns": names, "event_types": {word: name for name, word in words.items()}}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(overlay), encoding="utf8")
     printed = demo(project, "--events", f"{tmp_path}/mine/log-*.csv", "--params", str(tmp_path / "mine.yaml")).stdout

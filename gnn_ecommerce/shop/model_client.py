@@ -145,6 +145,16 @@ async def _tries(self: ModelClient, method, path, answer, body, request_id):
         self.counts['retries'] += 1
         await asyncio.sleep(.01)
 
+# %% ../../nbs/shop/04_model_client.ipynb #d3176cf9
+@patch
+async def is_up(self: ModelClient,
+    timeout: float = .25, # seconds
+) -> bool:
+    "Say whether the model server answers now."
+    try: answer = await self.http.get('/livez', timeout=timeout)
+    except NO_ANSWER: return False
+    return answer.status_code == 200
+
 # %% ../../nbs/shop/04_model_client.ipynb #04b0a012
 @patch
 def _read(self: ModelClient, response: httpx.Response, answer: type) -> Any:
