@@ -1,5 +1,8 @@
 """New products, products that are bought again, or both; and parts that validation adds to the score."""
 
+import json
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,6 +23,8 @@ from gnn_ecommerce.core import (
 )
 from gnn_ecommerce.explain.shares import Explainer
 from gnn_ecommerce.explainability import run_explainability
+from gnn_ecommerce.explore.figures import page
+from gnn_ecommerce.explore.state import ExplorerState
 from gnn_ecommerce.filter.parts import ChosenParts
 from gnn_ecommerce.graph.interactions import InteractionGraph
 from gnn_ecommerce.inference import run_inference
@@ -315,6 +320,42 @@ def test_reasons_in_short_name_a_product_or_a_habit(served):
     assert all(reason.startswith(("you buy this about every ", "you bought ")) for reason in habits)
     (new,) = served.answer([Request(customer=-5)])
     assert served.because(new) == ["popular"] * len(new.items)
+
+
+@pytest.fixture(scope="module")
+def explored(grocer):
+    "The explorer on a customer of the shop, whose lists are of everything."
+    (grocer.root / "params.yaml").write_text(yaml.safe_dump(SETTINGS), encoding="utf8")
+    state = ExplorerState.from_project(grocer.root)
+    state.choose(1)
+    return state
+
+
+def test_the_explorer_lists_what_is_served(explored, served):
+    everything, again = served.answer([Request(customer=1, k=10, purpose=p) for p in ("all", "buy_again")])
+    assert explored.recommendations().product_id.tolist() == ids_of(served, everything)
+    listed = explored.buy_again()
+    assert listed.product_id.tolist() == ids_of(served, again)
+    assert listed.reason.tolist() == served.explained(again)[1]
+
+
+def test_the_explorer_takes_scores_apart_with_what_is_bought_again(explored):
+    state, item = explored.copy(), int(explored.recommendations().item[0])
+    state.pick(item)
+    splits = state.splits()
+    np.testing.assert_allclose(splits.groupby("split").share.sum(), state.score(), rtol=1e-6)
+    assert "bought again" in set(splits.label)
+    state.toggle(item)
+    assert item not in set(state.buy_again().item)
+    assert state.effect().query("item == @item").change.iloc[0] < 0
+
+
+def test_the_page_has_both_lists(explored, tmp_path):
+    text = page(explored, tmp_path / "page.html", inline=False, tops=(3,)).read_text(encoding="utf8")
+    data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.S)[1])
+    (customer,) = data["customers"]
+    assert [row["item"] for row in customer["again"]] == explored.buy_again().item.tolist()
+    assert {str(row["item"]) for row in customer["list"] + customer["again"]} == set(customer["products"])
 
 
 def test_a_part_of_the_score_is_taken_only_if_it_helps(grocer):
