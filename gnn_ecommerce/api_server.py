@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IdSetting', 'AnyId', 'PathId', 'ShortString', 'Strings', 'ListLength', 'QueryPrice', 'BodyPrice', 'Exclude',
-           'Purpose', 'ExpiryTime', 'EventTime', 'IdOut', 'State', 'NOT_PERSONAL', 'NO_KEYS', 'TheShop', 'TheRecord',
+           'ExpiryTime', 'EventTime', 'IdOut', 'State', 'NOT_PERSONAL', 'NO_KEYS', 'TheShop', 'TheRecord',
            'ERROR_HANDLERS', 'list_routes', 'SESSION_EXAMPLES', 'event_routes', 'EVENT_EXAMPLES', 'admin_routes',
            'health_routes', 'NOT_READY', 'NetworkSettings', 'ApiSettings', 'api_settings', 'StrictInput', 'BasketIn',
            'SessionIn', 'EventIn', 'EventsIn', 'KeyIn', 'ReasonOut', 'ItemOut', 'ListOut', 'EventsOut', 'DeletedOut',
@@ -40,8 +40,8 @@ from starlette.middleware.cors import CORSMiddleware
 # %% ../nbs/09_api_server.ipynb #09c0a040
 from .core import DataError, GnnEcommerceError, SettingsError, atomic_path, expected
 from gnn_ecommerce.serving.protocol import (
-    MAX_BASKET, MAX_K, MAX_PRODUCTS, PROBLEM, BasketItem, Filters, Item, ModelMetadata, ProblemError, Request, Result,
-    problem,
+    MAX_BASKET, MAX_K, MAX_PRODUCTS, PROBLEM, BasketItem, Filters, Item, ModelMetadata, ProblemError, Purpose, Request,
+    Result, problem,
 )
 from .shop.model_client import Fallback, ModelClient, ModelDown
 from .shop.recorder import Recorder
@@ -120,7 +120,6 @@ ListLength = Annotated[int, Query(ge=1, le=MAX_K, description='length of the lis
 QueryPrice = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 BodyPrice = Annotated[float, Field(ge=0, le=1e300, allow_inf_nan=False, strict=True)]
 Exclude = Literal['bought', 'seen', 'none']
-Purpose = Literal['discover', 'buy_again', 'all']
 ExpiryTime = Annotated[datetime, BeforeValidator(_time_as_text)]
 EventTime = Annotated[datetime, BeforeValidator(_time_as_text), _checked(check_time)]
 
@@ -140,7 +139,7 @@ class SessionIn(StrictInput):
     customer_id: AnyId|None = Field(None, description='if known')
     k: StrictInt = Field(20, ge=1, le=MAX_K)
     exclude: Exclude = 'bought'
-    purpose: Purpose = 'discover'
+    purpose: Purpose = Field('auto', description='new products, those bought again, or both; auto: as the bundle says')
     exclude_products: list[AnyId] = Field([], max_length=MAX_PRODUCTS, description='such as what is out of stock')
     only_products: list[AnyId]|None = Field(None, max_length=MAX_PRODUCTS, description='the only ones that may come')
     category: list[ShortString] = Field([], max_length=100)
@@ -212,12 +211,13 @@ class ListOut(BaseModel):
     "A list of products."
     recommendation_id: str = Field(description='to be sent with events that come of it')
     source: str = Field(
-        description='model, fold_in, content, popular, popular_in_category, random, similar; '
+        description='model, fold_in, content, buy_again, popular, popular_in_category, random, similar; '
                     'or fallback: the model server is away, these are popular'
     )
     fallback: bool = Field(description='is the model server away?')
     model_version: str|None = None
     items: list[ItemOut]
+    note: str|None = Field(None, description='why a list of what is bought again is empty')
 
 # %% ../nbs/09_api_server.ipynb #f0f8dca8
 State = Literal['stored', 'spooled']
@@ -366,14 +366,15 @@ async def recommend(self: ShopService,
     start = time.monotonic()
     history = await self.recorder.history(user) if user is not None else CustomerHistory()
     if history.deleted: user = None
-    hidden = _hidden(history, request.exclude if request.purpose == 'discover' else 'none')
-    left_out = [*request.exclude_products, *(self.model_id(product, 'product') for product in hidden)][:MAX_PRODUCTS]
+    hidden = _hidden(history, request.exclude)
+    hide = [self.model_id(product, 'product') for product in hidden[:MAX_PRODUCTS]]
     customer = self.model_id(user, 'customer') if user is not None else None
-    request = msgspec.structs.replace(request, exclude_products=left_out, customer=customer)
+    request = msgspec.structs.replace(request, hide=hide, customer=customer)
     try: result = await self._ask_model(request, history, record)
     except ModelDown:
         answer = Answer('fallback', None, self.fallback.pick(request, set(hidden)))
-    else: answer = Answer(result.source, result.model_version, result.items)
+    else:
+        answer = Answer(result.source, result.model_version, result.items, result.note)
     return self._to_response(answer, route, user, start, record)
 
 # %% ../nbs/09_api_server.ipynb #09c0a050
@@ -382,6 +383,7 @@ class Answer(NamedTuple):
     source: str
     model_version: str|None
     items: list[Item]
+    note: str = ''
 
 def _hidden(history: CustomerHistory, exclude: str) -> tuple[str, ...]: # products
     if exclude == 'none': return ()
@@ -418,7 +420,7 @@ async def similar(self: ShopService, product: str, k: int, record: RequestRecord
 # %% ../nbs/09_api_server.ipynb #09c0a019
 @patch
 def _to_response(self: ShopService, answer: Answer, route: str, user: str|None, start: float, record) -> dict:
-    source, version, items = answer
+    source, version, items, note = answer
     record.source, name = source, uuid.uuid4().hex
     self.metrics.lists.labels(route, source).inc()
     products, seconds = [item.product_id for item in items], time.monotonic()-start
@@ -429,6 +431,7 @@ def _to_response(self: ShopService, answer: Answer, route: str, user: str|None, 
         'fallback': source == 'fallback',
         'model_version': version,
         'items': msgspec.to_builtins(items),
+        'note': note or None,
     }
 
 # %% ../nbs/09_api_server.ipynb #2dc7cece
@@ -530,7 +533,7 @@ _list_out: dict[str, Any] = {'response_model': ListOut, 'response_model_exclude_
 @list_routes.get('/v1/customers/{customer_id:path}/recommendations', summary='A list for a customer', **_list_out)
 async def recommendations(
     shop: TheShop, record: TheRecord, customer_id: PathId, category: Strings, brand: Strings, k: ListLength = 20,
-    exclude: Exclude = 'bought', purpose: Purpose = 'discover', min_price: QueryPrice|None = None,
+    exclude: Exclude = 'bought', purpose: Purpose = 'auto', min_price: QueryPrice|None = None,
     max_price: QueryPrice|None = None, explain: bool = False,
 ):
     "For a customer whom nobody knows: popular products, and `source` says so."

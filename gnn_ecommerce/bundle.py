@@ -27,7 +27,8 @@ from gnn_ecommerce.core import (
 )
 from .ranking.evaluation import ranking_metrics
 from .data.event_profile import Profile
-from .models.fold_in import EdgeRule, History, Scorer, scoring_arrays
+from .models.fold_in import EdgeRule, EverythingScorer, History, Scorer, scoring_arrays
+from .filter.purposes import choose_purpose, purpose_text
 from .graph.interactions import InteractionGraph, pairs_csr
 from .ranking.recommender import Popular
 
@@ -45,6 +46,8 @@ class BundleSettings(StageSettings):
         '0: none; null: 50 for up to 250,000 customers, none for more')
     exclude: Literal['bought', 'seen', 'none'] = Field('bought',
         description='what of the history those lists leave out; requests that want another are scored')
+    purpose: Literal['auto', 'discover', 'buy_again', 'all'] = Field('auto', description='what lists are for if a '
+        "request does not say: see inference.purpose; those that are ranked in advance are for it")
     hide: list[Literal['val', 'test']] = Field(['val'],
         description='splits after training whose purchases count as bought')
     precision: Literal['fp32', 'fp16', 'int8'] = Field('fp32',
@@ -268,12 +271,16 @@ def top_lists(
     hidden: sp.csr_array, # bool (n_users, n_items)
     k: int,               # products of each list
     exclude: Literal['bought', 'seen', 'none'],
+    purpose: Literal['discover', 'buy_again', 'all'] = 'discover', # 'all': everything may come
 ) -> dict[str, np.ndarray]: # lists.items int32 (n_users, k), lists.scores float32 (n_users, k)
-    "Rank the lists of all known customers."
+    "Rank the lists of all known customers. What they buy again needs no list: it stands in their histories."
+    if not k: return {}
     items, scores = np.full((scorer.n_users, k), -1, np.int32), np.full((scorer.n_users, k), np.nan, np.float32)
+    everything = EverythingScorer(scorer), 'none', None
+    ranker, exclude, hidden = everything if purpose == 'all' else (scorer, exclude, hidden)
     for first in progress(range(0, scorer.n_users, 8192), 'lists'):
         users = np.arange(first, min(first+8192, scorer.n_users))
-        items[users], scores[users] = scorer.recommend(users, k, exclude, hidden)
+        items[users], scores[users] = ranker.recommend(users, k, exclude, hidden)
     return {'lists.items': items, 'lists.scores': scores}
 
 # %% ../nbs/07_bundle.ipynb #a03e7d23
@@ -531,13 +538,17 @@ def _defaults(graph: InteractionGraph, settings: BundleSettings) -> dict:
     return dict(model_version='unnamed', data_hash=graph.hash, dvc=None, git_commit=None, metrics={},
         content_weight=settings.content_weight or 0.)
 
+def _purpose(settings: BundleSettings, score: dict) -> str: # of lists, if a request does not say
+    return choose_purpose(settings.purpose, score.get('repeat'))
+
 def _facts(
     graph: InteractionGraph, rule: EdgeRule, settings: BundleSettings, dim: int, score: dict, loss: dict,
 ) -> dict:
     "What a manifest says of the arrays beside it."
     return dict(n_users=graph.n_users, n_items=graph.n_items, n_edges=graph.n_edges, dim=dim, score=score,
         scheme=rule.scheme, event_weights=rule.weights, precision=settings.precision, precision_loss=loss,
-        lists=dict(k=list_length(settings, graph.n_users), exclude=settings.exclude), versions=library_versions())
+        lists=dict(k=list_length(settings, graph.n_users), exclude=settings.exclude),
+        purpose=_purpose(settings, score), versions=library_versions())
 
 # %% ../nbs/07_bundle.ipynb #e2c730cf
 def build_bundle(
@@ -558,8 +569,7 @@ def build_bundle(
     scored = scored or scoring_arrays(graph, tensors, scoring, rule.weights)
     files, score = bundle_arrays(graph, tensors, scoring, rule, hidden, s.precision, scored)
     scorer = Scorer(as_used(files['model'] | files['users'] | files['items']), score)
-    if k := list_length(s, graph.n_users):
-        files['users'] |= top_lists(scorer, hidden, k, s.exclude)
+    files['users'] |= top_lists(scorer, hidden, list_length(s, graph.n_users), s.exclude, _purpose(s, score))
     loss = {} if s.precision == 'fp32' else precision_loss(Scorer(*scored), scorer, hidden, valid, s)
     facts = _facts(graph, rule, s, files['model']['item_embedding'].shape[1], score, loss)
     return open_bundle(write_bundle(folder, files, _defaults(graph, s) | about | facts))
@@ -675,8 +685,8 @@ def _compare_lists(a: Bundle, b: Bundle, sample: int, k: int) -> dict:
 
 # %% ../nbs/07_bundle.ipynb #42e5ed11
 _COMPARED = (
-    'model_version', 'data_hash', 'git_commit', 'dvc', 'scheme', 'event_weights', 'score', 'lists', 'precision',
-    'content_weight', 'dim', 'schema'
+    'model_version', 'data_hash', 'git_commit', 'dvc', 'scheme', 'event_weights', 'score', 'purpose', 'lists',
+    'precision', 'content_weight', 'dim', 'schema'
 )
 
 def diff(
@@ -818,11 +828,14 @@ def run_bundle(
     s, start = load_settings(BundleSettings, 'bundle', params), time.perf_counter()
     paths = ProjectPaths(resolve_params(params).parent)
     made = _pack(paths, s)
+    if s.purpose == 'auto':
+        print(purpose_text(made.manifest['score'].get('repeat')))
     write_json({'bundle': made.name}, paths.bundles/'latest.json')
     gone = prune(paths.bundles, paths.serving/'active.json', s.keep, made.name)
     write_json(bundle_metrics(made, time.perf_counter()-start), paths.report('bundle')/'metrics.json')
     facts = made.manifest
     print(f'{made} -> {made.path.relative_to(paths.root)}\n'
-        f'lists of {facts["lists"]["k"]}, {s.precision}, content weight {facts["content_weight"]:g} '
-        f'({facts["content_sessions"]:,} sessions)'+(f'; removed {", ".join(gone)}' if gone else ''))
+        f'lists of {facts["lists"]["k"]} ({facts["purpose"]}), {s.precision}, '
+        f'content weight {facts["content_weight"]:g} ({facts["content_sessions"]:,} sessions)'
+        +(f'; removed {", ".join(gone)}' if gone else ''))
     return made

@@ -128,11 +128,8 @@ class TrainedProject:
 
     @cached_property
     def explainer(self):
-        from gnn_ecommerce.explainability import event_weights
-        from gnn_ecommerce.explain.shares import Explainer
-        served = self.paths.served
-        settings = read_json(served.graph/'graph.json', 'graph_build').get('settings', {})
-        return Explainer.from_checkpoint(served.checkpoint, self.graph, event_weights(settings))
+        from gnn_ecommerce.explainability import project_explainer
+        return project_explainer(self.paths, self.graph, self.engine.parts.purpose)
 
 def open_project(
     folder: Path|None, # of the project; None: the current one, or one above it
@@ -175,8 +172,8 @@ Basket = Annotated[list[str]|None, typer.Option('--basket', '-b', help='Products
 CustomerIds = Annotated[list[str]|None, typer.Argument(metavar='CUSTOMER',
     help='Ids of customers; none with --basket, or for popular products.')]
 Length = Annotated[int, typer.Option('-k', min=1, max=1000, help='Length of the list.')]
-ListFor = Annotated[Literal['discover', 'buy_again', 'all'], typer.Option('--purpose',
-    help='New products, those that are bought again, or both.')]
+ListFor = Annotated[Literal['auto', 'discover', 'buy_again', 'all'], typer.Option('--purpose',
+    help='New products, those that are bought again, or both; auto: both if the shop sees enough repeats.')]
 LeaveOut = Annotated[Literal['bought', 'seen', 'none'], typer.Option(help='What of the history to leave out.')]
 Categories = Annotated[list[str]|None, typer.Option('--category',
     help='Only products of this category or one below it; may be given several times.')]
@@ -205,27 +202,34 @@ def list_request(
     return Request(basket=basket, filters=None if filters == Filters() else filters, category=popular_in, **more)
 
 # %% ../nbs/11_cli.ipynb #d5284944
-LIST_HEAD = ['', 'product', 'name', 'brand', 'category', 'price', 'score']
+LIST_HEAD = ['', 'product', 'name', 'brand', 'category', 'price', 'score', 'because of']
 
 def _list_row(item: dict) -> list: # cells under `LIST_HEAD`
     price = f'{item["price"]:.2f}' if 'price' in item else ''
     about = [item.get(key, '') for key in ('name', 'brand', 'category')]
-    return [item['rank'], str(item['product_id']), *about, price, item['score']]
+    return [item['rank'], str(item['product_id']), *about, price, item['score'], item.get('because', '')]
 
+def _with_reasons(trained: TrainedProject, listed: Any) -> dict: # the protocol's `Result`, and `because` of each item
+    result = json.loads(trained.engine.to_json(listed))
+    for item, because in zip(result['items'], trained.engine.because(listed)):
+        item['because'] = because
+    return result
+
+# %% ../nbs/11_cli.ipynb #3b1dd876
 def _who(result: dict) -> str:
     return 'new visitor' if result['customer'] is None else f'customer {result["customer"]}'
 
 def list_text(result: dict) -> str: # of the protocol's `Result`
     "Write a list for people."
     rows = [_list_row(item) for item in result['items']]
-    table = text_table(rows, LIST_HEAD) if rows else 'nothing is left to recommend'
+    table = text_table(rows, LIST_HEAD) if rows else result.get('note', 'nothing is left to recommend')
     return f'{_who(result)}: {result["source"].replace("_", " ")}\n{table}'
 
 # %% ../nbs/11_cli.ipynb #29f4b5c4
 @command(app, 'recommend')
 def recommend(
     customers: CustomerIds = None, basket: Basket = None, k: Length = 20, exclude: LeaveOut = 'bought',
-    purpose: ListFor = 'discover', category: Categories = None, brand: Brands = None, min_price: MinPrice = None,
+    purpose: ListFor = 'auto', category: Categories = None, brand: Brands = None, min_price: MinPrice = None,
     max_price: MaxPrice = None, content_weight: ContentWeight = 0., project: Project = None, as_json: Json = False,
 ):
     """Recommend products for customers, a basket or a new visitor.
@@ -240,7 +244,7 @@ def recommend(
                            k=k, exclude=exclude, purpose=purpose, content_weight=content_weight)
     ids = as_ids(customers or [], trained.graph.user_ids, 'customer') or [None]
     lists = trained.engine.answer([msgspec.structs.replace(request, customer=id) for id in ids])
-    results = [json.loads(trained.engine.to_json(listed)) for listed in lists]
+    results = [_with_reasons(trained, listed) for listed in lists]
     show({'model_version': trained.engine.version, 'results': results}, as_json,
          lambda value: '\n\n'.join(map(list_text, value['results'])))
 
@@ -275,8 +279,9 @@ def explained_list(
         raise UnknownIdError(expected('customer', known, repr(request.customer),
                                       'such a customer gets what is popular, for no other reason'))
     if len(products):
-        scores = engine.scorer.shares(engine.customers([listed]), 0, products).score
-        listed = replace(listed, items=products, scores=scores.astype(np.float32))
+        listed = replace(listed, items=products)
+        scores = engine.scorer.shares(engine.customers([listed]), 0, products).score+engine.repeat_shares(listed)
+        listed = replace(listed, scores=scores.astype(np.float32))
     result = json.loads(engine.to_json(listed))
     if not listed.basket: _add_others(trained, listed, result['items'])
     return result

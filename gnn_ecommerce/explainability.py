@@ -21,7 +21,7 @@ from gnn_ecommerce.core import (
     progress, read_json, read_table, resolve_params, rng, write_json, write_table
 )
 from .graph.interactions import EVENT_WEIGHTS, InteractionGraph
-from .graph.wording import leading, sentence, short_name
+from .graph.wording import as_sentence, leading, sentence, short_name
 from .explain.paths import connection, shortest_paths
 from gnn_ecommerce.explain.shares import (
     Explainer, Shares, deletion_curve, find, neighbours, plot_deletion, removal_correlation
@@ -30,8 +30,9 @@ from .inference import check_ids
 
 # %% auto #0
 __all__ = ['EXPLANATION_COLUMNS', 'ExplainabilitySettings', 'Reason', 'interesting_users', 'explained_users',
-           'read_recommendations', 'explain_recommendations', 'summary', 'plot_summary', 'customer_text',
-           'write_explanations', 'event_weights', 'ExplainabilityResult', 'run_explainability']
+           'purpose_of_lists', 'read_recommendations', 'explain_recommendations', 'summary', 'plot_summary',
+           'customer_text', 'write_explanations', 'event_weights', 'project_explainer', 'ExplainabilityResult',
+           'run_explainability']
 
 # %% ../nbs/06_explainability.ipynb #96caf891
 class ExplainabilitySettings(StageSettings):
@@ -62,7 +63,7 @@ class ExplainabilitySettings(StageSettings):
 @dataclass(frozen=True)
 class Reason:
     "What a sentence says, as data."
-    cause: str             # 'products', 'seen' (the product itself is in the history), 'self', 'bias' or 'nothing'
+    cause: str             # products, seen (the product itself is in the history), self, bias, repeat or nothing
     products: list[int]    # item indices, largest share first
     events: list[str]      # what the customer did with each: an event type
     part: float            # their share of the score (of 'self' and 'bias': that of the customer or product as such)
@@ -103,11 +104,13 @@ def reason(self: Explainer,
 ) -> Reason:
     "Find the largest shares of a score, and the people behind them."
     k, history = shares._column(item), shares.history
-    total, parts, own, bias = shares.score[k], shares.products[:, k], shares.own[k], shares.bias[k]
+    total, parts = shares.score[k], shares.products[:, k]
+    own, bias, repeat = shares.own[k], shares.bias[k], shares.repeat[k]
     lead = leading(parts, (self.effects(shares) if effects is None else effects)[:, k], history)
     def because(cause, rows, part, *people):
         fraction = float(part/total) if total > 0 else np.nan
         return Reason(cause, [int(x) for x in history[rows]], shares._main_events(rows), fraction, *people)
+    if repeat > max(total-repeat, 0): return because('repeat', lead[:0], repeat)
     if max(own, bias) > parts[parts > 0].sum() and max(own, bias) > 0:
         return because('self' if own >= bias else 'bias', lead[:1], max(own, bias))
     if not len(lead): return Reason('nothing', [], [], 0.)
@@ -136,6 +139,8 @@ def _sentence(self: Explainer,
 ) -> str: # 'Because you bought ..., and ... others ...'
     "Say why a product was recommended, in one line."
     reason = self.reason(shares, item, effects)
+    if reason.cause == 'repeat':
+        return as_sentence(self.repeat[0].reason(shares.user, item))
     names = [short_name(self.graph, x) for x in reason.products]
     return sentence(reason.cause, reason.events, names, reason.part, reason._about_people())
 
@@ -171,13 +176,16 @@ def interesting_users(
 def explained_users(
     graph: InteractionGraph,
     settings: ExplainabilitySettings,
+    purpose: str = 'discover', # of the lists; 'buy_again': who never bought anything has none
 ) -> list: # ids of customers
     "Choose whom the settings ask for. Raises `SettingsError` for ids of another type than the graph's."
     if settings.users:
         return check_ids(settings.users, graph, 'explainability.users')
-    users = np.flatnonzero(np.diff(graph.user_ptr))
+    able = np.bincount(graph.user, graph.purchased if purpose == 'buy_again' else None, graph.n_users) > 0
+    users = np.flatnonzero(able)
     if settings.choose == 'interesting':
         users = interesting_users(graph, settings.number)
+        users = users[able[users]]
     else:
         number = min(settings.number, len(users))
         users = rng(settings.seed, 'explainability').choice(users, number, replace=False)
@@ -198,8 +206,7 @@ def _product_rows(self: Shares, k: int, n: int) -> list[tuple]: # split, kind, s
         rows.append((split, 'product', self.embedding[e, k], path, event))
     if len(rest):
         rows.append((split, 'rest', self.products[rest, k].sum(), (), ''))
-    if self.bias.any(): rows.append((split, 'bias', self.bias[k], (), ''))
-    return rows
+    return rows+[(split, kind, share[k], (), '') for kind, share in self.general.items()]
 
 # %% ../nbs/06_explainability.ipynb #45925db2
 @patch
@@ -252,12 +259,21 @@ def explanation_rows(self: Explainer,
     return pd.DataFrame(out, columns=EXPLANATION_COLUMNS)
 
 # %% ../nbs/06_explainability.ipynb #d2027413
+def purpose_of_lists(
+    path: str|Path, # recommendations.parquet
+) -> str: # one of `filter.purposes.PURPOSES`
+    "Read what lists are for; all in a file are for the same."
+    file = check_table(path, 'recommendations', 'inference')
+    first = next(file.iter_batches(1, columns=['purpose']), None)
+    return first['purpose'][0].as_py() if first else 'discover'
+
+# %% ../nbs/06_explainability.ipynb #56a82ec7
 def read_recommendations(
     path: str|Path,  # recommendations.parquet
     users: list,     # ids
     k: int,          # of each, the first
     version: str,    # of the model at hand
-) -> pd.DataFrame: # user_id, product_id, rank, score, source
+) -> pd.DataFrame: # user_id, product_id, rank, score, source, purpose
     "Read the lists of some customers. Raises `ArtifactError` if they are another model's, `DataError` without a list."
     check_table(path, 'recommendations', 'inference')
     filters = [('user_id', 'in', users), ('rank', '<=', k)]
@@ -387,6 +403,16 @@ def event_weights(
     if scheme == 'unweighted': return dict.fromkeys(EVENT_WEIGHTS, 1.)
     return dict(settings.get('weights') or EVENT_WEIGHTS)
 
+# %% ../nbs/06_explainability.ipynb #98709284
+def project_explainer(
+    paths: ProjectPaths,
+    graph: InteractionGraph,   # of the served model
+    purpose: str = 'discover', # of the lists
+) -> Explainer:
+    "Explain the scores of the model that a project serves. Raises `ArtifactError` if a stage has not run."
+    built = read_json(paths.served.graph/'graph.json', 'graph_build').get('settings', {})
+    return Explainer.from_checkpoint(paths.served.checkpoint, graph, event_weights(built), purpose)
+
 # %% ../nbs/06_explainability.ipynb #82429f56
 @dataclass
 class ExplainabilityResult:
@@ -397,8 +423,8 @@ class ExplainabilityResult:
     metrics: dict          # metrics.json
 
 def _sample(graph: InteractionGraph, recs: pd.DataFrame, settings: ExplainabilitySettings) -> np.ndarray: # int (n, 2)
-    "Users and items of some recommendations of the model."
-    model = recs[recs.source == 'model']
+    "Users and items of some recommendations of the model; none of what is bought again, a part of its own."
+    model = recs[(recs.source == 'model') & (recs.purpose != 'buy_again')]
     some = model.iloc[rng(settings.seed, 'check').permutation(len(model))[:settings.check]]
     if not len(some): return np.zeros((0, 2), np.int64)
     return np.stack([graph.user_ids.encode(some.user_id.tolist()), graph.item_ids.encode(some.product_id.tolist())], 1)
@@ -437,10 +463,9 @@ def run_explainability(
     "Stage `explainability`: explain recommendations of a sample of customers, and test the shares."
     s, start = load_settings(ExplainabilitySettings, 'explainability', params), time.perf_counter()
     paths = ProjectPaths(resolve_params(params).parent)
-    served = paths.served
-    graph, built = InteractionGraph.load(served.graph), read_json(served.graph/'graph.json', 'graph_build')
-    explainer = Explainer.from_checkpoint(served.checkpoint, graph, event_weights(built.get('settings', {})))
-    file, users = paths.recommendations/'recommendations.parquet', explained_users(graph, s)
+    file, graph = paths.recommendations/'recommendations.parquet', InteractionGraph.load(paths.served.graph)
+    purpose = purpose_of_lists(file)
+    explainer, users = project_explainer(paths, graph, purpose), explained_users(graph, s, purpose)
     recs = read_recommendations(file, users, s.k, explainer.model_version)
     rows, worst = explain_recommendations(explainer, recs, s)
     write_explanations(rows, explainer, paths.recommendations/'explanations.parquet')

@@ -40,7 +40,7 @@ from .ranking.recommender import Popular, Recommender
 from .filter.parts import EmbeddingSum
 from .models.checkpoint import load_checkpoint
 from gnn_ecommerce.filter.purposes import (
-    PurposeRecommender, Tasks, evaluate_tasks, tasks_table, tasks_text
+    Tasks, evaluate_tasks, for_purpose, purpose_text, tasks_table, tasks_text
 )
 from .filter.repeat import repeat_of
 
@@ -53,8 +53,8 @@ class _ListSettings(StageSettings):
     users: list[int|str]|None = Field(None, description='ids of the users to recommend for; null: every user')
     users_file: str|None = Field(None,
         description='a file of them: text, one a line, or Parquet with a column user_id')
-    purpose: Literal['discover', 'buy_again', 'all'] = Field('discover',
-        description='what the lists are for: new products, those that are bought again, or both')
+    purpose: Literal['auto', 'discover', 'buy_again', 'all'] = Field('auto', description='what the lists are for: new '
+        "products, those that are bought again, or both; auto: both if enough of validation's purchases repeat a pair")
     chunk: int = Field(16_384, ge=1, le=10_000_000, description='users whose lists are in memory at a time')
 
 # %% ../nbs/05_inference.ipynb #64c17e98
@@ -171,12 +171,14 @@ class Recommending:
     version: str = ''                     # of the model
     popular: Popular = field(init=False)
     def __post_init__(self): self.popular = Popular().fit(self.model.graph)
+    @property
+    def purpose(self) -> str: return getattr(self.model, 'purpose', 'discover')
 
 @patch
 def _popular_lists(self: Recommending, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]: # items (n, k), scores (n, k)
     "Popular products for users outside of the graph, less what they bought (or saw)."
     exclude, graph, rows = self.settings.exclude, self.model.graph, self.outside[self.outside.user_id.isin(ids)]
-    if exclude == 'none': rows = rows[:0]
+    if exclude == 'none' or self.purpose == 'all': rows = rows[:0]
     elif exclude == 'bought': rows = rows[rows.bought]
     item = graph.item_ids.encode(rows.product_id.to_numpy(), unknown='mask')
     user = pd.Index(ids).get_indexer(rows.user_id)
@@ -196,7 +198,7 @@ def lists(self: Recommending,
     if inside.any():
         items[inside], scores[inside] = self.model.recommend(index[inside], settings.k, settings.exclude,
             self.also_exclude)
-    if not inside.all():
+    if not inside.all() and self.purpose != 'buy_again':
         items[~inside], scores[~inside] = self._popular_lists(ids[~inside])
     return items, scores, inside
 
@@ -204,8 +206,9 @@ def lists(self: Recommending,
 def recommendations_schema(graph: InteractionGraph) -> pa.Schema:
     "Columns of recommendations.parquet, with the mark of a table of this project."
     user, product = (pa.string() if ids.is_text else pa.int64() for ids in (graph.user_ids, graph.item_ids))
-    columns = dict(user_id=user, product_id=product, rank=pa.int32(), score=pa.float32(), source=pa.string(),
-        model_version=pa.string())
+    text = pa.string()
+    columns = dict(user_id=user, product_id=product, rank=pa.int32(), score=pa.float32(), source=text, purpose=text,
+        model_version=text)
     return pa.schema(columns, metadata={MARK_KEY: table_mark('recommendations')})
 
 def _labels(index: np.ndarray, labels: list[str]) -> pa.Array:
@@ -228,7 +231,7 @@ def recommendation_rows(
         pa.array(rank+1, pa.int32()),
         pa.array(scores[filled]),
         _labels((~by_model[row]).astype(np.int8), ['model', 'popular']),
-        _labels(np.zeros(len(row), np.int8), [job.version]),
+        *(_labels(np.zeros(len(row), np.int8), [label]) for label in (job.purpose, job.version)),
     ]
     return pa.Table.from_arrays(columns, schema=schema)
 
@@ -565,6 +568,8 @@ def metrics(self: InferenceResult) -> dict:
     new = self.by_activity[self.by_activity.group == 'new'] if len(self.by_activity) else []
     if len(new):
         numbers[f'new users recall@{self.k}'] = float(new[new.metric == f'recall@{self.k}']['mean'].iloc[0])
+    ranked = self.tasks[self.tasks.metric.isin([f'recall@{self.k}', f'ndcg@{self.k}'])]
+    numbers |= {f'{r.task}: {r.method} {r.metric}': r.mean for r in ranked.itertuples()}
     return numbers | self.counts
 
 # %% ../nbs/05_inference.ipynb #dca6571d
@@ -663,10 +668,11 @@ def write_inference_report(
     _write_plot(plot_by_popularity(result), folder/'by_popularity.png')
 
 # %% ../nbs/05_inference.ipynb #c34c90cf
-def _count_line(counts: dict) -> str:
+def _count_line(counts: dict, purpose: str) -> str:
     "What was written, and for whom."
-    return (f'{counts["n_rows"]:,} recommendations for {counts["n_users"]:,} users '
-        f'({counts["n_popular_users"]:,} of them unknown to the model: popular items)')
+    unknown = 'no list' if purpose == 'buy_again' else 'popular items'
+    return (f'{counts["n_rows"]:,} recommendations ({purpose}) for {counts["n_users"]:,} users '
+        f'({counts["n_popular_users"]:,} of them unknown to the model: {unknown})')
 
 def _split_line(counts: dict) -> str:
     "What the test split holds, and what of it is compared."
@@ -718,9 +724,9 @@ def served_job(
     model = load_checkpoint(served.checkpoint, graph)
     val, new = read_val(paths.processed/'val.parquet', graph)
     outside = outside_users(served.events, graph, served.table)
-    facts, version = model.metadata['scoring'].get('repeat'), model.model_version
-    weight = facts['weight'] if facts else 0.
-    model = PurposeRecommender(model, repeat_of(graph, facts), weight, settings.purpose)
+    scoring, version = model.metadata['scoring'], model.model_version
+    if settings.purpose == 'auto': print(purpose_text(scoring.get('repeat')))
+    model = for_purpose(model, scoring, settings.purpose)
     return Recommending(model, settings, pd.concat([outside, new], ignore_index=True), val, version)
 
 # %% ../nbs/05_inference.ipynb #88f8dd9a
@@ -734,7 +740,7 @@ def run_inference(
     methods(job.model.model, settings.baselines, settings.seed) # a wrong name stops before anything is written
     start, file = time.perf_counter(), paths.recommendations/'recommendations.parquet'
     counts = write_recommendations(file, job, chosen_users(settings, job.model.graph, job.outside, paths))
-    print(f'{_count_line(counts)} in {time.perf_counter()-start:.1f} s -> {file.relative_to(paths.root)}')
+    print(f'{_count_line(counts, job.purpose)} in {time.perf_counter()-start:.1f} s -> {file.relative_to(paths.root)}')
     result = InferenceResult({})
     del job # two models are not needed at once
     if settings.report:

@@ -30,7 +30,7 @@ from gnn_ecommerce.models.checkpoint import (
     TrainState, build_recommender, clear_state, git_commit, library_versions, load_state, save_model, save_state
 )
 from .models.losses import Loss, Softmax, make_loss
-from .filter.purposes import choose_repeat
+from .filter.purposes import choose_repeat, purpose_text
 from .ranking.evaluation import evaluate
 from .ranking.recommender import Recommender
 
@@ -873,7 +873,7 @@ def run_training(
     metadata = save_model(paths.checkpoints, result.tensors, _metadata(result, s, graph, targets, paths.root))
     (paths.checkpoints/'last'/'done').touch()
     _report(result, s, paths.report('training'))
-    print(f'{metadata["model_version"]}: {_summary(result, s.monitor)}')
+    print(f'{metadata["model_version"]}: {_summary(result, s.monitor)}\n{metadata["purpose"]}')
     return result
 
 # %% ../nbs/04_training.ipynb #36c7de2e
@@ -888,6 +888,7 @@ def _metadata(
         targets_hash=targets_hash(targets),
         n_users=graph.n_users, n_items=graph.n_items, n_edges=graph.n_edges, scheme=graph.scheme,
         scoring=result.scoring,
+        purpose=purpose_text(result.scoring.get('repeat')),
         settings=s.model_dump(),
         epochs=used.epochs, batch=used.batch, temperature=result.temperature,
         layer_weights=result.tensors['alpha'].tolist(),

@@ -42,7 +42,8 @@ def result(r):
     basket = [p for p in basket if isinstance(p, int)]
     known = isinstance(r.customer, int) and 0 < r.customer <= 1000
     start = r.customer % N if known else basket[-1] % N if basket else 0
-    out = set(r.exclude_products) | (set(basket) if r.exclude != "none" else set())
+    hidden = r.hide if r.purpose in ("auto", "discover") else []
+    out = set(r.exclude_products) | set(hidden) | (set(basket) if r.exclude != "none" else set())
     ranked = [p for p in ((start + i) % N + 1 for i in range(N)) if p not in out and p in CATALOGUE]
     return Result(r.customer, "model" if known else "fold_in" if basket else "popular", "test-1", items(ranked[:r.k]))
 

@@ -1,5 +1,8 @@
 """New products, products that are bought again, or both; and parts that validation adds to the score."""
 
+import json
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,12 +21,16 @@ from gnn_ecommerce.core import (
     rng,
     run_stage,
 )
+from gnn_ecommerce.explain.shares import Explainer
+from gnn_ecommerce.explainability import run_explainability
+from gnn_ecommerce.explore.figures import page
+from gnn_ecommerce.explore.state import ExplorerState
 from gnn_ecommerce.filter.parts import ChosenParts
 from gnn_ecommerce.graph.interactions import InteractionGraph
 from gnn_ecommerce.inference import run_inference
 from gnn_ecommerce.models.checkpoint import build_recommender, load_model
 from gnn_ecommerce.serving.engine import Engine
-from gnn_ecommerce.serving.protocol import Request
+from gnn_ecommerce.serving.protocol import BasketItem, Request
 from gnn_ecommerce.training import add_parts
 
 SETTINGS = merge_params(
@@ -115,6 +122,58 @@ def test_lists_hold_what_their_purpose_says(grocer):
     assert scores.apply(lambda s: s.is_monotonic_decreasing).all() and lists["buy_again"].score.between(0, 1).all()
 
 
+def test_the_share_of_repeats_chooses_what_lists_are_for(grocer, served, capsys):
+    share = read_json(grocer.checkpoints / "metadata.json", "training")["scoring"]["repeat"]["share"]
+    said = f"{share:.0%}".replace("%", " %") + " of validation's purchases repeat a pair: all"
+    lists, _ = infer(grocer, report=False)
+    assert said in capsys.readouterr().out and set(lists.purpose) == {"all"}
+    for metadata in (grocer.checkpoints, grocer.served.checkpoint):
+        assert read_json(metadata / "metadata.json", "training")["purpose"] == said
+    assert served.bundle.manifest["purpose"] == "all"
+
+
+@pytest.mark.parametrize("purpose", ["discover", "buy_again", "all"])
+def test_a_bundle_says_what_requests_are_for_that_do_not_say_it(grocer, purpose, tmp_path):
+    graph = InteractionGraph.load(grocer.graph)
+    tensors, metadata = load_model(grocer.checkpoints, graph)
+    settings = BundleSettings(purpose=purpose)
+    engine = Engine.of_bundle(build_bundle(tmp_path, graph, tensors, metadata["scoring"], settings))
+    for customer in engine.parts.user_ids.ids[:5].tolist():
+        given, meant = engine.answer([Request(customer=customer), Request(customer=customer, purpose=purpose)])
+        np.testing.assert_array_equal(given.items, meant.items)
+        np.testing.assert_allclose(given.scores, meant.scores)
+
+
+@pytest.mark.parametrize("purpose", ["buy_again", "all"])
+def test_explained_shares_add_up_with_what_is_bought_again(grocer, purpose):
+    infer(grocer, purpose=purpose, report=False)
+    settings = merge_params(SETTINGS, {"explainability": {"number": 3, "check": 5, "shortest": 0}})
+    (grocer.root / "params.yaml").write_text(yaml.safe_dump(settings), encoding="utf8")
+    result = run_explainability(grocer.root / "params.yaml")
+    sums = result.rows.groupby(["user_id", "product_id", "split"]).agg({"share": "sum", "score": "first"})
+    np.testing.assert_allclose(sums.share, sums.score, rtol=1e-5)
+    again = result.rows[result.rows.kind == "repeat"]
+    assert set(again.split) == {"first_step", "event_type", "people", "walks"}
+    if purpose == "buy_again":
+        np.testing.assert_allclose(again.share, again.score, rtol=1e-6)
+    lead = again[again.share > again.score / 2]
+    assert len(lead) and lead.sentence.str.contains("the last time was").all()
+
+
+def test_without_the_product_itself_nothing_is_bought_again(grocer):
+    graph = InteractionGraph.load(grocer.graph)
+    explainer = Explainer.from_checkpoint(grocer.checkpoints, graph, purpose="all")
+    item, other = graph.item[graph.edges_of(user=0)][:2].tolist()
+    before = explainer.shares(0, [item]).repeat[0]
+    gone, kept = (explainer.what_if(0, [x], [item]).change[item] for x in (item, other))
+    model = Explainer.from_checkpoint(grocer.checkpoints, graph)
+    assert gone == pytest.approx(model.what_if(0, [item], [item]).change[item] - before)
+    assert kept == pytest.approx(model.what_if(0, [other], [item]).change[item])
+    shares = explainer.shares(0, [item])
+    row = shares.history.tolist().index(item)
+    assert explainer.effects(shares)[row, 0] == pytest.approx(-gone)
+
+
 def test_every_method_is_measured_on_every_task(grocer):
     _, result = infer(grocer)
     table = pd.read_csv(grocer.report("inference") / "tasks.csv").set_index(["task", "method", "metric"])["mean"]
@@ -162,7 +221,7 @@ def with_parts(grocer):
 
 def test_a_bundle_serves_all_parts_of_the_score(with_parts, tmp_path):
     graph, tensors, scoring = with_parts
-    bundle = build_bundle(tmp_path, graph, tensors, scoring, BundleSettings(lists=7))
+    bundle = build_bundle(tmp_path, graph, tensors, scoring, BundleSettings(lists=7, purpose="discover"))
     model, users = build_recommender(graph, tensors, scoring), np.arange(graph.n_users)
     items, scores = model.recommend(users, 7)
     np.testing.assert_array_equal(bundle.lists[0], items)
@@ -171,7 +230,9 @@ def test_a_bundle_serves_all_parts_of_the_score(with_parts, tmp_path):
 
 def test_reasons_of_a_served_list_add_up_with_all_parts(with_parts, tmp_path):
     graph, tensors, scoring = with_parts
-    engine = Engine.of_bundle(build_bundle(tmp_path, graph, tensors, scoring, BundleSettings(lists=7)))
+    engine = Engine.of_bundle(
+        build_bundle(tmp_path, graph, tensors, scoring, BundleSettings(lists=7, purpose="discover"))
+    )
     customer = engine.parts.user_ids.id(3)
     for request in (
         Request(customer=customer, k=5, explain=True),
@@ -229,7 +290,72 @@ def test_a_list_of_repeats_keeps_to_the_request(served):
 def test_nobody_knows_what_a_stranger_buys_again(served):
     again, everything = served.answer([Request(customer=-5, purpose=purpose) for purpose in ("buy_again", "all")])
     assert (again.source, len(again.items)) == ("buy_again", 0)
+    assert "no purchase of this customer" in again.note and b'"note":"no purchase' in served.to_json(again)
     assert everything.source == "popular" and len(everything.items)
+
+
+def test_a_basket_is_folded_in_without_what_is_in_the_cart(served):
+    bought, cart, viewed = served.parts.item_ids.ids[:3].tolist()
+    basket = [BasketItem(bought, "purchase"), cart, BasketItem(viewed, "view")]
+    for customer in (None, served.parts.user_ids.id(1)):
+        (listed,) = served.answer([Request(customer=customer, basket=basket, purpose="all", k=100)])
+        ids = ids_of(served, listed)
+        assert listed.source == ("model" if customer is not None else "fold_in")
+        assert cart not in ids and {bought, viewed} <= set(ids)
+
+
+def test_what_was_bought_since_training_is_hidden_from_lists_of_new_products_alone(served):
+    customer = served.parts.user_ids.id(1)
+    for purpose in ("discover", "buy_again", "all"):
+        (whole,) = served.answer([Request(customer=customer, k=5, purpose=purpose)])
+        first = ids_of(served, whole)[0]
+        (left,) = served.answer([Request(customer=customer, k=5, purpose=purpose, hide=[first])])
+        assert (first in ids_of(served, left)) == (purpose != "discover")
+
+
+def test_reasons_in_short_name_a_product_or_a_habit(served):
+    customer = served.parts.user_ids.id(1)
+    again, everything = served.answer([Request(customer=customer, k=20, purpose=p) for p in ("buy_again", "all")])
+    habits = [reason for listed in (again, everything) for reason in served.because(listed)]
+    assert all(reason.startswith(("you buy this about every ", "you bought ")) for reason in habits)
+    (new,) = served.answer([Request(customer=-5)])
+    assert served.because(new) == ["popular"] * len(new.items)
+
+
+@pytest.fixture(scope="module")
+def explored(grocer):
+    "The explorer on a customer of the shop, whose lists are of everything."
+    (grocer.root / "params.yaml").write_text(yaml.safe_dump(SETTINGS), encoding="utf8")
+    state = ExplorerState.from_project(grocer.root)
+    state.choose(1)
+    return state
+
+
+def test_the_explorer_lists_what_is_served(explored, served):
+    everything, again = served.answer([Request(customer=1, k=10, purpose=p) for p in ("all", "buy_again")])
+    assert explored.recommendations().product_id.tolist() == ids_of(served, everything)
+    listed = explored.buy_again()
+    assert listed.product_id.tolist() == ids_of(served, again)
+    assert listed.reason.tolist() == served.explained(again)[1]
+
+
+def test_the_explorer_takes_scores_apart_with_what_is_bought_again(explored):
+    state, item = explored.copy(), int(explored.recommendations().item[0])
+    state.pick(item)
+    splits = state.splits()
+    np.testing.assert_allclose(splits.groupby("split").share.sum(), state.score(), rtol=1e-6)
+    assert "bought again" in set(splits.label)
+    state.toggle(item)
+    assert item not in set(state.buy_again().item)
+    assert state.effect().query("item == @item").change.iloc[0] < 0
+
+
+def test_the_page_has_both_lists(explored, tmp_path):
+    text = page(explored, tmp_path / "page.html", inline=False, tops=(3,)).read_text(encoding="utf8")
+    data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.S)[1])
+    (customer,) = data["customers"]
+    assert [row["item"] for row in customer["again"]] == explored.buy_again().item.tolist()
+    assert {str(row["item"]) for row in customer["list"] + customer["again"]} == set(customer["products"])
 
 
 def test_a_part_of_the_score_is_taken_only_if_it_helps(grocer):

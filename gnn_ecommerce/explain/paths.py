@@ -229,7 +229,7 @@ def walks(self: Explainer,
     rows = [*self._filter_rows(s, n), *best, ('other paths', paths-listed, ()), ('similarity', similarity, ())]
     if self.low_rank is not None:
         rows.append(('low rank', float(s.low_rank.sum()), ()))
-    if s.bias.any(): rows.append(('bias', float(s.bias[0]), ()))
+    rows += [(kind, float(share[0]), ()) for kind, share in s.general.items()]
     table = pd.DataFrame(rows, columns=['kind', 'share', 'path'])
     return Walks(self.graph, s.user, int(s.items[0]), float(s.score[0]), table, paths, similarity,
         float(s.filter.sum()), complete)

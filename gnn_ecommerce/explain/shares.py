@@ -22,6 +22,7 @@ from ..filter.methods import decay
 from ..filter.hybrid import HybridRecommender
 from ..filter.item_table import ItemTable
 from ..filter.parts import EmbeddingSum, LowRank
+from ..filter.repeat import RepeatRecommender, repeat_of
 from ..filter.methods import under_cap
 from ..graph.propagation import Adjacency, Propagation
 from ..ranking.recommender import check_indices
@@ -34,24 +35,26 @@ __all__ = ['Explainer', 'Shares', 'entries', 'find', 'table_entries', 'neighbour
 class Explainer:
     "Splits scores of LightGCN, with or without a graph filter, into shares that add up to them."
     def __init__(self,
-        graph: InteractionGraph,             # the training graph
-        embedding: torch.Tensor|np.ndarray,  # layer-0 embeddings E, (n_users + n_items, d), users first
-        alpha: Iterable[float],              # layer weights, (layers + 1,)
-        weighted: bool = True,               # does A carry weights?
-        cosine: bool = True,                 # score = cosine; False: dot product
-        filter: GraphFilter|None = None,     # in the score, fitted to `graph`
-        b: float = 0.,                       # its weight
-        item_bias: np.ndarray|None = None,   # (n_items,)
-        event_weights: dict[str, float]|None = None, # event type -> what one event counts
-        model_version: str = '',             # of the checkpoint
+        graph: InteractionGraph,
+        embedding: torch.Tensor|np.ndarray, # E of layer 0, (n_users + n_items, d), users first
+        alpha: Iterable[float],             # layer weights, (layers + 1,)
+        weighted: bool = True,              # A carries weights
+        cosine: bool = True,                # score = cosine, or dot product
+        filter: GraphFilter|None = None,    # in the score, fitted to `graph`
+        b: float = 0., # its weight
+        item_bias: np.ndarray|None = None,  # (n_items,)
+        event_weights: dict[str, float]|None = None, # what one event of a type counts
+        model_version: str = '',            # of the checkpoint
         low_rank: tuple[LowRank, float]|None = None, # and its weight
+        repeat: tuple[RepeatRecommender, float]|None = None, # likewise
     ):
         E = torch.as_tensor(embedding).detach().cpu().float().contiguous()
         _check_model(graph, E, filter)
-        self.graph, self.alpha, self.weighted, self.cosine = graph, [float(a) for a in alpha], weighted, cosine
+        self.graph, self.alpha, self.weighted, self.cosine = graph, list(map(float, alpha)), weighted, cosine
         self.filter, self.b, self.item_bias = (filter if b else None), float(b), item_bias
         self.event_weights, self.model_version = {**EVENT_WEIGHTS, **(event_weights or {})}, model_version
-        self.adjacency, self.embedding, self.low_rank = Adjacency.from_graph(graph, weighted), E.numpy(), low_rank
+        self.adjacency, self.embedding = Adjacency.from_graph(graph, weighted), E.numpy()
+        self.low_rank, self.repeat = low_rank, repeat
         self.after, self.item_embedding = self._propagate()
 
 # %% ../../nbs/explain/01_shares.ipynb #778732ba
@@ -92,15 +95,20 @@ def from_tensors(cls: Explainer,
     event_weights: dict[str, float]|None = None, # see the constructor
     filter: GraphFilter|None = None,  # the score's, if it is at hand
     model_version: str = '',          # see the constructor
+    purpose: str = 'discover',        # of the lists; 'all': with what is bought again; 'buy_again': that alone
 ) -> Explainer:
     "Explain what `training.fit` returned, or a checkpoint holds."
+    if purpose == 'buy_again':
+        return _repeats_alone(graph, scoring['repeat'], event_weights, model_version)
     filter = build_filter(graph, tensors, scoring) if filter is None else filter
     low, bias = scoring.get('low_rank'), tensors.get('popular.bias')
     if low is not None:
         factors = tensors['low_rank.factors'].numpy()
         low = LowRank(graph, low['rank'], low['weighted'], factors=factors), low['weight']
+    facts = scoring.get('repeat') if purpose == 'all' else None
+    repeat = facts and (repeat_of(graph, facts), facts['weight'])
     return cls(graph, tensors['embedding.weight'], tensors['alpha'], scoring['weighted'], scoring['cosine'], filter,
-        scoring['b'], None if bias is None else bias.numpy(), event_weights, model_version, low)
+        scoring['b'], None if bias is None else bias.numpy(), event_weights, model_version, low, repeat)
 
 # %% ../../nbs/explain/01_shares.ipynb #505d345b
 @patch(cls_method=True)
@@ -108,6 +116,7 @@ def from_checkpoint(cls: Explainer,
     folder: str|Path,        # `model-checkpoints/lightgcn`
     graph: InteractionGraph, # the graph that it was trained on
     event_weights: dict[str, float]|None = None, # see the constructor
+    purpose: str = 'discover', # see `from_tensors`
 ) -> Explainer: # with `model_version` set
     "Explain a checkpoint. Raises `ArtifactError` if it is damaged or belongs to another graph."
     tensors, metadata = load_model(folder)
@@ -115,18 +124,26 @@ def from_checkpoint(cls: Explainer,
         raise ArtifactError(expected('checkpoint', f'one of this graph (hash {graph.hash[:12]})',
             f'one of another ({metadata["graph_hash"][:12]})', 'run `dvc repro training`'))
     return cls.from_tensors(graph, tensors, metadata['scoring'], event_weights,
-        model_version=metadata['model_version'])
+        model_version=metadata['model_version'], purpose=purpose)
+
+# %% ../../nbs/explain/01_shares.ipynb #7f632257
+def _repeats_alone(graph: InteractionGraph, facts: dict, event_weights: dict|None, model_version: str) -> Explainer:
+    "An explainer whose only part is the probability that a product is bought again."
+    zero, repeat = np.zeros((graph.n_users+graph.n_items, 1), np.float32), (repeat_of(graph, facts), 1.)
+    return Explainer(graph, zero, [1.], cosine=False, event_weights=event_weights, model_version=model_version,
+        repeat=repeat)
 
 # %% ../../nbs/explain/01_shares.ipynb #2dea56a0
 @dataclass(frozen=True, eq=False)
 class Shares:
-    "Scores of one customer, split by first step: `own + bias + products.sum(0)` is `score`."
+    "Scores of one customer, split by first step: `own + bias + repeat + products.sum(0)` is `score`."
     graph: InteractionGraph
     user: int               # user index
     items: np.ndarray       # int (k,) items that are explained
     score: np.ndarray       # float64 (k,), as the recommender computes it
     own: np.ndarray         # float64 (k,), share of the customer's own embedding
     bias: np.ndarray        # float64 (k,), share of the item bias
+    repeat: np.ndarray      # float64 (k,), share of being bought again
     history: np.ndarray     # int (h,) products of the history
     embedding: np.ndarray   # float64 (h, k), share of each through LightGCN
     filter: np.ndarray      # float64 (h, k), share of each through the graph filter
@@ -142,7 +159,13 @@ class Shares:
     @property
     def total(self) -> np.ndarray: # float64 (k,)
         "Sum of all shares; the score, but for rounding."
-        return self.products.sum(0)+self.own+self.bias
+        return self.products.sum(0)+self.own+self.bias+self.repeat
+
+# %% ../../nbs/explain/01_shares.ipynb #45f30505
+@patch(as_prop=True)
+def general(self: Shares) -> dict[str, np.ndarray]: # kind -> float64 (k,)
+    "Shares of the product as such and of being bought again, as far as there are such."
+    return {kind: share for kind in ('bias', 'repeat') if (share := getattr(self, kind)).any()}
 
 # %% ../../nbs/explain/01_shares.ipynb #93e2015c
 @patch
@@ -230,6 +253,14 @@ def _filter_step(self: Explainer, edges: np.ndarray, items: np.ndarray) -> np.nd
     w = self.filter.history.data[edges].astype(np.float64)
     return self.b*self._filter_scale(edges)*w[:, None]*table_entries(self.filter.table, self.graph.item[edges], items)
 
+# %% ../../nbs/explain/01_shares.ipynb #b6c6fbaa
+@patch
+def _repeat_step(self: Explainer, edges: np.ndarray, items: np.ndarray) -> np.ndarray: # float64 (h, k)
+    "What each edge of the user adds because its product may be bought again."
+    if self.repeat is None: return np.zeros((len(edges), len(items)))
+    ranker, weight = self.repeat
+    return (self.graph.item[edges][:, None] == items)*(weight*ranker.probability[edges].astype(np.float64))[:, None]
+
 # %% ../../nbs/explain/01_shares.ipynb #45de4169
 @patch
 def _z(self: Explainer, user: int) -> np.ndarray: # float64 (d,)
@@ -281,19 +312,20 @@ def shares(self: Explainer,
     z_u = own+step.sum(0)
     c, filter, low_rank = self._norms(z_u, z_i), self._filter_step(edges, items), self._low_rank_step(edges, items)
     bias = np.zeros(len(items)) if self.item_bias is None else np.asarray(self.item_bias, np.float64)[items]
-    others = filter.sum(0), low_rank.sum(0), bias
+    repeat = self._repeat_step(edges, items).sum(0)
+    others = filter.sum(0), low_rank.sum(0), bias, repeat
     score = z_i@z_u/c+sum(others)
     scale = np.linalg.norm(z_u)*np.linalg.norm(z_i, axis=1)/c+sum(map(np.abs, others))
     types, events = self._event_parts(edges)
-    return Shares(graph, user, items, score, z_i@own/c, bias, graph.item[edges], step@z_i.T/c, filter, low_rank,
-        events, types, scale)
+    return Shares(graph, user, items, score, z_i@own/c, bias, repeat, graph.item[edges], step@z_i.T/c, filter,
+        low_rank, events, types, scale)
 
 # %% ../../nbs/explain/01_shares.ipynb #8f60f529
 @patch
 def table(self: Shares,
     item: int,          # one of `items`
     n: int|None = None, # products to list, the rest in one row; None: all
-) -> pd.DataFrame: # kind ('product', 'rest', 'self', 'bias'), item, label, events, share, embedding, filter, low_rank
+) -> pd.DataFrame: # kind (product, rest, self, bias, repeat), item, label, events, share, embedding, filter, low_rank
     "List one product's shares, largest first; the column `share` sums to the score."
     at, label = self._column(item), self.graph.item_label
     order = np.lexsort((self.history, -self.products[:, at]))
@@ -310,17 +342,18 @@ def table(self: Shares,
         rows.append(('bias', -1, 'the product as such', '', self.bias[at], 0., 0.))
     table = pd.DataFrame(rows, columns=['kind', 'item', 'label', 'events', *ways])
     table.insert(4, 'share', table[list(ways)].sum(axis=1))
-    return table
+    if not self.repeat[at]: return table
+    again = dict(kind='repeat', item=-1, label='bought again', events='purchase', share=self.repeat[at])
+    return pd.concat([table, pd.DataFrame([again|dict.fromkeys(ways, 0.)])], ignore_index=True)
 
 # %% ../../nbs/explain/01_shares.ipynb #f7b91534
 @patch
-def by_event_type(self: Shares) -> pd.DataFrame: # a row for each item; columns event types, `self`, and `bias` if any
+def by_event_type(self: Shares) -> pd.DataFrame: # a row for each item; columns event types, self, bias, repeat
     "Sum shares by the type of event with which the customer met the products; rows sum to the score."
     items = pd.Index(self.items, name='item')
     table = pd.DataFrame(self.products.T@self.events, columns=list(self.event_types), index=items)
     table['self'] = self.own
-    if self.bias.any(): table['bias'] = self.bias
-    return table
+    return table.assign(**self.general)
 
 # %% ../../nbs/explain/01_shares.ipynb #e96d82b1
 def neighbours(
@@ -431,7 +464,7 @@ def people(self: Explainer,
         index=pd.Index(s.items, name='item'))
     self._add_filter(table, s)
     if self.low_rank is not None: table['low_rank'] = s.low_rank.sum(0)
-    return table if not s.bias.any() else table.assign(bias=s.bias)
+    return table.assign(**s.general)
 
 # %% ../../nbs/explain/01_shares.ipynb #d846bce9
 def _random_shop(draw: np.random.Generator, seed: int) -> tuple[InteractionGraph, dict]:
@@ -500,6 +533,7 @@ def _scores_with(self: Explainer,
         kept, each = keep@self._low_rank_weights(edges), self._low_rank_step(edges, items)
         left = np.divide(self._low_rank_weights(edges).sum(), kept, out=np.zeros(len(kept)), where=kept > 0)
         score = score+np.sqrt(left)[:, None]*(keep@each)
+    score = score+keep@self._repeat_step(edges, items)
     return score if self.item_bias is None else score+np.asarray(self.item_bias, np.float64)[items]
 
 # %% ../../nbs/explain/01_shares.ipynb #6313138e
@@ -546,7 +580,7 @@ def effects(self: Explainer,
     if self.low_rank is not None:
         growth = _growth_without_one(self._low_rank_weights(edges))
         after += growth[:, None]*(shares.low_rank.sum(0)-shares.low_rank)
-    return shares.score-shares.bias-after
+    return shares.score-shares.bias-shares.repeat+self._repeat_step(edges, shares.items)-after
 
 # %% ../../nbs/explain/01_shares.ipynb #d8df19c8
 @patch
@@ -560,8 +594,9 @@ def without_edges(self: Explainer,
     filter = GraphFilter(**self.filter.params).fit(smaller) if self.filter is not None else None
     low = self.low_rank and (LowRank(smaller, self.low_rank[0].rank, self.low_rank[0].weighted,
         factors=self.low_rank[0].factors), self.low_rank[1])
+    repeat = self.repeat and (RepeatRecommender(smaller, self.repeat[0].model), self.repeat[1])
     return Explainer(smaller, self.embedding, self.alpha, self.weighted, self.cosine, filter, self.b, self.item_bias,
-        self.event_weights, low_rank=low)
+        self.event_weights, low_rank=low, repeat=repeat)
 
 # %% ../../nbs/explain/01_shares.ipynb #7712352f
 def _deletion_order(explainer: Explainer, s: Shares, order: str, draw: np.random.Generator) -> np.ndarray: # int (h,)

@@ -287,7 +287,7 @@ _LIGHT = ('#E69F00', '#56B4E9', '#F0E442', '#BBBBBB', '#999999', '#CC79A7')
 def _split_color(split: str, part: str, k: int) -> str:
     "A colour for the k-th part of a split; event types have their own, what is not a product is grey."
     if split == 'events' and part in EVENT_COLORS: return EVENT_COLORS[part]
-    return {'rest': '#BBBBBB', 'self': '#999999', 'bias': '#777777'}.get(part, PALETTE[k % 7])
+    return {'rest': '#BBBBBB', 'self': '#999999', 'bias': '#777777', 'repeat': '#009E73'}.get(part, PALETTE[k % 7])
 
 # %% ../../nbs/explore/03_figures.ipynb #9ee06287
 def _share_bar(r: Any, color: str, score: float) -> dict:
@@ -502,10 +502,12 @@ def _product_page(state: ExplorerState, item: int, modes: list[str], tops: list[
 def _customer_page(state: ExplorerState, user_id: Any, modes: list[str], tops: list[int]) -> dict:
     "What the page shows of one customer."
     state.choose(user_id)
-    listed = [dict(rank=int(r.rank), item=int(r.item), name=r.name, brand=r.brand, price=money(r.price),
-                   reason=r.reason) for r in state.recommendations().itertuples()]
-    products = {r['item']: _product_page(state, r['item'], modes, tops) for r in listed}
-    return dict(id=str(state.id), note=state.view.note, about=history_text(state.history()), list=listed,
+    def rows(table):
+        return [dict(rank=int(r.rank), item=int(r.item), name=r.name, brand=r.brand, price=money(r.price),
+                     reason=r.reason) for r in table.itertuples()]
+    listed, again = rows(state.recommendations()), rows(state.buy_again())
+    products = {item: _product_page(state, item, modes, tops) for item in {r['item']: r for r in listed+again}}
+    return dict(id=str(state.id), note=state.view.note, about=history_text(state.history()), list=listed, again=again,
                 timeline=figure_json(history_figure(state)), products=products)
 
 # %% ../../nbs/explore/03_figures.ipynb #c0b449bd

@@ -32,12 +32,15 @@ function customer(k) {
   at('about').textContent = c.about;
   draw('timeline', c.timeline);
   at('list').replaceChildren(...c.list.map(line));
-  if (c.list.length) product(c.list[0].item);
+  at('again').replaceChildren(...c.again.map(line));
+  at('buy-again').hidden = !c.again.length;
+  const first = c.list[0] || c.again[0];
+  if (first) product(first.item);
 }
 
 function product(item) {
   now.item = item;
-  for (const row of at('list').children) {
+  for (const row of [...at('list').children, ...at('again').children]) {
     const on = row.dataset.item == item;
     row.setAttribute('aria-selected', on);
     row.querySelector('button').setAttribute('aria-current', on);

@@ -179,6 +179,7 @@ def _make_parts(self: PathExplorer):
     self.timeline, self.paths, self.shares = Plot('history'), Plot('paths'), Plot('shares')
     self.effect, self.map = Plot('effect'), Plot('map')
     self.list = Rows(heads=['#', 'product', 'brand', '#price'], label='recommendations', empty='No recommendations.')
+    self.again = Rows(heads=['#', 'product', 'brand', '#price'], label='buy again', empty='Nothing to buy again.')
     self.history = Rows(heads=['product', 'brand', 'last event'], label='history', toggle='what if not?',
                         empty='No history.')
     self.similar = Rows(heads=['product', 'brand', '#price', '#cosine', '#customers of both'],
@@ -193,8 +194,10 @@ def _arrange(self: PathExplorer):
     wide = dict(flex='1.6 1 400px')
     why = _box(_head('Why?'), _line(self.mode, self.top), self.paths, self.shares, **wide)
     what_if = _box(_line(_head('What if?'), self.reset), self.effect, **wide)
+    lists = self.state.model.lists
+    again = (_head('Buy again'), self.again) if lists is not None and lists.repeat is not None else ()
     pairs = (
-        (_box(_head('Recommendations'), self.list), why),
+        (_box(_head('Recommendations'), self.list, *again), why),
         (_box(_head('History'), self.history), what_if),
         (_box(self.near, self.similar), _box(_head('Similar customers'), self.people)),
     )
@@ -219,7 +222,7 @@ def _connect(self: PathExplorer):
     self.mode.observe(lambda c: (self.state.show(c.new), self._draw_paths()), 'value')
     self.top.observe(lambda c: (self.state.show(top=c.new), self._draw_paths()), 'value')
     self.reset.on_click(lambda _: (self.state.put_back(), self._draw_lists()))
-    for rows in (self.list, self.similar):
+    for rows in (self.list, self.again, self.similar):
         rows.on_msg(lambda _, m, __: self.pick(m['key']))
     self.history.on_msg(lambda _, m, __: (self.pick if m['event'] == 'choose' else self.toggle)(m['key']))
     self.people.on_msg(lambda _, m, __: self.choose(m['key']))
@@ -311,9 +314,8 @@ def _draw_lists(self: PathExplorer,
     "Draw the list and the history, then the product."
     history = self.state.history()
     self.reset.disabled = not self.state.selection.without
-    self.list.rows = [
-        dict(key=int(r.item), cells=[_rank(r), r.name, r.brand, money(r.price)], detail=r.reason)
-        for r in self.state.recommendations().itertuples()]
+    self.list.rows = [_list_row(r, _rank(r)) for r in self.state.recommendations().itertuples()]
+    self.again.rows = [_list_row(r, str(r.rank)) for r in self.state.buy_again().itertuples()]
     rows = [dict(key=int(r.item), cells=[r.name, r.brand, _last_event(r)], on=bool(r.removed))
             for r in history.head(most).itertuples()]
     more = [dict(key=None, cells=[f'and {len(history)-most:,} earlier products', '', ''])]
@@ -325,9 +327,13 @@ def _draw_lists(self: PathExplorer,
 def _plain(user_id: Any) -> Any:
     return user_id.item() if hasattr(user_id, 'item') else user_id
 
+def _list_row(r: Any, rank: str) -> dict: # as `Rows` takes it
+    return dict(key=int(r.item), cells=[rank, r.name, r.brand, money(r.price)], detail=r.reason)
+
 def _rank(r: Any) -> str:
     return str(r.rank) if r.rank == r.rank_before else f'{r.rank} (was {r.rank_before})'
 
+# %% ../../nbs/explore/04_page.ipynb #29324a28
 def _last_event(r: Any) -> str:
     "What was last done with a product, and when; its date does not break."
     date = ', '+str(r.last_time)[:10].replace('-', '\u2011') if hasattr(r, 'last_time') else ''
@@ -338,7 +344,7 @@ def _last_event(r: Any) -> str:
 def _draw_product(self: PathExplorer):
     "Draw what depends on the chosen product."
     state, item = self.state, self.state.selection.item
-    for rows in (self.list, self.history): rows.selected = item
+    for rows in (self.list, self.again, self.history): rows.selected = item
     self._draw_paths()
     self.shares.show(shares_figure(state))
     self.effect.show(effect_figure(state))

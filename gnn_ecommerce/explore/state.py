@@ -23,7 +23,8 @@ from gnn_ecommerce.core import (
     resolve_params, rng
 )
 from ..explainability import event_weights
-from ..graph.wording import short_name
+from ..graph.wording import as_sentence, short_name
+from ..filter.purposes import PurposeRecommender, for_purpose
 from ..graph.interactions import InteractionGraph
 from ..filter.graph_filter import GraphFilter
 from ..filter.hybrid import HybridRecommender
@@ -104,6 +105,7 @@ class ExplorerModel:
     exclude: str = 'bought' # what of the history is left out of the lists: bought, seen, none
     also_exclude: sp.csr_array|None = None # (n_users, n_items) pairs that are left out as well
     seed: int = 0           # of "surprise me"
+    lists: PurposeRecommender|None = None # what the lists are of; None: the recommender's own
     maps: dict = field(default_factory=dict, init=False, repr=False) # of `item_points`
 
     @cached_property
@@ -111,6 +113,11 @@ class ExplorerModel:
 
     @cached_property
     def popular(self) -> Popular: return Popular().fit(self.graph)
+
+    @property
+    def everything(self) -> bool:
+        "Do the lists hold what was bought, too?"
+        return self.lists is not None and self.lists.purpose == 'all'
 
     @cached_property
     def group_masks(self) -> dict[str, np.ndarray|None]: # bool (n_users,), None for all
@@ -143,11 +150,13 @@ def from_project(cls: ExplorerModel,
         what = 'a checkpoint of this graph'
         raise ArtifactError(expected(served.checkpoint, what, 'one of another', 'run `dvc repro training`'))
     weights = event_weights(read_json(served.graph/'graph.json', 'graph_build').get('settings', {}))
-    recommender = build_recommender(graph, tensors, metadata['scoring'])
+    scoring, val = metadata['scoring'], paths.processed/'val.parquet'
+    recommender = build_recommender(graph, tensors, scoring)
+    lists = for_purpose(recommender, scoring, 'discover' if settings.purpose == 'buy_again' else settings.purpose)
     graph_filter = getattr(recommender, 'filter_part', None)
-    explainer = Explainer.from_tensors(graph, tensors, metadata['scoring'], weights, graph_filter)
-    val = paths.processed/'val.parquet'
-    defaults = dict(exclude=settings.exclude, also_exclude=read_val(val, graph)[0] if val.is_file() else None)
+    explainer = Explainer.from_tensors(graph, tensors, scoring, weights, graph_filter, purpose=lists.purpose)
+    defaults = dict(exclude=settings.exclude, lists=lists,
+                    also_exclude=read_val(val, graph)[0] if val.is_file() else None)
     return cls(recommender, explainer, ProjectEvents(paths, graph), **defaults | options)
 
 # %% ../../nbs/explore/02_state.ipynb #56621eab
@@ -456,7 +465,8 @@ def _list(self: CustomerView, without: frozenset) -> pd.DataFrame:
     model = self.model
     if self.id is None: items, scores = np.zeros(0, np.int64), np.zeros(0)
     elif self.personal:
-        lists = model.recommender.recommend(np.array([self.user]), model.k, model.exclude, model.also_exclude)
+        ranker = model.lists or model.recommender
+        lists = ranker.recommend(np.array([self.user]), model.k, model.exclude, model.also_exclude)
         items, scores = (x[0] for x in lists)
     else: items, scores = self._popular()
     table = model.facts(items[items >= 0])
@@ -471,6 +481,25 @@ def recommendations(self: CustomerView,
 ) -> pd.DataFrame: # rank, columns of `facts`, score, reason, rank_before (0: it was not in the list), score_before
     "The customer's list, best first."
     return self.made('_list', without)
+
+# %% ../../nbs/explore/02_state.ipynb #f3054ec0
+@patch
+def _buy_again(self: CustomerView) -> pd.DataFrame:
+    model, repeat = self.model, self.model.lists and self.model.lists.repeat
+    if self.user is None or repeat is None:
+        return model.facts([]).assign(rank=[], probability=[], reason=[])
+    items, p = (row[0] for row in repeat.again_lists(np.array([self.user]), model.k))
+    items, p = items[items >= 0], p[items >= 0]
+    reasons = [as_sentence(repeat.reason(self.user, int(item))) for item in items]
+    return model.facts(items).assign(rank=np.arange(1, len(items)+1), probability=p.astype(float), reason=reasons)
+
+@patch
+def buy_again(self: CustomerView,
+    without: frozenset = frozenset(), # items taken out of the history
+) -> pd.DataFrame: # columns of `facts`, rank, probability, reason
+    "List what the customer may buy again, most probable first."
+    table = self.made('_buy_again')
+    return table[~table.item.isin(without)]
 
 # %% ../../nbs/explore/02_state.ipynb #58cdd98e
 @patch
@@ -493,8 +522,9 @@ def _ranked(
 @patch
 def _list_without(self: CustomerView, without: frozenset) -> pd.DataFrame:
     model, (before, after) = self.model, self.made('_scores', without)
-    mask = model.recommender._mask(np.array([self.user]), model.exclude, model.also_exclude)
-    allowed = np.ones(self.graph.n_items, bool)
+    mask, allowed = None, np.ones(self.graph.n_items, bool)
+    if not model.everything:
+        mask = model.recommender._mask(np.array([self.user]), model.exclude, model.also_exclude)
     if mask is not None: allowed[mask.indices] = False
     order, rank = _ranked(before, allowed), np.zeros(len(before), np.int64)
     rank[order] = np.arange(1, len(order)+1)
@@ -566,8 +596,8 @@ def paths(self: CustomerView,
 # %% ../../nbs/explore/02_state.ipynb #401b8db5
 #: what parts of a score are called
 _PART_LABELS = {
-    'self': 'own taste', 'bias': 'liked in general', 'people_with_both': 'people who have both',
-    'other_people': 'other people', 'products': 'similar products', 'yourself': 'own history again',
+    'self': 'own taste', 'bias': 'liked in general', 'repeat': 'bought again', 'other_people': 'other people',
+    'people_with_both': 'people who have both', 'products': 'similar products', 'yourself': 'own history again',
     'filter': 'graph filter', 'path': 'paths', 'filter path': 'paths', 'other paths': 'paths',
     'other filter paths': 'paths', 'similarity': 'learned similarity', 'low_rank': 'taste of the whole shop',
     'low rank': 'taste of the whole shop', 'purchase': 'purchases', 'view': 'views',
@@ -585,7 +615,7 @@ def _product_split(self: CustomerView, item: int, n: int) -> list[tuple]:
     if len(order) > n:
         rows.append(('products', 'rest', f'{len(order)-n} other products', part[order[n:]].sum()))
     rows.append(('products', 'self', _PART_LABELS['self'], shares.own[0]))
-    return rows+[('products', 'bias', _PART_LABELS['bias'], shares.bias[0])]*bool(shares.bias[0])
+    return rows+[('products', part, _PART_LABELS[part], share[0]) for part, share in shares.general.items()]
 
 # %% ../../nbs/explore/02_state.ipynb #aff30bda
 @patch
@@ -760,6 +790,7 @@ class _SelectedTables:
     def recommendations(self):
         return self.view.recommendations(self.selection.without)
     def history(self): return self.view.history(self.selection.without)
+    def buy_again(self): return self.view.buy_again(self.selection.without)
     def timeline(self): return self.view.timeline()
     def effect(self): return self.view.effect(self.selection.without)
     def score(self): return self.view.score(self.selection.item)
@@ -896,7 +927,8 @@ def show(self: ExplorerState,
 
 # %% ../../nbs/explore/02_state.ipynb #feb4ea89
 TABLES = (
-    'recommendations', 'history', 'paths', 'products', 'splits', 'effect', 'similar', 'timeline', 'similar_customers'
+    'recommendations', 'buy_again', 'history', 'paths', 'products', 'splits', 'effect', 'similar', 'timeline',
+    'similar_customers'
 )
 
 @patch

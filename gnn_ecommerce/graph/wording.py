@@ -12,7 +12,8 @@ import numpy as np
 from .interactions import InteractionGraph
 
 # %% auto #0
-__all__ = ['DID', 'product_name', 'short_name', 'listed', 'what_they_did', 'leading', 'sentence']
+__all__ = ['DID', 'product_name', 'short_name', 'listed', 'what_they_did', 'leading', 'sentence', 'in_short',
+           'as_sentence']
 
 # %% ../../nbs/graph/05_wording.ipynb #d0e1b006
 def product_name(
@@ -93,3 +94,19 @@ def sentence(
     if reason == 'products': return f'Because you {did}{others}{percent}.'
     cause = 'Because of your taste as a whole' if reason == 'self' else 'Because it is liked in general'
     return f'{cause}{percent}'+(f'; of single products, that you {did} counts most.' if did else '.')
+
+# %% ../../nbs/graph/05_wording.ipynb #0bebae43
+def in_short(
+    reason: Literal['products', 'seen', 'self', 'bias', 'nothing'],
+    event_types: Sequence[str] = (), # what the customer did with each product, most important first
+    names: Sequence[str] = (),       # the products' names
+    popular: str = 'popular',        # how 'bias' is said
+) -> str: # 'you bought the brush'
+    "Say in a few words why a product was recommended."
+    if reason == 'bias': return popular
+    if reason == 'self' or not names: return 'your taste as a whole'
+    return f'you {what_they_did(event_types[:1], ["it" if reason == "seen" else names[0]])}'
+
+def as_sentence(text: str) -> str:
+    "Write a clause as a sentence."
+    return f'{text[0].upper()}{text[1:]}.'

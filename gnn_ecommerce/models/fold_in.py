@@ -31,7 +31,7 @@ from ..ranking.topk import TopK, check_k, clean_mask
 
 # %% auto #0
 __all__ = ['EdgeRule', 'History', 'graph_history', 'scoring_arrays', 'Customers', 'Scorer', 'basket_history',
-           'exclusion', 'ScoreShares']
+           'EverythingScorer', 'exclusion', 'ScoreShares']
 
 # %% ../../nbs/models/05_fold_in.ipynb #e2969250
 class EdgeRule:
@@ -212,6 +212,7 @@ class Scorer(Recommender):
         columns, age = [arrays[f'history.{name}'] for name in _COLUMNS], arrays.get('history.age')
         self.graph = self.history = History(*columns, len(items), tuple(facts['event_types']), age)
         self.low_rank, self.bias, self.repeat = facts.get('low_rank'), arrays.get('popular.bias'), facts.get('repeat')
+        self.half_life = (facts.get('popular') or {}).get('half_life')
         table = items if self.low_rank is None else np.concatenate([items, arrays['low_rank.factors']], 1)
         self.items = _ItemSide(np.zeros((0, table.shape[1]), np.float32), table, item_bias=self.bias)
         self.filter = None
@@ -375,9 +376,6 @@ def scores(self: Scorer,
     whole[:, columns] = out
     return self._add_filter(whole, who)[:, columns]
 
-# %% ../../nbs/models/05_fold_in.ipynb #1a99282e
-#| export
-
 # %% ../../nbs/models/05_fold_in.ipynb #bd567c66
 @patch
 def again(self: Scorer,
@@ -407,6 +405,14 @@ def again_reason(self: Scorer, user: int, item: int) -> str: # 'you buy this abo
     row = slice(*self.history.indptr[user:user+2])
     at = row.start+int(np.flatnonzero(np.asarray(self.history.items[row]) == item)[0])
     return repeat_reason(*(float(self.arrays[f'history.again_{name}'][at]) for name in ('count', 'since', 'interval')))
+
+# %% ../../nbs/models/05_fold_in.ipynb #9a12efe4
+class EverythingScorer(Recommender):
+    "score(u, i) = the scorer's + what being bought again adds."
+    def __init__(self, scorer: Scorer):
+        self.scorer, self.graph, self.name = scorer, scorer.graph, scorer.name
+    def score(self, users):
+        return self.scorer.add_again(self.scorer.score(users), users)
 
 # %% ../../nbs/models/05_fold_in.ipynb #fb02016a
 @patch
@@ -546,11 +552,11 @@ def _without_each(self: Scorer, step, own, w, unit) -> np.ndarray: # float64 (h,
 
 # %% ../../nbs/models/05_fold_in.ipynb #70f9a86b
 @patch
-def sentence(self: ScoreShares,
+def reason(self: ScoreShares,
     k: int, # which of `items`
     name: Callable[[int], str], # item index -> what it is called
-) -> str: # 'Because you bought ...'
-    "Say in one line why a product was recommended."
+) -> tuple[str, list[str], list[str], float]: # cause, event types and names of the products behind it, their share
+    "Find what has most of a score, as `wording.sentence` takes it."
     parts, score, h = self.products[:, k], self.score[k], self.history
     lead = wording.leading(parts, self.effects[:, k], h.items)
     if max(self.own[k], self.bias[k]) > max(parts[parts > 0].sum(), 0):
@@ -560,4 +566,9 @@ def sentence(self: ScoreShares,
         reason, part = 'seen', parts[lead[0]]
     else: reason, part = 'products', parts[lead].sum()
     events, names = [h.event_types[e] for e in h.event[lead]], [name(int(item)) for item in h.items[lead]]
-    return wording.sentence(reason, events, names, part/score if score > 0 else np.nan)
+    return reason, events, names, part/score if score > 0 else np.nan
+
+@patch
+def sentence(self: ScoreShares, k: int, name: Callable[[int], str]) -> str: # 'Because you bought ...'
+    "Say in one line why a product was recommended."
+    return wording.sentence(*self.reason(k, name))

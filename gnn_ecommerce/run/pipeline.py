@@ -427,14 +427,16 @@ def customer_story(
     k: int = 5,     # recommendations to show
     n: int = 6,     # latest events to show
 ) -> dict: # history, recommended (frames), bought_later (product ids), n_events, k and hits (of the whole list)
-    "Read what the served model knows of a customer, what is recommended, and what they first bought after that."
+    "Read what the served model knows of a customer, what is recommended, and what of that kind they bought after it."
     paths, mine = ProjectPaths(root), [('user_id', '=', user_id)]
     read = lambda file, columns=None, also=(): pq.read_table(file, columns=columns, filters=[*mine, *also]).to_pandas()
     served, columns = paths.served, ['user_id', 'event_time', 'event_type', 'product_id']
     events = read(served.events, columns, served.filters)
     recs = read(paths.recommendations/'recommendations.parquet').sort_values('rank')
-    later = read(paths.processed/'test.parquet', ['user_id', 'product_id']).product_id
-    bought = set() if 'test' in served.parts else set(later)
+    purpose = recs.purpose.iloc[0] if len(recs) else 'discover'
+    targets = dict(discover=['test'], buy_again=['test_again'], all=['test', 'test_again'])[purpose]
+    later = [read(paths.processed/f'{name}.parquet', ['user_id', 'product_id']).product_id for name in targets]
+    bought = set() if 'test' in served.parts else set().union(*later)
     return {
         'history': events.sort_values('event_time', ascending=False, kind='stable').head(n),
         'recommended': recs.head(k),
@@ -443,6 +445,18 @@ def customer_story(
         'k': len(recs),
         'hits': len(bought & set(recs.product_id)),
     }
+
+# %% ../../nbs/run/01_pipeline.ipynb #4fcd6cd5
+def _reasons(engine: Any, user_id: Any, recs: pd.DataFrame) -> list[str]: # one for each row
+    "Say in a few words why each product of a customer's list is there; '' without an engine."
+    if engine is None or not len(recs): return ['']*len(recs)
+    from gnn_ecommerce.serving.engine import Listed
+    from gnn_ecommerce.serving.protocol import Request
+    purpose, source, ids = recs.purpose.iloc[0], recs.source.iloc[0], engine.parts.item_ids
+    source = 'buy_again' if purpose == 'buy_again' else source
+    items = pd.Series([ids.find(product_id) for product_id in recs.product_id]).to_numpy()
+    user = engine.parts.user_ids.find(user_id)
+    return engine.because(Listed(Request(purpose=purpose), source, items, recs.score.to_numpy(), user))
 
 # %% ../../nbs/run/01_pipeline.ipynb #82866b9c
 def _history_table(story: dict, products: pd.DataFrame) -> Table|Text:
@@ -455,27 +469,34 @@ def _history_table(story: dict, products: pd.DataFrame) -> Table|Text:
         table.add_row(f'{event.event_time:%Y-%m-%d %H:%M}', event.event_type, *_product_row(event.product_id, products))
     return table
 
-def _list_table(story: dict, products: pd.DataFrame) -> Table:
-    "The customer's recommendations."
+def _list_table(story: dict, products: pd.DataFrame, reasons: list[str]) -> Table:
+    "The customer's recommendations, each with a reason."
     table = Table(box=box.SIMPLE_HEAD, title='what is recommended', title_justify='left', title_style='italic',
                   pad_edge=False)
     for name in ('', 'product', 'brand', 'price', 'because of'):
         table.add_column(name, justify='right' if name in ('', 'price') else 'left')
-    for r in story['recommended'].itertuples():
+    for r, because in zip(story['recommended'].itertuples(), reasons):
         later = ' (bought later)' if r.product_id in story['bought_later'] else ''
-        source = 'popularity' if r.source == 'popular' else 'the model'
-        table.add_row(str(r.rank), *_product_row(r.product_id, products), source+later)
+        table.add_row(str(r.rank), *_product_row(r.product_id, products), because+later)
     return table
 
 # %% ../../nbs/run/01_pipeline.ipynb #pl000011
-def customer_view(root: str|Path, who: str, user_id: Any, k: int = 5, n: int = 6) -> Group:
-    "Show one customer on a rich console: what they did, what is recommended."
+def customer_view(
+    root: str|Path, # the project
+    who: str,       # what the customer is an example of
+    user_id: Any,
+    engine: Any = None, # a `serving.engine.Engine` of the project, which knows the reasons
+    k: int = 5,     # recommendations to show
+    n: int = 6,     # latest events to show
+) -> Group:
+    "Show one customer on a rich console: what they did, what is recommended, and because of what."
     story = customer_story(root, user_id, k, n)
     products = _products(root, {*story['history'].product_id, *story['recommended'].product_id})
     head = Text.assemble((f'{who}: ', 'bold'), f'customer {user_id}, {story["n_events"]} events')
-    parts = [head, _history_table(story, products), _list_table(story, products)]
+    reasons = _reasons(engine, user_id, story['recommended'])
+    parts = [head, _history_table(story, products), _list_table(story, products, reasons)]
     if story['bought_later']:
-        parts.append(Text(f'  Of the {len(story["bought_later"])} products that they first bought in the test period, '
+        parts.append(Text(f'  Of the {len(story["bought_later"])} such products that they bought in the test period, '
                           f'{story["hits"]} are among the {story["k"]} recommended.'))
     return Group(*parts, Text())
 
@@ -512,6 +533,11 @@ def _write_page(root: str|Path, page: Path, ids: list) -> Path:
     return write(ExplorerState.from_project(root), page, ids)
 
 # %% ../../nbs/run/01_pipeline.ipynb #1e5ed343
+def _engine(paths: ProjectPaths) -> Any:
+    from gnn_ecommerce.serving.engine import Engine, project_parts
+    return Engine(project_parts(paths))
+
+# %% ../../nbs/run/01_pipeline.ipynb #ca6e6a8f
 def show_results(
     root: str|Path|None = None,   # the project; found from the current folder by default
     console: Console|None = None, # where to print
@@ -522,15 +548,17 @@ def show_results(
     paths = ProjectPaths(root)
     plain = dict(markup=False, highlight=False, soft_wrap=True)
     console.print(terminal_comparison(comparison(root)))
-    about = [model_note(read_json(paths.checkpoints/'metadata.json', 'training')), refit_note(paths)]
+    metadata = read_json(paths.checkpoints/'metadata.json', 'training')
+    about = [model_note(metadata), refit_note(paths), metadata.get('purpose', '')]
     console.print('\n'.join(filter(None, about))+'\n', markup=False, highlight=False)
     paired = paths.report('inference')/'differences.csv'
     table = paired_table(pd.read_csv(paired)) if paired.is_file() else None
     if table is not None: console.print(table)
     costs = stage_costs(root)
     if len(costs): console.print(cost_table(costs))
+    engine = _engine(paths)
     for who, user_id in example_customers(root):
-        console.print(customer_view(root, who, user_id))
+        console.print(customer_view(root, who, user_id, engine))
     if note: console.print(Text.from_markup(note))
     why = explained_view(root)
     if why is None: return

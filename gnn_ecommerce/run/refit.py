@@ -160,7 +160,7 @@ def final_metadata(
 ) -> dict:
     "Describe the final model: what it is, and whose figures may be quoted for it."
     kept = ('device', 'settings', 'temperature', 'layer_weights', 'epochs', 'batch', 'best_epoch', 'monitor', 'metrics',
-            'git_commit', 'versions')
+            'purpose', 'git_commit', 'versions')
     sizes = dict(graph_hash=graph.hash, n_users=graph.n_users, n_items=graph.n_items, n_edges=graph.n_edges)
     return {key: evaluated[key] for key in kept} | sizes | dict(scheme=graph.scheme, scoring=scoring,
         evaluated_version=evaluated['model_version'], until=last.isoformat(), parts=parts)

@@ -14,11 +14,13 @@ import numpy as np
 import orjson
 import scipy.sparse as sp
 from fastcore.basics import patch
+from msgspec import structs
 
 from ..bundle import Bundle, MappedIds
 from ..core import ProjectPaths, expected, read_json, read_table, rng
+from ..filter.purposes import choose_purpose
 from ..graph.interactions import InteractionGraph
-from ..graph.wording import product_name
+from ..graph.wording import as_sentence, in_short, product_name
 from ..models.catalogue import Catalogue, blend, blend_factor
 from ..models.fold_in import Customers, EdgeRule, Scorer, ScoreShares, basket_history
 from ..ranking.recommender import Popular
@@ -37,6 +39,7 @@ class RankedLists(NamedTuple):
     items: np.ndarray  # int32 (n_users, k), -1 pads
     scores: np.ndarray # float32 (n_users, k)
     exclude: str       # what of the history they leave out
+    purpose: str = 'discover' # what they are for
 
 @dataclass(frozen=True, eq=False)
 class Parts:
@@ -50,6 +53,7 @@ class Parts:
     hidden: tuple[np.ndarray, np.ndarray] # bought since training: int (n_users+1,) where each starts, items
     lists: RankedLists|None = None
     content_weight: float = 0. # for baskets, unless the request says another
+    purpose: str = 'discover'  # of lists, unless the request says another
     bundle: Bundle|None = None # where they come from
 
     @property
@@ -61,10 +65,11 @@ class Parts:
 @patch(cls_method=True)
 def of_bundle(cls: Parts, bundle: Bundle) -> Parts:
     "Take the parts of a bundle."
-    lists = None if bundle.lists is None else RankedLists(*bundle.lists, bundle.manifest['lists']['exclude'])
-    hidden = bundle.arrays['hidden.indptr'], bundle.arrays['hidden.items']
+    hidden, facts = (bundle.arrays['hidden.indptr'], bundle.arrays['hidden.items']), bundle.manifest
+    listed_for = 'all' if facts['purpose'] == 'all' else 'discover'
+    lists = None if bundle.lists is None else RankedLists(*bundle.lists, facts['lists']['exclude'], listed_for)
     return cls(bundle.scorer, bundle.catalogue, bundle.user_ids, bundle.item_ids, bundle.rule, bundle.popularity,
-               hidden, lists, bundle.manifest['content_weight'], bundle)
+               hidden, lists, facts['content_weight'], facts['purpose'], bundle)
 
 @patch(cls_method=True)
 def of_graph(cls: Parts,
@@ -78,7 +83,8 @@ def of_graph(cls: Parts,
     hidden = sp.csr_array((graph.n_users, graph.n_items), dtype=bool) if hidden is None else hidden
     users, items = (MappedIds(MappedIds.arrays_of(ids, 'x'), 'x') for ids in (graph.user_ids, graph.item_ids))
     return cls(scorer, catalogue or Catalogue.from_graph(graph), users, items, rule or EdgeRule(graph.scheme),
-               Popular().fit(graph).popularity, (hidden.indptr, hidden.indices))
+               Popular().fit(graph).popularity, (hidden.indptr, hidden.indices),
+               purpose=choose_purpose('auto', scorer.repeat))
 
 # %% ../../nbs/serving/02_engine.ipynb #f9df1b17
 class Candidates(NamedTuple):
@@ -115,6 +121,7 @@ class Listed:
     basket: list = field(default_factory=list) # (item index, event type)
     weight: float = 0.           # of content
     factor: float = 0.           # by which content's scores were multiplied
+    note: str = ''               # why the list is empty
 
 @dataclass(eq=False)
 class Job:
@@ -141,10 +148,13 @@ class Planner:
         request: Request,
     ) -> Listed|Job:
         "Answer a request if no score is needed; else say what must be scored."
+        if request.purpose == 'auto':
+            request = structs.replace(request, purpose=self.parts.purpose)
         user = -1 if request.customer is None else self.parts.user_ids.find(request.customer)
         basket = self._basket(request.basket) if request.basket else []
         allowed = None if request.filters is None else self.parts.catalogue.allowed(request.filters)
-        banned = self._indices(request.exclude_products) if request.exclude_products else _NONE
+        left_out = [*request.exclude_products, *(request.hide if request.purpose == 'discover' else ())]
+        banned = self._indices(left_out) if left_out else _NONE
         candidates = Candidates(allowed, banned)
         if request.purpose == 'buy_again':
             return self._again(request, user, basket, candidates)
@@ -166,35 +176,49 @@ def _basket(self: Planner, basket: Sequence[BasketItem|Any]) -> list[tuple[int, 
     indexed = [(self.parts.item_ids.find(id), event_type) for id, event_type in pairs]
     return [(item, event_type) for item, event_type in indexed if item >= 0 and self.parts.rule([event_type]) > 0]
 
+# %% ../../nbs/serving/02_engine.ipynb #a47ff6a0
 @patch
 def _basket_job(self: Planner, request: Request, user: int, basket: list, candidates: Candidates) -> Job:
     "Say what must be scored for a basket."
     weight = self.parts.content_weight if request.content_weight is None else request.content_weight
-    if request.exclude != 'none' and request.purpose == 'discover':
+    if request.purpose == 'all': candidates = _without_cart(candidates, basket)
+    elif request.exclude != 'none':
         candidates = candidates._replace(banned=np.union1d(candidates.banned, [item for item, _ in basket]))
     return Job(request, user, basket, candidates, weight)
 
-# %% ../../nbs/serving/02_engine.ipynb #4ba7fed3
-#| export
+def _without_cart(candidates: Candidates, basket: list) -> Candidates:
+    "Leave out what is being bought already; what was only viewed, or bought earlier in the session, may come again."
+    in_cart = [item for item, event_type in basket if event_type == 'cart']
+    return candidates._replace(banned=np.union1d(candidates.banned, in_cart).astype(np.int64))
 
 # %% ../../nbs/serving/02_engine.ipynb #ad638878
 @patch
 def _again(self: Planner, request: Request, user: int, basket: list, candidates: Candidates) -> Listed:
-    "Rank what a customer has bought; the basket is being bought already."
+    "Rank what a customer has bought, without what is in the cart."
     items, p = self.parts.scorer.again(user)
-    if basket:
-        candidates = candidates._replace(banned=np.union1d(candidates.banned, [item for item, _ in basket]))
-    keep = candidates.mask(items)
+    keep = _without_cart(candidates, basket).mask(items)
     items, p = items[keep], p[keep]
     best = np.lexsort((items, -p))[:request.k]
-    return Listed(request, 'buy_again', items[best], p[best], user)
+    note = '' if len(best) else self._why_nothing(user)
+    return Listed(request, 'buy_again', items[best], p[best], user, note=note)
+
+# %% ../../nbs/serving/02_engine.ipynb #8c65c2b5
+@patch
+def _why_nothing(self: Planner, user: int) -> str:
+    "Say why a customer has nothing to buy again."
+    if self.parts.scorer.repeat is None:
+        return "too few of this shop's purchases repeat a pair"
+    if len(self.parts.scorer.again(user)[0]):
+        return 'the request leaves out all that this customer has bought'
+    return 'no purchase of this customer is known to the model'
 
 # %% ../../nbs/serving/02_engine.ipynb #2d13bad3
 @patch
 def _from_list(self: Planner, request: Request, user: int, candidates: Candidates) -> Listed|None:
     "Filter the ranked list of a customer; None if too little is left."
     lists = self.parts.lists
-    if lists is None or request.exclude != lists.exclude or request.purpose != 'discover':
+    if lists is None or request.purpose != lists.purpose: return None
+    if request.purpose == 'discover' and request.exclude != lists.exclude:
         return None
     items, scores = lists.items[user], lists.scores[user]
     whole = items[-1] < 0 # nothing comes after it
@@ -367,17 +391,22 @@ def explained(self: Engine,
         return [[ReasonItem('repeat', float(p))] for p in listed.scores], [self._again_sentence(listed.user, item)
             for item in listed.items]
     model, content = self._all_shares(listed)
-    added = {'score': content.sum(0), 'products': content, 'effects': content}
-    both = replace(model, **{name: getattr(model, name)+more for name, more in added.items()})
-    columns, repeat = range(len(model.items)), self._repeat_shares(listed)
+    both, repeat = _together(model, content), self.repeat_shares(listed)
+    columns, again = range(len(model.items)), repeat > np.maximum(both.score, 0)
     reasons = [self._reasons(model, content, column, listed.request.reasons)
         +[ReasonItem('repeat', float(repeat[column]))]*bool(repeat[column]) for column in columns]
     return reasons, [self._again_sentence(listed.user, listed.items[column])
-        if repeat[column] > max(both.score[column], 0.) else both.sentence(column, self.name) for column in columns]
+        if again[column] else both.sentence(column, self.name) for column in columns]
+
+# %% ../../nbs/serving/02_engine.ipynb #6c489660
+def _together(model: ScoreShares, content: np.ndarray) -> ScoreShares: # content: float64 (h, k)
+    "Add content's shares to the model's."
+    added = {'score': content.sum(0), 'products': content, 'effects': content}
+    return replace(model, **{name: getattr(model, name)+more for name, more in added.items()})
 
 # %% ../../nbs/serving/02_engine.ipynb #57f81b9e
 @patch
-def _repeat_shares(self: Engine, listed: Listed) -> np.ndarray: # float64 (k,)
+def repeat_shares(self: Engine, listed: Listed) -> np.ndarray: # float64 (k,)
     "What being bought again adds to each score of a list of everything."
     if listed.request.purpose != 'all': return np.zeros(len(listed.items))
     scores = np.zeros((1, self.parts.n_items), np.float32)
@@ -385,15 +414,35 @@ def _repeat_shares(self: Engine, listed: Listed) -> np.ndarray: # float64 (k,)
 
 @patch
 def _again_sentence(self: Engine, user: int, item: int) -> str:
-    reason = self.scorer.again_reason(user, int(item))
-    return f'{reason[0].upper()}{reason[1:]}.'
-
+    return as_sentence(self.scorer.again_reason(user, int(item)))
 
 @patch
 def name(self: Engine, item: int) -> str:
     "Name a product."
     about = self.catalogue.describe(item)
     return product_name(about['name'], about['brand'], about['category'], self.parts.item_ids.id(item))
+
+# %% ../../nbs/serving/02_engine.ipynb #8c508efa
+_IN_SHORT = {'popular': 'popular', 'popular_in_category': 'popular in its category', 'random': 'drawn by chance'}
+
+@patch
+def because(self: Engine,
+    listed: Listed,
+) -> list[str]: # 'you bought Lip balm 3', 'you buy this about every 23 days', 'popular this week'
+    "Say in a few words why each product of a list is there."
+    if listed.source in _IN_SHORT:
+        return [_IN_SHORT[listed.source]]*len(listed.items)
+    def every(item):
+        return self.scorer.again_reason(listed.user, int(item)).split(';')[0]
+    if listed.source == 'buy_again':
+        return [every(item) for item in listed.items]
+    both, repeat = _together(*self._all_shares(listed)), self.repeat_shares(listed)
+    recently = {7.: ' this week', 30.: ' this month'}.get(self.scorer.half_life, '')
+    def words(column):
+        cause, events, names, _ = both.reason(column, self.name)
+        return in_short(cause, events, names, f'popular{recently}')
+    return [every(item) if again > max(score, 0.) else words(column)
+        for column, (item, again, score) in enumerate(zip(both.items, repeat, both.score))]
 
 # %% ../../nbs/serving/02_engine.ipynb #e8d96ae0
 @patch
@@ -443,7 +492,8 @@ class Encoder:
         "Put the head of a list before its encoded rows."
         customer, source = encode(listed.request.customer), listed.source.encode()
         head = b'{"customer":%b,"source":"%b","model_version":%b,"items":[' % (customer, source, self._version)
-        return head+b','.join(rows)+b']}'
+        note = b',"note":%b' % encode(listed.note) if listed.note else b''
+        return head+b','.join(rows)+b']%b}' % note
 
     def rows(self, listed: Listed) -> list[bytes]: # an `Item` each
         "Write the products of a list, without reasons."

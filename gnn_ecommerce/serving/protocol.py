@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_K', 'MAX_BASKET', 'MAX_PRODUCTS', 'MAX_REQUESTS', 'MAX_VALUES', 'MAX_BODY', 'MAX_ANSWER', 'Id', 'Text',
-           'K', 'Price', 'Share', 'EventType', 'ListSource', 'PROBLEM', 'INTERNAL_ERROR', 'TITLES', 'ROUTES',
+           'K', 'Price', 'Share', 'EventType', 'Purpose', 'ListSource', 'PROBLEM', 'INTERNAL_ERROR', 'TITLES', 'ROUTES',
            'BasketItem', 'Filters', 'Request', 'RecommendRequest', 'ReasonItem', 'Item', 'Result', 'RecommendResponse',
            'SimilarResponse', 'ServedBundle', 'VersionResponse', 'ActivateRequest', 'ActivateResponse', 'InferTensor',
            'InferOutput', 'InferRequest', 'InferResponse', 'TensorInfo', 'ModelMetadata', 'ServerMetadata', 'problem',
@@ -30,6 +30,8 @@ K = Annotated[int, Meta(ge=1, le=MAX_K, description='length of the list')]
 Price = Annotated[float, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 EventType = Literal['view', 'cart', 'remove_from_cart', 'purchase']
+# new products; what the customer may buy again; both; or (auto) what the shop's bundle says
+Purpose = Literal['auto', 'discover', 'buy_again', 'all']
 
 # %% ../../nbs/serving/01_protocol.ipynb #8a096864
 class BasketItem(Struct, forbid_unknown_fields=True):
@@ -55,8 +57,9 @@ class Request(Struct, forbid_unknown_fields=True, omit_defaults=True):
     basket: Annotated[list[BasketItem|Id], Meta(max_length=MAX_BASKET)] = []
     k: K = 20
     exclude: Literal['bought', 'seen', 'none'] = 'bought'
-    # new products; what the customer may buy again; or both, for which `exclude` is 'none'
-    purpose: Literal['discover', 'buy_again', 'all'] = 'discover'
+    purpose: Purpose = 'auto'
+    # bought (or seen) since the training: left out of lists of new products
+    hide: Annotated[list[Id], Meta(max_length=MAX_PRODUCTS)] = []
     # such as what is out of stock; unknown ids do nothing
     exclude_products: Annotated[list[Id], Meta(max_length=MAX_PRODUCTS)] = []
     filters: Filters|None = None
@@ -103,12 +106,13 @@ class Item(Struct, omit_defaults=True):
 # %% ../../nbs/serving/01_protocol.ipynb #7c151c5c
 ListSource = Literal['model', 'fold_in', 'content', 'buy_again', 'popular', 'popular_in_category', 'random']
 
-class Result(Struct):
+class Result(Struct, omit_defaults=True):
     "The list of one request; results come in the order of the requests."
     customer: Id|None
     source: ListSource
     model_version: str
     items: list[Item]
+    note: str = '' # why a list of what is bought again is empty
 
 class RecommendResponse(Struct):
     "Answer of `POST /recommend`."
