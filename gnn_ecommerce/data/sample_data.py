@@ -309,9 +309,10 @@ def draw_sessions(
     return s
 
 # %% ../../nbs/data/02_sample_data.ipynb #ba484a02
-# of what is liked and used up, the part one stays with; chance to buy it once more; part of all events that this makes
+#: of what is liked and used up, the part that one stays with; chance to buy it once more; part of all events
 STAY, LOYAL, RESTOCKS = .08, .85, .015
 
+# %% ../../nbs/data/02_sample_data.ipynb #93316644
 def draw_restocks(
     sessions: np.ndarray, # in order of time, fields of `SESSION`; `stock` and `again` are filled in
     user: np.ndarray,     # customer of each interest, (n_pairs,)
@@ -356,6 +357,7 @@ def _draw_some(cat: SampleCatalogue, visits: np.ndarray, g: np.random.Generator)
     count, appeal = np.bincount(user, minlength=len(visits)), np.where(liked, 1, COOL).astype(np.float32)
     return count, item.astype(np.int32), appeal, draw_sessions(visits, g)
 
+# %% ../../nbs/data/02_sample_data.ipynb #a5f8d909
 def draw_customers(
     cat: SampleCatalogue,
     settings: SampleDataSettings,

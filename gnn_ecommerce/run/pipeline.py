@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['NEXT', 'stage_needs', 'StageEngine', 'StageFailed', 'run_notebook', 'note_peak', 'stage_costs',
            'cost_table', 'settings_class', 'check_params', 'apply_overlay', 'own_events', 'built_in_shop', 'comparison',
-           'terminal_comparison', 'model_note', 'refit_note', 'paired_table', 'example_customers', 'customer_story',
-           'customer_view', 'explained_view', 'explained_page', 'show_results', 'run_pipeline', 'demo', 'tune', 'main']
+           'terminal_comparison', 'model_note', 'refit_note', 'paired_table', 'example_customers', 'product_texts',
+           'customer_story', 'list_reasons', 'customer_view', 'explained_view', 'explained_page', 'project_engine',
+           'show_results', 'run_pipeline', 'demo', 'tune', 'main']
 
 # %% ../../nbs/run/01_pipeline.ipynb #ae107da8
 import argparse, atexit, contextlib, gc, importlib, os, re, subprocess, sys, tempfile
@@ -406,19 +407,21 @@ def example_customers(root: str|Path) -> list[tuple[str, Any]]: # (who it is, us
     return customers
 
 # %% ../../nbs/run/01_pipeline.ipynb #6df4c090
-def _products(root, ids) -> pd.DataFrame:
-    "Name, brand and price of some products, by product id."
+def product_texts(
+    root: str|Path, # the project
+    ids: set,       # of products
+) -> dict[Any, tuple[str, str, str]]: # id -> name, brand, price
+    "Write what a person can read of some products."
     file = ProjectPaths(root).processed/'products.parquet'
     check_table(file, 'products', 'data_prep')
-    frame = pq.read_table(file, filters=[('product_id', 'in', list(ids))]).to_pandas().set_index('product_id')
-    return frame[[c for c in ('name', 'brand', 'category_code', 'price') if c in frame]]
+    rows = pq.read_table(file, filters=[('product_id', 'in', list(ids))]).to_pandas()
+    unknown = {product_id: (f'product {product_id}', '', '') for product_id in ids}
+    return unknown | {row['product_id']: _texts(row) for _, row in rows.iterrows()}
 
-def _product_row(product_id, products: pd.DataFrame) -> tuple[str, str, str]: # name, brand, price as text
-    "What a person can read of a product."
-    row = products.loc[product_id] if product_id in products.index else {}
+def _texts(row: pd.Series) -> tuple[str, str, str]: # name, brand, price as text
     text = lambda key: str(row.get(key)) if bool(pd.notna(row.get(key))) else ''
     price = f'{row["price"]:,.2f}' if text('price') else ''
-    return text('name') or text('category_code') or f'product {product_id}', text('brand'), price
+    return text('name') or text('category_code') or f'product {row["product_id"]}', text('brand'), price
 
 # %% ../../nbs/run/01_pipeline.ipynb #pl000010
 def customer_story(
@@ -447,7 +450,11 @@ def customer_story(
     }
 
 # %% ../../nbs/run/01_pipeline.ipynb #4fcd6cd5
-def _reasons(engine: Any, user_id: Any, recs: pd.DataFrame) -> list[str]: # one for each row
+def list_reasons(
+    engine: Any,        # a `serving.engine.Engine` of the project; None: no reasons
+    user_id: Any,       # whose list
+    recs: pd.DataFrame, # its rows of recommendations.parquet
+) -> list[str]: # one for each row
     "Say in a few words why each product of a customer's list is there; '' without an engine."
     if engine is None or not len(recs): return ['']*len(recs)
     from gnn_ecommerce.serving.engine import Listed
@@ -459,17 +466,17 @@ def _reasons(engine: Any, user_id: Any, recs: pd.DataFrame) -> list[str]: # one 
     return engine.because(Listed(Request(purpose=purpose), source, items, recs.score.to_numpy(), user))
 
 # %% ../../nbs/run/01_pipeline.ipynb #82866b9c
-def _history_table(story: dict, products: pd.DataFrame) -> Table|Text:
+def _history_table(story: dict, texts: dict) -> Table|Text:
     "The customer's latest events."
     if not len(story['history']):
         return Text('  what they did: nothing', 'italic')
     columns = ('time', 'event', 'product', 'brand')
     table = _terminal_table('what they did last', columns, ('price',), title_style='italic')
     for event in story['history'].itertuples():
-        table.add_row(f'{event.event_time:%Y-%m-%d %H:%M}', event.event_type, *_product_row(event.product_id, products))
+        table.add_row(f'{event.event_time:%Y-%m-%d %H:%M}', event.event_type, *texts[event.product_id])
     return table
 
-def _list_table(story: dict, products: pd.DataFrame, reasons: list[str]) -> Table:
+def _list_table(story: dict, texts: dict, reasons: list[str]) -> Table:
     "The customer's recommendations, each with a reason."
     table = Table(box=box.SIMPLE_HEAD, title='what is recommended', title_justify='left', title_style='italic',
                   pad_edge=False)
@@ -477,7 +484,7 @@ def _list_table(story: dict, products: pd.DataFrame, reasons: list[str]) -> Tabl
         table.add_column(name, justify='right' if name in ('', 'price') else 'left')
     for r, because in zip(story['recommended'].itertuples(), reasons):
         later = ' (bought later)' if r.product_id in story['bought_later'] else ''
-        table.add_row(str(r.rank), *_product_row(r.product_id, products), because+later)
+        table.add_row(str(r.rank), *texts[r.product_id], because+later)
     return table
 
 # %% ../../nbs/run/01_pipeline.ipynb #pl000011
@@ -491,10 +498,10 @@ def customer_view(
 ) -> Group:
     "Show one customer on a rich console: what they did, what is recommended, and because of what."
     story = customer_story(root, user_id, k, n)
-    products = _products(root, {*story['history'].product_id, *story['recommended'].product_id})
+    texts = product_texts(root, {*story['history'].product_id, *story['recommended'].product_id})
     head = Text.assemble((f'{who}: ', 'bold'), f'customer {user_id}, {story["n_events"]} events')
-    reasons = _reasons(engine, user_id, story['recommended'])
-    parts = [head, _history_table(story, products), _list_table(story, products, reasons)]
+    reasons = list_reasons(engine, user_id, story['recommended'])
+    parts = [head, _history_table(story, texts), _list_table(story, texts, reasons)]
     if story['bought_later']:
         parts.append(Text(f'  Of the {len(story["bought_later"])} such products that they bought in the test period, '
                           f'{story["hits"]} are among the {story["k"]} recommended.'))
@@ -533,7 +540,8 @@ def _write_page(root: str|Path, page: Path, ids: list) -> Path:
     return write(ExplorerState.from_project(root), page, ids)
 
 # %% ../../nbs/run/01_pipeline.ipynb #1e5ed343
-def _engine(paths: ProjectPaths) -> Any:
+def project_engine(paths: ProjectPaths) -> Any: # a `serving.engine.Engine`
+    "Open what the project serves, for its reasons."
     from gnn_ecommerce.serving.engine import Engine, project_parts
     return Engine(project_parts(paths))
 
@@ -556,7 +564,7 @@ def show_results(
     if table is not None: console.print(table)
     costs = stage_costs(root)
     if len(costs): console.print(cost_table(costs))
-    engine = _engine(paths)
+    engine = project_engine(paths)
     for who, user_id in example_customers(root):
         console.print(customer_view(root, who, user_id, engine))
     if note: console.print(Text.from_markup(note))
@@ -653,6 +661,7 @@ def _prepare(
 
 # %% ../../nbs/run/01_pipeline.ipynb #pl000016
 NEXT = '''[bold]Where things are[/]
+  reports/index.html       the whole run on one page
   reports/notebooks/       each stage's notebook as executed, with its plots
   reports/inference/       the comparison, whole and in groups
   model-recommendations/   recommendations for every customer
