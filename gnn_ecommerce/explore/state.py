@@ -94,9 +94,26 @@ class ProjectEvents:
         ids = dict(user_id=self.graph.user_ids.ids[:0], product_id=self.graph.item_ids.ids[:0])
         return pd.DataFrame({**ids, 'bought': np.zeros(0, bool)})
 
+# %% ../../nbs/explore/02_state.ipynb #1cb8bd73
+class _CustomerGroups:
+    "Whom there is to choose from: customers of the graph in groups, and those outside of it."
+    @cached_property
+    def group_masks(self) -> dict[str, np.ndarray|None]: # bool (n_users,), None for all
+        "Which customers of the graph are in which of CUSTOMER_GROUPS."
+        g = self.graph
+        bought, active = np.bincount(g.user, g.purchased, g.n_users) > 0, np.diff(g.user_ptr) > 0
+        return {'all': None, 'buyers': bought, 'viewers': active & ~bought, 'new': ~active}
+
+    @cached_property
+    def outside_ids(self) -> np.ndarray: # sorted
+        "Ids of the customers outside the graph."
+        ids = self.graph.user_ids.ids
+        if self.events is None: return ids[:0]
+        return np.sort(self.events.outside.user_id.unique()).astype(ids.dtype)
+
 # %% ../../nbs/explore/02_state.ipynb #9ddf11b4
 @dataclass(frozen=True, eq=False)
-class ExplorerModel:
+class ExplorerModel(_CustomerGroups):
     "A recommender, what explains it, and the events of its customers."
     recommender: Recommender
     explainer: Explainer|None = None # None: lists and shortest paths only
@@ -119,21 +136,21 @@ class ExplorerModel:
         "Do the lists hold what was bought, too?"
         return self.lists is not None and self.lists.purpose == 'all'
 
-    @cached_property
-    def group_masks(self) -> dict[str, np.ndarray|None]: # bool (n_users,), None for all
-        "Which customers of the graph are in which of CUSTOMER_GROUPS."
-        g = self.graph
-        bought, active = np.bincount(g.user, g.purchased, g.n_users) > 0, np.diff(g.user_ptr) > 0
-        return {'all': None, 'buyers': bought, 'viewers': active & ~bought, 'new': ~active}
-
-    @cached_property
-    def outside_ids(self) -> np.ndarray: # sorted
-        "Ids of the customers outside the graph."
-        ids = self.graph.user_ids.ids
-        if self.events is None: return ids[:0]
-        return np.sort(self.events.outside.user_id.unique()).astype(ids.dtype)
-
 # %% ../../nbs/explore/02_state.ipynb #add91594
+def _read_recommender(served: Any, purpose: str) -> tuple: # recommender, lists, explainer
+    "Build what explains the lists of a project. Raises `ArtifactError` for a checkpoint of another graph."
+    graph, (tensors, metadata) = InteractionGraph.load(served.graph), load_model(served.checkpoint)
+    if metadata['graph_hash'] != graph.hash:
+        what = 'a checkpoint of this graph'
+        raise ArtifactError(expected(served.checkpoint, what, 'one of another', 'run `dvc repro training`'))
+    weights = event_weights(read_json(served.graph/'graph.json', 'graph_build').get('settings', {}))
+    recommender = build_recommender(graph, tensors, metadata['scoring'])
+    lists = for_purpose(recommender, metadata['scoring'], 'discover' if purpose == 'buy_again' else purpose)
+    graph_filter = getattr(recommender, 'filter_part', None)
+    return recommender, lists, Explainer.from_tensors(
+        graph, tensors, metadata['scoring'], weights, graph_filter, purpose=lists.purpose)
+
+# %% ../../nbs/explore/02_state.ipynb #89eda3e6
 @patch(cls_method=True)
 def from_project(cls: ExplorerModel,
     project: str|Path|None = None, # folder or params file; None: the project around the current folder
@@ -142,21 +159,11 @@ def from_project(cls: ExplorerModel,
     "Read the model of a trained project. Raises `ArtifactError` naming the stage that has not run."
     given = Path(project) if project is not None else project_root()
     params = resolve_params(given/'params.yaml' if given.is_dir() else given)
-    paths = ProjectPaths(params.parent)
-    settings = load_settings(InferenceSettings, 'inference', params)
-    served = paths.served
-    graph, (tensors, metadata) = InteractionGraph.load(served.graph), load_model(served.checkpoint)
-    if metadata['graph_hash'] != graph.hash:
-        what = 'a checkpoint of this graph'
-        raise ArtifactError(expected(served.checkpoint, what, 'one of another', 'run `dvc repro training`'))
-    weights = event_weights(read_json(served.graph/'graph.json', 'graph_build').get('settings', {}))
-    scoring, val = metadata['scoring'], paths.processed/'val.parquet'
-    recommender = build_recommender(graph, tensors, scoring)
-    lists = for_purpose(recommender, scoring, 'discover' if settings.purpose == 'buy_again' else settings.purpose)
-    graph_filter = getattr(recommender, 'filter_part', None)
-    explainer = Explainer.from_tensors(graph, tensors, scoring, weights, graph_filter, purpose=lists.purpose)
-    defaults = dict(exclude=settings.exclude, lists=lists,
-                    also_exclude=read_val(val, graph)[0] if val.is_file() else None)
+    paths, settings = ProjectPaths(params.parent), load_settings(InferenceSettings, 'inference', params)
+    recommender, lists, explainer = _read_recommender(paths.served, settings.purpose)
+    graph, val = recommender._fitted(), paths.processed/'val.parquet'
+    known = read_val(val, graph)[0] if val.is_file() else None
+    defaults = dict(exclude=settings.exclude, lists=lists, also_exclude=known)
     return cls(recommender, explainer, ProjectEvents(paths, graph), **defaults | options)
 
 # %% ../../nbs/explore/02_state.ipynb #56621eab

@@ -19,7 +19,7 @@ __all__ = ['LightGCN']
 class LightGCN(torch_geometric.nn.LightGCN):
     """`torch_geometric.nn.LightGCN` with one sparse product a layer. Same parameters, state dict and numbers.
 
-    He, Deng, Wang, Li, Zhang & Wang, LightGCN, SIGIR 2020: $e = \\sum_k \\alpha_k A^k e^{(0)}$."""
+    He, Deng, Wang, Li, Zhang & Wang, LightGCN, SIGIR 2020: ``e = sum_k alpha_k A^k e_0``."""
     def __init__(self,
         num_nodes: int,      # users and items
         embedding_dim: int,  # d
