@@ -39,10 +39,9 @@ from .graph.interactions import InteractionGraph, pairs_csr
 from .ranking.recommender import Popular, Recommender
 from .filter.parts import EmbeddingSum
 from .models.checkpoint import load_checkpoint
-from gnn_ecommerce.filter.purposes import (
-    Tasks, evaluate_tasks, for_purpose, purpose_text, tasks_table, tasks_text
-)
-from .filter.repeat import repeat_of
+from .filter.purposes import Tasks, evaluate_tasks, for_purpose, purpose_text, tasks_table, tasks_text
+from .filter.personal import FadingCounts, TifuKnn, read_purchases
+from .filter.repeat import knows_times, repeat_of
 
 # %% ../nbs/05_inference.ipynb #39c2ee63
 class _ListSettings(StageSettings):
@@ -583,13 +582,17 @@ def read_again(
 def compare_tasks(
     model: Recommender,     # the checkpoint's, with `metadata`
     test: HeldOut,
-    again: sp.csr_array,    # bool (n_users, n_items), of `read_again`
+    paths: ProjectPaths,    # of the single purchases, and of what was bought again
     settings: InferenceSettings,
 ) -> pd.DataFrame: # see `tasks_table`
     "Measure lists of new products, of what is bought again, and of both."
-    facts, tasks = model.metadata['scoring'].get('repeat'), Tasks(test.targets, again, test.also_exclude)
-    weight, ks = facts['weight'] if facts else 0., sorted(set(settings.ks))
-    evaluations = evaluate_tasks(model, repeat_of(model.graph, facts), weight, tasks, ks, settings.exclude)
+    graph, facts = model.graph, model.metadata['scoring'].get('repeat')
+    tasks = Tasks(test.targets, read_again(paths.processed/'test_again.parquet', graph), test.also_exclude)
+    weight, ks, others = facts['weight'] if facts else 0., sorted(set(settings.ks)), []
+    if tasks.again.nnz and knows_times(graph):
+        purchases = read_purchases(paths.processed/'train_events.parquet', graph)
+        others = [FadingCounts(graph, purchases), TifuKnn(graph, purchases, seed=settings.seed)]
+    evaluations = evaluate_tasks(model, repeat_of(graph, facts), weight, tasks, ks, settings.exclude, others)
     return tasks_table(evaluations, **_bootstrap(settings))
 
 # %% ../nbs/05_inference.ipynb #da120482
@@ -748,7 +751,7 @@ def run_inference(
         model, (val, _) = load_checkpoint(paths.checkpoints, graph), read_val(paths.processed/'val.parquet', graph)
         test = read_test(paths.processed/'test.parquet', graph, val)
         result = compare_on_test(model, test, settings)
-        result.tasks = compare_tasks(model, test, read_again(paths.processed/'test_again.parquet', graph), settings)
+        result.tasks = compare_tasks(model, test, paths, settings)
         print(_summary(result, model, settings))
     result.counts = counts | result.counts
     write_inference_report(paths.report('inference'), result)

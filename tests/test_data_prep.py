@@ -359,6 +359,69 @@ def test_report_and_plots(tmp_path):
     assert [fact for fact in facts if fact not in str(r)] == []
 
 
+def counted_events(n=400, seed=5):
+    "Purchases of a few pairs with quantities, some of which are given back."
+    r, minutes = np.random.default_rng(seed), pd.to_timedelta(np.arange(n), unit="h")
+    df = pd.DataFrame({"event_time": pd.Timestamp("2020-01-01") + minutes, "event_type": "purchase"})
+    df["quantity"] = np.where(r.random(n) < 0.25, -r.integers(0, 4, n), r.integers(1, 5, n))
+    return df.assign(product_id=r.integers(0, 5, n), user_id=r.integers(0, 6, n), price=12.0)
+
+
+def units_left(events):
+    "Which purchases keep a unit if each return takes off the latest ones: a stack for each pair."
+    kept = set()
+    for _, pair in events.groupby(["user_id", "product_id"]):
+        stack = []
+        for row in pair.sort_values("event_time").itertuples():
+            units, left = row.quantity, -row.quantity
+            if units > 0:
+                stack.append([row.Index, units])
+            while left > 0 and stack:
+                taken = min(left, stack[-1][1])
+                stack[-1][1], left = stack[-1][1] - taken, left - taken
+                if not stack[-1][1]:
+                    stack.pop()
+        kept |= {index for index, _ in stack}
+    return events.loc[sorted(kept)]
+
+
+def when(events):
+    return set(pd.to_datetime(events.event_time, utc=True))
+
+
+def test_returns_are_set_aside(tmp_path):
+    df = counted_events()
+    result = prepare(tmp_path, df, max_rejected_share=1.0)
+    assert when(tables(tmp_path)["events"]) == when(df[df.quantity > 0])
+    assert result.metrics["rejected: a return: quantity is not above 0"] == (df.quantity <= 0).sum()
+
+
+def test_returns_take_the_latest_purchases_off(tmp_path):
+    df = counted_events()
+    result = prepare(tmp_path, df, max_rejected_share=1.0, returns="take_off")
+    kept = units_left(df)
+    assert when(tables(tmp_path)["events"]) == when(kept)
+    taken = (df.quantity > 0).sum() - len(kept)
+    assert result.metrics["rejected: a purchase that was given back"] == taken > 20
+
+
+def test_a_price_may_be_that_of_the_row(tmp_path):
+    df = counted_events()
+    df = df[df.quantity > 0]
+    prepare(tmp_path, df, price_per="row")
+    prices = tables(tmp_path)["events"].sort_values("event_time").price
+    np.testing.assert_allclose(prices, df.price / df.quantity)
+
+
+def test_a_quantity_that_is_not_there_is_one_and_views_may_have_none(tmp_path):
+    df = counted_events(40).assign(quantity="", price="6")
+    df.loc[:9, ["event_type", "quantity"]] = ["view", "0"]
+    df.loc[10, "quantity"] = "many"
+    result = prepare(tmp_path, df, price_per="row", max_rejected_share=1.0)
+    assert (result.metrics["rows_kept"], result.metrics["rejected: quantity is not a number"]) == (39, 1)
+    assert (tables(tmp_path)["events"].price == 6).all()
+
+
 @pytest.fixture
 def spark(monkeypatch):
     "The one option of Spark's compiler, which is kept in the package that talks to Spark, is set by hand."

@@ -26,6 +26,7 @@ from gnn_ecommerce.explainability import run_explainability
 from gnn_ecommerce.explore.figures import page
 from gnn_ecommerce.explore.state import ExplorerState
 from gnn_ecommerce.filter.parts import ChosenParts
+from gnn_ecommerce.filter.personal import FadingCounts, TifuKnn, TifuSettings, read_purchases
 from gnn_ecommerce.graph.interactions import InteractionGraph
 from gnn_ecommerce.inference import run_inference
 from gnn_ecommerce.models.checkpoint import build_recommender, load_model
@@ -199,6 +200,44 @@ def test_counts_are_measured_as_a_loop_would(grocer):
         recalls.append(len(wanted & set(own.product_id[:10])) / len(wanted))
     t = result.tasks.set_index(["task", "method", "metric"])["mean"]
     assert t["buy again", "own purchases counted", "recall@10"] == pytest.approx(np.mean(recalls))
+
+
+def slow_vector(days, items, s, n_items):
+    "TIFU-KNN's vector of a customer, a basket at a time."
+    baskets, vector = sorted(set(days)), np.zeros(n_items)
+    size = int(np.ceil(len(baskets) / s.groups))
+    groups = [baskets[a : a + size] for a in range(0, len(baskets), size)]
+    for i, group in enumerate(groups):
+        for j, day in enumerate(group):
+            for item in {item for at, item in zip(days, items) if at == day}:
+                vector[item] += s.of_groups**i / len(groups) * s.in_group**j / len(group)
+    return vector
+
+
+@pytest.fixture(scope="module")
+def purchases(grocer):
+    graph = InteractionGraph.load(grocer.graph)
+    return graph, read_purchases(grocer.processed / "train_events.parquet", graph)
+
+
+def test_tifu_knn_is_what_the_paper_says(purchases):
+    graph, bought = purchases
+    s = TifuSettings(groups=3, neighbours=5)
+    mine = [bought.user == user for user in range(graph.n_users)]
+    vectors = np.array([slow_vector(bought.day[m], bought.item[m], s, graph.n_items) for m in mine])
+    distance = ((vectors[:9, None] - vectors) ** 2).sum(2)
+    np.fill_diagonal(distance, np.inf)
+    around = vectors[np.argsort(distance, axis=1, kind="stable")[:, :5]].mean(1)
+    scores = TifuKnn(graph, bought, s).score(np.arange(9))
+    np.testing.assert_allclose(scores, 0.7 * vectors[:9] + 0.3 * around, atol=1e-6)
+
+
+def test_counts_fade_with_every_day_of_purchase(purchases):
+    graph, bought = purchases
+    scores = FadingCounts(graph, bought, half_life=10).score(np.arange(graph.n_users))
+    wanted = np.zeros_like(scores)
+    np.add.at(wanted, (bought.user, bought.item), 0.5 ** (bought.day / 10))
+    np.testing.assert_allclose(scores, wanted, rtol=1e-5)
 
 
 def test_a_shop_without_repeats_says_so(tmp_path):

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['EVENT_LAYOUT', 'PRODUCTS', 'EVENT_TYPES', 'SYNONYMS', 'SUFFIXES', 'BLOCK', 'MAX_SPAN', 'MAX_LINE',
            'MAX_RAW', 'NOT_UTF8', 'NUL', 'UNTERMINATED', 'AFTER_QUOTE', 'TOO_FEW', 'TOO_MANY', 'TOO_LONG', 'CUT_OFF',
-           'MARK', 'NO_HEADER', 'STRETCH', 'TIMESTAMP', 'MISSING', 'UUID', 'ZSTD', 'Layout', 'match_columns',
-           'propose_columns', 'find_files', 'file_format', 'unpack', 'split_record', 'Record', 'parse_record',
-           'is_regular', 'Header', 'read_header', 'Source', 'RejectWriter', 'RepairedCopy', 'scan_csv', 'open_file',
-           'open_files', 'connect', 'sql_text', 'read_rows', 'epoch_us', 'parse_time', 'is_missing', 'is_canonical',
-           'guess_id_types', 'settle_id_types', 'check_events', 'check_products', 'one_row_a_product', 'stage_rows',
-           'count_events', 'rejects', 'odd_sessions', 'read_lines', 'fill_raw', 'write_rejects']
+           'MARK', 'NO_HEADER', 'STRETCH', 'TIMESTAMP', 'MISSING', 'RETURNED', 'UUID', 'ZSTD', 'Layout',
+           'match_columns', 'propose_columns', 'find_files', 'file_format', 'unpack', 'split_record', 'Record',
+           'parse_record', 'is_regular', 'Header', 'read_header', 'Source', 'RejectWriter', 'RepairedCopy', 'scan_csv',
+           'open_file', 'open_files', 'connect', 'sql_text', 'read_rows', 'epoch_us', 'parse_time', 'is_missing',
+           'is_canonical', 'guess_id_types', 'settle_id_types', 'check_events', 'check_products', 'one_row_a_product',
+           'stage_rows', 'count_events', 'rejects', 'odd_sessions', 'read_lines', 'fill_raw', 'write_rejects']
 
 # %% ../../nbs/data/01_events.ipynb #eec05c67
 import csv, difflib, os, re, zlib
@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import ibis
 import numpy as np
@@ -44,7 +44,7 @@ EVENT_LAYOUT = Layout(
     'events',
     'columns',
     ('event_time', 'event_type', 'product_id', 'category_id', 'category_code', 'brand', 'price', 'user_id',
-     'user_session'),
+     'user_session', 'quantity'),
     ('event_time', 'event_type', 'product_id', 'user_id'),
 )
 PRODUCTS = Layout(
@@ -824,6 +824,7 @@ def _reason(t: ibis.Table, id_types: dict[str, str], now: datetime):
         (t.when < at('1990-01-01 00:00:00'), 'event_time is before 1990'),
         (t.when > late, 'event_time is in the future'),
         (t.known_type.isnull(), 'unknown event type'),
+        *_quantity_reasons(t),
         (t.number.isnull() & ~is_missing(t.price), 'price is not a number'),
         (t.number < 0, 'price is negative'),
         (~(t.number <= 1e300), 'price is not finite'),
@@ -842,6 +843,22 @@ def _to_price(text, decimal: str = '.'):
 def _or_null(text):
     return ibis.cases((_stands_for_none(text), ibis.null('string')), else_=text)
 
+# %% ../../nbs/data/01_events.ipynb #e198ff85
+#: why a purchase row with a quantity of zero or below is set aside
+RETURNED = 'a return: quantity is not above 0'
+
+def _units(text, decimal: str):
+    "How many units a row is about; null if that is no number."
+    return ibis.cases((is_missing(text), ibis.literal(1.)), else_=_to_price(text, decimal))
+
+def _quantity_reasons(t: ibis.Table) -> list:
+    "Why a quantity cannot be used, as (condition, reason)."
+    return [
+        (t.quantity.isnull(), 'quantity is not a number'),
+        (~(t.quantity.abs() <= 1e300), 'quantity is not finite'),
+        ((t.known_type == 'purchase') & (t.quantity <= 0), RETURNED),
+    ]
+
 # %% ../../nbs/data/01_events.ipynb #7ca3fd0d
 def _with_values(
     rows: ibis.Table,        # of `read_rows`
@@ -849,22 +866,26 @@ def _with_values(
     names: dict[str, str]|None,
     timestamps: str,
     decimal: str,
+    price_per: str,
 ) -> ibis.Table: # `rows`, with when, number, known_type, {user,product}_header and {user,product}_id_canonical
-    "Read times, prices and event types; null if a text cannot be read."
+    "Read times, prices per unit, quantities and event types; null if a text cannot be read."
     t = rows.mutate(
         **{f'{k}_header': ibis.literal((names or {}).get(f'{k}_id', f'{k}_id')) for k in ('user', 'product')},
         **{f'{c}_canonical': _canonical(rows[c]) for c in ('user_id', 'product_id')},
     )
     loose = t.event_type.strip().lower().cases(*((k.strip().lower(), v) for k, v in types.items()))
+    quantity, price = _units(t.quantity, decimal), _to_price(t.price, decimal)
     return t.mutate(
         when=parse_time(t.event_time, timestamps),
-        number=_to_price(t.price, decimal),
+        quantity=quantity,
+        number=ibis.cases((quantity > 0, price/quantity), else_=price) if price_per == 'row' else price,
         known_type=t.event_type.cases(*types.items(), else_=loose),
     )
 
 # %% ../../nbs/data/01_events.ipynb #dce2c4b2
 UUID = '________-____-____-____-____________' # the form of a UUID, for LIKE
 
+# %% ../../nbs/data/01_events.ipynb #1069275e
 def check_events(
     rows: ibis.Table,        # of `read_rows`
     id_types: dict[str, str], # user_id and product_id -> 'integer' or 'string'
@@ -873,10 +894,11 @@ def check_events(
     timestamps: str = 'auto',
     decimal: str = '.',      # the decimal sign in prices
     now: datetime|None = None, # events of more than a day later are in the future
+    price_per: Literal['unit', 'row'] = 'unit', # what the price in the file is for; it becomes that of a unit
 ) -> ibis.Table: # file, line, first, reason, raw, and the columns of `EVENT_LAYOUT` in their types
     "Give every row its values, and the reason if it cannot be used."
     types = {**{t: t for t in EVENT_TYPES}, **(event_types or {})}
-    t = _with_values(rows, types, names, timestamps, decimal)
+    t = _with_values(rows, types, names, timestamps, decimal, price_per)
     t = t.mutate(reason=_reason(t, id_types, now or datetime.now(UTC)))
     session = _or_null(t.user_session)
     return t.select(
@@ -890,6 +912,7 @@ def check_events(
         price=t.number,
         user_id=_to_id(t.user_id, id_types['user_id']),
         user_session=session,
+        quantity=t.quantity,
     )
 
 # %% ../../nbs/data/01_events.ipynb #07c75702

@@ -309,10 +309,10 @@ def draw_sessions(
     return s
 
 # %% ../../nbs/data/02_sample_data.ipynb #ba484a02
-#: of what is liked and used up, the part that one stays with; chance to buy it once more; part of all events
+# of what is liked and used up, the part one stays with; chance to buy it once more; part of all events
 STAY, LOYAL, RESTOCKS = .08, .85, .015
 
-# %% ../../nbs/data/02_sample_data.ipynb #93316644
+# %% ../../nbs/data/02_sample_data.ipynb #c448afe7
 def draw_restocks(
     sessions: np.ndarray, # in order of time, fields of `SESSION`; `stock` and `again` are filled in
     user: np.ndarray,     # customer of each interest, (n_pairs,)
@@ -320,11 +320,11 @@ def draw_restocks(
     g: np.random.Generator,
 ) -> np.ndarray: # interests, by session, int64 (n_restocks,)
     "Place the visits that are made because the last pack is empty."
-    order, span = np.lexsort((sessions['start'], sessions['user'])), np.ptp(sessions['start'])+1e9
-    start, owner = sessions['start'][order]-sessions['start'].min(), sessions['user'][order]
+    order = np.lexsort((sessions['start'], sessions['user']))
+    start, owner, span = sessions['start'][order]-sessions['start'].min(), sessions['user'][order], 1e9
     pair = np.flatnonzero(np.isfinite(lasts) & (g.random(len(lasts)) < STAY))
     empty = start[np.searchsorted(owner, user[pair])]+86400*lasts[pair]*g.random(len(pair))
-    found, key = [np.zeros((2, 0), np.int64)], owner*span+start
+    found, key = [np.zeros((2, 0), np.int64)], owner*span+start # customers stand `span` seconds apart
     while len(pair):
         at = np.searchsorted(key, user[pair]*span+empty)
         keep = (at < len(key)) & (g.random(len(pair)) < LOYAL)
@@ -357,7 +357,7 @@ def _draw_some(cat: SampleCatalogue, visits: np.ndarray, g: np.random.Generator)
     count, appeal = np.bincount(user, minlength=len(visits)), np.where(liked, 1, COOL).astype(np.float32)
     return count, item.astype(np.int32), appeal, draw_sessions(visits, g)
 
-# %% ../../nbs/data/02_sample_data.ipynb #a5f8d909
+# %% ../../nbs/data/02_sample_data.ipynb #23ea25ac
 def draw_customers(
     cat: SampleCatalogue,
     settings: SampleDataSettings,
@@ -377,8 +377,8 @@ def draw_customers(
     seconds = hours.index[0].timestamp()+3600*np.arange(len(edges))
     sessions['start'] = np.interp(sessions['start'], edges/edges[-1], seconds)
     lasts = np.where((appeal == 1) & np.repeat(SEGMENTS.order.to_numpy()[segment] > 0, count), cat.lasts[item], np.inf)
-    restocks = draw_restocks(sessions, np.repeat(np.arange(len(count)), count), lasts,
-                             rng(settings.seed, 'sample_data', 'restocks'))
+    user, draw = np.repeat(np.arange(len(count)), count), rng(settings.seed, 'sample_data', 'restocks')
+    restocks = draw_restocks(sessions, user, lasts, draw)
     return SampleCustomers(segment, visits, np.append(0, np.cumsum(count)), item, appeal/appeal.mean(), sessions,
                            restocks)
 

@@ -19,8 +19,8 @@ from fastcore.basics import patch
 
 from ..models.checkpoint import build_recommender, load_model
 from gnn_ecommerce.core import (
-    ArtifactError, GnnEcommerceError, ProjectPaths, atomic_path, expected, load_settings, project_root, read_json,
-    resolve_params, rng
+    ArtifactError, GnnEcommerceError, ProjectPaths, ServedModel, atomic_path, expected, load_settings, project_root,
+    read_json, resolve_params, rng
 )
 from ..explainability import event_weights
 from ..graph.wording import as_sentence, short_name
@@ -94,12 +94,29 @@ class ProjectEvents:
         ids = dict(user_id=self.graph.user_ids.ids[:0], product_id=self.graph.item_ids.ids[:0])
         return pd.DataFrame({**ids, 'bought': np.zeros(0, bool)})
 
-# %% ../../nbs/explore/02_state.ipynb #1cb8bd73
-class _CustomerGroups:
-    "Whom there is to choose from: customers of the graph in groups, and those outside of it."
+# %% ../../nbs/explore/02_state.ipynb #9ddf11b4
+@dataclass(frozen=True, eq=False)
+class ExplorerModel:
+    "A recommender, what explains it, and the events of its customers."
+    recommender: Recommender
+    explainer: Explainer|None = None # None: lists and shortest paths only
+    events: Any = None      # such as `ProjectEvents`; None: what the graph knows
+    k: int = 10             # length of a list
+    exclude: str = 'bought' # what of the history lists leave out: bought, seen, none
+    also_exclude: sp.csr_array|None = None # (n_users, n_items), pairs left out as well
+    seed: int = 0           # of "surprise me"
+    lists: PurposeRecommender|None = None # None: the recommender's
+    maps: dict = field(default_factory=dict, init=False, repr=False) # of `item_points`
+
+    @cached_property
+    def graph(self) -> InteractionGraph: return self.recommender._fitted()
+
+    @cached_property
+    def popular(self) -> Popular: return Popular().fit(self.graph)
+
     @cached_property
     def group_masks(self) -> dict[str, np.ndarray|None]: # bool (n_users,), None for all
-        "Which customers of the graph are in which of CUSTOMER_GROUPS."
+        "Customers of the graph in each of CUSTOMER_GROUPS."
         g = self.graph
         bought, active = np.bincount(g.user, g.purchased, g.n_users) > 0, np.diff(g.user_ptr) > 0
         return {'all': None, 'buyers': bought, 'viewers': active & ~bought, 'new': ~active}
@@ -111,46 +128,21 @@ class _CustomerGroups:
         if self.events is None: return ids[:0]
         return np.sort(self.events.outside.user_id.unique()).astype(ids.dtype)
 
-# %% ../../nbs/explore/02_state.ipynb #9ddf11b4
-@dataclass(frozen=True, eq=False)
-class ExplorerModel(_CustomerGroups):
-    "A recommender, what explains it, and the events of its customers."
-    recommender: Recommender
-    explainer: Explainer|None = None # None: lists and shortest paths only
-    events: Any = None      # such as `ProjectEvents`; None: what the graph knows
-    k: int = 10             # recommendations of a list
-    exclude: str = 'bought' # what of the history is left out of the lists: bought, seen, none
-    also_exclude: sp.csr_array|None = None # (n_users, n_items) pairs that are left out as well
-    seed: int = 0           # of "surprise me"
-    lists: PurposeRecommender|None = None # what the lists are of; None: the recommender's own
-    maps: dict = field(default_factory=dict, init=False, repr=False) # of `item_points`
-
-    @cached_property
-    def graph(self) -> InteractionGraph: return self.recommender._fitted()
-
-    @cached_property
-    def popular(self) -> Popular: return Popular().fit(self.graph)
-
-    @property
-    def everything(self) -> bool:
-        "Do the lists hold what was bought, too?"
-        return self.lists is not None and self.lists.purpose == 'all'
+# %% ../../nbs/explore/02_state.ipynb #f3ccb3a0
+@patch(as_prop=True)
+def everything(self: ExplorerModel) -> bool:
+    "Do the lists hold what was bought, too?"
+    return self.lists is not None and self.lists.purpose == 'all'
 
 # %% ../../nbs/explore/02_state.ipynb #add91594
-def _read_recommender(served: Any, purpose: str) -> tuple: # recommender, lists, explainer
-    "Build what explains the lists of a project. Raises `ArtifactError` for a checkpoint of another graph."
+def _served_model(served: ServedModel) -> tuple[InteractionGraph, dict, dict]: # graph, tensors, scoring
     graph, (tensors, metadata) = InteractionGraph.load(served.graph), load_model(served.checkpoint)
     if metadata['graph_hash'] != graph.hash:
         what = 'a checkpoint of this graph'
         raise ArtifactError(expected(served.checkpoint, what, 'one of another', 'run `dvc repro training`'))
-    weights = event_weights(read_json(served.graph/'graph.json', 'graph_build').get('settings', {}))
-    recommender = build_recommender(graph, tensors, metadata['scoring'])
-    lists = for_purpose(recommender, metadata['scoring'], 'discover' if purpose == 'buy_again' else purpose)
-    graph_filter = getattr(recommender, 'filter_part', None)
-    return recommender, lists, Explainer.from_tensors(
-        graph, tensors, metadata['scoring'], weights, graph_filter, purpose=lists.purpose)
+    return graph, tensors, metadata['scoring']
 
-# %% ../../nbs/explore/02_state.ipynb #89eda3e6
+# %% ../../nbs/explore/02_state.ipynb #37b7f2c7
 @patch(cls_method=True)
 def from_project(cls: ExplorerModel,
     project: str|Path|None = None, # folder or params file; None: the project around the current folder
@@ -159,11 +151,18 @@ def from_project(cls: ExplorerModel,
     "Read the model of a trained project. Raises `ArtifactError` naming the stage that has not run."
     given = Path(project) if project is not None else project_root()
     params = resolve_params(given/'params.yaml' if given.is_dir() else given)
-    paths, settings = ProjectPaths(params.parent), load_settings(InferenceSettings, 'inference', params)
-    recommender, lists, explainer = _read_recommender(paths.served, settings.purpose)
-    graph, val = recommender._fitted(), paths.processed/'val.parquet'
-    known = read_val(val, graph)[0] if val.is_file() else None
-    defaults = dict(exclude=settings.exclude, lists=lists, also_exclude=known)
+    paths = ProjectPaths(params.parent)
+    settings = load_settings(InferenceSettings, 'inference', params)
+    served = paths.served
+    graph, tensors, scoring = _served_model(served)
+    weights = event_weights(read_json(served.graph/'graph.json', 'graph_build').get('settings', {}))
+    val = paths.processed/'val.parquet'
+    recommender = build_recommender(graph, tensors, scoring)
+    lists = for_purpose(recommender, scoring, 'discover' if settings.purpose == 'buy_again' else settings.purpose)
+    graph_filter = getattr(recommender, 'filter_part', None)
+    explainer = Explainer.from_tensors(graph, tensors, scoring, weights, graph_filter, purpose=lists.purpose)
+    later = read_val(val, graph)[0] if val.is_file() else None
+    defaults = dict(exclude=settings.exclude, also_exclude=later, lists=lists)
     return cls(recommender, explainer, ProjectEvents(paths, graph), **defaults | options)
 
 # %% ../../nbs/explore/02_state.ipynb #56621eab

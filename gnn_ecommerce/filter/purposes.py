@@ -126,6 +126,7 @@ def evaluate_tasks(
     tasks: Tasks,
     ks: Sequence[int] = (20,),
     exclude: Literal['bought', 'seen', 'none'] = 'bought', # of lists of new products
+    others: Sequence = (), # more rankers of what is bought again, such as those of `filter.personal`
 ) -> dict[str, list[Evaluation]]: # task -> methods; tasks without a target are left out
     "Measure what there is on each task."
     popular, done = Popular().fit(model.graph), {}
@@ -134,7 +135,7 @@ def evaluate_tasks(
         done['discover'] = [evaluate(m, tasks.first, ks, exclude, tasks.also_exclude) for m in (model, popular)]
     if not tasks.again.nnz or not knows_times(model.graph): return done
     counts = PersonalCounts(model.graph)
-    rankers = [counts] if repeat is None else [repeat, counts]
+    rankers = [counts, *others] if repeat is None else [repeat, counts, *others]
     done['buy again'] = [_again(ranker, tasks.again, ks) for ranker in rankers]
     whole = [] if repeat is None else [AddedPart(model, repeat, weight, 'all parts')]
     done['all'] = [evaluate(m, everything, ks, 'none') for m in (*whole, model, popular)]
@@ -159,9 +160,9 @@ def tasks_text(
     if not (table.task == 'all').any(): return ''
     wide = table[table.metric.isin([f'recall@{k}', f'ndcg@{k}'])].pivot_table(
         index=['task', 'method'], columns='metric', values='mean', sort=False).reset_index()
-    lines = [f'{"":12}{"":26}{f"recall@{k}":>10}{f"ndcg@{k}":>10}']
+    lines = [f'{"":12}{"":33}{f"recall@{k}":>10}{f"ndcg@{k}":>10}']
     for task, rows in wide.groupby('task', sort=False):
         for n, row in enumerate(rows.sort_values(f'ndcg@{k}', ascending=False).to_dict('records')):
             name = task if n == 0 else ''
-            lines.append(f'{name:12}{row["method"]:26}{row[f"recall@{k}"]:10.4f}{row[f"ndcg@{k}"]:10.4f}')
+            lines.append(f'{name:12}{row["method"]:33}{row[f"recall@{k}"]:10.4f}{row[f"ndcg@{k}"]:10.4f}')
     return '\n'.join(lines)
