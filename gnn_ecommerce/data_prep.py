@@ -40,8 +40,8 @@ from gnn_ecommerce.data.events import (
     read_rows, rejects, settle_id_types, sql_text, stage_rows, unread_price, write_rejects
 )
 from gnn_ecommerce.data.sanity import (
-    Numbers, Oddity, check_ids, check_targets, giants, odd_numbers, repeated_products, unknown_words,
-    unmatched_catalogue
+    Numbers, Oddity, check_ids, check_targets, giants, odd_numbers, repeated_products, single_visits, thousandths,
+    unknown_words, unmatched_catalogue
 )
 from .data.values import TIME_FORMS, TIMESTAMP, canonical_id, epoch_us, strptime_format
 
@@ -791,7 +791,7 @@ def describe(
     metrics |= {f'{of}s': int(active['count'][active.of == of].sum()) for of in ('user', 'item')}
     by_day, by_file = _by_day(con, events), _by_file(checked)
     by_type = by_day.groupby('event_type').events.sum()
-    numbers = Numbers(by_type, metrics['users'], by_day.day.nunique(), metrics['rows_duplicate'])
+    numbers = Numbers(by_type, by_day.day.nunique(), metrics['rows_duplicate'])
     warnings = warnings_of(con, checked, numbers.duplicates, odd+odd_numbers(numbers))
     metrics |= {f'rejected: {r.reason}': int(r.rows) for r in reasons.itertuples()}
     metrics |= {f'warning: {w.warning}': int(w.rows) for w in warnings.itertuples()}
@@ -842,7 +842,7 @@ def prepare(
     _write_train_and_targets(con, events, settings, files)
     catalogue = _stage_catalogue(con, products, checked.id_types, settings, work)
     copy_table(con, _products(con, events, catalogue), files['products'], 'products')
-    odd += giants(con, events)
+    odd += giants(con, events)+single_visits(con, events)+thousandths(con, events)
     if catalogue is not None: odd += unmatched_catalogue(con, events, catalogue)+repeated_products(con, catalogue)
     rejected = [rejects(t) for t in (checked.rows, catalogue) if t is not None]
     write_rejects(con, rejected, sources+products, files['rejects'], {MARK_KEY: table_mark('rejects')})

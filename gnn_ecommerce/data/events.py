@@ -101,12 +101,21 @@ SYNONYMS = {
     'name': ('title', 'product_name'),
 }
 
-def propose_columns(header: list[str], layout: Layout, names: dict[str, str]|None = None) -> dict[str, str]:
-    "Propose a column map, as far as it can be guessed: our name -> the file's name."
-    missing = [c for c in layout.required if (names or {}).get(c, c) not in header]
-    lower, proposal = {h.strip().lower(): h for h in header if h not in layout.columns}, {}
-    synonyms = lambda c: [w for w in (c, *SYNONYMS[c]) if w in lower]
-    for guess in (synonyms, lambda c: difflib.get_close_matches(c, lower, 1, .75)):
+# %% ../../nbs/data/01_events.ipynb #dba928a4
+def _bare(name: str) -> str: # letters and digits alone: Customer ID and customer_id are the same word
+    return re.sub('[^a-z0-9]', '', name.lower())
+
+def propose_columns(
+    header: list[str],
+    layout: Layout,
+    names: dict[str, str]|None = None,
+    columns: tuple = (),    # columns that are wanted; those that are required, by default
+) -> dict[str, str]: # our name -> the file's name
+    "Propose a column map, as far as it can be guessed."
+    missing = [c for c in columns or layout.required if (names or {}).get(c, c) not in header]
+    lower, proposal = {_bare(h): h for h in header if h not in layout.columns}, {}
+    synonyms = lambda c: [w for w in map(_bare, (c, *SYNONYMS.get(c, ()))) if w in lower]
+    for guess in (synonyms, lambda c: difflib.get_close_matches(_bare(c), lower, 1, .75)):
         for column in missing:
             if column not in proposal and (near := guess(column)):
                 proposal[column] = lower.pop(near[0])

@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['EVENT_WORDS', 'check_ids', 'propose_types', 'unknown_words', 'Oddity', 'check_targets', 'Numbers',
-           'odd_numbers', 'giants', 'unmatched_catalogue', 'repeated_products']
+           'odd_numbers', 'giants', 'single_visits', 'thousandths', 'unmatched_catalogue', 'repeated_products']
 
-# %% ../../nbs/data/05_sanity.ipynb #d56ac30e
+# %% ../../nbs/data/05_sanity.ipynb #87454233
 from typing import NamedTuple
 
 import ibis
+import numpy as np
 import pandas as pd
 
 from ..core import DataError, expected
 from .events import EVENT_TYPES, IDS
-from .values import IdForms, id_form
+from .values import IdForms, epoch_us, id_form
 
 # %% ../../nbs/data/05_sanity.ipynb #f3c93018
 def _refuse(column: str, what: str, found: str, examples: list[str], fix: str):
@@ -105,11 +106,10 @@ def check_targets(words: pd.Series, by_type: pd.Series, targets: list[str]) -> l
     none = f'nothing to predict: no event of type {" or ".join(targets)}'
     return [*odd, Oddity(none, int(by_type.sum()), '', f'set data_prep.targets: [{there}]')]
 
-# %% ../../nbs/data/05_sanity.ipynb #f84ec8d9
+# %% ../../nbs/data/05_sanity.ipynb #34245db2
 class Numbers(NamedTuple):
     "What the clean events of a shop come to."
     by_type: pd.Series # events by event type
-    users: int
     days: int          # with events
     duplicates: int    # rows that stood twice
 
@@ -122,15 +122,12 @@ def odd_numbers(numbers: Numbers) -> list[Oddity]:
                           'is a file there twice, or are times cut to days? Then several events became one'))
     if numbers.days == 1 and kept > 1:
         odd.append(Oddity('all events are on one day', kept, '', 'check data_prep.timestamps; a split in time needs days'))
-    if kept >= 20 and numbers.users > .95*kept:
-        odd.append(Oddity('nearly every event has a customer of its own', kept, f'{numbers.users:,} customers',
-                          'map data_prep.columns: {user_id: ...} to who bought, not to the order or the row'))
     if by_type.get('purchase') and not by_type.get('view'):
         odd.append(Oddity('purchases without views', int(by_type['purchase']), '',
                           'right for invoices; else check data_prep.event_types'))
     return odd
 
-# %% ../../nbs/data/05_sanity.ipynb #66ac5159
+# %% ../../nbs/data/05_sanity.ipynb #0515c981
 _GIANT = .2 # of all events
 
 def giants(con: ibis.BaseBackend, events: ibis.Table) -> list[Oddity]:
@@ -140,10 +137,29 @@ def giants(con: ibis.BaseBackend, events: ibis.Table) -> list[Oddity]:
                               ('product_id', 'product', 'is it a product, or shipping, a bag, a test?')):
         each = events.group_by(column).aggregate(rows=events.count())
         top = con.execute(each.order_by(ibis.desc('rows'), column).limit(2))
-        if len(top) > 1 and top.rows[0] > _GIANT*n:
-            shown = f'{top[column].tolist()[0]!r}, {top.rows[0]/n:.0%} of all; the next has {top.rows[1]:,}'
-            odd.append(Oddity(f'one {name} has a large part of the events', int(top.rows[0]), shown, fix.format(top.rows[1])))
+        first, second = (*top.rows.tolist(), 0, 0)[:2]
+        if first > _GIANT*n:
+            shown = f'{top[column].tolist()[0]!r}, {first/n:.0%} of all; the next has {second:,}'
+            odd.append(Oddity(f'one {name} has a large part of the events', first, shown, fix.format(second or first)))
     return odd
+
+def single_visits(con: ibis.BaseBackend, events: ibis.Table) -> list[Oddity]:
+    "Find a shop to which nearly no customer comes back."
+    each = events.group_by('user_id').aggregate(first=events.event_time.min(), last=events.event_time.max())
+    one_day = (epoch_us(each['last'])-epoch_us(each['first']) < 86_400*10**6).cast('int64').sum()
+    n, once = con.execute(each.aggregate(n=each.count(), once=one_day)).fillna(0).astype(int).iloc[0]
+    if n < 20 or once < .95*n: return []
+    fix = 'is data_prep.columns: {user_id: ...} the customer, or an order or a visit? Nobody of the test is known then'
+    return [Oddity('nearly no customer comes back on another day', int(once), f'{once:,} of {n:,} customers', fix)]
+
+def thousandths(con: ibis.BaseBackend, events: ibis.Table) -> list[Oddity]:
+    "Find prices that all have three decimals: points between thousands, read as decimal signs."
+    prices = con.execute(events.filter(events.price.notnull()).select('price').distinct()).price.to_numpy()
+    broken = prices[prices % 1 != 0]
+    cents = np.isclose(broken*100 % 1, 0, atol=1e-6) | np.isclose(broken*100 % 1, 1, atol=1e-6)
+    if len(broken) < 3 or cents.mean() > .2: return []
+    fix = "if 2.439 is more than two thousand, set data_prep.decimal: ','"
+    return [Oddity('prices have three decimals', len(broken), f'{broken.min()}', fix)]
 
 # %% ../../nbs/data/05_sanity.ipynb #aa2fe330
 def unmatched_catalogue(con: ibis.BaseBackend, events: ibis.Table, catalogue: ibis.Table) -> list[Oddity]:
