@@ -6,7 +6,7 @@
 __all__ = ['PATTERNS', 'READING', 'Sample', 'take_sample', 'find_columns', 'find_time_form', 'find_decimal',
            'Diagnosis', 'diagnose']
 
-# %% ../../nbs/data/06_doctor.ipynb #1dbd1d8c
+# %% ../../nbs/data/06_doctor.ipynb #133db1bc
 import re, tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,8 +21,8 @@ from gnn_ecommerce.data.events import (
     find_files, guess_id_types, open_files, propose_columns, read_header, read_rows
 )
 from .packing import beginning, file_format
-from .sanity import EVENT_WORDS, propose_types
-from .values import is_missing, parse_price, parse_time
+from .sanity import propose_types
+from .values import is_missing, parse_price, parse_time, time_problem
 
 # %% ../../nbs/data/06_doctor.ipynb #a0d9f518
 _ROWS = 20_000 # of the sample
@@ -65,7 +65,7 @@ def take_sample(con: ibis.BaseBackend, path: Path, work: Path) -> Sample:
     return Sample(source.header, form, ibis.memtable(texts.astype('str').where(texts.notna(), None),
                   schema=dict.fromkeys(source.layout.columns, 'string')), len(texts))
 
-# %% ../../nbs/data/06_doctor.ipynb #b5da53bc
+# %% ../../nbs/data/06_doctor.ipynb #2dd24e85
 def _share(con: ibis.BaseBackend, sample: Sample, column: str, *expressions) -> list[float]:
     "For each expression the share of a column's values for which it is not null."
     text = sample.texts[column]
@@ -79,16 +79,19 @@ def _words(con: ibis.BaseBackend, sample: Sample, column: str) -> pd.Series: # v
     table = con.execute(counts.order_by(ibis.desc('rows'), 'word').limit(30))
     return table.dropna().set_index('word').rows
 
+def _time_column(con: ibis.BaseBackend, sample: Sample) -> str|None: # of the texts
+    "Find the column of times: of those that can be one, the column with the most different values."
+    times = [c for c in sample.texts.columns if _share(con, sample, c, parse_time(sample.texts[c]))[0] > .99]
+    return max(times, key=lambda c: con.execute(sample.texts[c].nunique()), default=None)
+
 def _by_content(con: ibis.BaseBackend, sample: Sample) -> dict[str, str]: # our column -> place
     "Guess the columns of a file without names."
-    found, ids = {}, [c for c in EVENT_LAYOUT.columns if c in (*IDS, 'category_id')]
-    ids.sort(key=['user_id', 'product_id', 'category_id'].index)
+    found, ids, time = {}, ['category_id', 'product_id', 'user_id'], _time_column(con, sample)
     for column, place in zip(sample.texts.columns, sample.header.names):
-        words = _words(con, sample, column)
-        if 'event_time' not in found and _share(con, sample, column, parse_time(sample.texts[column]))[0] > .99:
-            found['event_time'] = place
-        elif 'event_type' not in found and propose_types(words.index.tolist()): found['event_type'] = place
-        elif ids: found[ids.pop(0)] = place
+        words = _words(con, sample, column).index.tolist()
+        if column == time: found['event_time'] = place
+        elif 'event_type' not in found and propose_types(words): found['event_type'] = place
+        elif ids: found[ids.pop()] = place
     return found
 
 def find_columns(con: ibis.BaseBackend, sample: Sample) -> dict[str, str]: # our column -> the file's, or its place
@@ -96,9 +99,9 @@ def find_columns(con: ibis.BaseBackend, sample: Sample) -> dict[str, str]: # our
     if not sample.form.header: return _by_content(con, sample)
     return propose_columns(sample.header.names, EVENT_LAYOUT, columns=EVENT_LAYOUT.read)
 
-# %% ../../nbs/data/06_doctor.ipynb #c18dfa18
-_DATES = ('DD/MM/YYYY', 'MM/DD/YYYY', 'DD.MM.YYYY', 'DD-MM-YYYY', 'MM-DD-YYYY', 'YYYY-MM-DD', 'YY-MM-DD', 'DD.MM.YY',
-          'DD/MM/YY', 'MM/DD/YY')
+# %% ../../nbs/data/06_doctor.ipynb #0f109b00
+_DATES = ('DD/MM/YYYY', 'MM/DD/YYYY', 'DD.MM.YYYY', 'DD-MM-YYYY', 'MM-DD-YYYY', 'YYYY-MM-DD', 'YY-MM-DD', 'DD-MM-YY',
+          'MM-DD-YY', 'DD.MM.YY', 'DD/MM/YY', 'MM/DD/YY')
 _CLOCKS = ('', ' HH:mm', ' HH:mm:ss', ' hh:mm A', ' hh:mm:ss A')
 PATTERNS = tuple(date+clock for date in _DATES for clock in _CLOCKS)
 
@@ -135,7 +138,7 @@ class Diagnosis:
     def __str__(self):
         return '\n'.join([*self.files, *self.lines, *(f'To be said by you: {o}' for o in self.open), '', self.overlay])
 
-# %% ../../nbs/data/06_doctor.ipynb #4b223ca9
+# %% ../../nbs/data/06_doctor.ipynb #acaf4ee7
 #: settings that belong to one shop's files, as they are without a word
 READING = dict(pattern='*', products='auto', columns={}, product_columns={}, constants={}, event_types={}, delimiter='auto',
                encoding='utf-8', header=True, decimal='.', timestamps='auto', timezone='UTC', category_separator='.',
@@ -147,8 +150,10 @@ def _look_at_times(con: ibis.BaseBackend, sample: Sample, column: str, found: Di
     if forms: found.data_prep['timestamps'] = forms[0]
     found.lines.append(f'times such as {examples}: {" or ".join(forms) or "no form that is known"}')
     if len(forms) == 1: return
-    choice = ' or '.join(forms) or 'its form, such as DD.MM.YYYY HH:mm'
-    found.open.append(f'times such as {examples}: set data_prep.timestamps to {choice}')
+    problem = sample.texts.select(why=time_problem(sample.texts[column])).limit(1)
+    why = 'they fit several forms' if forms else con.execute(problem).why[0]
+    choice = ' or '.join(forms) or 'their form, such as DD.MM.YYYY HH:mm'
+    found.open.append(f'times such as {examples}: {why}; set data_prep.timestamps to {choice}')
 
 def _look_at_types(con: ibis.BaseBackend, sample: Sample, column: str, found: Diagnosis):
     words = _words(con, sample, column)
