@@ -77,7 +77,7 @@ def propose_types(words: list[str]) -> dict[str, str]: # word of the shop -> our
 def unknown_words(con: ibis.BaseBackend, checked: ibis.Table) -> pd.Series: # word -> rows, most frequent first
     "Count the words of rows that were rejected for theirs."
     unknown = checked.filter(checked.reason == 'unknown event type')
-    words = con.execute(unknown.group_by('unknown_type').aggregate(rows=unknown.count()))
+    words = con.execute(unknown.group_by('unknown_type').aggregate(rows=unknown.count())).fillna({'unknown_type': ''})
     return words.sort_values(['rows', 'unknown_type'], ascending=[False, True]).set_index('unknown_type').rows
 
 # %% ../../nbs/data/05_sanity.ipynb #f5f285af
