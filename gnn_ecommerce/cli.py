@@ -24,13 +24,14 @@ __all__ = ['app', 'Project', 'Json', 'Basket', 'CustomerIds', 'Length', 'ListFor
            'MinPrice', 'MaxPrice', 'ContentWeight', 'LIST_HEAD', 'Customer', 'Products', 'Explained', 'Reasons',
            'bundle_app', 'BundleName', 'NewBundle', 'CustomerShare', 'ModelUrl', 'Offline', 'keys_app', 'events_app',
            'Database', 'KEY_HEAD', 'Scopes', 'MONITOR_TABLES', 'Days', 'Window', 'LiveBundle', 'LiveProject',
-           'SpoolFolder', 'Exported', 'Html', 'Listen', 'Every', 'Servers', 'Port', 'ModelPort', 'BundleToServe',
-           'Workers', 'add_group', 'command', 'show', 'text_table', 'TrainedProject', 'open_project', 'as_ids',
-           'read_basket', 'list_request', 'list_text', 'recommend', 'explained_list', 'explanation_text', 'explain',
-           'bundle_summary', 'summary_text', 'bundle_folder', 'bundle_build', 'bundle_verify', 'bundle_list',
-           'difference_text', 'bundle_diff', 'bundle_activate', 'store_address', 'open_store', 'as_time', 'public_key',
-           'keys_create', 'keys_list', 'keys_revoke', 'events_export', 'MonitorOptions', 'reference_of', 'live_tables',
-           'monitor_text', 'live_report', 'serve_metrics', 'monitor', 'start_server', 'serve', 'main']
+           'SpoolFolder', 'Exported', 'Html', 'Listen', 'Every', 'EventsPath', 'OverlayOut', 'Servers', 'Port',
+           'ModelPort', 'BundleToServe', 'Workers', 'add_group', 'command', 'show', 'text_table', 'TrainedProject',
+           'open_project', 'as_ids', 'read_basket', 'list_request', 'list_text', 'recommend', 'explained_list',
+           'explanation_text', 'explain', 'bundle_summary', 'summary_text', 'bundle_folder', 'bundle_build',
+           'bundle_verify', 'bundle_list', 'difference_text', 'bundle_diff', 'bundle_activate', 'store_address',
+           'open_store', 'as_time', 'public_key', 'keys_create', 'keys_list', 'keys_revoke', 'events_export',
+           'MonitorOptions', 'reference_of', 'live_tables', 'monitor_text', 'live_report', 'serve_metrics', 'monitor',
+           'doctor', 'start_server', 'serve', 'main']
 
 # %% ../nbs/11_cli.ipynb #8e30dffd
 app = typer.Typer(
@@ -723,6 +724,25 @@ def monitor(
     if html is not None: live['report'] = str(live_report(html, options))
     show(live, as_json, monitor_text)
     if live['findings']: raise typer.Exit(3)
+
+# %% ../nbs/11_cli.ipynb #f64cc3bc
+EventsPath = Annotated[str, typer.Argument(metavar='PATH', help='A file, a folder or a glob of events.')]
+OverlayOut = Annotated[Path|None, typer.Option('--out', help='Write the settings that read the files here.')]
+
+@command(app, 'doctor')
+def doctor(path: EventsPath, out: OverlayOut = None, as_json: Json = False):
+    """Look at events: what they are, what columns mean, what will be rejected, and the settings that read them.
+
+    Exits with 3 if a person must say what the files mean.
+
+    gnn-ecommerce doctor export/ --out shop.yaml
+    """
+    from gnn_ecommerce.data.doctor import diagnose
+    found = diagnose(path)
+    if out is not None: out.write_text(found.overlay, encoding='utf8')
+    show({'files': found.files, 'found': found.lines, 'open': found.open, 'overlay': {'data_prep': found.data_prep}},
+         as_json, lambda _: str(found))
+    if found.open: raise typer.Exit(3)
 
 # %% ../nbs/11_cli.ipynb #f2bb970e
 Servers = Annotated[Literal['all', 'model', 'api'], typer.Argument(metavar='[all|model|api]',

@@ -438,8 +438,9 @@ def _sorted_ids(ids: Iterable) -> np.ndarray: # int64 or object (n,)
         if values.dtype.kind == 'u' and values.size and values.max() > np.iinfo(np.int64).max:
             raise DataError(expected('ids', 'integers up to 2^63-1', 'a larger one', 'read them as text'))
         return np.sort(values.astype(np.int64))
-    other = next((o for o in values.tolist() if not isinstance(o, str)), None)
-    if other is not None:
+    others = [o for o in values.tolist() if not isinstance(o, str)]
+    if others:
+        other = others[0]
         raise DataError(expected('ids', 'all integers or all texts', f'{other!r} ({type(other).__name__})'))
     return np.array(sorted(values.tolist()), dtype=object)
 

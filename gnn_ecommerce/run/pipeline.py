@@ -7,7 +7,7 @@ __all__ = ['NEXT', 'stage_needs', 'StageEngine', 'StageFailed', 'run_notebook', 
            'cost_table', 'settings_class', 'check_params', 'apply_overlay', 'own_events', 'built_in_shop', 'comparison',
            'terminal_comparison', 'model_note', 'refit_note', 'paired_table', 'example_customers', 'product_texts',
            'customer_story', 'list_reasons', 'customer_view', 'explained_view', 'explained_page', 'project_engine',
-           'show_results', 'run_pipeline', 'demo', 'tune', 'main']
+           'show_results', 'run_pipeline', 'alone', 'demo', 'settings_to_read', 'tune', 'main']
 
 # %% ../../nbs/run/01_pipeline.ipynb #ae107da8
 import argparse, atexit, contextlib, gc, importlib, os, re, subprocess, sys, tempfile
@@ -213,12 +213,15 @@ def _put(base, key: str, value):
         base[key] = value
     else: base.insert(len(base)-1, key, value)
 
+#: mappings of one shop's names, of which nothing is left when another comes
+_SHOP_NAMES = ('columns', 'product_columns', 'constants', 'event_types')
+
 def _merge(base, overlay: dict, name: str = '') -> list[tuple]:
-    "Put `overlay` into `base`; an empty mapping replaces, a filled one merges. Returns (key, before, after)."
+    "Put `overlay` into `base`; mappings merge, but empty ones and a shop's names replace. Returns (key, before, after)."
     changes = []
     for key, value in overlay.items():
         full, before = f'{name}{key}', base.get(key)
-        if isinstance(value, dict) and value and hasattr(before, 'get'):
+        if isinstance(value, dict) and value and hasattr(before, 'get') and key not in _SHOP_NAMES:
             changes += _merge(before, value, f'{full}.')
         elif key not in base or before != value:
             changes.append((full, before, value))
@@ -617,8 +620,35 @@ def run_pipeline(
         done = subprocess.run([sys.executable, '-m', 'dvc', 'repro', *targets], cwd=root,
                               env={**os.environ, 'PATH': path, _REASON: str(reason)})
         if not done.returncode: return
+        if done.returncode in (130, -2): raise KeyboardInterrupt
         code = f'dvc repro {" ".join(targets)} ended with exit code {done.returncode}; its own message is above'
         raise StageFailed(reason.read_text(encoding='utf8').strip() or code)
+
+# %% ../../nbs/run/01_pipeline.ipynb #b8cf5bb0
+@contextlib.contextmanager
+def alone(root: Path):
+    "Keep other runs of a project out within the block. Raises `SettingsError` if there is one."
+    try: import fcntl
+    except ImportError: # Windows: DVC's own lock must do
+        yield
+        return
+    with open(_lock_file(root), 'w') as lock:
+        try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SettingsError(expected('', f'no other run in {root}', 'one', 'wait for it; nothing was changed')) from None
+        yield
+
+def _lock_file(root: Path) -> Path:
+    "The file that a run locks. Raises `ArtifactError` for a project in which nothing can be written."
+    path = root/'.dvc'/'tmp'/'gnn_ecommerce.lock'
+    try: path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as err: raise _read_only(root, err) from None
+    if not os.access(path.parent, os.W_OK): raise _read_only(root, 'read-only')
+    return path
+
+def _read_only(root: Path, why: object) -> ArtifactError:
+    fix = 'copy the project to a folder of your own; serving from a bundle needs no writing there'
+    return ArtifactError(expected('', f'a project that can be written, in {root}', why, fix))
 
 # %% ../../nbs/run/01_pipeline.ipynb #0ac90ede
 def demo(
@@ -630,10 +660,33 @@ def demo(
 ):
     "Run the pipeline and show its results. Raises `GnnEcommerceError`."
     root, console = Path(root or project_root()), Console()
-    _prepare(root, events, overlay, console, size, shop)
-    run_pipeline(root)
+    with alone(root):
+        _prepare(root, events, overlay, console, size, shop)
+        run_pipeline(root)
     console.rule('results')
     show_results(root, console, NEXT)
+
+# %% ../../nbs/run/01_pipeline.ipynb #c4ab7520
+def settings_to_read(
+    events: str,         # a file, a folder or a glob
+    root: str|Path,      # the project
+    overlay: dict,       # settings that were given with it
+    console: Console,
+) -> dict: # an overlay
+    "Make the settings that read these events. Raises `DataError` if a person must say what the files mean."
+    from gnn_ecommerce.data.doctor import READING, diagnose
+    own = own_events(events, root)
+    before = read_params(Path(root)/'params.yaml').get('data_prep', {})
+    if before.get('events') == own['data_prep']['events']: return own
+    new = merge_params({'data_prep': {**READING, 'targets': ['purchase']}}, own)
+    if set(overlay.get('data_prep', {})) & (set(READING)-{'pattern', 'products', 'max_rejected_share'}): return new
+    found = diagnose(ProjectPaths(root).resolve(own['data_prep']['events']), own['data_prep']['pattern'])
+    if not found.readable:
+        raise DataError(expected('EVENTS', 'files that can mean one thing', '; '.join(found.open),
+                                 'put that into a file and name it: PARAMS=overlay.yaml'))
+    console.print(Text('Found in the files:', 'bold'))
+    console.print(str(found), markup=False, highlight=False)
+    return merge_params(merge_params(new, {'data_prep': found.data_prep}), own)
 
 # %% ../../nbs/run/01_pipeline.ipynb #0ac90eb2
 def _real_shop(root: Path) -> dict: # an overlay
@@ -651,7 +704,7 @@ def _prepare(
         what = 'one of EVENTS, your own files, SIZE, of the built-in shop, and SHOP, a real one'
         raise SettingsError(expected('', what, ', '.join(named)))
     changes = read_params(overlay) if overlay else {}
-    if events: changes = merge_params(own_events(events, root), changes)
+    if events: changes = merge_params(settings_to_read(events, root, changes, console), changes)
     if shop: changes = merge_params(_real_shop(root), changes)
     if size:
         changes = merge_params(built_in_shop(size, read_params(root/'params.yaml').get('data_prep')), changes)
@@ -747,6 +800,9 @@ def main(
         elif args.command == 'show': show_results()
         else: _change_params(project_root(), read_params(args.file), Console())
     except GnnEcommerceError as err: return _fail(err)
+    except KeyboardInterrupt:
+        print('\nStopped. The same command goes on where it was.', file=sys.stderr, flush=True)
+        return 130
     return 0
 
 # %% ../../nbs/run/01_pipeline.ipynb #pl000020
