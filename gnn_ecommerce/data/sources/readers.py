@@ -55,7 +55,8 @@ def _own_function(source: str, root: Path) -> Callable:
     "Load a function of a file. Raises `SettingsError` with what went wrong in it."
     file, _, name = source.rpartition(':')
     path = root/Path(file).expanduser()
-    if not path.is_file(): raise SettingsError(expected('data_prep.source', f'a Python file {path}', 'none'))
+    if not path.is_file():
+        raise SettingsError(expected('data_prep.source', f'a Python file {path}', 'none'))
     spec = importlib.util.spec_from_file_location(f'gnn_ecommerce_reader_{path.stem}', path)
     module = importlib.util.module_from_spec(spec)
     try: spec.loader.exec_module(module)
@@ -88,7 +89,8 @@ def _own_reader(function: Callable, source: str) -> Callable[[Export], Tables]:
     "Make a reader of a function of a path."
     def read(export: Export) -> Tables:
         made, line, parts = function(export.folder), 0, ([], [])
-        if isinstance(made, tuple|pd.DataFrame|pa.Table) or not hasattr(made, '__iter__'): made = [made]
+        if isinstance(made, tuple|pd.DataFrame|pa.Table) or not hasattr(made, '__iter__'):
+            made = [made]
         for frame in made:
             pair = frame if isinstance(frame, tuple) else (frame,)
             for table, part, layout in zip(pair, parts, (EVENT_LAYOUT, PRODUCTS)):
@@ -113,7 +115,8 @@ def _known(table: pa.Table, layout, source: str) -> pa.Table:
 def find_reader(source: str, root: str|Path = '.') -> Reader:
     "Find a reader by its name, or load one of your own. Raises `SettingsError` with the names that there are."
     if source in READERS: return READERS[source]
-    if '.py:' in source: return Reader(_own_reader(_own_function(source, Path(root)), source), ids='auto')
+    if '.py:' in source:
+        return Reader(_own_reader(_own_function(source, Path(root)), source), ids='auto')
     near = difflib.get_close_matches(source, READERS, 1)
     hint = f'; did you mean {near[0]!r}?' if near else ''
     what = f'one of {", ".join(READERS)}, or a function of your own such as my_reader.py:read'

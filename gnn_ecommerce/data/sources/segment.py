@@ -7,7 +7,7 @@ __all__ = ['SEGMENT_EVENTS', 'read_segment']
 
 # %% ../../../nbs/data/sources/04_segment.ipynb #7e3ad626
 from .log import log_tables, sql_category, sql_map, sql_none
-from .shared import Export, Tables, json_records, view
+from .shared import Export, Tables, json_records, keep, view
 
 # %% ../../../nbs/data/sources/04_segment.ipynb #59686686
 SEGMENT_EVENTS = {
@@ -34,9 +34,9 @@ def _product(p: str) -> str:
     return f"{{'item_id': {id}, {texts}, 'category': {category}}}"
 
 def _calls(export: Export, records: str):
-    "A view of all calls with their products."
+    "All calls with their products."
     several = f"[{_product('p')} for p in r.properties.products]"
-    view(export, 'segment_calls', f"""
+    keep(export, 'segment_calls', f"""
         SELECT * REPLACE ([i for i in items if coalesce(i.item_id, i.sku) IS NOT NULL] AS items) FROM (
             SELECT n, line, problem, r, CASE WHEN len(r.properties.products) > 0 THEN {several}
                 ELSE [{_product('r.properties')}] END AS items FROM {records})""")

@@ -8,7 +8,7 @@ __all__ = ['read_shopify']
 # %% ../../../nbs/data/sources/06_shopify.ipynb #2b0e5d16
 from ...core import DataError, expected
 from .log import sql_category
-from .shared import Export, Tables, csv_rows, sql_hashed, view
+from .shared import Export, Tables, csv_rows, keep, sql_hashed, view
 
 # %% ../../../nbs/data/sources/06_shopify.ipynb #9227e10c
 _ORDERS = {
@@ -18,10 +18,10 @@ _ORDERS = {
 }
 
 def _orders(export: Export, rows: str):
-    "A view of line items, the fields of the order on each."
+    "Line items, the fields of the order on each."
     fill = lambda column: f"max(nullif(trim({column}), '')) OVER (PARTITION BY trans) AS {column}"
     filled = ', '.join(map(fill, ('email', 'phone', 'state', 'created', 'cancelled')))
-    view(export, 'shopify_orders', f"""
+    keep(export, 'shopify_orders', f"""
         SELECT * REPLACE ({filled}), min(n) OVER (PARTITION BY trans) AS file FROM {rows} WHERE problem IS NULL""")
 
 # %% ../../../nbs/data/sources/06_shopify.ipynb #f70efdfc
@@ -64,7 +64,7 @@ def _catalogue(export: Export, product: str) -> str: # SELECT
     rows = csv_rows(export, 'shopify_products', _PRODUCT_COLUMNS, ('handle', 'title', 'price'))
     if rows is None: return bought
     words = dict(path=sql_category(['p[1]', 'p[2]', 'p[3]']), type=sql_category(['product_type']))
-    view(export, 'shopify_variants', _VARIANTS.format(rows=rows, sku=_SKU.format('sku'), **words))
+    keep(export, 'shopify_variants', _VARIANTS.format(rows=rows, sku=_SKU.format('sku'), **words))
     return f"""SELECT * FROM shopify_variants UNION ALL BY NAME
         SELECT * FROM ({bought}) WHERE product_id NOT IN (SELECT product_id FROM shopify_variants)"""
 

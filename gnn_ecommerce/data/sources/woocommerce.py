@@ -11,14 +11,15 @@ import re
 from ...core import DataError, expected
 from .log import log_tables, sql_category, sql_none
 from gnn_ecommerce.data.sources.shared import (
-    Export, Tables, csv_rows, header_names, json_files, json_records, sql_hashed, view
+    Export, Tables, csv_rows, header_names, json_files, json_records, keep, sql_hashed
 )
 
 # %% ../../../nbs/data/sources/07_woocommerce.ipynb #0f84c8be
 #: states of orders that count
 PAID = ('completed', 'processing', 'on-hold')
 
-def _state(text: str) -> str: return f"regexp_replace(replace(lower(trim({text})), ' ', '-'), '^wc-', '')"
+def _state(text: str) -> str:
+    return f"regexp_replace(replace(lower(trim({text})), ' ', '-'), '^wc-', '')"
 
 def _left_out(state: str) -> str:
     paid = ', '.join(f"'{name}'" for name in PAID)
@@ -47,7 +48,7 @@ def _read_rest(export: Export) -> Tables:
             NULL::VARCHAR AS key, -epoch(coalesce(TRY_CAST(r.date_modified_gmt AS TIMESTAMP), '1970-01-01')) AS late,
             [{item} for i in r.line_items] AS items, {_left_out(_state('r.status'))} AS left_out
         FROM {records} WHERE r.line_items IS NOT NULL OR problem IS NOT NULL""")
-    view(export, 'woo_products', _PAGES_OF_PRODUCTS.format(records=records))
+    keep(export, 'woo_products', _PAGES_OF_PRODUCTS.format(records=records))
     bought = f'SELECT * FROM ({tables.products}) ANTI JOIN woo_products USING (product_id)'
     return tables._replace(products=f'SELECT * FROM woo_products UNION ALL BY NAME {bought}')
 
@@ -104,13 +105,13 @@ def _item_rows(export: Export) -> str: # a table: n, line, problem, the columns 
         files = ', '.join(name for name, _ in export.files[:5])
         raise DataError(expected('data_prep.events', 'orders with line items, in columns such as order_id, order_date, '
                                  'status, item_name, quantity or line_item_1', files))
-    return view(export, 'woo_rows', ' UNION ALL BY NAME '.join(parts))
+    return keep(export, 'woo_rows', ' UNION ALL BY NAME '.join(parts))
 
 # %% ../../../nbs/data/sources/07_woocommerce.ipynb #0d1eb225
 def _read_csv(export: Export) -> Tables:
     "Read a plugin's CSV."
     rows, customer = _item_rows(export), "nullif(trim(customer), '')"
-    view(export, 'woo_events', f"""
+    keep(export, 'woo_events', f"""
         SELECT n, line, problem, CASE WHEN problem IS NULL THEN coalesce({_left_out(_state('state'))},
                 CASE WHEN TRY_CAST(coalesce(kept, quantity) AS DOUBLE) <= 0 THEN 'refunded' END,
                 CASE WHEN n > min(n) OVER (PARTITION BY trans) THEN 'the order stands in another file too' END) END
