@@ -611,9 +611,11 @@ def own_export(
     from gnn_ecommerce.data.sources.readers import find_reader
     find_reader(source, root)
     if source == 'journey' and not events: events = str(fetch_journey(root))
-    if not events: raise SettingsError(expected('EVENTS', f'a file or a folder of {source}', 'none'))
+    if not events:
+        raise SettingsError(expected('EVENTS', f'a file or a folder of {source}', 'none'))
     changes = merge_params(own_events(events, root), {'data_prep': {'source': source}})
-    if source == 'journey': changes['inference'] = {'baselines': ['popular', 'svd', 'als', 'graph_filter']}
+    if source == 'journey':
+        changes['inference'] = {'baselines': ['popular', 'svd', 'als', 'graph_filter']}
     return changes
 
 def _check_named(events: str|None, size: str|None, source: str|None):
