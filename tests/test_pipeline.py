@@ -224,7 +224,7 @@ def test_demo_on_own_files_with_other_names(project, tmp_path):
     again = demo(project).stdout
     assert ran(again) == [] and "up to date" in again
     both = demo(project, "--events", f"{tmp_path}/mine", "--size", "4000", ok=False)
-    assert both.returncode == 1 and "expected one of EVENTS, your own files, SIZE, of the built-in" in both.stdout
+    assert both.returncode == 1 and "expected one of EVENTS, your own files, FROM or SHOP" in both.stdout
     left = demo(project, "--size", "2k", ok=False)
     assert left.returncode == 1 and "data_prep.columns, data_prep.event_types" in left.stdout
     git(project, "checkout", "params.yaml")

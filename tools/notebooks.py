@@ -202,7 +202,7 @@ def new(number, name, stage=False, folder="", root=ROOT):
     if not stage:
         nb.cells = [c for c in nb.cells if not any(word in c.source for word in STAGE_ONLY)]
     title, camel = name.replace("_", " ").capitalize(), "".join(w.capitalize() for w in name.split("_"))
-    module_name = f"{folder}.{name}" if folder else name
+    module_name = f"{folder.replace('/', '.')}.{name}" if folder else name
     for cell in nb.cells:
         text = cell.source.replace("TITLE", title).replace("SETTINGS", f"{camel}Settings")
         for word in ("default_exp NAME", "gnn_ecommerce.NAME"):

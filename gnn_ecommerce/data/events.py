@@ -392,7 +392,7 @@ def notes(self: Source) -> list[str]:
     if problem: notes.append(problem)
     if problem or not self.rows: return notes
     constants, index = self.header.constants, self.header.column_index
-    absent = [c for c in self.layout.columns if c not in index and c not in constants]
+    absent = [c for c in self.layout.columns if c not in {*index, *constants, 'quantity'}] # none: one unit
     unused = [h or f'{i+1} (without a name)' for i, h in enumerate(self.header.names) if i not in index.values()]
     before = [line for line in self.header.before if line]
     if absent: notes.append(f'no column {", ".join(absent)}: left empty')

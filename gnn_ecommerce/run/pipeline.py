@@ -7,12 +7,12 @@ __all__ = ['NEXT', 'stage_needs', 'StageEngine', 'StageFailed', 'run_notebook', 
            'cost_table', 'settings_class', 'check_params', 'apply_overlay', 'own_events', 'built_in_shop', 'comparison',
            'terminal_comparison', 'model_note', 'refit_note', 'paired_table', 'example_customers', 'product_texts',
            'customer_story', 'list_reasons', 'customer_view', 'explained_view', 'explained_page', 'project_engine',
-           'show_results', 'run_pipeline', 'alone', 'demo', 'settings_to_read', 'tune', 'main']
+           'show_results', 'run_pipeline', 'alone', 'demo', 'settings_to_read', 'own_export', 'tune', 'main']
 
 # %% ../../nbs/run/01_pipeline.ipynb #ae107da8
 import argparse, atexit, contextlib, gc, importlib, os, re, subprocess, sys, tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 # jsonschema would load a grammar of addresses in 2.5 seconds, if it is installed; no notebook holds one
 sys.modules.setdefault('rfc3987_syntax', None)
@@ -268,7 +268,7 @@ def own_events(
         raise DataError(expected('EVENTS', f'files that match {pattern} in {place}', 'none'))
     inside = place.is_relative_to(root.resolve())
     shown = str(place.relative_to(root.resolve())) if inside else str(place)
-    return {'data_prep': {'events': shown, 'pattern': pattern or '*', 'products': 'auto'}}
+    return {'data_prep': {'source': '', 'events': shown, 'pattern': pattern or '*', 'products': 'auto'}}
 
 # %% ../../nbs/run/01_pipeline.ipynb #pl000008
 def _check_builtin(size: str, data_prep: dict):
@@ -294,7 +294,7 @@ def built_in_shop(
     items = 2000*(events/5e5)**.5
     items = None if items < WHOLE_SHOP['items']/WHOLE_SHOP['events']*events else round(items)
     return {'sample_data': {'events': events, 'users': None, 'items': items},
-            'data_prep': {'events': 'data/raw/sample', 'pattern': '*', 'products': 'auto'}}
+            'data_prep': {'source': '', 'events': 'data/raw/sample', 'pattern': '*', 'products': 'auto'}}
 
 # %% ../../nbs/run/01_pipeline.ipynb #02a9a840
 def comparison(root: str|Path) -> pd.DataFrame: # a row for each recommender
@@ -656,12 +656,12 @@ def demo(
     overlay: str|None = None,   # a YAML file of settings that differ
     root: str|Path|None = None, # the project; found from the current folder by default
     size: str|None = None,      # about how many events of the built-in shop, such as 4000, 2M or whole
-    shop: Literal['journey']|None = None, # a real shop instead of the built-in one, see `data/04_journey`
+    source: str|None = None,    # what the events are an export of, see `data/sources/12_readers`
 ):
     "Run the pipeline and show its results. Raises `GnnEcommerceError`."
     root, console = Path(root or project_root()), Console()
     with alone(root):
-        _prepare(root, events, overlay, console, size, shop)
+        _prepare(root, events, overlay, console, size, source)
         run_pipeline(root)
     console.rule('results')
     show_results(root, console, NEXT)
@@ -689,23 +689,38 @@ def settings_to_read(
     return merge_params(merge_params(new, {'data_prep': found.data_prep}), own)
 
 # %% ../../nbs/run/01_pipeline.ipynb #0ac90eb2
-def _real_shop(root: Path) -> dict: # an overlay
-    "Write the grocer's files if they are not there. Raises `ArtifactError` without its package."
-    from gnn_ecommerce.data.journey import JOURNEY, write_journey
-    if not (root/JOURNEY['data_prep']['products']).is_file():
-        write_journey(root/'data'/'raw'/'journey')
-    return JOURNEY
+def own_export(
+    source: str,      # the name of a reader, or a function of your own
+    events: str|None, # as for `own_events`; the grocer needs none
+    root: str|Path,
+) -> dict: # an overlay
+    "Make the overlay that reads an export. Raises `SettingsError` for an unknown source, or without events."
+    from gnn_ecommerce.data.sources.journey import fetch_journey
+    from gnn_ecommerce.data.sources.readers import find_reader
+    find_reader(source, root)
+    if source == 'journey' and not events: events = str(fetch_journey(root))
+    if not events:
+        raise SettingsError(expected('EVENTS', f'a file or a folder of {source}', 'none'))
+    changes = merge_params(own_events(events, root), {'data_prep': {'source': source}})
+    if source == 'journey':
+        changes['inference'] = {'baselines': ['popular', 'svd', 'als', 'graph_filter']}
+    return changes
 
+def _check_named(events: str|None, size: str|None, source: str|None):
+    "Raise `SettingsError` if more than one shop is named."
+    if len(named := [x for x in (source or events, size) if x]) > 1:
+        what = 'one of EVENTS, your own files, FROM or SHOP, an export, and SIZE, of the built-in shop'
+        raise SettingsError(expected('', what, ', '.join(named)))
+
+# %% ../../nbs/run/01_pipeline.ipynb #a1d1ba2e
 def _prepare(
-    root: Path, events: str|None, overlay: str|None, console: Console, size: str|None = None, shop: str|None = None
+    root: Path, events: str|None, overlay: str|None, console: Console, size: str|None = None, source: str|None = None
 ):
     "Put events and overlay into params.yaml, check every section, get DVC ready."
-    if len(named := [x for x in (events, size, shop) if x]) > 1:
-        what = 'one of EVENTS, your own files, SIZE, of the built-in shop, and SHOP, a real one'
-        raise SettingsError(expected('', what, ', '.join(named)))
+    _check_named(events, size, source)
     changes = read_params(overlay) if overlay else {}
-    if events: changes = merge_params(settings_to_read(events, root, changes, console), changes)
-    if shop: changes = merge_params(_real_shop(root), changes)
+    if source: changes = merge_params(own_export(source, events, root), changes)
+    elif events: changes = merge_params(settings_to_read(events, root, changes, console), changes)
     if size:
         changes = merge_params(built_in_shop(size, read_params(root/'params.yaml').get('data_prep')), changes)
     if changes: _change_params(root, changes, console)
@@ -725,6 +740,7 @@ NEXT = '''[bold]Where things are[/]
   make explore                          any customer, and why, to click through
   make lab                              JupyterLab on the notebooks
   make demo EVENTS=path/to/your/events  your shop: nbs/guides/own_shop.ipynb
+  make demo FROM=shopify EVENTS=export  your shop, from where its data lies: nbs/guides/bring_your_shop.ipynb
   make tune BUDGET=30m                  search for better settings
   source .venv/bin/activate             then, an experiment beside this run:
   dvc exp run -S training.dim=32 && dvc exp show'''
@@ -764,7 +780,7 @@ def _parser() -> argparse.ArgumentParser:
     c.add_argument('--events', help='a file, a folder or a glob of events')
     c.add_argument('--params', help='a YAML file of settings that differ')
     c.add_argument('--size', help='about how many events of the built-in shop')
-    c.add_argument('--shop', choices=['journey'], help='a real shop: a grocer')
+    c.add_argument('--from', dest='source', help='what the events are an export of')
     c = commands.add_parser('tune', help='search for better settings')
     c.add_argument('--budget', default='', help='time for it, such as 30m')
     c.add_argument('--events', help='a file, a folder or a glob of events')
@@ -795,7 +811,7 @@ def main(
             run_notebook(args.notebook, args.output, dict(args.p), everything=args.all)
             note_peak(args.output)
         elif args.command == 'demo':
-            demo(args.events, args.params, size=args.size, shop=args.shop)
+            demo(args.events, args.params, size=args.size, source=args.source)
         elif args.command == 'tune': tune(args.budget, args.events, args.params)
         elif args.command == 'show': show_results()
         else: _change_params(project_root(), read_params(args.file), Console())
