@@ -631,6 +631,7 @@ def _json_objects(path: Path) -> str: # SQL: a table with column json, null wher
     errors = ', ignore_errors=true' if form == 'newline_delimited' else ''
     return f"read_json_objects({sql_text(path)}, format='{form}', maximum_object_size={16*MAX_LINE}{errors})"
 
+# %% ../../nbs/data/01_events.ipynb #7fdc6993
 def _open_json(name: str, path: Path, layout: Layout, form: FileForm) -> Source:
     "Find the fields of JSON objects and count them. Raises `DataError` for a damaged list."
     objects = _json_objects(path)
@@ -671,8 +672,8 @@ def _remedy(source: Source, form: FileForm) -> str:
     if len(names) == 1: return 'set data_prep.delimiter to what separates the columns'
     if form.header and _values_for_names(names):
         places = ', '.join(f'{c}: {n}' for n, c in enumerate(source.layout.required, 1))
-        return (f'its first line holds values: if there are no names, set data_prep.header: false, and {setting} to the '
-                f'place of each column, such as {{{places}}}')
+        return (f'its first line holds values: if there are no names, set data_prep.header: false, and {setting} to '
+                f'the place of each column, such as {{{places}}}')
     proposal = propose_columns(names, source.layout, form.names)
     lost = [c for c in source.layout.required if form.names.get(c, c) not in names and c not in proposal]
     fix = f'map them in {setting}, our name first'
@@ -951,7 +952,7 @@ def check_products(
     rows: ibis.Table,  # of `read_rows`, layout `PRODUCTS`
     id_type: str,      # 'integer', 'string' or 'exact', as the events have it
     meaning: Meaning = Meaning(),
-) -> ibis.Table: # file, line, first, reason, raw, product_id_form, updated_at, and the columns of `PRODUCTS` in their types
+) -> ibis.Table: # file, line, first, product_id_form, reason, raw, updated_at, and `PRODUCTS.columns` in their types
     "Give every row of a catalogue its values, and the reason if it cannot be used."
     t = _with_ids(rows, ('product_id',), {'product_id': id_type})
     price = parse_price(t.price, meaning.decimal)

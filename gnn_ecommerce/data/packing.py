@@ -21,8 +21,9 @@ _PACKED = {b'\x1f\x8b': 'gz', b'\x28\xb5\x2f\xfd': 'zst', b'BZh': 'bz2', b'\xfd7
 _TABLES = {b'PAR1': 'parquet'}
 #: what cannot be read, and what to do about it
 _OTHERS = {
-    b'\xd0\xcf\x11\xe0': ('an old Excel file', 'save it as CSV UTF-8'), b'ARROW1': ('an Arrow file', 'save it as Parquet'),
-    b'FEA1': ('a Feather file', 'save it as Parquet'), b'ORC': ('an ORC file', 'save it as Parquet'),
+    b'\xd0\xcf\x11\xe0': ('an old Excel file', 'save it as CSV UTF-8'),
+    b'ARROW1': ('an Arrow file', 'save it as Parquet'), b'FEA1': ('a Feather file', 'save it as Parquet'),
+    b'ORC': ('an ORC file', 'save it as Parquet'),
     b'Obj\x01': ('an Avro file', 'save it as Parquet'), b'SQLite format 3': ('a database', 'export the table as CSV'),
     b'7z\xbc\xaf': ('a 7z archive', 'unpack it'), b'Rar!': ('a RAR archive', 'unpack it'),
     b'\x04"M\x18': ('an lz4 file', 'unpack it'), b'\x89HDF': ('an HDF5 file', 'save the table as Parquet'),

@@ -217,7 +217,7 @@ def _put(base, key: str, value):
 _SHOP_NAMES = ('columns', 'product_columns', 'constants', 'event_types')
 
 def _merge(base, overlay: dict, name: str = '') -> list[tuple]:
-    "Put `overlay` into `base`; mappings merge, but empty ones and a shop's names replace. Returns (key, before, after)."
+    "Put `overlay` into `base`; mappings merge, empty ones and a shop's names replace. Returns (key, before, after)."
     changes = []
     for key, value in overlay.items():
         full, before = f'{name}{key}', base.get(key)
@@ -600,7 +600,8 @@ def alone(root: Path):
     with open(_lock_file(root), 'w') as lock:
         try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise SettingsError(expected('', f'no other run in {root}', 'one', 'wait for it; nothing was changed')) from None
+            fix = 'wait for it; nothing was changed'
+            raise SettingsError(expected('', f'no other run in {root}', 'one', fix)) from None
         yield
 
 def _lock_file(root: Path) -> Path:
