@@ -822,6 +822,10 @@ def _write_train_and_targets(con: ibis.BaseBackend, events: ibis.Table, settings
         copy_table(con, target_pairs(events, part, settings.targets, again=True), files[f'{part}_again'], 'targets')
 
 # %% ../nbs/01_data_prep.ipynb #a4f8ab91
+def _write_rejects(con: ibis.BaseBackend, tables: list, sources: list[Source], path: Path):
+    rejected = [rejects(table) for table in tables if table is not None]
+    write_rejects(con, rejected, sources, path, {MARK_KEY: table_mark('rejects')})
+
 def odd_events(con: ibis.BaseBackend, events: ibis.Table, catalogue: ibis.Table|None) -> list[Oddity]:
     "Find what rarely is right in clean events, and in the catalogue beside them."
     odd = giants(con, events)+single_visits(con, events)+thousandths(con, events)
@@ -851,8 +855,7 @@ def prepare(
     catalogue = _stage_catalogue(con, products, checked.id_types, settings, work)
     copy_table(con, _products(con, events, catalogue), files['products'], 'products')
     odd += odd_events(con, events, catalogue)
-    rejected = [rejects(t) for t in (checked.rows, catalogue) if t is not None]
-    write_rejects(con, rejected, sources+products, files['rejects'], {MARK_KEY: table_mark('rejects')})
+    _write_rejects(con, [checked.rows, catalogue], sources+products, files['rejects'])
     written = {name: con.read_parquet(path, table_name=name) for name, path in files.items()}
     check_split(con, written['train_events'], written['val'], written['test'], settings, points)
     return describe(con, settings, points, checked, written, products, odd)

@@ -52,7 +52,8 @@ def _as_it_comes(path: Path, work: Path) -> tuple[Source, FileForm]:
     form = _plain_form(path) if file_format(path) == 'csv' else FileForm()
     (source,) = open_files([(path.name, path)], Layout('sample', 'columns', (), ()), work, form)
     if source.format == 'csv' and form.header:
-        with open(path, 'rb') as file: lines = [file.readline() for _ in range(20)]
+        with open(path, 'rb') as file:
+            lines = [file.readline() for _ in range(20)]
         headers = [read_header(line, EVENT_LAYOUT, form) for line in lines]
         source = replace(source, header=max(headers, key=lambda header: len(header.names)))
     names = {f'c{i}': name for i, name in enumerate(source.header.names)}
@@ -93,7 +94,8 @@ def _by_content(con: ibis.BaseBackend, sample: Sample) -> dict[str, str]: # our 
     for column, place in zip(sample.texts.columns, sample.header.names):
         words = _words(con, sample, column).index.tolist()
         if column == time: found['event_time'] = place
-        elif 'event_type' not in found and propose_types(words): found['event_type'] = place
+        elif 'event_type' not in found and propose_types(words):
+            found['event_type'] = place
         elif ids: found[ids.pop()] = place
     return found
 
@@ -168,7 +170,8 @@ def _look_at_types(con: ibis.BaseBackend, sample: Sample, column: str, found: Di
     strange = [w for w in words.index if w not in meant and w.lower() not in EVENT_TYPES]
     found.data_prep['event_types'] = meant
     found.lines.append('events: '+', '.join(f'{w} ({n:,})' for w, n in words.head(8).items()))
-    if strange: found.open.append(f'what {", ".join(strange[:8])} mean: set data_prep.event_types')
+    if strange:
+        found.open.append(f'what {", ".join(strange[:8])} mean: set data_prep.event_types')
 
 # %% ../../nbs/data/06_doctor.ipynb #102d1983
 def _look_at_prices(con: ibis.BaseBackend, sample: Sample, column: str, found: Diagnosis):
@@ -189,10 +192,13 @@ def _look_at_columns(con: ibis.BaseBackend, sample: Sample, found: Diagnosis):
     unused = [name for i, name in enumerate(names) if f'c{i}' not in at.values()]
     if unused: found.lines.append(f'not used: {", ".join(map(repr, unused))}')
     if 'event_type' in at: _look_at_types(con, sample, at['event_type'], found)
-    elif any(_INVOICE.search(name) for name in names): settings['constants'] = {'event_type': 'purchase'}
+    elif any(_INVOICE.search(name) for name in names):
+        settings['constants'] = {'event_type': 'purchase'}
     lost = [c for c in EVENT_LAYOUT.required if c not in at and c not in settings['constants']]
-    if lost: found.open.append(f'which column is {", ".join(lost)}: set data_prep.columns, or constants')
-    if not sample.form.header: found.lines.append('no names: columns are guessed by content and order, check them')
+    if lost:
+        found.open.append(f'which column is {", ".join(lost)}: set data_prep.columns, or constants')
+    if not sample.form.header:
+        found.lines.append('no names: columns are guessed by content and order, check them')
     if 'event_time' in at: _look_at_times(con, sample, at['event_time'], found)
     if 'price' in at: _look_at_prices(con, sample, at['price'], found)
 
@@ -213,7 +219,8 @@ def _try(con: ibis.BaseBackend, path: Path, work: Path, found: Diagnosis):
     found.lines.append(f'{n-int(lost.rows.sum()):,} of the first {n:,} rows can be used')
     found.lines += [f'rejected {r.rows:,}: {r.reason}' for r in lost.itertuples()]
     expected = lost[lost.reason.str.contains('user_id is missing|a return')]
-    if (share := expected.rows.sum()/max(n, 1)) > .03: s['max_rejected_share'] = round(float(share)+.05, 2)
+    if (share := expected.rows.sum()/max(n, 1)) > .03:
+        s['max_rejected_share'] = round(float(share)+.05, 2)
 
 # %% ../../nbs/data/06_doctor.ipynb #0f1696d6
 def diagnose(path: str|Path, pattern: str = '*') -> Diagnosis: # path: a file, a folder or a glob
@@ -221,7 +228,8 @@ def diagnose(path: str|Path, pattern: str = '*') -> Diagnosis: # path: a file, a
     found = Diagnosis(str(path), [], data_prep={**READING, 'pattern': pattern})
     files, tables = find_files(path, pattern), []
     for name, file in files:
-        try: found.files.append(f'{name}: {file_format(file)}, {file.stat().st_size:,} bytes')
+        try:
+            found.files.append(f'{name}: {file_format(file)}, {file.stat().st_size:,} bytes')
         except DataError as err: found.files.append(f'{name}: {err}')
         else: tables.append(file)
     if not tables: raise DataError(found.files[0].partition(': ')[2])

@@ -39,7 +39,8 @@ def file_format(path: Path) -> str:
     for begin, name in {**_PACKED, **_TABLES}.items():
         if head.startswith(begin): return name
     for begin, (what, fix) in _OTHERS.items():
-        if head.startswith(begin): raise DataError(expected('data_prep.events', f'a table in {path}', what, fix))
+        if head.startswith(begin):
+            raise DataError(expected('data_prep.events', f'a table in {path}', what, fix))
     if head[257:262] == b'ustar':
         raise DataError(expected('data_prep.events', f'a table in {path}', 'a tar archive', 'unpack it into a folder'))
     return _text_format(path, head)
@@ -51,7 +52,8 @@ def _text_format(path: Path, head: bytes) -> str:
         fix = 'download the file itself: such a page often asks to log in'
         raise DataError(expected('data_prep.events', f'a table in {path}', 'a web page or XML', fix))
     if re.match(rb'[\[\s]*\{\s*"', start): return 'json'
-    if len(head) > 1 and head[1:200:2].count(0) > .9*len(head[1:200:2]): return 'utf-16'
+    if len(head) > 1 and head[1:200:2].count(0) > .9*len(head[1:200:2]):
+        return 'utf-16'
     if b'\r' in head and b'\n' not in head: return 'cr'
     return 'csv'
 
@@ -95,9 +97,11 @@ def _zip_blocks(path: Path) -> Iterator[bytes]:
 
 # %% ../../nbs/data/00_packing.ipynb #d1058b08
 def _utf16_blocks(path: Path) -> Iterator[bytes]:
-    with open(path, 'rb') as f: marked = f.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    with open(path, 'rb') as f:
+        marked = f.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     decode = codecs.getincrementaldecoder('utf-16' if marked else 'utf-16-le')('replace').decode
-    for block in _blocks(open(path, 'rb')): yield decode(block).encode('utf8', 'replace')
+    for block in _blocks(open(path, 'rb')):
+        yield decode(block).encode('utf8', 'replace')
 
 def _cr_blocks(path: Path) -> Iterator[bytes]:
     for block in _blocks(open(path, 'rb')): yield block.replace(b'\r', b'\n')

@@ -57,8 +57,10 @@ def check_id_forms(
 ):
     "Raise `DataError` for ids that look rounded, or that are written in two ways."
     for column in IDS:
-        if asked[column] != 'exact': _check_rounded(con, rows, column, forms[column])
-        if asked[column] == 'auto': _check_padded(con, rows, column, forms[column])
+        if asked[column] != 'exact':
+            _check_rounded(con, rows, column, forms[column])
+        if asked[column] == 'auto':
+            _check_padded(con, rows, column, forms[column])
 
 # %% ../../nbs/data/05_sanity.ipynb #23013e5e
 #: words for events that we have met; they propose a setting and never decide

@@ -194,7 +194,8 @@ class IdForms:
     "How often each form occurs in a column of ids."
     counts: dict[str, int]
 
-    def of(self, *forms: str) -> int: return sum(self.counts.get(form, 0) for form in forms)
+    def of(self, *forms: str) -> int:
+        return sum(self.counts.get(form, 0) for form in forms)
 
     @property
     def id_type(self) -> str: # 'integer' or 'string'

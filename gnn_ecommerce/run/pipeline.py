@@ -645,7 +645,8 @@ def settings_to_read(
     before = read_params(Path(root)/'params.yaml').get('data_prep', {})
     if before.get('events') == own['data_prep']['events']: return own
     new = merge_params({'data_prep': {**READING, 'targets': ['purchase']}}, own)
-    if set(overlay.get('data_prep', {})) & (set(READING)-{'pattern', 'products', 'max_rejected_share'}): return new
+    if set(overlay.get('data_prep', {})) & (set(READING)-{'pattern', 'products', 'max_rejected_share'}):
+        return new
     found = diagnose(ProjectPaths(root).resolve(own['data_prep']['events']), own['data_prep']['pattern'])
     if not found.readable:
         raise DataError(expected('EVENTS', 'files that can mean one thing', '; '.join(found.open),
@@ -670,7 +671,8 @@ def _prepare(
         what = 'one of EVENTS, your own files, SIZE, of the built-in shop, and SHOP, a real one'
         raise SettingsError(expected('', what, ', '.join(named)))
     changes = read_params(overlay) if overlay else {}
-    if events: changes = merge_params(settings_to_read(events, root, changes, console), changes)
+    if events:
+        changes = merge_params(settings_to_read(events, root, changes, console), changes)
     if shop: changes = merge_params(_real_shop(root), changes)
     if size:
         changes = merge_params(built_in_shop(size, read_params(root/'params.yaml').get('data_prep')), changes)
