@@ -9,7 +9,7 @@ __all__ = ['IdType', 'Word', 'ORDER', 'OUTPUTS', 'WINDOW', 'REPEATED', 'FORGET',
            'DataPrep', 'part_sizes', 'activity', 'reject_reasons', 'Checked', 'check_rejected', 'odd_types',
            'warnings_of', 'work_folder', 'saying_what_to_do', 'copy_table', 'time_windows', 'each_once',
            'sorted_windows', 'write_events', 'find_catalogue', 'open_inputs', 'check_all', 'forgotten', 'leave_out',
-           'leave_forgotten_out', 'given_back', 'take_returns_off', 'describe', 'prepare', 'plot_events',
+           'leave_forgotten_out', 'given_back', 'take_returns_off', 'describe', 'odd_events', 'prepare', 'plot_events',
            'plot_rejects', 'plot_targets', 'plot_activity', 'write_prep_report', 'run_data_prep']
 
 # %% ../nbs/01_data_prep.ipynb #c459fea3
@@ -40,7 +40,7 @@ from gnn_ecommerce.data.events import (
     open_files, read_rows, rejects, settle_id_types, sql_text, stage_rows, unread_price, write_rejects
 )
 from gnn_ecommerce.data.sanity import (
-    Numbers, Oddity, check_ids, check_targets, giants, odd_numbers, repeated_products, single_visits, thousandths,
+    Numbers, Oddity, check_id_forms, check_targets, giants, odd_numbers, repeated_products, single_visits, thousandths,
     unknown_words, unmatched_catalogue
 )
 from .data.sources.lightgcn import GIVEN_SPLIT
@@ -82,8 +82,8 @@ class EventFormat(EventFiles):
         'text, seconds, milliseconds, microseconds, nanoseconds, excel (days), or a pattern such as DD.MM.YYYY HH:mm')
     timezone: str = Field('UTC', description='of times without a zone: a name of the zone database, as Europe/Berlin')
     category_separator: str = Field('.', min_length=1, description='between the levels of category_code')
-    user_id: IdType = Field('auto', description='auto: integer if 99 % of the ids are whole numbers of 64 bits, and none '
-        'has zeros in front; string: as they stand')
+    user_id: IdType = Field('auto', description='auto: integer if 99 % of the ids are whole numbers of 64 bits, and '
+        'none has zeros in front; string: as they stand')
     product_id: IdType = Field('auto', description='as user_id')
     max_rejected_share: float = Field(.05, ge=0, le=1,
         description='stop if a larger share of the rows cannot be used')
@@ -428,11 +428,11 @@ class Checked:
 # %% ../nbs/01_data_prep.ipynb #cf65079a
 #: what to do about many rejected rows, by how the reason begins
 _FIXES = {
-    'event_time is': f'if times have another form, set data_prep.timestamps: {", ".join(TIME_FORMS)}, or a pattern such as '
-        'DD.MM.YYYY HH:mm',
+    'event_time is': f'if times have another form, set data_prep.timestamps: {", ".join(TIME_FORMS)}, or a pattern '
+        'such as DD.MM.YYYY HH:mm',
     'event_time names': 'write offsets (+01:00) or no zone, and set data_prep.timezone: Europe/Berlin or another',
-    'user_id is missing': 'guests? To leave them out, set data_prep.max_rejected_share: {share:.2f}; to take visits for '
-        'customers, map data_prep.columns: {{user_id: ...}} to the session',
+    'user_id is missing': 'guests? To leave them out, set data_prep.max_rejected_share: {share:.2f}; to take visits '
+        'for customers, map data_prep.columns: {{user_id: ...}} to the session',
     'unknown event type': 'say what they mean in data_prep.event_types',
     'not in the expected': 'set data_prep.encoding: cp1252, or latin-1',
     'a return': 'returns are no purchases; to leave so many out, set data_prep.max_rejected_share: {share:.2f}',
@@ -479,6 +479,7 @@ def _odd_prices(con: ibis.BaseBackend, checked: Checked, n: int) -> Oddity:
     fix = 'the events are kept; check data_prep.decimal, or map data_prep.columns: {price: ...}'
     return Oddity('price is no number for sure: left empty', n, example, fix)
 
+# %% ../nbs/01_data_prep.ipynb #8fd43e66
 def _odd_rows(con: ibis.BaseBackend, checked: Checked, duplicates: int) -> list[Oddity]:
     "What is odd about rows that were kept."
     n = checked.counts[checked.counts.reason.isna()][['rows', 'no_price', 'price_unread', 'no_session', 'uuid']].sum()
@@ -503,7 +504,7 @@ def warnings_of(
     con: ibis.BaseBackend,
     checked: Checked,
     duplicates: int,       # rows dropped because they stand twice
-    odd: list[Oddity] = [], # what else makes no sense
+    odd: tuple = (),       # what else makes no sense, as `Oddity`
 ) -> pd.DataFrame: # warning, rows, example, advice
     "What a person should know about rows that were kept, and about the files."
     warnings = [*odd, *_odd_rows(con, checked, duplicates)]
@@ -684,7 +685,7 @@ def check_all(
         settled = settle_id_types(forms, asked)
         if settled == id_types: break
         id_types = settled
-    check_ids(con, rows.filter(rows.problem.isnull()), forms, asked)
+    check_id_forms(con, rows.filter(rows.problem.isnull()), forms, asked)
     return Checked(sources, id_types, checked, con.execute(count_events(checked)))
 
 # %% ../nbs/01_data_prep.ipynb #1a7f6b7b
@@ -833,7 +834,7 @@ def describe(
     by_day, by_file = _by_day(con, events), _by_file(checked)
     by_type = by_day.groupby('event_type').events.sum()
     numbers = Numbers(by_type, by_day.day.nunique(), metrics['rows_duplicate'])
-    warnings = warnings_of(con, checked, numbers.duplicates, odd+odd_numbers(numbers))
+    warnings = warnings_of(con, checked, numbers.duplicates, (*odd, *odd_numbers(numbers)))
     metrics |= {f'rejected: {r.reason}': int(r.rows) for r in reasons.itertuples()}
     metrics |= {f'warning: {w.warning}': int(w.rows) for w in warnings.itertuples()}
     metrics |= _catalogue_counts(con, written, products) | _sizes(parts)
@@ -862,6 +863,17 @@ def _write_train_and_targets(con: ibis.BaseBackend, events: ibis.Table, settings
         copy_table(con, target_pairs(events, part, settings.targets, again=True), files[f'{part}_again'], 'targets')
 
 # %% ../nbs/01_data_prep.ipynb #a4f8ab91
+def _write_rejects(con: ibis.BaseBackend, tables: list, sources: list[Source], path: Path):
+    rejected = [rejects(table) for table in tables if table is not None]
+    write_rejects(con, rejected, sources, path, {MARK_KEY: table_mark('rejects')})
+
+def odd_events(con: ibis.BaseBackend, events: ibis.Table, catalogue: ibis.Table|None) -> list[Oddity]:
+    "Find what rarely is right in clean events, and in the catalogue beside them."
+    odd = giants(con, events)+single_visits(con, events)+thousandths(con, events)
+    if catalogue is None: return odd
+    return odd+unmatched_catalogue(con, events, catalogue)+repeated_products(con, catalogue)
+
+# %% ../nbs/01_data_prep.ipynb #9cd96339
 def prepare(
     con: ibis.BaseBackend,   # of `connect`
     settings: DataPrepSettings,
@@ -883,10 +895,8 @@ def prepare(
     _write_train_and_targets(con, events, settings, files)
     catalogue = _stage_catalogue(con, products, checked.id_types, settings, work)
     copy_table(con, _products(con, events, catalogue), files['products'], 'products')
-    odd += giants(con, events)+single_visits(con, events)+thousandths(con, events)
-    if catalogue is not None: odd += unmatched_catalogue(con, events, catalogue)+repeated_products(con, catalogue)
-    rejected = [rejects(t) for t in (checked.rows, catalogue) if t is not None]
-    write_rejects(con, rejected, sources+products, files['rejects'], {MARK_KEY: table_mark('rejects')})
+    odd += odd_events(con, events, catalogue)
+    _write_rejects(con, [checked.rows, catalogue], sources+products, files['rejects'])
     written = {name: con.read_parquet(path, table_name=name) for name, path in files.items()}
     check_split(con, written['train_events'], written['val'], written['test'], settings, points)
     return describe(con, settings, points, checked, written, products, odd)

@@ -27,7 +27,7 @@ from gnn_ecommerce.data.events import (
     read_rows,
     settle_id_types,
 )
-from gnn_ecommerce.data.sanity import check_ids
+from gnn_ecommerce.data.sanity import check_id_forms
 
 #: how many forms are tried in the suite; more by hand, with the seeds of what they found below
 FORMS, FOUND = 24, []
@@ -170,7 +170,7 @@ def read_shop(folder, files, meaning):
     asked = {"user_id": "auto", "product_id": "auto"}
     checked = check_events(rows, guess_id_types(con, rows, asked), meaning, files.names)
     forms = count_forms(con, checked)
-    check_ids(con, rows.filter(rows.problem.isnull()), forms, asked)
+    check_id_forms(con, rows.filter(rows.problem.isnull()), forms, asked)
     checked = con.execute(check_events(rows, settle_id_types(forms, asked), meaning, files.names))
     con.disconnect()
     good = checked[checked.reason.isna()].convert_dtypes(convert_floating=False)

@@ -398,7 +398,8 @@ def notes(self: Source) -> list[str]:
     if absent: notes.append(f'no column {", ".join(absent)}: left empty')
     if unused: notes.append(f'column {", ".join(unused)[:200]} not used')
     notes += [f'no column {column}: {value} in every row' for column, value in constants.items()]
-    if before: notes.append(f'lines before the header left out: {" / ".join(before)[:200]}')
+    if before:
+        notes.append(f'lines before the header left out: {" / ".join(before)[:200]}')
     return notes
 
 # %% ../../nbs/data/01_events.ipynb #9da80cbd
@@ -624,16 +625,21 @@ def _keys(value: dict, before: str = '') -> Iterator[str]: # names of the fields
         else: yield f'{before}{key}'
 
 def _json_objects(path: Path) -> str: # SQL: a table with column json, null where there is no JSON
-    with open(path, 'rb') as file: line = file.readline(MAX_LINE).removeprefix(b'\xef\xbb\xbf').strip()
-    try: form = 'newline_delimited' if isinstance(json.loads(line), dict) else 'array'
-    except ValueError: form = 'array' if line.startswith(b'[') else 'unstructured'
+    with open(path, 'rb') as file:
+        line = file.readline(MAX_LINE).removeprefix(b'\xef\xbb\xbf').strip()
+    try:
+        form = 'newline_delimited' if isinstance(json.loads(line), dict) else 'array'
+    except ValueError:
+        form = 'array' if line.startswith(b'[') else 'unstructured'
     errors = ', ignore_errors=true' if form == 'newline_delimited' else ''
     return f"read_json_objects({sql_text(path)}, format='{form}', maximum_object_size={16*MAX_LINE}{errors})"
 
+# %% ../../nbs/data/01_events.ipynb #7fdc6993
 def _open_json(name: str, path: Path, layout: Layout, form: FileForm) -> Source:
     "Find the fields of JSON objects and count them. Raises `DataError` for a damaged list."
     objects = _json_objects(path)
-    try: n, first = (duckdb.sql(f'SELECT {what} FROM {objects} {also}').fetchall()
+    try:
+        n, first = (duckdb.sql(f'SELECT {what} FROM {objects} {also}').fetchall()
                      for what, also in (('count(*)', ''), ('json', 'WHERE json IS NOT NULL LIMIT 1000')))
     except duckdb.Error as err:
         fix = 'write one object a line, or fetch the file again'
@@ -667,16 +673,19 @@ def _values_for_names(names: list[str]) -> bool:
 def _remedy(source: Source, form: FileForm) -> str:
     "What to set so that a file's columns are recognized."
     names, setting = source.header.names, f'data_prep.{source.layout.setting}'
-    if len(names) == 1: return 'set data_prep.delimiter to what separates the columns'
+    if len(names) == 1:
+        return 'set data_prep.delimiter to what separates the columns'
     if form.header and _values_for_names(names):
         places = ', '.join(f'{c}: {n}' for n, c in enumerate(source.layout.required, 1))
-        return (f'its first line holds values: if there are no names, set data_prep.header: false, and {setting} to the '
-                f'place of each column, such as {{{places}}}')
+        return (f'its first line holds values: if there are no names, set data_prep.header: false, and {setting} to '
+                f'the place of each column, such as {{{places}}}')
     proposal = propose_columns(names, source.layout, form.names)
     lost = [c for c in source.layout.required if form.names.get(c, c) not in names and c not in proposal]
     fix = f'map them in {setting}, our name first'
-    if proposal: fix = f'set {setting}: {{{", ".join(f"{k}: {v}" for k, v in proposal.items())}}}'
-    if 'event_type' in lost: fix += '; if every row is a purchase, set data_prep.constants: {event_type: purchase}'
+    if proposal:
+        fix = f'set {setting}: {{{", ".join(f"{k}: {v}" for k, v in proposal.items())}}}'
+    if 'event_type' in lost:
+        fix += '; if every row is a purchase, set data_prep.constants: {event_type: purchase}'
     return fix
 
 # %% ../../nbs/data/01_events.ipynb #0956b130
@@ -764,7 +773,8 @@ def _parquet_text(s: Source, column: str) -> str:
         text = f'coalesce(try(decode({name})), lower(hex({name})))'
     if pa.types.is_floating(kind) and (column.endswith('_id') or column == 'event_time'):
         text = _whole_numbers(name, text, kind)
-    if column == 'price' and numeric: text = f"regexp_replace({text}, '^([-0-9.]+)$', '\\1e0')"
+    if column == 'price' and numeric:
+        text = f"regexp_replace({text}, '^([-0-9.]+)$', '\\1e0')"
     return f'{text} AS {column}'
 
 # %% ../../nbs/data/01_events.ipynb #79cc1eb1
@@ -889,7 +899,8 @@ def _or_null(text):
 def _category_values(rows: ibis.Table, meaning: Meaning) -> dict: # category_id, category_code, brand
     "Categories and brand; levels of a category with a point between them."
     code, separator = _or_null(rows.category_code), meaning.category_separator
-    if separator != '.': code = code.re_replace(rf'\s*{re.escape(separator)}\s*', '.')
+    if separator != '.':
+        code = code.re_replace(rf'\s*{re.escape(separator)}\s*', '.')
     return dict(category_id=canonical_id(_or_null(rows.category_id), 'string'), category_code=code,
                 brand=_or_null(rows.brand))
 
@@ -973,7 +984,7 @@ def check_products(
     rows: ibis.Table,  # of `read_rows`, layout `PRODUCTS`
     id_type: str,      # 'integer', 'string' or 'exact', as the events have it
     meaning: Meaning = Meaning(),
-) -> ibis.Table: # file, line, first, reason, raw, product_id_form, updated_at, and the columns of `PRODUCTS` in their types
+) -> ibis.Table: # file, line, first, product_id_form, reason, raw, updated_at, and `PRODUCTS.columns` in their types
     "Give every row of a catalogue its values, and the reason if it cannot be used."
     t = _with_ids(rows, ('product_id',), {'product_id': id_type})
     price = parse_price(t.price, meaning.decimal)

@@ -21,8 +21,9 @@ _PACKED = {b'\x1f\x8b': 'gz', b'\x28\xb5\x2f\xfd': 'zst', b'BZh': 'bz2', b'\xfd7
 _TABLES = {b'PAR1': 'parquet'}
 #: what cannot be read, and what to do about it
 _OTHERS = {
-    b'\xd0\xcf\x11\xe0': ('an old Excel file', 'save it as CSV UTF-8'), b'ARROW1': ('an Arrow file', 'save it as Parquet'),
-    b'FEA1': ('a Feather file', 'save it as Parquet'), b'ORC': ('an ORC file', 'save it as Parquet'),
+    b'\xd0\xcf\x11\xe0': ('an old Excel file', 'save it as CSV UTF-8'),
+    b'ARROW1': ('an Arrow file', 'save it as Parquet'), b'FEA1': ('a Feather file', 'save it as Parquet'),
+    b'ORC': ('an ORC file', 'save it as Parquet'),
     b'Obj\x01': ('an Avro file', 'save it as Parquet'), b'SQLite format 3': ('a database', 'export the table as CSV'),
     b'7z\xbc\xaf': ('a 7z archive', 'unpack it'), b'Rar!': ('a RAR archive', 'unpack it'),
     b'\x04"M\x18': ('an lz4 file', 'unpack it'), b'\x89HDF': ('an HDF5 file', 'save the table as Parquet'),
@@ -38,7 +39,8 @@ def file_format(path: Path) -> str:
     for begin, name in {**_PACKED, **_TABLES}.items():
         if head.startswith(begin): return name
     for begin, (what, fix) in _OTHERS.items():
-        if head.startswith(begin): raise DataError(expected('data_prep.events', f'a table in {path}', what, fix))
+        if head.startswith(begin):
+            raise DataError(expected('data_prep.events', f'a table in {path}', what, fix))
     if head[257:262] == b'ustar':
         raise DataError(expected('data_prep.events', f'a table in {path}', 'a tar archive', 'unpack it into a folder'))
     return _text_format(path, head)
@@ -50,7 +52,8 @@ def _text_format(path: Path, head: bytes) -> str:
         fix = 'download the file itself: such a page often asks to log in'
         raise DataError(expected('data_prep.events', f'a table in {path}', 'a web page or XML', fix))
     if re.match(rb'[\[\s]*\{\s*"', start): return 'json'
-    if len(head) > 1 and head[1:200:2].count(0) > .9*len(head[1:200:2]): return 'utf-16'
+    if len(head) > 1 and head[1:200:2].count(0) > .9*len(head[1:200:2]):
+        return 'utf-16'
     if b'\r' in head and b'\n' not in head: return 'cr'
     return 'csv'
 
@@ -94,9 +97,11 @@ def _zip_blocks(path: Path) -> Iterator[bytes]:
 
 # %% ../../nbs/data/00_packing.ipynb #d1058b08
 def _utf16_blocks(path: Path) -> Iterator[bytes]:
-    with open(path, 'rb') as f: marked = f.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    with open(path, 'rb') as f:
+        marked = f.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     decode = codecs.getincrementaldecoder('utf-16' if marked else 'utf-16-le')('replace').decode
-    for block in _blocks(open(path, 'rb')): yield decode(block).encode('utf8', 'replace')
+    for block in _blocks(open(path, 'rb')):
+        yield decode(block).encode('utf8', 'replace')
 
 def _cr_blocks(path: Path) -> Iterator[bytes]:
     for block in _blocks(open(path, 'rb')): yield block.replace(b'\r', b'\n')

@@ -170,7 +170,7 @@ def parse_price(text, decimal: str = '.'): # float64; null if it is no number fo
 
 # %% ../../nbs/data/00_values.ipynb #b23ec2da
 def id_form(text):
-    "How an id is written: integer, point (7.0), zeros (007), round, long, rounded (4.0E+12), text; null if there is none."
+    "How an id is written: integer, long, round, point (7.0), zeros (007), rounded (4.0E+12), large, text; or null."
     number = text.try_cast('int64')
     long = number.abs() >= 10**11
     is_round = long & (number % 10**6 == 0) | (number.abs() >= 10**17) & (number % 1000 == 0)
@@ -194,7 +194,8 @@ class IdForms:
     "How often each form occurs in a column of ids."
     counts: dict[str, int]
 
-    def of(self, *forms: str) -> int: return sum(self.counts.get(form, 0) for form in forms)
+    def of(self, *forms: str) -> int:
+        return sum(self.counts.get(form, 0) for form in forms)
 
     @property
     def id_type(self) -> str: # 'integer' or 'string'

@@ -217,7 +217,7 @@ def _put(base, key: str, value):
 _SHOP_NAMES = ('columns', 'product_columns', 'constants', 'event_types')
 
 def _merge(base, overlay: dict, name: str = '') -> list[tuple]:
-    "Put `overlay` into `base`; mappings merge, but empty ones and a shop's names replace. Returns (key, before, after)."
+    "Put `overlay` into `base`; mappings merge, empty ones and a shop's names replace. Returns (key, before, after)."
     changes = []
     for key, value in overlay.items():
         full, before = f'{name}{key}', base.get(key)
@@ -635,7 +635,8 @@ def alone(root: Path):
     with open(_lock_file(root), 'w') as lock:
         try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise SettingsError(expected('', f'no other run in {root}', 'one', 'wait for it; nothing was changed')) from None
+            fix = 'wait for it; nothing was changed'
+            raise SettingsError(expected('', f'no other run in {root}', 'one', fix)) from None
         yield
 
 def _lock_file(root: Path) -> Path:
@@ -679,7 +680,8 @@ def settings_to_read(
     before = read_params(Path(root)/'params.yaml').get('data_prep', {})
     if before.get('events') == own['data_prep']['events']: return own
     new = merge_params({'data_prep': {**READING, 'targets': ['purchase']}}, own)
-    if set(overlay.get('data_prep', {})) & (set(READING)-{'pattern', 'products', 'max_rejected_share'}): return new
+    if set(overlay.get('data_prep', {})) & (set(READING)-{'pattern', 'products', 'max_rejected_share'}):
+        return new
     found = diagnose(ProjectPaths(root).resolve(own['data_prep']['events']), own['data_prep']['pattern'])
     if not found.readable:
         raise DataError(expected('EVENTS', 'files that can mean one thing', '; '.join(found.open),
@@ -720,7 +722,8 @@ def _prepare(
     _check_named(events, size, source)
     changes = read_params(overlay) if overlay else {}
     if source: changes = merge_params(own_export(source, events, root), changes)
-    elif events: changes = merge_params(settings_to_read(events, root, changes, console), changes)
+    elif events:
+        changes = merge_params(settings_to_read(events, root, changes, console), changes)
     if size:
         changes = merge_params(built_in_shop(size, read_params(root/'params.yaml').get('data_prep')), changes)
     if changes: _change_params(root, changes, console)
