@@ -219,7 +219,10 @@ def test_demo_on_own_files_with_other_names(project, tmp_path):
     again = demo(project).stdout
     assert ran(again) == [] and "up to date" in again
     both = demo(project, "--events", f"{tmp_path}/mine", "--size", "4000", ok=False)
-    assert both.returncode == 1 and "expected one of EVENTS, your own files, SIZE, of the built-in shop, and SHOP" in both.stdout
+    assert (
+        both.returncode == 1
+        and "expected one of EVENTS, your own files, SIZE, of the built-in shop, and SHOP" in both.stdout
+    )
     names = demo(project, "--size", "2k", ok=False)
     assert names.returncode == 1 and "data_prep.columns, data_prep.event_types" in names.stdout
     git(project, "checkout", "params.yaml")

@@ -64,12 +64,12 @@ class LowRank(EmbeddingRecommender):
 # %% ../../nbs/filter/06_parts.ipynb #6c0a0009
 def log_popularity(
     graph: InteractionGraph,
-    half_life: float|None = None, # days after which a purchase counts half; None: all count alike
+    half_life: float|None = None, # days after which a purchase counts half; None, or without times: all count alike
 ) -> np.ndarray: # float32 (n_items,), 1 for the most popular
     "Compute log(1+n)/log(1+max n), n the customers who bought a product; who saw it, if nobody bought anything."
     counted = graph.purchased if graph.purchased.any() else np.ones(graph.n_edges, bool)
     weight = np.ones(graph.n_edges)
-    if half_life is not None:
+    if half_life is not None and _has_times(graph):
         last = graph.edges['last_time']
         weight = 2.**(-((last.max()-last).dt.total_seconds().to_numpy()/86400)/half_life)
     n = np.log1p(np.bincount(graph.item[counted], weight[counted], graph.n_items))
@@ -272,6 +272,5 @@ def part_arrays(
     if low is not None:
         arrays['low_rank.factors'] = LowRank(graph, low['rank'], low['weighted'], seed).factors
     if popular is not None:
-        half_life = popular['half_life'] if _has_times(graph) else None
-        arrays['popular.bias'] = np.float32(popular['weight'])*log_popularity(graph, half_life)
+        arrays['popular.bias'] = np.float32(popular['weight'])*log_popularity(graph, popular['half_life'])
     return arrays
