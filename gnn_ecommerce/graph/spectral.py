@@ -77,11 +77,12 @@ def truncated_svd(
     tol: float = 1e-3,    # largest residual of A^T A v = lambda v, of the last lambda
     rounds: int = 40,     # at most
     numba: bool = HAS_NUMBA,
+    small: int = 2560,    # customers or products up to which a matrix is solved directly
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # float32 U (n, r), s (r,) descending, V (m, r)
     "Compute the leading singular triplets, repeatably. Raises `GnnEcommerceError` if it does not converge."
     rank = min(rank, min(matrix.shape))
     width = Walk.width*-(-(rank+max(Walk.width, rank//2))//Walk.width)
-    if rank == 0 or matrix.nnz == 0 or min(matrix.shape) <= max(3*width, 1024):
+    if rank == 0 or matrix.nnz == 0 or min(matrix.shape) <= max(3*width, small):
         return _small_svd(matrix, rank)
     walk = Walk(sp.csr_array(matrix, dtype=np.float32), numba)
     v = _filtered(walk, rng(seed, 'svd').standard_normal((matrix.shape[1], width), np.float32), 1., 0)
