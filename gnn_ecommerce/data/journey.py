@@ -64,4 +64,4 @@ def write_journey(
 #: what of params.yaml differs for this shop
 JOURNEY = {'data_prep': {'events': 'data/raw/journey/events.parquet', 'products': 'data/raw/journey/products.csv',
                          'pattern': '*'},
-           'inference': {'baselines': ['popular', 'svd', 'als', 'graph_filter']}}
+           'inference': {'baselines': ['popular', 'popular_recent', 'svd_16', 'svd', 'als', 'graph_filter']}}

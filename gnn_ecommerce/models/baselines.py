@@ -140,7 +140,8 @@ class ItemKNN(Recommender):
         self.similarity = sp.csr_array(model.similarity)
         return super().fit(graph)
 
-    def score(self, users): return (self.history[users] @ self.similarity).toarray()
+    def score(self, users):
+        return (self.history[users] @ self.similarity).toarray()
 
 # %% ../../nbs/models/04_baselines.ipynb #4d947546
 class EASE(Recommender):
@@ -158,8 +159,9 @@ class EASE(Recommender):
             raise GnnEcommerceError(expected(self.name, f'at most {self.most} customers or products', few))
         gram = (x @ x.T if self.by_users else x.T @ x).toarray()
         self.inverse = np.linalg.inv(gram+self.l2*np.eye(few)).astype(np.float32)
-        if self.by_users: self.diagonal = (1-x.multiply(self.inverse @ x).sum(0))/self.l2
-        else: self.diagonal = np.diag(self.inverse)
+        self.diagonal = np.diag(self.inverse)
+        if self.by_users:
+            self.diagonal = (1-x.multiply(self.inverse @ x).sum(0))/self.l2
         return super().fit(graph)
 
     def score(self, users):
