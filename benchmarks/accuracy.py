@@ -14,7 +14,7 @@ from gnn_ecommerce.ranking.recommender import Popular
 from gnn_ecommerce.training import TrainingSettings, fit
 
 from benchmarks.common import RESULTS, Clock, machine, read, row, save, write
-from benchmarks.protocol import RETAILROCKET_CHOSEN, Retailrocket, fit_final
+from benchmarks.protocol import RETAILROCKET_CHOSEN, Retailrocket, fit_final, lightgcn_of
 
 TAIL, DEFAULTS = "validation: last 10 % of each user's line", "nothing: defaults"
 GOWALLA = dict(temperature=0.1, batch=1024)
@@ -128,7 +128,7 @@ def gowalla_trained(name, settings, seeds):
                 flush=True,
             )
         if final.b:
-            alone.append(evaluate(final.recommender.embedding_part, b.test, (20,), "seen"))
+            alone.append(evaluate(lightgcn_of(final.recommender), b.test, (20,), "seen"))
             if seed == seeds[0] and settings["filter"] == "chebyshev":
                 part.append(evaluate(final.recommender.filter_part, b.test, (20,), "seen"))
     rows = (
@@ -186,8 +186,8 @@ def lastfm_trained(name, extra, seeds):
             flush=True,
         )
         found.append(evaluate(result.recommender, b.test, (20,), "seen"))
-        if (model := getattr(result.recommender, "embedding_part", None)) is not None:
-            alone.append(evaluate(model, b.test, (20,), "seen"))
+        if result.scoring["b"]:
+            alone.append(evaluate(lightgcn_of(result.recommender), b.test, (20,), "seen"))
     rows = scores(name, "lastfm", found, "validation: valid.txt") + costs(f"{name}, with choosing", "lastfm", wall, cpu)
     return rows + (scores(f"{name}: LightGCN alone", "lastfm", alone, "validation: valid.txt") if alone else [])
 
@@ -226,7 +226,7 @@ def retailrocket():
     print(f"retailrocket: epoch {final.best_epoch}, b {final.b:g}, {final.filter}", flush=True)
     made = {"LightGCN + graph filter, defaults": final.recommender}
     if final.b:
-        made |= {"LightGCN + graph filter, defaults: LightGCN alone": final.recommender.embedding_part}
+        made |= {"LightGCN + graph filter, defaults: LightGCN alone": lightgcn_of(final.recommender)}
     chosen = dict.fromkeys(made, RETAILROCKET_CHOSEN)
     made |= {
         "most popular": Popular().fit(graph),

@@ -14,9 +14,10 @@ from gnn_ecommerce.graph.datasets import holdout as hold_out
 from gnn_ecommerce.graph.interactions import InteractionGraph, pairs_csr
 from gnn_ecommerce.graph_build import GraphBuildSettings, build_graph
 from gnn_ecommerce.filter.graph_filter import GraphFilter
-from gnn_ecommerce.filter.hybrid import HybridRecommender
+from gnn_ecommerce.filter.parts import added_parts
+from gnn_ecommerce.models.checkpoint import build_recommender
 from gnn_ecommerce.ranking.recommender import Recommender
-from gnn_ecommerce.training import Run, TrainingSettings, fit, resolve
+from gnn_ecommerce.training import Run, TrainingSettings, add_parts, checkpoint_of, fit, resolve
 from gnn_ecommerce.run.tuning import on_nodes
 
 from benchmarks.common import Clock
@@ -36,7 +37,7 @@ class Final:
 
 
 def retrain(graph, settings, epochs):
-    "LightGCN after so many epochs on a graph, on the learning-rate schedule of `settings.epochs`."
+    "Train for so many epochs on a graph, on the learning-rate schedule of `settings.epochs`."
     run = Run(graph, resolve(settings, graph))
     state = run.initial_state()
     for _ in range(epochs):
@@ -45,31 +46,32 @@ def retrain(graph, settings, epochs):
                 f"expected a finite loss, found none in epoch {state.epoch + 1}: try a smaller learning rate"
             )
         state.epoch += 1
-    return run.recommender(state.embedding)
+    return run, state.embedding
+
+
+def lightgcn_of(recommender):
+    "The trained LightGCN in a model that may be a sum."
+    model = getattr(recommender, "embedding_part", recommender)
+    return getattr(model, "parts", [model])[0]
 
 
 def fit_final(graph, settings: TrainingSettings, fraction=0.1, holdout=None):
     """Choose on a part of the edges, then train and build the filter on all of `graph`.
 
-    Chosen are epoch, temperature, layer weights, filter exponents and b; on `holdout` (graph, targets), or else
-    on the last `fraction` of each user's edges (random ones if their order is unknown).
+    Chosen are epoch, temperature, layer weights, filter exponents, b and further parts of the score; on `holdout`
+    (graph, targets), or else on the last `fraction` of each user's edges (random ones if their order is unknown).
     """
     clock, times = Clock(), []
     part, valid = holdout or hold_out(graph, fraction)
     chosen = fit(part, settings, valid, on_epoch=lambda r: times.append(clock.wall))
     seconds = dict(choose=clock.wall, choose_cpu=clock.cpu)
     again = Clock()
-    model, params, b = (
-        retrain(
-            graph,
-            settings.model_copy(update=dict(temperature=chosen.temperature, alpha=chosen.tensors["alpha"].tolist())),
-            chosen.best_epoch,
-        ),
-        chosen.scoring["filter"],
-        chosen.scoring["b"],
-    )
-    if b:
-        model = HybridRecommender(model, GraphFilter(**params).fit(graph), b)
+    params, b = chosen.scoring["filter"], chosen.scoring["b"]
+    same = dict(temperature=chosen.temperature, alpha=chosen.tensors["alpha"].tolist())
+    run, embedding = retrain(graph, settings.model_copy(update=same), chosen.best_epoch)
+    filters = [GraphFilter.from_params(params).fit(graph)] if b else []
+    made = checkpoint_of(run, embedding, b, filters)
+    model = build_recommender(graph, *add_parts(graph, *made, added_parts(chosen.scoring), settings.seed))
     seconds |= dict(retrain=again.wall, retrain_cpu=again.cpu)
     return Final(model, chosen.best_epoch, b, params, chosen.best_value, seconds, chosen.history.assign(seconds=times))
 

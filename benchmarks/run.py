@@ -12,6 +12,7 @@ SUITES = (
     "propagation",
     "epoch",
     "accuracy",
+    "baselines",
     "topk",
     "explain",
     "whole_shop",
@@ -22,7 +23,7 @@ SUITES = (
     "gpu",
     "preparation",
 )
-SLOW = ("event_weights", "tuning", "explorer", "preparation")  # only where they are named, or with --full
+SLOW = ("baselines", "event_weights", "tuning", "explorer", "preparation")  # only where they are named, or with --full
 
 
 def main(argv=None):
@@ -36,7 +37,7 @@ def main(argv=None):
         "--only",
         default="",
         metavar="PART,PART",
-        help="of suite accuracy, whole_shop, preparation, serving, event_weights or tuning: these parts alone",
+        help="of suite accuracy, baselines, whole_shop, preparation, serving, event_weights, tuning: these parts",
     )
     args = parser.parse_args(argv)
     unknown = [s for s in args.suites if s not in SUITES]

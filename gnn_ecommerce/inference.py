@@ -64,7 +64,7 @@ class InferenceSettings(_ListSettings):
     ks: list[Annotated[int, Field(ge=1, le=1000)]] = Field([10, 20], min_length=1,
         description='list lengths of the metrics')
     longest: int = Field(50, ge=1, le=1000, description='longest list in the plot of recall@k')
-    baselines: list[str] = Field(['popular', 'random', 'svd', 'als', 'graph_filter'],
+    baselines: list[str] = Field(['popular', 'popular_recent', 'random', 'svd_16', 'svd', 'als', 'graph_filter'],
         description='methods to compare with, see models/04_baselines')
     bootstrap: int = Field(1000, ge=100, le=100_000, description='draws for the confidence intervals')
     level: float = Field(.95, gt=.5, lt=1, description='of the draws, the share in an interval')

@@ -118,6 +118,20 @@ def test_figures_of_another_machine_stand_beside_the_usual_ones(tmp_path, monkey
     assert read("some", tmp_path)["rows"][0]["value"] == 1
 
 
+def test_the_worst_row_is_the_largest_loss_in_parts_of_the_best_baseline():
+    from benchmarks.baselines import AGAINST, worst
+
+    def rows(dataset, model, gain):
+        figures = {"ndcg@20": model, f"ndcg@20 {AGAINST}": gain}
+        return [
+            dict(name="model", dataset=dataset, metric=m, value=v, min=v - 0.01, max=v + 0.01)
+            for m, v in figures.items()
+        ]
+
+    found = worst(rows("large", 0.38, -0.02) + rows("small", 0.04, -0.01) + rows("won", 0.2, 0.1))
+    assert found == "worst: small, ndcg@20 minus the best baseline: -0.0100 (-0.0200 to +0.0000), -20.0%"
+
+
 def test_the_downloader_keeps_only_what_has_the_expected_checksum(tmp_path, monkeypatch):
     import hashlib
     import io

@@ -77,25 +77,32 @@ def truncated_svd(
     tol: float = 1e-3,    # largest residual of A^T A v = lambda v, of the last lambda
     rounds: int = 40,     # at most
     numba: bool = HAS_NUMBA,
+    small: int = 2560,    # rows or columns up to which it is solved directly
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # float32 U (n, r), s (r,) descending, V (m, r)
     "Compute the leading singular triplets, repeatably. Raises `GnnEcommerceError` if it does not converge."
     rank = min(rank, min(matrix.shape))
     width = Walk.width*-(-(rank+max(Walk.width, rank//2))//Walk.width)
-    if rank == 0 or matrix.nnz == 0 or min(matrix.shape) <= max(3*width, 1024):
+    if rank == 0 or matrix.nnz == 0 or min(matrix.shape) <= max(3*width, small):
         return _small_svd(matrix, rank)
-    walk = Walk(sp.csr_array(matrix, dtype=np.float32), numba)
-    v = _filtered(walk, rng(seed, 'svd').standard_normal((matrix.shape[1], width), np.float32), 1., 0)
+    vectors = _leading_vectors(matrix, rank, width, (tol, rounds), rng(seed, 'svd'), numba)
+    if vectors is not None: return _triplets(matrix, *vectors)
+    return _small_svd(matrix, rank)
+
+# %% ../../nbs/graph/04_spectral.ipynb #70a95579
+def _leading_vectors(
+    matrix, rank: int, width: int, limits: tuple[float, int], draw: np.random.Generator, numba: bool
+) -> tuple[np.ndarray, np.ndarray]|None: # eigenvalues of A^T A (rank,), vectors (m, rank); None: solve it directly
+    "Iterate until the residuals are small."
+    (tol, rounds), walk = limits, Walk(sp.csr_array(matrix, dtype=np.float32), numba)
+    v = _filtered(walk, draw.standard_normal((matrix.shape[1], width), np.float32), 1., 0)
     for _ in range(rounds):
         values, v, residual = _rayleigh_ritz(walk, v, rank)
-        if residual <= tol*values[rank-1]:
-            return _triplets(matrix, values[:rank], v[:, :rank])
+        if residual <= tol*values[rank-1]: return values[:rank], v[:, :rank]
         steepness = np.arccosh(np.sqrt(values[0]/values[-1]))
         v = _filtered(walk, v, values[-1], int(np.clip(np.log(2e8)/(2*steepness+.1), 1, 20)))
-    # many equal values
-    if rounds >= 40 and min(matrix.shape) <= 4096:
-        return _small_svd(matrix, rank)
-    raise GnnEcommerceError(expected('svd', f'residuals below {tol:g} after {rounds} rounds',
-                                     f'{residual/values[rank-1]:.2g}', 'ask for a smaller rank or a larger tol'))
+    if rounds < 40 or min(matrix.shape) > 4096:
+        raise GnnEcommerceError(expected('svd', f'residuals below {tol:g} after {rounds} rounds',
+                                         f'{residual/values[rank-1]:.2g}', 'ask for a smaller rank or a larger tol'))
 
 # %% ../../nbs/graph/04_spectral.ipynb #1fa8e120
 def _triplets(matrix, values, v) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
