@@ -21,8 +21,9 @@ SUITES = (
     "explorer",
     "gpu",
     "preparation",
+    "nights",
 )
-SLOW = ("event_weights", "tuning", "explorer", "preparation")  # only where they are named, or with --full
+SLOW = ("event_weights", "tuning", "explorer", "preparation", "nights")  # only where they are named, or with --full
 
 
 def main(argv=None):

@@ -29,8 +29,9 @@ from gnn_ecommerce.run.refit import (
 
 # %% auto #0
 __all__ = ['COLOURS', 'BacktestSettings', 'period_starts', 'first_purchases', 'pairs_between', 'measure',
-           'recommender_of', 'week_rows', 'Backtest', 'backtest_of', 'read_weeks', 'save_week', 'save_refitted',
-           'retrained', 'measure_week', 'weeks_until_stale', 'advice', 'plot_weeks', 'BacktestResult', 'run_backtest']
+           'recommender_of', 'week_rows', 'Backtest', 'backtest_of', 'read_weeks', 'save_week', 'forget_others',
+           'save_refitted', 'retrained', 'measure_week', 'weeks_until_stale', 'advice', 'plot_weeks', 'BacktestResult',
+           'run_backtest']
 
 # %% ../../nbs/run/05_backtest.ipynb #540ac058
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class BacktestSettings:
 
     @property
     def length(self) -> pd.Timedelta: # 0 if `every` is no duration
-        try: return pd.Timedelta(self.every)
-        except ValueError: return pd.Timedelta(0)
+        number, unit = self.every[:-1], {'d': 'days', 'h': 'hours'}.get(self.every[-1:])
+        return pd.Timedelta(**{unit: int(number)}) if unit and number.isdecimal() else pd.Timedelta(0)
 
 def period_starts(
     first: pd.Timestamp, # event of the shop
@@ -146,7 +147,7 @@ def backtest_of(params: str|Path, settings: BacktestSettings) -> Backtest:
     facts = [evaluated['model_version'], file_hash(file), str(settings), *(s.model_dump_json() for s in sections)]
     with duckdb_events(file, built, paths.interim, 'events') as events:
         first, last = events.aggregate(a=events.event_time.min(), b=events.event_time.max()).to_pandas().iloc[0]
-    starts = period_starts(first, last+pd.Timedelta('1us'), settings)
+    starts = period_starts(first, last.floor('s')+pd.Timedelta('1s'), settings)
     return Backtest(params, settings, evaluated, array_hash(np.array(facts, object))[:12], starts)
 
 # %% ../../nbs/run/05_backtest.ipynb #24a5cdf2
@@ -159,6 +160,12 @@ def read_weeks(test: Backtest) -> pd.DataFrame: # as `measure_week` gives them
 def save_week(test: Backtest, done: pd.DataFrame):
     "Write the weeks that are done."
     with atomic_path(test.table) as tmp: done.to_csv(tmp, index=False, float_format='%.6g')
+
+def forget_others(test: Backtest):
+    "Remove the models of backtests of other data or settings."
+    kept = test.model(0).parent
+    for folder in kept.parent.glob('*'):
+        if folder != kept: shutil.rmtree(folder)
 
 def save_refitted(folder: Path, model: Refitted, evaluated: dict):
     "Save a model with its graph, whole or not at all."
@@ -177,7 +184,8 @@ def retrained(
     if folder.is_dir(): return open_refitted(folder)[0]
     warm, start = load_settings(RefitSettings, 'refit', test.params), ibis.literal(test.starts[week])
     graph, last = graph_of(test.params, lambda events: events.filter(events.event_time < start))
-    begin = open_refitted(test.model(week-1))[0] if week and warm.start == 'warm' else None
+    before = test.model(week-1)
+    begin = open_refitted(before)[0] if warm.start == 'warm' and before.is_dir() else None
     if begin and begin.start['nights'] >= warm.nights: begin = None
     model = refit(graph, last, test.evaluated, begin)
     save_refitted(folder, model, test.evaluated)
@@ -262,14 +270,14 @@ def run_backtest(
     seed_everything(load_settings(RefitSettings, 'refit', test.params).seed)
     done = read_weeks(test)
     weeks = [week for week, start in enumerate(test.starts) if start not in set(done.start)]
+    forget_others(test)
     with progress(desc='backtest', total=settings.weeks, done=settings.weeks-len(weeks), every=0) as bar:
         for week in weeks:
             rows = measure_week(test, week)
             done = pd.concat([done, rows], ignore_index=True) if len(done) else rows
             save_week(test, done)
-            if week > 1: shutil.rmtree(test.model(week-1))
+            if week > 1: shutil.rmtree(test.model(week-1), ignore_errors=True)
             bar.step()
     result = BacktestResult(done, advice(done, settings))
     with atomic_path(test.table.with_name('weeks.png')) as tmp: plot_weeks(done, result.advice).savefig(tmp)
-    print(result.advice)
     return result
