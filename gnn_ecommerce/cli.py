@@ -350,9 +350,9 @@ def backtest(
 
     gnn-ecommerce backtest --weeks 10
     """
-    from gnn_ecommerce.run.backtest import BacktestSettings, run_backtest
+    from gnn_ecommerce.run.backtest import BacktestSettings, replay
     with contextlib.redirect_stdout(sys.stderr):
-        found = run_backtest(project_root(project)/'params.yaml', BacktestSettings(weeks, every, k, exclude))
+        found = replay(project_root(project)/'params.yaml', BacktestSettings(weeks, every, k, exclude))
     rows = found.rows.assign(start=[start.isoformat() for start in found.rows.start])
     show({'advice': found.advice, 'weeks': rows.to_dict('records')}, as_json, backtest_text)
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from gnn_ecommerce.cli import app
 from gnn_ecommerce.core import ProjectPaths, example_project
 from gnn_ecommerce.run import backtest
-from gnn_ecommerce.run.backtest import BacktestSettings, backtest_of, run_backtest
+from gnn_ecommerce.run.backtest import BacktestSettings, backtest_of, replay
 
 pytestmark = pytest.mark.slow
 ASKED = BacktestSettings(weeks=3, every="10d")
@@ -24,7 +24,7 @@ ASKED = BacktestSettings(weeks=3, every="10d")
 def shop(tmp_path_factory):
     "A tiny shop with its backtest."
     params = example_project("refit", root=tmp_path_factory.mktemp("backtest") / "shop")
-    return params, run_backtest(params, ASKED).rows
+    return params, replay(params, ASKED).rows
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def backtest_and_die(params):
         done.append(save(test, rows))
 
     backtest.save_week = save_once
-    run_backtest(params, ASKED)
+    replay(params, ASKED)
 
 
 def test_a_killed_backtest_goes_on_and_gives_the_same_figures(shop, fresh, tmp_path):
@@ -105,7 +105,7 @@ def test_a_killed_backtest_goes_on_and_gives_the_same_figures(shop, fresh, tmp_p
     assert outcome.code == -signal.SIGKILL, outcome.printed[-2000:]
     table = fresh.parent / "reports" / "backtest" / "weeks.csv"
     assert pd.read_csv(table).start.nunique() == 1
-    run_backtest(fresh, ASKED)
+    replay(fresh, ASKED)
     again = pd.read_csv(table, parse_dates=["start"])
     pd.testing.assert_frame_equal(
         again.drop(columns="seconds"), shop[1].drop(columns="seconds"), rtol=1e-5, check_dtype=False
@@ -114,7 +114,7 @@ def test_a_killed_backtest_goes_on_and_gives_the_same_figures(shop, fresh, tmp_p
 
 def test_a_finished_backtest_refits_nothing(shop, monkeypatch):
     monkeypatch.setattr(backtest, "refit", lambda *args: pytest.fail("refitted again"))
-    assert len(run_backtest(shop[0], ASKED).rows) == len(shop[1])
+    assert len(replay(shop[0], ASKED).rows) == len(shop[1])
 
 
 def test_other_settings_are_another_backtest(shop):

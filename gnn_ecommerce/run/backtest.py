@@ -28,10 +28,10 @@ from gnn_ecommerce.run.refit import (
 )
 
 # %% auto #0
-__all__ = ['COLOURS', 'BacktestSettings', 'period_starts', 'first_purchases', 'pairs_between', 'measure',
+__all__ = ['LINES', 'BacktestSettings', 'period_starts', 'first_purchases', 'pairs_between', 'measure',
            'recommender_of', 'week_rows', 'Backtest', 'backtest_of', 'read_weeks', 'save_week', 'forget_others',
            'save_refitted', 'retrained', 'measure_week', 'weeks_until_stale', 'advice', 'plot_weeks', 'BacktestResult',
-           'run_backtest']
+           'replay']
 
 # %% ../../nbs/run/05_backtest.ipynb #540ac058
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class BacktestSettings:
     k: int = 20        # length of the lists
     exclude: Literal['bought', 'seen', 'none'] = 'bought' # what of the history those leave out
     def __post_init__(self):
-        if self.weeks < 2: raise SettingsError(expected('weeks', 'at least 2', self.weeks))
+        if self.weeks < 2:
+            raise SettingsError(expected('weeks', 'at least 2', self.weeks))
         if not self.length > pd.Timedelta(0):
             raise SettingsError(expected('every', 'a duration such as 7d or 12h', repr(self.every)))
 
@@ -159,8 +160,10 @@ def read_weeks(test: Backtest) -> pd.DataFrame: # as `measure_week` gives them
 
 def save_week(test: Backtest, done: pd.DataFrame):
     "Write the weeks that are done."
-    with atomic_path(test.table) as tmp: done.to_csv(tmp, index=False, float_format='%.6g')
+    with atomic_path(test.table) as tmp:
+        done.to_csv(tmp, index=False, float_format='%.6g')
 
+# %% ../../nbs/run/05_backtest.ipynb #21615042
 def forget_others(test: Backtest):
     "Remove the models of backtests of other data or settings."
     kept = test.model(0).parent
@@ -191,6 +194,7 @@ def retrained(
     save_refitted(folder, model, test.evaluated)
     return model
 
+# %% ../../nbs/run/05_backtest.ipynb #7674df54
 def measure_week(
     test: Backtest,
     week: int, # 0-based
@@ -226,13 +230,14 @@ def advice(
     gain, mean = rows[rows.method == 'gain'].sort_values('start'), rows.groupby('method')['mean'].mean()
     stale, share = weeks_until_stale(gain), mean['gain']/max(mean['first week'], 1e-9)
     lasted = f'Over {len(gain)} periods of {settings.every}, retraining each time was worth {share:+.0%} NDCG'
-    if stale is None: return f'{lasted}; a model that was never retrained was not measurably worse.'
+    if stale is None:
+        return f'{lasted}; a model that was never retrained was not measurably worse.'
     age = 'from the first period on' if stale == 0 else f'once it was {stale} periods old'
     return f'{lasted}; a model was measurably worse {age}: retrain at least every {max(stale, 1)} x {settings.every}.'
 
 # %% ../../nbs/run/05_backtest.ipynb #b915264c
 #: of the lines in the plot
-COLOURS = {'retrained': '#0072B2', 'first week': '#D55E00', 'popular': '#999999'}
+LINES = {'retrained': '#0072B2', 'first week': '#D55E00', 'popular': '#999999'}
 
 def plot_weeks(
     rows: pd.DataFrame, # as `week_rows`, of all weeks
@@ -244,7 +249,7 @@ def plot_weeks(
     fig, axes = plt.subplots(1, len(metrics), figsize=(10, 3.8), dpi=90, layout='constrained')
     plt.close(fig) # shown once, by whoever gets it
     for ax, metric in zip(axes, metrics):
-        for name, colour in COLOURS.items():
+        for name, colour in LINES.items():
             line = rows[(rows.method == name) & (rows.metric == metric)]
             ax.fill_between(line.start, line.low, line.high, color=colour, alpha=.12, lw=0)
             ax.plot(line.start, line['mean'], marker='o', ms=3, lw=1.8, color=colour, label=name)
@@ -261,7 +266,7 @@ class BacktestResult(NamedTuple):
     rows: pd.DataFrame # as `week_rows`, of all weeks, with run and seconds
     advice: str
 
-def run_backtest(
+def replay(
     params: str|Path = 'params.yaml', # params file of a project whose training has run
     settings: BacktestSettings = BacktestSettings(),
 ) -> BacktestResult:
@@ -279,5 +284,6 @@ def run_backtest(
             if week > 1: shutil.rmtree(test.model(week-1), ignore_errors=True)
             bar.step()
     result = BacktestResult(done, advice(done, settings))
-    with atomic_path(test.table.with_name('weeks.png')) as tmp: plot_weeks(done, result.advice).savefig(tmp)
+    with atomic_path(test.table.with_name('weeks.png')) as tmp:
+        plot_weeks(done, result.advice).savefig(tmp)
     return result

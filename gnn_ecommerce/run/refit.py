@@ -122,7 +122,8 @@ def train_chosen(
     settings, share = chosen_settings(metadata), WARM_STEPS if begin else 1
     check_memory(memory_needed(graph, settings), 'refit', 'lower training.dim or training.batch')
     epochs = metadata['best_epoch']
-    if begin: settings = settings.model_copy(update=dict(epochs=math.ceil(share*epochs)))
+    if begin:
+        settings = settings.model_copy(update=dict(epochs=math.ceil(share*epochs)))
     run = Run(graph, resolve(settings, graph))
     state, steps = first_state(run, begin), math.ceil(share*epochs*len(run.loss))
     with progress(desc='refit', total=steps) as bar:
@@ -142,11 +143,13 @@ def fit_filter(
 ) -> tuple[list[GraphFilter], dict[str, torch.Tensor]]: # the filter, if there is one; what the next night needs of it
     "Fit the graph filter, or carry it over."
     if not scoring['filter']: return [], {}
-    if begin is None: return [GraphFilter.from_params(scoring['filter']).fit(graph)], {}
+    if begin is None:
+        return [GraphFilter.from_params(scoring['filter']).fit(graph)], {}
     old, then = build_filter(begin.graph, begin.tensors, begin.scoring), begin.tensors.get('table_weight')
     filter, then = carry_filter(old, degrees(old.base)[1] if then is None else then.numpy(), at, graph)
     return [filter], {'table_weight': torch.from_numpy(then)}
 
+# %% ../../nbs/run/04_refit.ipynb #3911e71f
 def fit_chosen(
     graph: InteractionGraph,
     metadata: dict, # of the evaluated checkpoint
@@ -158,7 +161,8 @@ def fit_chosen(
     filters, more = fit_filter(graph, scoring, begin, at)
     tensors, made = checkpoint_of(run, embedding, scoring['b'], filters)
     low, factors = scoring.get('low_rank'), None
-    if begin and low: factors = carry_factors(begin.tensors['low_rank.factors'].numpy(), at, graph, low['weighted'])
+    if begin and low:
+        factors = carry_factors(begin.tensors['low_rank.factors'].numpy(), at, graph, low['weighted'])
     repeat = {'repeat': scoring['repeat']} if scoring.get('repeat') else {}
     return add_parts(graph, tensors|more, made, added_parts(scoring)|repeat, run.settings.seed, factors)
 
@@ -181,8 +185,10 @@ def refit(
 # %% ../../nbs/run/04_refit.ipynb #19cfe363
 def _why_cold(model: dict, evaluated: dict, last: pd.Timestamp, nights: int) -> str: # metadata of both models
     "Say why a refit cannot go on from a final model; nothing if it can."
-    if model.get('evaluated_version') != evaluated['model_version']: return 'training has run since the last one'
-    if pd.Timestamp(model['until']) >= last: return 'the last one knows all these events'
+    if model.get('evaluated_version') != evaluated['model_version']:
+        return 'training has run since the last one'
+    if pd.Timestamp(model['until']) >= last:
+        return 'the last one knows all these events'
     in_a_row = model.get('start', {}).get('nights', 0)
     return f'{in_a_row} in a row began warm' if in_a_row >= nights else ''
 
@@ -195,6 +201,7 @@ def open_refitted(
     last, start = pd.Timestamp(model['until']), model.get('start', dict(nights=0))
     return Refitted(graph, last, tensors, model['scoring'], start, folder.name), model
 
+# %% ../../nbs/run/04_refit.ipynb #d1c3f570
 def last_final(
     paths: ProjectPaths,
     evaluated: dict,    # metadata of the evaluated checkpoint
