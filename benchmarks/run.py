@@ -22,8 +22,10 @@ SUITES = (
     "explorer",
     "gpu",
     "preparation",
+    "nights",
 )
-SLOW = ("baselines", "event_weights", "tuning", "explorer", "preparation")  # only where they are named, or with --full
+# only where they are named, or with --full
+SLOW = ("baselines", "event_weights", "tuning", "explorer", "preparation", "nights")
 
 
 def main(argv=None):

@@ -22,16 +22,16 @@ from gnn_ecommerce.core import (
 # %% auto #0
 __all__ = ['app', 'Project', 'Json', 'Basket', 'CustomerIds', 'Length', 'ListFor', 'LeaveOut', 'Categories', 'Brands',
            'MinPrice', 'MaxPrice', 'ContentWeight', 'LIST_HEAD', 'Customer', 'Products', 'Explained', 'Reasons',
-           'bundle_app', 'BundleName', 'NewBundle', 'CustomerShare', 'ModelUrl', 'Offline', 'keys_app', 'events_app',
-           'Database', 'KEY_HEAD', 'Scopes', 'MONITOR_TABLES', 'Days', 'Window', 'LiveBundle', 'LiveProject',
-           'SpoolFolder', 'Exported', 'Html', 'Listen', 'Every', 'EventsPath', 'OverlayOut', 'Servers', 'Port',
-           'ModelPort', 'BundleToServe', 'Workers', 'add_group', 'command', 'show', 'text_table', 'TrainedProject',
-           'open_project', 'as_ids', 'read_basket', 'list_request', 'list_text', 'recommend', 'explained_list',
-           'explanation_text', 'explain', 'bundle_summary', 'summary_text', 'bundle_folder', 'bundle_build',
-           'bundle_verify', 'bundle_list', 'difference_text', 'bundle_diff', 'bundle_activate', 'store_address',
-           'open_store', 'as_time', 'public_key', 'keys_create', 'keys_list', 'keys_revoke', 'events_export',
-           'MonitorOptions', 'reference_of', 'live_tables', 'monitor_text', 'live_report', 'serve_metrics', 'monitor',
-           'doctor', 'start_server', 'serve', 'main']
+           'Weeks', 'Period', 'bundle_app', 'BundleName', 'NewBundle', 'CustomerShare', 'ModelUrl', 'Offline',
+           'keys_app', 'events_app', 'Database', 'KEY_HEAD', 'Scopes', 'MONITOR_TABLES', 'Days', 'Window', 'LiveBundle',
+           'LiveProject', 'SpoolFolder', 'Exported', 'Html', 'Listen', 'Every', 'EventsPath', 'OverlayOut', 'Servers',
+           'Port', 'ModelPort', 'BundleToServe', 'Workers', 'add_group', 'command', 'show', 'text_table',
+           'TrainedProject', 'open_project', 'as_ids', 'read_basket', 'list_request', 'list_text', 'recommend',
+           'explained_list', 'explanation_text', 'explain', 'backtest_text', 'backtest', 'bundle_summary',
+           'summary_text', 'bundle_folder', 'bundle_build', 'bundle_verify', 'bundle_list', 'difference_text',
+           'bundle_diff', 'bundle_activate', 'store_address', 'open_store', 'as_time', 'public_key', 'keys_create',
+           'keys_list', 'keys_revoke', 'events_export', 'MonitorOptions', 'reference_of', 'live_tables', 'monitor_text',
+           'live_report', 'serve_metrics', 'monitor', 'doctor', 'start_server', 'serve', 'main']
 
 # %% ../nbs/11_cli.ipynb #8e30dffd
 app = typer.Typer(
@@ -331,6 +331,35 @@ def explain(customer: Customer = None, basket: Basket = None, product: Products 
                       basket=read_basket(basket, items), k=k, reasons=reasons, explain=True, content_weight=0.)
     products = items.encode(as_ids(product or [], items, 'product'))
     show(explained_list(trained, request, products), as_json, explanation_text)
+
+# %% ../nbs/11_cli.ipynb #e3ec1390
+Weeks = Annotated[int, typer.Option(min=2, help='How many periods, up to the last event.')]
+Period = Annotated[str, typer.Option('--every', help='Length of a period, such as 7d or 12h.')]
+
+def backtest_text(result: dict) -> str: # of the command
+    "Write a backtest for people, a line for each period."
+    metrics = list(dict.fromkeys(row['metric'] for row in result['weeks']))
+    mean = {(row['start'], row['method'], row['metric']): row['mean'] for row in result['weeks']}
+    columns = [(method, metric) for metric in metrics for method in ('retrained', 'first week', 'popular')]
+    starts = list(dict.fromkeys(row['start'] for row in result['weeks']))
+    rows = [[start[:16], *(mean[start, *column] for column in columns)] for start in starts]
+    return f'{text_table(rows, ["from", *(f"{method} {metric}" for method, metric in columns)])}\n{result["advice"]}'
+
+# %% ../nbs/11_cli.ipynb #56a27c49
+@command(app, 'backtest')
+def backtest(
+    weeks: Weeks = 10, every: Period = '7d', k: Length = 20, exclude: LeaveOut = 'bought', project: Project = None,
+    as_json: Json = False,
+):
+    """Replay week after week: retrain, recommend, and measure what was then bought; says how often to retrain.
+
+    gnn-ecommerce backtest --weeks 10
+    """
+    from gnn_ecommerce.run.backtest import BacktestSettings, replay
+    with contextlib.redirect_stdout(sys.stderr):
+        found = replay(project_root(project)/'params.yaml', BacktestSettings(weeks, every, k, exclude))
+    rows = found.rows.assign(start=[start.isoformat() for start in found.rows.start])
+    show({'advice': found.advice, 'weeks': rows.to_dict('records')}, as_json, backtest_text)
 
 # %% ../nbs/11_cli.ipynb #b32933d9
 bundle_app = add_group('bundle', 'Manage bundles: all that a model server needs, in one folder that never changes.')

@@ -4,7 +4,7 @@
 
 # %% ../nbs/04_training.ipynb #c8a2a25f
 from __future__ import annotations
-import contextlib, copy, math, sys, time
+import contextlib, copy, itertools, math, sys, time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -345,12 +345,13 @@ def step(self: Run, optimizer: torch.optim.Optimizer, batch, buffers: Buffers) -
 def run_epoch(self: Run,
     state: TrainState,             # changed in place
     on_step: Callable|None = None, # called after each step with the loss
+    most: int|None = None,         # steps, if the epoch is to end early
 ) -> float: # mean loss, NaN as soon as a step's loss is not finite
     "Pass over the data once."
     e, losses, optimizer = state.embedding, [], _adam(state)
     buffers = Buffers(torch.empty_like(e), torch.zeros_like(e), torch.zeros_like(e))
     with own_threads(), self._explained_memory(e):
-        for batch in self.batches(state.epoch):
+        for batch in itertools.islice(self.batches(state.epoch), most):
             optimizer.param_groups[0]['lr'] = learning_rate(state.step, self.n_steps, self.settings)
             losses.append(self.step(optimizer, batch, buffers))
             if not math.isfinite(losses[-1]): return math.nan
@@ -796,9 +797,10 @@ def add_parts(
     tensors: dict[str, torch.Tensor], scoring: dict, # of a checkpoint
     facts: dict, # see `ChosenParts`
     seed: int = 0,
+    factors: np.ndarray|None = None, # of the low rank, if they need not be computed
 ) -> tuple[dict[str, torch.Tensor], dict]: # tensors and scoring of a checkpoint
     "Put chosen parts of the score, computed on a graph, into a checkpoint."
-    arrays = part_arrays(graph, facts, seed)
+    arrays = part_arrays(graph, facts, seed, factors)
     return tensors | {k: torch.from_numpy(v) for k, v in arrays.items()}, scoring | facts
 
 # %% ../nbs/04_training.ipynb #75ce1220

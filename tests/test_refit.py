@@ -198,8 +198,59 @@ def test_a_second_refit_gives_the_same_bytes_and_leaves_one_model(copy):
     assert len([f for f in copy.final.iterdir() if f.is_dir()]) == 1
 
 
-def refit_until(params, moment):
-    "Refit up to the test period; the process kills itself at a moment with the signal that nothing can catch."
+@pytest.fixture
+def yesterday(copy):
+    "The same shop with a final model that does not know the test period: the next refit can start warm."
+    run_stage("refit", change(copy, until="val", check=False))
+    change(copy, until="all")
+    return copy
+
+
+def test_a_warm_start_says_where_it_came_from(yesterday):
+    before = yesterday.served.checkpoint.name
+    best = json.loads((yesterday.checkpoints / "metadata.json").read_text())["best_epoch"]
+    start = run_stage("refit", yesterday.root / "params.yaml").metadata["start"]
+    assert start.pop("seconds") >= 0
+    assert start == dict(mode="warm", model=before, nights=1, epochs=best * refit.WARM_STEPS)
+    metrics = json.loads((yesterday.report("refit") / "metrics.json").read_text())
+    assert metrics["start_mode"] == "warm"
+
+
+def test_a_warm_model_serves_new_customers_and_keeps_what_was_learned(yesterday):
+    begin, _ = refit.open_refitted(yesterday.served.checkpoint)
+    run_stage("refit", yesterday.root / "params.yaml")
+    graph = InteractionGraph.load(yesterday.served.graph)
+    assert graph.n_users > begin.graph.n_users
+    model = load_checkpoint(yesterday.served.checkpoint, graph)
+    assert np.isfinite(model.score(np.arange(graph.n_users))).all()
+    tensors, _ = load_model(yesterday.served.checkpoint, graph)
+    at = begin.graph.user_ids.encode(graph.user_ids.ids, unknown="mask")
+    old, new = (t["embedding.weight"].numpy() for t in (begin.tensors, tensors))
+    cosine = [
+        np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b)
+        for a, b in zip(new[: graph.n_users][at >= 0], old[at[at >= 0]])
+    ]
+    assert np.median(cosine) > 0.8
+
+
+@pytest.mark.parametrize(("key", "value", "said"), [("start", "cold", ""), ("nights", 1, "1 in a row began warm")])
+def test_settings_ask_for_a_cold_start(yesterday, key, value, said, capsys):
+    metadata = yesterday.served.checkpoint / "metadata.json"
+    facts = json.loads(metadata.read_text())
+    metadata.write_text(json.dumps(facts | dict(start=facts["start"] | dict(nights=1))))
+    final = run_stage("refit", change(yesterday, **{key: value})).metadata
+    assert final["start"]["mode"] == "cold"
+    assert said in capsys.readouterr().out
+
+
+def test_a_damaged_final_model_is_no_start(yesterday, capsys):
+    (yesterday.served.checkpoint / "model.safetensors").write_bytes(b"half")
+    assert run_stage("refit", yesterday.root / "params.yaml").metadata["start"]["mode"] == "cold"
+    assert "a cold start" in capsys.readouterr().out
+
+
+def refit_and_die(params, moment):
+    "Refit; the process kills itself at a moment with the signal that nothing can catch."
     save_model, write_json = refit.save_model, refit.write_json
 
     def die(*args, **options):
@@ -223,11 +274,21 @@ def refit_until(params, moment):
     run_stage("refit", params)
 
 
+@pytest.mark.parametrize("moment", ["before_model", "before_pointer"])
+def test_kill_9_of_a_warm_refit_leaves_a_whole_model(yesterday, tmp_path, moment):
+    old = {f.name: file_hash(f) for f in yesterday.served.checkpoint.glob("*.*")}
+    params = yesterday.root / "params.yaml"
+    outcome = run_forked(refit_and_die, str(params), moment, log=tmp_path / "printed.txt")
+    assert outcome.code == -signal.SIGKILL, outcome.printed[-2000:]
+    assert {f.name: file_hash(f) for f in yesterday.served.checkpoint.glob("*.*")} == old
+    assert run_stage("refit", params).metadata["start"]["mode"] == "warm"
+
+
 @pytest.mark.parametrize("moment", ["before_model", "after_model", "before_pointer", "after_pointer"])
 def test_kill_9_leaves_a_whole_model(copy, tmp_path, moment):
     old = copy.served.checkpoint.name
     params = change(copy, until="val", check=False)
-    outcome = run_forked(refit_until, str(params), moment, log=tmp_path / "printed.txt")
+    outcome = run_forked(refit_and_die, str(params), moment, log=tmp_path / "printed.txt")
     assert outcome.code == -signal.SIGKILL, outcome.printed[-2000:]
     graph, checkpoint, *_ = copy.served
     assert (checkpoint.name == old) == (moment != "after_pointer")

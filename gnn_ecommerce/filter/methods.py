@@ -253,6 +253,16 @@ def _meeting_order(r: sp.csr_array, ages: np.ndarray|None, closeness: float) -> 
     by_item = sp.csr_array((ages.astype(np.int32)+1, r.indices, r.indptr), shape=r.shape).T.tocsr()
     return MeetingOrder(ages.astype(np.int32), by_item.data-1, decay(np.arange(ages.max(initial=0)+1), closeness))
 
+# %% ../../nbs/filter/02_methods.ipynb #d6da597f
+def _only_rows(graph: PathGraph, rows: np.ndarray|None) -> PathGraph: # rows: bool (n_items,), None for all
+    "Leave out what the other rows of the table are sums of."
+    if rows is None: return graph
+    ptr, user, weight = graph.by_item
+    keep = np.repeat(rows, np.diff(ptr))
+    by_item = Histories(np.concatenate([[0], np.cumsum(keep)])[ptr], user[keep], weight[keep])
+    ages = graph.order.by_item
+    return graph._replace(by_item=by_item, order=graph.order._replace(by_item=ages[keep] if len(ages) else ages))
+
 # %% ../../nbs/filter/02_methods.ipynb #085736e3
 def path_rows(
     r: sp.csr_array,        # history matrix (n_users, n_items)
@@ -262,9 +272,10 @@ def path_rows(
     numba: bool = HAS_NUMBA, # the kernel, or SciPy
     block: int|None = None, # rows at a time; by default as many as take 64 MB
     ages: np.ndarray|None = None, # int32 (nnz,), how many newer products the customer has; needed for `closeness`
+    wanted: np.ndarray|None = None, # bool (n_items,), rows to compute, the others stay empty; None: all
 ) -> Iterator[RowBlock]:
     "Compute the `paths` table, block by block."
-    graph, n_items, n = _path_graph(r, s, ages), r.shape[1], min(n, r.shape[1])
+    graph, n_items, n = _only_rows(_path_graph(r, s, ages), wanted), r.shape[1], min(n, r.shape[1])
     size = block or max(1, (64 << 20)//(8*max(1, n)))
     for first in range(0, n_items, size):
         rows = min(size, n_items-first)

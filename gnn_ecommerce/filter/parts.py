@@ -275,11 +275,12 @@ def part_arrays(
     graph: InteractionGraph,
     facts: dict, # as for `with_parts`
     seed: int = 0,
+    factors: np.ndarray|None = None, # float32 (n_items, r) of the low rank, if they need not be computed
 ) -> dict[str, np.ndarray]: # `low_rank.factors` (n_items, r) and `popular.bias` (n_items,), as far as there are such
     "Compute the arrays of chosen parts on a graph."
     low, popular, arrays = facts.get('low_rank'), facts.get('popular'), {}
     if low is not None:
-        arrays['low_rank.factors'] = LowRank(graph, low['rank'], low['weighted'], seed).factors
+        arrays['low_rank.factors'] = LowRank(graph, low['rank'], low['weighted'], seed, factors).factors
     if popular is not None:
         arrays['popular.bias'] = np.float32(popular['weight'])*log_popularity(graph, popular['half_life'])
     return arrays

@@ -4,10 +4,9 @@
 
 # %% ../../nbs/run/04_refit.ipynb #fd307ee5
 from __future__ import annotations
-import shutil, tempfile, time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import math, shutil, tempfile, time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -18,20 +17,25 @@ import torch
 from pydantic import Field
 
 # %% auto #0
-__all__ = ['PARTS', 'RefitSettings', 'graph_until', 'chosen_settings', 'fit_chosen', 'Refitted', 'refit_until',
-           'read_targets', 'lists_before_test', 'measure_served', 'final_metadata', 'save_final', 'point_to',
-           'RefitResult', 'check_on_test', 'run_refit']
+__all__ = ['PARTS', 'WARM_STEPS', 'RefitSettings', 'graph_of', 'graph_until', 'chosen_settings', 'Refitted',
+           'first_state', 'train_chosen', 'fit_filter', 'fit_chosen', 'refit', 'open_refitted', 'last_final',
+           'refit_until', 'read_targets', 'lists_before_test', 'evaluate_by_id', 'measure_served', 'final_metadata',
+           'save_final', 'point_to', 'RefitResult', 'check_on_test', 'run_refit']
 
 # %% ../../nbs/run/04_refit.ipynb #0083afc7
 from gnn_ecommerce.core import (
-    ArtifactError, GnnEcommerceError, ProjectPaths, StageSettings, atomic_path, check_memory, expected, load_settings,
-    progress, read_json, read_table, resolve_params, seed_everything, write_json
+    ArtifactError, GnnEcommerceError, IdMap, ProjectPaths, StageSettings, atomic_path, check_memory, expected,
+    load_settings, progress, read_json, read_table, resolve_params, seed_everything, write_json
 )
 from ..filter.graph_filter import GraphFilter
 from ..graph.interactions import InteractionGraph, pairs_csr
+from ..graph.spectral import degrees
 from ..graph_build import GraphBuildSettings, build_graph, duckdb_events, find_scheme
 from ..inference import InferenceSettings, Recommending, outside_users, read_val
-from ..models.checkpoint import build_recommender, load_model, save_model
+from ..models.carry import carry_embedding, carry_factors, carry_filter, old_places
+from gnn_ecommerce.models.checkpoint import (
+    TrainState, build_filter, build_recommender, load_model, save_model
+)
 from ..ranking.evaluation import Evaluation, compare, comparison_table
 from ..ranking.recommender import Recommender
 from ..filter.parts import added_parts
@@ -42,6 +46,9 @@ class RefitSettings(StageSettings):
     "Section `refit` of params.yaml."
     until: Literal['all', 'val', 'none'] = Field('all', description='which events the served model learns from: all, '
         'those before the test period (val), or only the training period (none: the evaluated model is served)')
+    start: Literal['warm', 'cold'] = Field('warm', description='until all: go on from the last final model of the same '
+        'training if there are newer events (warm), or train from the beginning (cold)')
+    nights: int = Field(10, ge=1, description='warm starts in a row before one that is cold')
     check: bool = Field(True, description='also refit up to the test period and measure that model on it')
     k: int = Field(20, ge=1, le=1000, description='length of the lists that are measured')
     exclude: Literal['bought', 'seen', 'none'] = Field('bought', description='what of the history those leave out')
@@ -50,24 +57,26 @@ class RefitSettings(StageSettings):
 #: `refit.until` -> parts of the split that count
 PARTS = {'val': ('train', 'val'), 'all': ('train', 'val', 'test')}
 
-@contextmanager
-def _events_until(paths: ProjectPaths, settings: GraphBuildSettings, until: str) -> Iterator[ibis.Table]:
-    "Open all cleaned events, or those before the test period."
-    with duckdb_events(paths.interim/'events.parquet', settings, paths.interim, 'events') as events:
-        yield events.filter(events.split.isin(PARTS[until]))
-
-def graph_until(
+def graph_of(
     params: str|Path,                # params file of a project whose stage `data_prep` has run
-    until: Literal['all', 'val'],    # the last part of the split that counts
+    chosen: Callable[[ibis.Table], ibis.Table], # picks some of the cleaned events
 ) -> tuple[InteractionGraph, pd.Timestamp]: # the graph, and the time of its last event
-    "Build the graph of the events of more than the training period."
+    "Build the graph of some of all events."
     paths = ProjectPaths(resolve_params(params).parent)
     settings = load_settings(GraphBuildSettings, 'graph_build', params)
     products = read_table(paths.processed/'products.parquet', 'products', 'data_prep')
     scheme = find_scheme(settings.scheme, settings.scheme_from, paths.root)
-    with _events_until(paths, settings, until) as events:
+    with duckdb_events(paths.interim/'events.parquet', settings, paths.interim, 'events') as events:
+        events = chosen(events)
         last = events.event_time.max().to_pyarrow().as_py()
         return build_graph(events, products, settings, None, scheme)[0], pd.Timestamp(last)
+
+def graph_until(
+    params: str|Path,
+    until: Literal['all', 'val'],    # the last part of the split that counts
+) -> tuple[InteractionGraph, pd.Timestamp]: # the graph, and the time of its last event
+    "Build the graph of all events, or of those before the test period."
+    return graph_of(params, lambda events: events.filter(events.split.isin(PARTS[until])))
 
 # %% ../../nbs/run/04_refit.ipynb #74674d0a
 def chosen_settings(
@@ -80,39 +89,147 @@ def chosen_settings(
     chosen = {name: metadata[key] for name, key in keys.items()}
     return TrainingSettings(**metadata['settings']).model_copy(update=chosen)
 
-# %% ../../nbs/run/04_refit.ipynb #5e7ed07c
-def fit_chosen(
-    graph: InteractionGraph,
-    metadata: dict, # of the evaluated checkpoint
-) -> tuple[dict[str, torch.Tensor], dict]: # tensors and scoring, as a checkpoint has them
-    "Train on a graph what validation chose. Raises `GnnEcommerceError` if the loss is not finite."
-    settings = chosen_settings(metadata)
-    check_memory(memory_needed(graph, settings), 'refit', 'lower training.dim or training.batch')
-    run = Run(graph, resolve(settings, graph))
-    state, epochs, scoring = run.initial_state(), metadata['best_epoch'], metadata['scoring']
-    with progress(desc='refit', total=epochs*len(run.loss)) as bar:
-        for _ in range(epochs):
-            if not np.isfinite(run.run_epoch(state, lambda loss: bar.step())):
-                raise GnnEcommerceError(expected('refit', 'a finite loss', f'none in epoch {state.epoch+1}',
-                                                 'try a smaller training.lr'))
-            state.epoch += 1
-    filters = [GraphFilter.from_params(scoring['filter']).fit(graph)] if scoring['filter'] else []
-    made = checkpoint_of(run, state.embedding, scoring['b'], filters)
-    repeat = {'repeat': scoring['repeat']} if scoring.get('repeat') else {}
-    return add_parts(graph, *made, added_parts(scoring)|repeat, settings.seed)
+# %% ../../nbs/run/04_refit.ipynb #1492a2f6
+#: steps of a warm start, as a part of those of a cold one
+WARM_STEPS = 1/10
 
-# %% ../../nbs/run/04_refit.ipynb #5e7ed08c
 class Refitted(NamedTuple):
     "A model that has learned from more than the training period."
     graph: InteractionGraph
     last: pd.Timestamp # time of its last event
     tensors: dict[str, torch.Tensor]
     scoring: dict
+    start: dict        # mode (warm, cold), model (it went on from), nights (warm in a row), epochs, seconds
+    version: str|None = None # of the model, if it was saved
 
-def refit_until(params: str|Path, until: Literal['all', 'val'], metadata: dict) -> Refitted:
+def first_state(
+    run: Run,
+    begin: Refitted|None, # what to go on from; None: a cold start
+) -> TrainState:
+    "Make the state before the first step."
+    if begin is None: return run.initial_state()
+    settings, learned = run.settings, begin.tensors['embedding.weight']
+    embedding = carry_embedding(learned, begin.graph, run.graph, settings.weighted, settings.seed)
+    return replace(run.initial_state(embedding.to(run.device)), epoch=begin.start['nights']+1)
+
+# %% ../../nbs/run/04_refit.ipynb #987b219b
+def train_chosen(
+    graph: InteractionGraph,
+    metadata: dict, # of the evaluated checkpoint
+    begin: Refitted|None = None, # what to go on from; None: a cold start
+) -> tuple[Run, torch.Tensor]: # the run, layer-0 embeddings
+    "Train without validation. Raises `GnnEcommerceError` if the loss is not finite."
+    settings, share = chosen_settings(metadata), WARM_STEPS if begin else 1
+    check_memory(memory_needed(graph, settings), 'refit', 'lower training.dim or training.batch')
+    epochs = metadata['best_epoch']
+    if begin:
+        settings = settings.model_copy(update=dict(epochs=math.ceil(share*epochs)))
+    run = Run(graph, resolve(settings, graph))
+    state, steps = first_state(run, begin), math.ceil(share*epochs*len(run.loss))
+    with progress(desc='refit', total=steps) as bar:
+        while state.step < steps:
+            if not np.isfinite(run.run_epoch(state, lambda loss: bar.step(), steps-state.step)):
+                raise GnnEcommerceError(expected('refit', 'a finite loss', f'none in step {state.step+1}',
+                                                 'try a smaller training.lr'))
+            state.epoch += 1
+    return run, state.embedding
+
+# %% ../../nbs/run/04_refit.ipynb #c6d34d91
+def fit_filter(
+    graph: InteractionGraph,
+    scoring: dict, # of the evaluated checkpoint
+    begin: Refitted|None,
+    at: np.ndarray|None, # int (n_items,), old place of each item, if there is something to go on from
+) -> tuple[list[GraphFilter], dict[str, torch.Tensor]]: # the filter, if there is one; what the next night needs of it
+    "Fit the graph filter, or carry it over."
+    if not scoring['filter']: return [], {}
+    if begin is None:
+        return [GraphFilter.from_params(scoring['filter']).fit(graph)], {}
+    old, then = build_filter(begin.graph, begin.tensors, begin.scoring), begin.tensors.get('table_weight')
+    filter, then = carry_filter(old, degrees(old.base)[1] if then is None else then.numpy(), at, graph)
+    return [filter], {'table_weight': torch.from_numpy(then)}
+
+# %% ../../nbs/run/04_refit.ipynb #3911e71f
+def fit_chosen(
+    graph: InteractionGraph,
+    metadata: dict, # of the evaluated checkpoint
+    begin: Refitted|None = None, # what to go on from, of the same evaluated checkpoint; None: a cold start
+) -> tuple[dict[str, torch.Tensor], dict]: # tensors and scoring, as a checkpoint has them
+    "Train on a graph what validation chose."
+    run, embedding = train_chosen(graph, metadata, begin)
+    scoring, at = metadata['scoring'], old_places(begin.graph.item_ids, graph.item_ids) if begin else None
+    filters, more = fit_filter(graph, scoring, begin, at)
+    tensors, made = checkpoint_of(run, embedding, scoring['b'], filters)
+    low, factors = scoring.get('low_rank'), None
+    if begin and low:
+        factors = carry_factors(begin.tensors['low_rank.factors'].numpy(), at, graph, low['weighted'])
+    repeat = {'repeat': scoring['repeat']} if scoring.get('repeat') else {}
+    return add_parts(graph, tensors|more, made, added_parts(scoring)|repeat, run.settings.seed, factors)
+
+# %% ../../nbs/run/04_refit.ipynb #e6fbb7f4
+def refit(
+    graph: InteractionGraph,
+    last: pd.Timestamp, # time of its last event
+    metadata: dict,     # of the evaluated checkpoint
+    begin: Refitted|None = None, # what to go on from
+) -> Refitted:
+    "Train what validation chose on a graph, and note how."
+    clock = time.perf_counter()
+    tensors, scoring = fit_chosen(graph, metadata, begin)
+    start = dict(mode='cold', model=None, nights=0, epochs=metadata['best_epoch'])
+    if begin:
+        start = dict(mode='warm', model=begin.version, nights=begin.start['nights']+1,
+                     epochs=WARM_STEPS*metadata['best_epoch'])
+    return Refitted(graph, last, tensors, scoring, start|dict(seconds=round(time.perf_counter()-clock, 2)))
+
+# %% ../../nbs/run/04_refit.ipynb #19cfe363
+def _why_cold(model: dict, evaluated: dict, last: pd.Timestamp, nights: int) -> str: # metadata of both models
+    "Say why a refit cannot go on from a final model; nothing if it can."
+    if model.get('evaluated_version') != evaluated['model_version']:
+        return 'training has run since the last one'
+    if pd.Timestamp(model['until']) >= last:
+        return 'the last one knows all these events'
+    in_a_row = model.get('start', {}).get('nights', 0)
+    return f'{in_a_row} in a row began warm' if in_a_row >= nights else ''
+
+def open_refitted(
+    folder: Path, # with the model, and its graph below
+) -> tuple[Refitted, dict]: # the model, its metadata
+    "Open a saved model with its graph. Raises `ArtifactError` if it is not whole."
+    graph = InteractionGraph.load(folder/'graph')
+    tensors, model = load_model(folder, graph)
+    last, start = pd.Timestamp(model['until']), model.get('start', dict(nights=0))
+    return Refitted(graph, last, tensors, model['scoring'], start, folder.name), model
+
+# %% ../../nbs/run/04_refit.ipynb #d1c3f570
+def last_final(
+    paths: ProjectPaths,
+    evaluated: dict,    # metadata of the evaluated checkpoint
+    last: pd.Timestamp, # time of the last event of the graph to be refitted on
+    nights: int,        # warm starts in a row, at most
+) -> tuple[Refitted|None, str]: # the model to go on from, or why there is none
+    "Open the final model if a refit may go on from it."
+    try:
+        name = read_json(paths.final/'latest.json', 'refit').get('model')
+        if not name: return None, 'there is no final model yet'
+        begin, model = open_refitted(paths.final/name)
+    except ArtifactError as err: return None, str(err)
+    why = _why_cold(model, evaluated, last, nights)
+    return (None, why) if why else (begin, '')
+
+# %% ../../nbs/run/04_refit.ipynb #ed042c00
+def refit_until(
+    params: str|Path,
+    until: Literal['all', 'val'],
+    metadata: dict, # of the evaluated checkpoint
+    warm: RefitSettings|None = None, # go on from the last final model if these settings say so; None: a cold start
+) -> Refitted:
     "Build the graph of more events and train on it what validation chose."
     graph, last = graph_until(params, until)
-    return Refitted(graph, last, *fit_chosen(graph, metadata))
+    if warm is None or warm.start == 'cold': return refit(graph, last, metadata)
+    begin, why = last_final(ProjectPaths(resolve_params(params).parent), metadata, last, warm.nights)
+    print(f'a warm start from {begin.version}' if begin else f'a cold start: {why}')
+    return refit(graph, last, metadata, begin)
 
 # %% ../../nbs/run/04_refit.ipynb #73645c77
 def read_targets(
@@ -133,6 +250,22 @@ def lists_before_test(
     items, _, known = Recommending(model, settings, outside, val).lists(users)
     return items, known
 
+# %% ../../nbs/run/04_refit.ipynb #9c91d267
+def evaluate_by_id(
+    name: str,             # of the model, in tables
+    items: np.ndarray,     # int (n, k) lists of the customers of `targets`, sorted by id; -1 pads
+    item_ids: IdMap,       # of the items in the lists
+    targets: pd.DataFrame, # user_id, product_id
+    k: int,
+) -> Evaluation: # one row for each customer
+    "Measure lists on targets that the model's graph need not know."
+    users, row = np.unique(targets.user_id.to_numpy(), return_inverse=True)
+    ids = np.unique(np.concatenate([targets.product_id.to_numpy(), item_ids.ids]))
+    ranked = np.full(items.shape, -1, np.int64)
+    ranked[items >= 0] = np.searchsorted(ids, item_ids.ids[items[items >= 0]])
+    wanted = pairs_csr(row, np.searchsorted(ids, targets.product_id.to_numpy()), (len(users), len(ids)))
+    return Evaluation.from_lists(name, ranked, wanted, [k])
+
 # %% ../../nbs/run/04_refit.ipynb #2da88d6d
 def measure_served(
     name: str,             # of the model, in tables
@@ -142,13 +275,8 @@ def measure_served(
     targets: pd.DataFrame, # as `read_targets` gives them
 ) -> tuple[Evaluation, int]: # one row for each customer; how many of them the model knows
     "Measure the lists of a model on the test period, customer by customer."
-    users, row = np.unique(targets.user_id.to_numpy(), return_inverse=True)
-    items, known = lists_before_test(model, paths, settings, users)
-    ids = np.unique(np.concatenate([targets.product_id.to_numpy(), model.graph.item_ids.ids]))
-    ranked = np.full(items.shape, -1, np.int64)
-    ranked[items >= 0] = np.searchsorted(ids, model.graph.item_ids.ids[items[items >= 0]])
-    wanted = pairs_csr(row, np.searchsorted(ids, targets.product_id.to_numpy()), (len(users), len(ids)))
-    return Evaluation.from_lists(name, ranked, wanted, [settings.k]), int(known.sum())
+    items, known = lists_before_test(model, paths, settings, np.unique(targets.user_id.to_numpy()))
+    return evaluate_by_id(name, items, model.graph.item_ids, targets, settings.k), int(known.sum())
 
 # %% ../../nbs/run/04_refit.ipynb #28337ad9
 def final_metadata(
@@ -157,13 +285,14 @@ def final_metadata(
     scoring: dict,
     last: pd.Timestamp,    # time of the last event that it knows
     parts: tuple[str, ...], # of the split, which it has learned from
+    start: dict,           # of `Refitted`
 ) -> dict:
     "Describe the final model: what it is, and whose figures may be quoted for it."
     kept = ('device', 'settings', 'temperature', 'layer_weights', 'epochs', 'batch', 'best_epoch', 'monitor', 'metrics',
             'purpose', 'git_commit', 'versions')
     sizes = dict(graph_hash=graph.hash, n_users=graph.n_users, n_items=graph.n_items, n_edges=graph.n_edges)
     return {key: evaluated[key] for key in kept} | sizes | dict(scheme=graph.scheme, scoring=scoring,
-        evaluated_version=evaluated['model_version'], until=last.isoformat(), parts=parts)
+        evaluated_version=evaluated['model_version'], until=last.isoformat(), parts=parts, start=start)
 
 # %% ../../nbs/run/04_refit.ipynb #5e7ed022
 def save_final(
@@ -210,7 +339,8 @@ class RefitResult:
     def metrics(self) -> dict: # metrics.json
         numbers = {f'{r.method} {r.metric}': r.mean for r in self.comparison.itertuples() if pd.notna(r.low)}
         until = self.metadata['until'] if self.metadata else None
-        return numbers | self.counts | dict(until=until, seconds=round(self.seconds, 1))
+        start = {f'start_{key}': value for key, value in self.metadata['start'].items()} if self.metadata else {}
+        return numbers | self.counts | dict(until=until, seconds=round(self.seconds, 1)) | start
 
 # %% ../../nbs/run/04_refit.ipynb #f9c1d875
 _UNCHECKED = pd.DataFrame(columns=['method', 'metric', 'mean', 'low', 'high']), pd.DataFrame(), {}
@@ -261,10 +391,10 @@ def run_refit(
     model, checked = refit_until(params, 'val', metadata) if s.check or s.until == 'val' else None, _UNCHECKED
     if s.check:
         checked = check_on_test(paths, s, build_recommender(trained_on, tensors, metadata['scoring']), model)
-    if s.until == 'all': model = refit_until(params, 'all', metadata)
+    if s.until == 'all': model = refit_until(params, 'all', metadata, s)
     if s.until == 'none': point_to(paths, final := None)
     else:
-        about = final_metadata(metadata, model.graph, model.scoring, model.last, PARTS[s.until])
+        about = final_metadata(metadata, model.graph, model.scoring, model.last, PARTS[s.until], model.start)
         final = save_final(paths, model.graph, model.tensors, about)
     result = RefitResult(final, *checked, time.perf_counter()-start)
     write_json(result.metrics, paths.report('refit')/'metrics.json')
