@@ -39,6 +39,7 @@ class Layout:
     setting: str    # the setting that maps its columns, for messages
     columns: tuple  # all of them, in order
     required: tuple # those without which no row can be used
+    quiet: tuple = () # those that few files have: nobody is told that they are missing
 
 EVENT_LAYOUT = Layout(
     'events',
@@ -46,6 +47,7 @@ EVENT_LAYOUT = Layout(
     ('event_time', 'event_type', 'product_id', 'category_id', 'category_code', 'brand', 'price', 'user_id',
      'user_session', 'quantity'),
     ('event_time', 'event_type', 'product_id', 'user_id'),
+    ('quantity',),
 )
 PRODUCTS = Layout(
     'products',
@@ -379,7 +381,7 @@ def notes(self: Source) -> list[str]:
     if self.cut_off: notes.append(CUT_OFF)
     if problem: notes.append(problem)
     if problem or not self.rows: return notes
-    absent = [c for c in self.layout.columns if c not in self.header.column_index]
+    absent = [c for c in self.layout.columns if c not in {*self.header.column_index, *self.layout.quiet}]
     unused = [h for i, h in enumerate(self.header.names) if i not in self.header.column_index.values()]
     if absent: notes.append(f'no column {", ".join(absent)}: left empty')
     if unused: notes.append(f'column {", ".join(unused)[:200]} not used')
