@@ -154,7 +154,8 @@ class Planner:
         basket = self._basket(request.basket) if request.basket else []
         allowed = None if request.filters is None else self.parts.catalogue.allowed(request.filters)
         banned = self._indices(request.exclude_products) if request.exclude_products else _NONE
-        if request.hide: banned = np.union1d(banned, self._hidden(request, user))
+        if request.hide:
+            banned = np.union1d(banned, self._hidden(request, user))
         candidates = Candidates(allowed, banned)
         if request.purpose == 'buy_again':
             return self._again(request, user, basket, candidates)
