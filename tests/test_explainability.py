@@ -268,12 +268,14 @@ def test_people_are_what_dense_matrices_say():
 def test_the_stage_explains_an_unknown_customer_by_popularity(tmp_path):
     from gnn_ecommerce.core import ProjectPaths, dump_yaml, example_project, read_params, read_table
     from gnn_ecommerce.explainability import run_explainability
+    from gnn_ecommerce.inference import run_inference
 
     params = example_project("explainability", {"refit": {"until": "none", "check": False}}, tmp_path)
     file = ProjectPaths(params.parent).recommendations / "recommendations.parquet"
-    first = read_table(file, "recommendations", "inference").groupby("source").user_id.first()
-    users = [int(first["model"]), int(first["popular"])]
-    params.write_text(dump_yaml(read_params(params) | {"explainability": {"users": users, "k": 2, "check": 2}}))
+    users = [int(read_table(file, "recommendations", "inference").user_id[0]), 1]  # 1: nobody
+    asked = {"inference": {"users": users, "report": False}, "explainability": {"users": users, "k": 2, "check": 2}}
+    params.write_text(dump_yaml(read_params(params) | asked))
+    run_inference(params)
     result = run_explainability(params)
     unknown = result.rows[result.rows.user_id == users[1]]
     assert set(unknown.split) == {"popular"} and len(unknown) == 2

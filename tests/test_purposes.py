@@ -343,13 +343,18 @@ def test_a_basket_is_folded_in_without_what_is_in_the_cart(served):
         assert cart not in ids and {bought, viewed} <= set(ids)
 
 
-def test_what_was_bought_since_training_is_hidden_from_lists_of_new_products_alone(served):
+def test_what_was_bought_since_training_is_hidden_unless_it_is_bought_again(served):
     customer = served.parts.user_ids.id(1)
     for purpose in ("discover", "buy_again", "all"):
         (whole,) = served.answer([Request(customer=customer, k=5, purpose=purpose)])
         first = ids_of(served, whole)[0]
         (left,) = served.answer([Request(customer=customer, k=5, purpose=purpose, hide=[first])])
         assert (first in ids_of(served, left)) == (purpose != "discover")
+    regular = served.parts.item_ids.ids[served.scorer.again(1)[0]]
+    (whole,) = served.answer([Request(customer=customer, k=60, purpose="all")])
+    new = next(id for id in ids_of(served, whole) if id not in regular)
+    (left,) = served.answer([Request(customer=customer, k=60, purpose="all", hide=[new])])
+    assert new not in ids_of(served, left)
 
 
 def test_reasons_in_short_name_a_product_or_a_habit(served):

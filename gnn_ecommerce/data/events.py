@@ -46,6 +46,7 @@ class Layout:
     columns: tuple  # all of them, in order
     required: tuple # those without which no row can be used
     checked: tuple = () # further ones that decide about a row and are not kept
+    quiet: tuple = () # those that few files have: nobody is told that they are missing
 
     @property
     def read(self) -> tuple: return self.columns+self.checked
@@ -56,6 +57,7 @@ EVENT_LAYOUT = Layout(
     ('event_time', 'event_type', 'product_id', 'category_id', 'category_code', 'brand', 'price', 'user_id',
      'user_session', 'quantity'),
     ('event_time', 'event_type', 'product_id', 'user_id'),
+    quiet=('quantity',),
 )
 PRODUCTS = Layout(
     'products',
@@ -392,7 +394,7 @@ def notes(self: Source) -> list[str]:
     if problem: notes.append(problem)
     if problem or not self.rows: return notes
     constants, index = self.header.constants, self.header.column_index
-    absent = [c for c in self.layout.columns if c not in {*index, *constants, 'quantity'}] # none: one unit
+    absent = [c for c in self.layout.columns if c not in {*index, *constants, *self.layout.quiet}]
     unused = [h or f'{i+1} (without a name)' for i, h in enumerate(self.header.names) if i not in index.values()]
     before = [line for line in self.header.before if line]
     if absent: notes.append(f'no column {", ".join(absent)}: left empty')

@@ -152,15 +152,16 @@ def demo_key(
 def curl_lines(
     url: str,       # of the API server
     customer: Any,  # id that the model knows
-    products: list, # two ids that it recommends to them, the first one first
+    products: list, # two new products that it recommends to them, the first one first
 ) -> str:
-    "Write four calls to try."
+    "Write calls to try."
     call = 'curl -s -H "Authorization: Bearer $KEY"'
     basket = json.dumps({'basket': products[:2], 'k': 3})
     bought = {'event_id': f'try-{uuid.uuid4()}', 'event_type': 'purchase', 'product_id': products[0],
               'customer_id': customer}
     return '\n'.join([
-        f'{call} "{url}/v1/customers/{customer}/recommendations?k=3"       # a known customer',
+        f'{call} "{url}/v1/customers/{customer}/recommendations?k=3&purpose=discover"    # new products for a customer',
+        f'{call} "{url}/v1/customers/{customer}/recommendations?k=3&purpose=buy_again"   # what they may buy again',
         f"{call} --json '{basket}' {url}/v1/sessions/recommendations   # a basket",
         f'{call} "{url}/v1/customers/somebody-new/recommendations?k=3"   # a newcomer: popular products',
         f"{call} --json '{json.dumps({'events': [bought]})}' {url}/v1/events   # a purchase: try the first call again",
@@ -191,14 +192,18 @@ def programs(
 
 # %% ../../nbs/run/03_processes.ipynb #a85ef5e5
 def some_customer(paths: ProjectPaths) -> Any: # id
-    "Return a customer whom the newest bundle knows."
+    "Return a customer whom the newest bundle knows: who bought a product most often, if it knows such things."
     from gnn_ecommerce.bundle import find_bundle, open_bundle
-    return open_bundle(find_bundle('latest', paths.bundles)).user_ids.id(0)
+    bundle = open_bundle(find_bundle('latest', paths.bundles))
+    often, starts = bundle.arrays.get('history.again_count'), bundle.arrays['history.indptr']
+    user = 0 if often is None else int(starts.searchsorted(often.argmax(), 'right'))-1
+    return bundle.user_ids.id(user)
 
 def calls_to_try(paths: ProjectPaths, settings: ApiSettings, key: str) -> str:
     "Write calls to try, with a customer and products of this shop."
     url, customer = f'http://127.0.0.1:{settings.port}', some_customer(paths)
-    address, head = f'{url}/v1/customers/{customer}/recommendations?k=2', {'Authorization': f'Bearer {key}'}
+    address = f'{url}/v1/customers/{customer}/recommendations?k=2&purpose=discover'
+    head = {'Authorization': f'Bearer {key}'}
     with open_local(urllib.request.Request(address, headers=head), timeout=10) as response:
         products = [item['product_id'] for item in json.load(response)['items']]
     return (f'The shop answers at {url}. In another terminal:\n\nKEY={key}\n{curl_lines(url, customer, products)}\n\n'

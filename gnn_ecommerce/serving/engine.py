@@ -153,8 +153,9 @@ class Planner:
         user = -1 if request.customer is None else self.parts.user_ids.find(request.customer)
         basket = self._basket(request.basket) if request.basket else []
         allowed = None if request.filters is None else self.parts.catalogue.allowed(request.filters)
-        left_out = [*request.exclude_products, *(request.hide if request.purpose == 'discover' else ())]
-        banned = self._indices(left_out) if left_out else _NONE
+        banned = self._indices(request.exclude_products) if request.exclude_products else _NONE
+        if request.hide:
+            banned = np.union1d(banned, self._hidden(request, user))
         candidates = Candidates(allowed, banned)
         if request.purpose == 'buy_again':
             return self._again(request, user, basket, candidates)
@@ -175,6 +176,14 @@ def _basket(self: Planner, basket: Sequence[BasketItem|Any]) -> list[tuple[int, 
     pairs = [(o.product_id, o.event_type) if isinstance(o, BasketItem) else (o, 'cart') for o in basket]
     indexed = [(self.parts.item_ids.find(id), event_type) for id, event_type in pairs]
     return [(item, event_type) for item, event_type in indexed if item >= 0 and self.parts.rule([event_type]) > 0]
+
+# %% ../../nbs/serving/02_engine.ipynb #41e34a1c
+@patch
+def _hidden(self: Planner, request: Request, user: int) -> np.ndarray: # int64 (m,), ascending
+    "Find which of the request's `hide` are left out."
+    hidden = self._indices(request.hide)
+    if request.purpose == 'discover': return hidden
+    return np.setdiff1d(hidden, self.parts.scorer.again(user)[0])
 
 # %% ../../nbs/serving/02_engine.ipynb #a47ff6a0
 @patch

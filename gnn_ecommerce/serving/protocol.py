@@ -58,7 +58,7 @@ class Request(Struct, forbid_unknown_fields=True, omit_defaults=True):
     k: K = 20
     exclude: Literal['bought', 'seen', 'none'] = 'bought'
     purpose: Purpose = 'auto'
-    # bought (or seen) since the training: left out of lists of new products
+    # bought (or seen) since the training: left out, but for what the customer buys again and again
     hide: Annotated[list[Id], Meta(max_length=MAX_PRODUCTS)] = []
     # such as what is out of stock; unknown ids do nothing
     exclude_products: Annotated[list[Id], Meta(max_length=MAX_PRODUCTS)] = []
