@@ -173,9 +173,11 @@ def read_shop(folder, files, meaning):
     check_id_forms(con, rows.filter(rows.problem.isnull()), forms, asked)
     checked = con.execute(check_events(rows, settle_id_types(forms, asked), meaning, files.names))
     con.disconnect()
-    good = checked[checked.reason.isna()].convert_dtypes(convert_floating=False)
+    good = checked[checked.reason.isna()]
+    # pandas makes floats of integers beside missing ones
+    products = [int(p) if isinstance(p, float) else p for p in good.product_id.tolist()]
     price = [None if pd.isna(p) else p for p in good.price]
-    values = zip(good.event_time, good.event_type, good.product_id.tolist(), good.user_id.tolist(), price)
+    values = zip(good.event_time, good.event_type, products, good.user_id.tolist(), price)
     return sorted(values, key=str), int(checked.reason.notna().sum())
 
 
