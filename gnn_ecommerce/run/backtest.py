@@ -28,7 +28,7 @@ from gnn_ecommerce.run.refit import (
 )
 
 # %% auto #0
-__all__ = ['COLOURS', 'BacktestSettings', 'period_starts', 'first_purchases', 'pairs_between', 'measure',
+__all__ = ['LINE_COLOURS', 'BacktestSettings', 'period_starts', 'first_purchases', 'pairs_between', 'measure',
            'recommender_of', 'week_rows', 'Backtest', 'backtest_of', 'read_weeks', 'save_week', 'forget_others',
            'save_refitted', 'retrained', 'measure_week', 'weeks_until_stale', 'advice', 'plot_weeks', 'BacktestResult',
            'replay']
@@ -237,7 +237,7 @@ def advice(
 
 # %% ../../nbs/run/05_backtest.ipynb #b915264c
 #: of the lines in the plot
-COLOURS = {'retrained': '#0072B2', 'first week': '#D55E00', 'popular': '#999999'}
+LINE_COLOURS = {'retrained': '#0072B2', 'first week': '#D55E00', 'popular': '#999999'}
 
 def plot_weeks(
     rows: pd.DataFrame, # as `week_rows`, of all weeks
@@ -249,7 +249,7 @@ def plot_weeks(
     fig, axes = plt.subplots(1, len(metrics), figsize=(10, 3.8), dpi=90, layout='constrained')
     plt.close(fig) # shown once, by whoever gets it
     for ax, metric in zip(axes, metrics):
-        for name, colour in COLOURS.items():
+        for name, colour in LINE_COLOURS.items():
             line = rows[(rows.method == name) & (rows.metric == metric)]
             ax.fill_between(line.start, line.low, line.high, color=colour, alpha=.12, lw=0)
             ax.plot(line.start, line['mean'], marker='o', ms=3, lw=1.8, color=colour, label=name)
