@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IdSetting', 'AnyId', 'PathId', 'ShortString', 'Strings', 'ListLength', 'QueryPrice', 'BodyPrice', 'Exclude',
-           'ExpiryTime', 'EventTime', 'IdOut', 'State', 'NOT_PERSONAL', 'NO_KEYS', 'TheShop', 'TheRecord',
+           'ExpiryTime', 'EventTime', 'IdOut', 'State', 'NOT_PERSONAL', 'NO_KEYS', 'TheShop', 'TheRecord', 'OnlyKnown',
            'ERROR_HANDLERS', 'list_routes', 'SESSION_EXAMPLES', 'event_routes', 'EVENT_EXAMPLES', 'admin_routes',
            'health_routes', 'NOT_READY', 'NetworkSettings', 'ApiSettings', 'api_settings', 'StrictInput', 'BasketIn',
            'SessionIn', 'EventIn', 'EventsIn', 'KeyIn', 'ReasonOut', 'ItemOut', 'ListOut', 'EventsOut', 'DeletedOut',
@@ -14,7 +14,7 @@ __all__ = ['IdSetting', 'AnyId', 'PathId', 'ShortString', 'Strings', 'ListLength
            'create_app', 'connect_shop', 'run_server', 'main']
 
 # %% ../nbs/09_api_server.ipynb #00b3cab0
-import asyncio, contextlib, functools, logging, math, re, resource, sys, time, uuid
+import asyncio, contextlib, difflib, functools, logging, math, re, resource, sys, time, uuid
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -493,6 +493,20 @@ async def _record_of(request: HttpRequest): return request.scope['record']
 TheShop = Annotated[ShopService, Depends(_shop_of)]
 TheRecord = Annotated[RequestRecord, Depends(_record_of)]
 
+# %% ../nbs/09_api_server.ipynb #b6a79fc3
+async def _check_query(request: HttpRequest):
+    "Answer 422 for a query parameter that the route does not have."
+    route = request.app.openapi()['paths'].get(request.scope['route'].path_format, {}).get(request.method.lower(), {})
+    names = [p['name'] for p in route.get('parameters', []) if p['in'] == 'query']
+    for name in request.query_params:
+        if name in names: continue
+        near = difflib.get_close_matches(name, names, 1)
+        what = f'of {", ".join(names)}' if names else 'no parameters'
+        fix = f'did you mean {near[0]}?' if near else ''
+        raise HTTPException(422, expected('query', what, repr(name[:60]), fix))
+
+OnlyKnown = Depends(_check_query)
+
 # %% ../nbs/09_api_server.ipynb #e2acabb6
 def problem_answer(
     request: HttpRequest, status: int, detail: str, headers: dict|None = None, **more
@@ -527,7 +541,7 @@ def _filters(category, brand, min_price, max_price, only=None) -> Filters|None:
     filters = Filters(**names, min_price=min_price, max_price=max_price, products=only)
     return filters if filters != Filters() else None
 
-list_routes = APIRouter(tags=['recommendations'], dependencies=[needs('recommend')])
+list_routes = APIRouter(tags=['recommendations'], dependencies=[needs('recommend'), OnlyKnown])
 _list_out: dict[str, Any] = {'response_model': ListOut, 'response_model_exclude_none': True}
 
 @list_routes.get('/v1/customers/{customer_id:path}/recommendations', summary='A list for a customer', **_list_out)
@@ -589,7 +603,7 @@ async def session_list(
     return await shop.recommend(session_request(body, shop), body.customer_id, 'session', record)
 
 # %% ../nbs/09_api_server.ipynb #b3baf7c9
-event_routes = APIRouter()
+event_routes = APIRouter(dependencies=[OnlyKnown])
 _purchase = {
     'event_id': '7f3a-1', 'event_type': 'purchase', 'product_id': 501, 'customer_id': 17,
     'event_time': '2024-05-01T12:00:00Z', 'price': 12.5,
@@ -628,7 +642,7 @@ async def forget(shop: TheShop, customer_id: PathId, response: Response):
     return DeletedOut(customer_id=customer_id, state=state)
 
 # %% ../nbs/09_api_server.ipynb #5b143761
-admin_routes = APIRouter(tags=['admin'], dependencies=[needs('admin')])
+admin_routes = APIRouter(tags=['admin'], dependencies=[needs('admin'), OnlyKnown])
 _key_out: dict[str, Any] = {'response_model_exclude_none': True}
 
 def check_expiry(value: datetime|None) -> datetime|None: # in UTC, if it had no zone

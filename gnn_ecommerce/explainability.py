@@ -176,16 +176,18 @@ def interesting_users(
 def explained_users(
     graph: InteractionGraph,
     settings: ExplainabilitySettings,
-    purpose: str = 'discover', # of the lists; 'buy_again': who never bought anything has none
+    listed: np.ndarray|None = None, # ids of the customers who have a list; None: everybody
 ) -> list: # ids of customers
     "Choose whom the settings ask for. Raises `SettingsError` for ids of another type than the graph's."
     if settings.users:
         return check_ids(settings.users, graph, 'explainability.users')
-    able = np.bincount(graph.user, graph.purchased if purpose == 'buy_again' else None, graph.n_users) > 0
+    able = np.diff(graph.user_ptr) > 0
+    if listed is not None:
+        able &= np.isin(graph.user_ids.ids, listed)
     users = np.flatnonzero(able)
     if settings.choose == 'interesting':
-        users = interesting_users(graph, settings.number)
-        users = users[able[users]]
+        users = interesting_users(graph, graph.n_users)
+        users = users[able[users]][:settings.number]
     else:
         number = min(settings.number, len(users))
         users = rng(settings.seed, 'explainability').choice(users, number, replace=False)
@@ -465,7 +467,8 @@ def run_explainability(
     paths = ProjectPaths(resolve_params(params).parent)
     file, graph = paths.recommendations/'recommendations.parquet', InteractionGraph.load(paths.served.graph)
     purpose = purpose_of_lists(file)
-    explainer, users = project_explainer(paths, graph, purpose), explained_users(graph, s, purpose)
+    listed = pq.read_table(file, columns=['user_id'], filters=[('rank', '=', 1)])['user_id'].to_numpy()
+    explainer, users = project_explainer(paths, graph, purpose), explained_users(graph, s, listed)
     recs = read_recommendations(file, users, s.k, explainer.model_version)
     rows, worst = explain_recommendations(explainer, recs, s)
     write_explanations(rows, explainer, paths.recommendations/'explanations.parquet')

@@ -23,7 +23,8 @@ ASKED = BacktestSettings(weeks=3, every="10d")
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory):
     "A tiny shop with its backtest."
-    params = example_project("refit", root=tmp_path_factory.mktemp("backtest") / "shop")
+    warm = {"refit": {"start": "warm"}}
+    params = example_project("refit", warm, tmp_path_factory.mktemp("backtest") / "shop")
     return params, replay(params, ASKED).rows
 
 

@@ -202,7 +202,7 @@ def test_a_second_refit_gives_the_same_bytes_and_leaves_one_model(copy):
 def yesterday(copy):
     "The same shop with a final model that does not know the test period: the next refit can start warm."
     run_stage("refit", change(copy, until="val", check=False))
-    change(copy, until="all")
+    change(copy, until="all", start="warm")
     return copy
 
 

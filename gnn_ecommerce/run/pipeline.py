@@ -11,6 +11,7 @@ __all__ = ['NEXT', 'stage_needs', 'StageEngine', 'StageFailed', 'run_notebook', 
 
 # %% ../../nbs/run/01_pipeline.ipynb #ae107da8
 import argparse, atexit, contextlib, gc, importlib, os, re, subprocess, sys, tempfile
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -255,13 +256,22 @@ def _split_glob(path: Path) -> tuple[Path, str|None]: # folder or file, pattern
     if first is None: return path, None
     return Path(*path.parts[:first]) if first else Path('.'), '/'.join(path.parts[first:])
 
+def _has_company(file: Path) -> bool:
+    "Does a file have a catalogue or forgotten customers beside it, on which a run depends as well?"
+    return (file.parent/'.forget').is_file() or any(file.parent.glob('products.*'))
+
+# %% ../../nbs/run/01_pipeline.ipynb #3d2f24d4
 def own_events(
     events: str,    # a file, a folder or a glob
     root: str|Path, # the project
 ) -> dict: # an overlay for section data_prep
     "Make the overlay that reads these events. Raises `DataError` if there are none."
-    root, (folder, pattern) = Path(root), _split_glob(Path(events).expanduser())
-    place = (root/folder).resolve()
+    root = Path(root)
+    given = root/Path(events).expanduser()
+    folder, pattern = (given, None) if given.exists() else _split_glob(given) # an existing path is a path
+    place = folder.resolve()
+    if place.is_file() and _has_company(place):
+        place, pattern = place.parent, escape(place.name)
     if not place.exists():
         raise DataError(expected('EVENTS', 'a file, a folder or a glob', f'nothing at {place}'))
     if pattern and not any(place.glob(pattern)):
@@ -577,20 +587,29 @@ def show_results(
     console.print(f'To click through, open in a browser: {explained_page(root)}', **plain)
 
 # %% ../../nbs/run/01_pipeline.ipynb #9cd9477d
-def _git(root: Path, *args) -> subprocess.CompletedProcess:
+def _git(root: Path, *args) -> str|None: # what it prints; None if it fails, or git is not there
     "Run git in the project, quietly."
-    return subprocess.run(['git', *args], cwd=root, capture_output=True, text=True)
+    try:
+        done = subprocess.run(['git', *args], cwd=root, capture_output=True, text=True)
+    except FileNotFoundError: return None
+    return None if done.returncode else done.stdout.strip()
 
+def _own_repository(root: Path) -> bool:
+    "Is the project a Git repository itself, and not a folder of another one?"
+    top = _git(root, 'rev-parse', '--show-toplevel')
+    return top is not None and Path(top).resolve() == root.resolve()
+
+# %% ../../nbs/run/01_pipeline.ipynb #3d346814
 def _prepare_dvc(root: Path):
-    "Let DVC work in a folder that is no Git repository, such as an unpacked archive."
-    if _git(root, 'rev-parse', '--is-inside-work-tree').returncode == 0: return
+    "Let DVC work in a folder that is no Git repository of its own, such as an unpacked archive."
+    if _own_repository(root): return
     subprocess.run([sys.executable, '-m', 'dvc', 'config', '--local', 'core.no_scm', 'true'], cwd=root, check=True)
 
 def _change_params(root: Path, overlay: dict, console: Console):
     "Apply an overlay to the project's params.yaml; print what changed and how to undo it."
     params, plain = root/'params.yaml', dict(markup=False, highlight=False)
     before = params.read_text(encoding='utf8')
-    committed = _git(root, 'diff', '--quiet', 'HEAD', '--', 'params.yaml').returncode == 0
+    committed = _own_repository(root) and _git(root, 'diff', '--quiet', 'HEAD', '--', 'params.yaml') is not None
     changes = apply_overlay(overlay, params)
     if not changes: return
     console.print(Text('params.yaml changed:', 'bold'))
