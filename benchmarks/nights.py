@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from gnn_ecommerce.core import ProjectPaths, example_project, load_settings, read_json
-from gnn_ecommerce.data.journey import JOURNEY, write_journey
+from gnn_ecommerce.data.sources.journey import JOURNEY_FOLDER, fetch_journey
 from gnn_ecommerce.graph_build import GraphBuildSettings, duckdb_events
 from gnn_ecommerce.ranking.evaluation import bootstrap_ci
 from gnn_ecommerce.run.backtest import BacktestSettings, first_purchases, measure, pairs_between, recommender_of
@@ -24,7 +24,7 @@ METRICS = ("ndcg@20", "recall@20")
 AS_SHIPPED = {"epochs": None, "dim": 64}
 SHOPS = {
     "shop": {"sample_data": {"events": 200_000, "users": None, "items": 2000}, "training": AS_SHIPPED},
-    "journey": {**JOURNEY, "training": AS_SHIPPED},
+    "journey": {"data_prep": {"source": "journey", "events": JOURNEY_FOLDER}, "training": AS_SHIPPED},
 }
 
 
@@ -34,7 +34,7 @@ def project(name):
     if (root / "model-checkpoints/lightgcn/metadata.json").is_file():
         return root / "params.yaml"
     if name == "journey":
-        write_journey(root / "data/raw/journey")
+        fetch_journey(root)
     return example_project("refit", SHOPS[name], root)
 
 

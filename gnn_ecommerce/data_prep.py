@@ -125,8 +125,9 @@ def _check_files(s: DataPrepSettings):
         what = 'auto or one ASCII character that is not a quote or a line end'
         raise SettingsError(expected('data_prep.delimiter', what, repr(s.delimiter)))
     if s.timestamps not in TIME_FORMS: strptime_format(s.timestamps)
-    zones = duckdb.execute('SELECT count(*) FROM pg_timezone_names() WHERE name = ?', [s.timezone]).fetchone()
-    if s.timezone != 'UTC' and not (zones[0] and '/' in s.timezone):
+    with duckdb.connect() as con:
+        known = con.execute('SELECT name FROM pg_timezone_names() WHERE name = ?', [s.timezone]).fetchall()
+    if s.timezone != 'UTC' and not (known and '/' in s.timezone):
         what = 'UTC or a name of the zone database, such as Europe/Berlin'
         raise SettingsError(expected('data_prep.timezone', what, repr(s.timezone)))
 

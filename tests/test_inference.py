@@ -65,7 +65,7 @@ def test_file_holds_the_exact_lists_of_everybody(project):
     served = paths.served
     table, graph = written(paths), InteractionGraph.load(served.graph)
     model = load_checkpoint(served.checkpoint, graph)
-    assert list(table.columns) == ["user_id", "product_id", "rank", "score", "source", "model_version"]
+    assert list(table.columns) == ["user_id", "product_id", "rank", "score", "source", "purpose", "model_version"]
     assert table[["user_id", "rank"]].equals(table[["user_id", "rank"]].sort_values(["user_id", "rank"]))
     assert set(table.model_version) == {model.model_version}
     assert (table.groupby("user_id")["rank"].max() == table.groupby("user_id").size()).all()

@@ -150,11 +150,8 @@ def test_budget_is_kept_and_the_answer_is_no_worse_and_accepted(shop, tmp_path, 
     fitted = run_stage("training", params)
     scheme = result.overlay.get("graph_build", {}).get("scheme")
     if scheme != "purchase_only":  # there, customers without a purchase are not in the graph that the stage measures on
-        best = result.table[result.table.value == result.best].iloc[0]
-        if best.why == "cut by the budget":  # the whole run may find a better epoch
-            assert fitted.best_value > result.best - 1e-9
-        else:
-            assert fitted.best_value == pytest.approx(result.best, abs=1e-9)
+        # a run that the budget has cut may find a better epoch, and the stage adds parts that a trial does without
+        assert fitted.best_value > result.best - 1e-9
 
 
 def test_a_second_search_goes_on_and_other_data_begins_anew(shop, tmp_path):

@@ -641,8 +641,9 @@ def _open_json(name: str, path: Path, layout: Layout, form: FileForm) -> Source:
     "Find the fields of JSON objects and count them. Raises `DataError` for a damaged list."
     objects = _json_objects(path)
     try:
-        n, first = (duckdb.sql(f'SELECT {what} FROM {objects} {also}').fetchall()
-                     for what, also in (('count(*)', ''), ('json', 'WHERE json IS NOT NULL LIMIT 1000')))
+        with duckdb.connect() as con: # of its own: files are opened side by side
+            n, first = (con.sql(f'SELECT {what} FROM {objects} {also}').fetchall()
+                        for what, also in (('count(*)', ''), ('json', 'WHERE json IS NOT NULL LIMIT 1000')))
     except duckdb.Error as err:
         fix = 'write one object a line, or fetch the file again'
         raise DataError(expected(f'data_prep.{layout.name}', f'JSON in {path}', str(err)[:80], fix)) from None

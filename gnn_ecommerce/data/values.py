@@ -140,7 +140,8 @@ def time_problem(text, timezone: str = 'UTC'): # the reason, for a text of which
     changed = _local_time(text).notnull() if timezone != 'UTC' else ibis.literal(False)
     return ibis.cases(
         (tidy.re_search(r'^[0-9.]+[eE][+]?[0-9]+$'), 'event_time is rounded: scientific notation'),
-        (tidy.re_search(r'^[0-9]{4}[-/][0-9]{2}[-/].*[A-Z]{3,5}$'), 'event_time names a zone that may be several'),
+        (tidy.re_search(r'^[0-9]{4}[-/][0-9]{2}[-/].*[A-Z]{3,5}$') & ~tidy.re_search('(UTC|GMT)$'),
+         'event_time names a zone that may be several'),
         (tidy.re_search(r'^-?[0-9]+(\.[0-9]+)?$'), 'event_time is a number, but no count since 1970'),
         (changed, 'event_time is in an hour that clocks skip or repeat'),
         else_='event_time is not a time',
@@ -153,7 +154,8 @@ _SPACE = '[ \u00a0\u202f\u2009]'
 def _grouped(text, decimal: str):
     "A number with signs between thousands, with or without a currency."
     thousands, point = '[,.\'\u2019 \u00a0\u202f\u2009]'.replace(decimal, ''), re.escape(decimal)
-    bare = text.re_replace(rf'^{_SPACE}*{_CURRENCY}?{_SPACE}*|{_SPACE}*{_CURRENCY}?{_SPACE}*$', '')
+    bare = text.re_replace(rf'^{_SPACE}*(-?){_CURRENCY}?{_SPACE}*', r'\1') # -$5 is below zero, too
+    bare = bare.re_replace(rf'{_SPACE}*{_CURRENCY}?{_SPACE}*$', '')
     number = rf'^-?([0-9]+|[0-9]{{1,3}}({thousands}[0-9]{{3}})+)({point}[0-9]+)?$'
     unsure = bare.re_search('^-?[0-9]{1,3},[0-9]{3}$') if decimal == '.' else ibis.literal(False)
     plain = bare.re_replace(thousands, '').replace(decimal, '.')

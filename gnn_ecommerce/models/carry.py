@@ -15,6 +15,7 @@ from ..core import IdMap, rng
 from ..filter.graph_filter import GraphFilter
 from ..filter.item_table import ItemTable, TablePacker, pack_matrix
 from ..filter.methods import history_matrix, path_rows, require_order
+from ..filter.parts import soft_edge
 from ..graph.interactions import InteractionGraph
 from ..graph.propagation import Adjacency
 from ..graph.spectral import degrees
@@ -60,16 +61,18 @@ def orthonormal(
     return v@(basis/np.sqrt(np.maximum(size, 1e-12*size[-1]))).astype(np.float32)
 
 def carry_factors(
-    factors: np.ndarray,     # float32 (n_items, r) of the old graph, orthonormal columns
+    factors: np.ndarray,     # float32 (n_items, r) of the old graph, as `LowRank` has them
     at: np.ndarray,          # int (n_items,), old place of each item of `graph`
     graph: InteractionGraph,
     weighted: bool,          # take the graph's edge weights
     steps: int = 3,          # of subspace iteration
-) -> np.ndarray: # float32 (n_items, r), orthonormal columns
+) -> np.ndarray: # float32 (n_items, r)
     "Turn the low rank of a graph into that of one with a few more events."
     history, v = history_matrix(graph, weighted), moved_rows(factors, at)
     for _ in range(steps): v = orthonormal(history.T@(history@v))
-    return v
+    rows = history@v
+    squares, turn = np.linalg.eigh(rows.T@rows) # ascending
+    return v@turn[:, ::-1]*soft_edge(np.sqrt(np.maximum(squares[::-1], 0)))
 
 # %% ../../nbs/models/07_carry.ipynb #d72cfa0a
 #: part of the table's work that one refit may spend

@@ -724,7 +724,7 @@ def own_export(
         raise SettingsError(expected('EVENTS', f'a file or a folder of {source}', 'none'))
     changes = merge_params(own_events(events, root), {'data_prep': {'source': source}})
     if source == 'journey':
-        changes['inference'] = {'baselines': ['popular', 'svd', 'als', 'graph_filter']}
+        changes['inference'] = {'baselines': ['popular', 'popular_recent', 'svd_16', 'svd', 'als', 'graph_filter']}
     return changes
 
 def _check_named(events: str|None, size: str|None, source: str|None):
