@@ -119,6 +119,13 @@ def test_similar_products(shop):
     is_problem(shop.get("/v1/products/unknown/similar"), 404)
 
 
+@pytest.mark.parametrize(("query", "fix"), [("n=3", ""), ("exlude=seen", "did you mean exclude?"), ("K=3", "")])
+def test_an_unknown_parameter_is_named_with_the_near_one(shop, query, fix):
+    answer = shop.get(f"/v1/customers/1/recommendations?{query}")
+    assert answer.status_code == 422 and f"found '{query.split('=')[0]}'" in answer.json()["detail"]
+    assert fix in answer.json()["detail"]
+
+
 def test_lists_are_recorded(shop, api):
     given = shop.get(GET).json()["recommendation_id"]
     wait_for(lambda: given in set(api.store.table("served").recommendation_id))
@@ -672,10 +679,3 @@ def test_it_brings_no_duckdb():
     code = f"import sys, gnn_ecommerce.api_server; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize(("query", "fix"), [("n=3", ""), ("exlude=seen", "did you mean exclude?"), ("K=3", "")])
-def test_an_unknown_parameter_is_named_with_the_near_one(shop, query, fix):
-    answer = shop.get(f"/v1/customers/1/recommendations?{query}")
-    assert answer.status_code == 422 and f"found '{query.split('=')[0]}'" in answer.json()["detail"]
-    assert fix in answer.json()["detail"]

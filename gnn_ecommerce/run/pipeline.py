@@ -592,7 +592,7 @@ def _git(root: Path, *args) -> str|None: # what it prints; None if it fails, or 
     try:
         done = subprocess.run(['git', *args], cwd=root, capture_output=True, text=True)
     except FileNotFoundError: return None
-    return None if done.returncode else done.stdout.strip()
+    return None if done.returncode else (done.stdout or '').strip()
 
 def _own_repository(root: Path) -> bool:
     "Is the project a Git repository itself, and not a folder of another one?"
