@@ -13,7 +13,7 @@ from gnn_ecommerce.filter.graph_filter import GraphFilter
 from gnn_ecommerce.ranking.recommender import Popular
 from gnn_ecommerce.training import TrainingSettings, fit
 
-from benchmarks.common import RESULTS, Clock, machine, read, row, save, write
+from benchmarks.common import RESULTS, Clock, machine, named_parts, read, row, save, write
 from benchmarks.protocol import RETAILROCKET_CHOSEN, Retailrocket, fit_final, lightgcn_of
 
 TAIL, DEFAULTS = "validation: last 10 % of each user's line", "nothing: defaults"
@@ -277,9 +277,6 @@ LONG = {
 def run(full=False, only=()):
     "Measure each part and write its rows as soon as they are there."
     parts, on = {**SHORT, **LONG}, machine()
-    unknown = [p for p in only if p not in parts]
-    if unknown:
-        raise SystemExit(f"accuracy: expected parts among {', '.join(parts)}, found {', '.join(unknown)}")
-    for name in only or ([*parts] if full else [*SHORT]):
+    for name in named_parts("accuracy", parts, only or (parts if full else SHORT)):
         print(f"-- {name}", flush=True)
         write("accuracy", parts[name](), on=on)

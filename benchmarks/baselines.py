@@ -21,7 +21,7 @@ from gnn_ecommerce.ranking.recommender import Recommender
 from gnn_ecommerce.training import TrainingSettings, fit
 
 from benchmarks.accuracy import GOWALLA, TAIL
-from benchmarks.common import machine, read, write
+from benchmarks.common import machine, named_parts, read, write
 from benchmarks.event_weights import interval
 from benchmarks.protocol import RETAILROCKET_CHOSEN, Retailrocket, fit_final
 
@@ -182,10 +182,7 @@ PARTS = {"lastfm": lastfm, "retailrocket": retailrocket, "shop": shop, "grocer":
 def run(full=False, only=()):
     "Measure each data set and write its rows as soon as they are there."
     on = machine()
-    unknown = [p for p in only if p not in PARTS]
-    if unknown:
-        raise SystemExit(f"baselines: expected parts among {', '.join(PARTS)}, found {', '.join(unknown)}")
-    for part in only or PARTS:
+    for part in named_parts("baselines", PARTS, only):
         for dataset, case in PARTS[part]():
             write("baselines", measured(dataset, case), on=on)
     print(worst(read("baselines")["rows"]), flush=True)

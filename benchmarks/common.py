@@ -55,6 +55,13 @@ def row(
     return {k: filled[k] for k in FIELDS}
 
 
+def named_parts(suite, parts, only):
+    "The parts of a suite to run: those that are named, or all. Ends the program for a name that is none."
+    if unknown := [name for name in only if name not in parts]:
+        raise SystemExit(f"{suite}: expected parts among {', '.join(parts)}, found {', '.join(unknown)}")
+    return list(only or parts)
+
+
 def machine():
     "The processor, cores and memory of this machine, and its load in the last minute before the run."
     info = Path("/proc/cpuinfo")

@@ -15,7 +15,7 @@ from gnn_ecommerce.ranking.recommender import Popular
 from gnn_ecommerce.training import TrainingSettings, fit
 from gnn_ecommerce.run.tuning import GraphMaker
 
-from benchmarks.common import FIELDS, machine, write
+from benchmarks.common import FIELDS, machine, named_parts, write
 from benchmarks.protocol import RETAILROCKET_CHOSEN, Retailrocket, fit_final
 
 LOW, MILD, STRONG = (
@@ -238,9 +238,6 @@ PARTS = {
 def run(full=False, only=()):
     "Measure each part and write its rows as soon as they are there."
     on = machine()
-    unknown = [p for p in only if p not in PARTS]
-    if unknown:
-        raise SystemExit(f"event_weights: expected parts among {', '.join(PARTS)}, found {', '.join(unknown)}")
-    for name in only or PARTS:
+    for name in named_parts("event_weights", PARTS, only):
         print(f"-- {name}", flush=True)
         write("event_weights", PARTS[name](), on=on)

@@ -9,7 +9,7 @@ from gnn_ecommerce.core import atomic_path, dump_yaml, load_yaml, merge_params, 
 from gnn_ecommerce.graph.datasets import data_folder
 from gnn_ecommerce.run.tuning import gain_on_test, run_tuning
 
-from benchmarks.common import FIELDS, RESULTS, Clock, machine, row, write
+from benchmarks.common import FIELDS, RESULTS, Clock, machine, named_parts, row, write
 
 # one kind of filter, so that a trial takes seconds: if a shop is small, `auto` tries kind `chebyshev` too
 QUICK = {"training": {"filter": "paths"}, "tuning": {"space": {"training.filter": ["paths", "none"]}}}
@@ -81,10 +81,7 @@ def gain(table: pd.DataFrame, dataset):
 def run(full=False, only=()):
     "Measure each part and write its rows as soon as they are there."
     on, budget = machine(), os.environ.get("GNN_ECOMMERCE_BUDGET", "10m")
-    unknown = [p for p in only if p not in PARTS]
-    if unknown:
-        raise SystemExit(f"tuning: expected parts among {', '.join(PARTS)}, found {', '.join(unknown)}")
-    for part in only or PARTS:
+    for part in named_parts("tuning", PARTS, only):
         print(f"-- {part}", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             write("tuning", measure(part, budget, folder), on=on)

@@ -38,8 +38,9 @@ def file_format(path: Path) -> str:
     with open(path, 'rb') as f: head = f.read(1 << 16)
     for begin, name in {**_PACKED, **_TABLES}.items():
         if head.startswith(begin): return name
+    is_text = head.isascii() and b'\0' not in head # then a column may be called ORC
     for begin, (what, fix) in _OTHERS.items():
-        if head.startswith(begin):
+        if head.startswith(begin) and not (begin.isalnum() and is_text):
             raise DataError(expected('data_prep.events', f'a table in {path}', what, fix))
     if head[257:262] == b'ustar':
         raise DataError(expected('data_prep.events', f'a table in {path}', 'a tar archive', 'unpack it into a folder'))

@@ -94,9 +94,26 @@ class ProjectEvents:
         ids = dict(user_id=self.graph.user_ids.ids[:0], product_id=self.graph.item_ids.ids[:0])
         return pd.DataFrame({**ids, 'bought': np.zeros(0, bool)})
 
+# %% ../../nbs/explore/02_state.ipynb #9fb0e0da
+class _CustomerGroups:
+    "Whom there is to choose from: customers of the graph in groups, and those outside of it."
+    @cached_property
+    def group_masks(self) -> dict[str, np.ndarray|None]: # bool (n_users,), None for all
+        "Customers of the graph in each of CUSTOMER_GROUPS."
+        g = self.graph
+        bought, active = np.bincount(g.user, g.purchased, g.n_users) > 0, np.diff(g.user_ptr) > 0
+        return {'all': None, 'buyers': bought, 'viewers': active & ~bought, 'new': ~active}
+
+    @cached_property
+    def outside_ids(self) -> np.ndarray: # sorted
+        "Ids of the customers outside the graph."
+        ids = self.graph.user_ids.ids
+        if self.events is None: return ids[:0]
+        return np.sort(self.events.outside.user_id.unique()).astype(ids.dtype)
+
 # %% ../../nbs/explore/02_state.ipynb #9ddf11b4
 @dataclass(frozen=True, eq=False)
-class ExplorerModel:
+class ExplorerModel(_CustomerGroups):
     "A recommender, what explains it, and the events of its customers."
     recommender: Recommender
     explainer: Explainer|None = None # None: lists and shortest paths only
@@ -113,20 +130,6 @@ class ExplorerModel:
 
     @cached_property
     def popular(self) -> Popular: return Popular().fit(self.graph)
-
-    @cached_property
-    def group_masks(self) -> dict[str, np.ndarray|None]: # bool (n_users,), None for all
-        "Customers of the graph in each of CUSTOMER_GROUPS."
-        g = self.graph
-        bought, active = np.bincount(g.user, g.purchased, g.n_users) > 0, np.diff(g.user_ptr) > 0
-        return {'all': None, 'buyers': bought, 'viewers': active & ~bought, 'new': ~active}
-
-    @cached_property
-    def outside_ids(self) -> np.ndarray: # sorted
-        "Ids of the customers outside the graph."
-        ids = self.graph.user_ids.ids
-        if self.events is None: return ids[:0]
-        return np.sort(self.events.outside.user_id.unique()).astype(ids.dtype)
 
 # %% ../../nbs/explore/02_state.ipynb #f3ccb3a0
 @patch(as_prop=True)
