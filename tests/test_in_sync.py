@@ -361,7 +361,7 @@ def settings():
 GROUPS = ("serve_requirements", "explore_requirements", "tune_requirements", "dev_requirements", "docs_requirements")
 #: modules that need more than the base
 EXTRAS = dict.fromkeys(
-    ("serving.protocol", "serving.engine", "serving.http_server", "model_server", "api_server", "monitoring", "cli")
+    ("serving.http_server", "model_server", "api_server", "monitoring", "cli")
     + ("shop.stores", "shop.model_client", "shop.request_guard"),
     ("serve_requirements",),
 )
@@ -436,6 +436,13 @@ def test_modules_import_only_what_is_installed_with_them():
             assert owners & extras.get(name, base), (
                 f"{name} imports {package}: expected {provider} among the requirements in settings.ini"
             )
+
+
+@pytest.mark.parametrize("name", ["run.pipeline", "run.front_page", "explainability", "bundle"])
+def test_the_demo_needs_the_base_alone(name):
+    "`make demo` installs no extra: what it reaches, at a function's first call too, must not need one."
+    only_its_map = {"explore.state"}  # umap, which no page of the demo draws
+    assert modules_of(name) & EXTRAS.keys() <= only_its_map
 
 
 def test_no_file_names_a_machine():
