@@ -125,7 +125,10 @@ def test_lists_hold_what_their_purpose_says(grocer):
 
 def test_the_share_of_repeats_chooses_what_lists_are_for(grocer, served, capsys):
     share = read_json(grocer.checkpoints / "metadata.json", "training")["scoring"]["repeat"]["share"]
-    said = f"{share:.0%}".replace("%", " %") + " of validation's purchases repeat a pair: all"
+    said = (
+        f"{share:.0%}".replace("%", " %")
+        + " of validation's purchases had been bought before: lists of everything (all)"
+    )
     lists, _ = infer(grocer, report=False)
     assert said in capsys.readouterr().out and set(lists.purpose) == {"all"}
     for metadata in (grocer.checkpoints, grocer.served.checkpoint):

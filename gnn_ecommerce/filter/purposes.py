@@ -59,10 +59,12 @@ def choose_purpose(
 
 def purpose_text(
     facts: dict|None, # likewise
-) -> str: # "41 % of validation's purchases repeat a pair: all"
+) -> str: # "41 % of validation's purchases had been bought before: lists of everything (all)"
     "Say what `auto` stands for, and why."
     repeats = f'{facts["share"]:.0%}'.replace('%', ' %') if facts else 'too few'
-    return f"{repeats} of validation's purchases repeat a pair: {choose_purpose('auto', facts)}"
+    purpose = choose_purpose('auto', facts)
+    what = {'all': 'everything', 'discover': 'new products'}[purpose]
+    return f"{repeats} of validation's purchases had been bought before: lists of {what} ({purpose})"
 
 # %% ../../nbs/filter/08_purposes.ipynb #8e0a0011
 class PurposeRecommender(Recommender):
