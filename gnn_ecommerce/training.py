@@ -317,27 +317,27 @@ class Buffers(NamedTuple):
     grad_z: torch.Tensor # the loss's gradient there
     grad_e: torch.Tensor # and at layer 0
 
-def _adam(state: TrainState) -> torch.optim.Adam:
-    "torch's Adam over the state's own tensors, so that its moments are saved with it."
-    optimizer = torch.optim.Adam([state.embedding], fused=True)
-    optimizer.state[state.embedding] = dict(
-        step=torch.tensor(float(state.step), device=state.embedding.device),
-        exp_avg=state.exp_avg, exp_avg_sq=state.exp_avg_sq
+def _adam(state: TrainState, grad: torch.Tensor, lr: float) -> None:
+    "Take a step of torch's fused Adam; the state's embedding and moments change in place."
+    state.step += 1
+    step = torch.tensor(float(state.step), device=grad.device)
+    torch._fused_adam_(
+        [state.embedding], [grad], [state.exp_avg], [state.exp_avg_sq], [], [step], lr=lr, beta1=.9, beta2=.999,
+        weight_decay=0., eps=1e-8, amsgrad=False, maximize=False
     )
-    return optimizer
 
 # %% ../nbs/04_training.ipynb #95fbdbad
 @patch
-def step(self: Run, optimizer: torch.optim.Optimizer, batch, buffers: Buffers) -> float: # the loss
+def step(self: Run, state: TrainState, batch, buffers: Buffers) -> float: # the loss
     "Take one step: forward (the rows that are read), loss, backward, Adam; no update if the loss is not finite."
-    e, (z, grad_z, grad_e) = optimizer.param_groups[0]['params'][0], buffers
+    e, (z, grad_z, grad_e) = state.embedding, buffers
     l2_grad = torch.zeros_like(e) if self.settings.l2 else None
     self.propagation.forward(e, out=z, rows=self.loss.rows(batch))
     loss = self.loss.step(z, e, batch, grad_z.zero_(), l2_grad)
     if not math.isfinite(loss): return loss
     self.propagation.backward(grad_z, out=grad_e)
-    e.grad = grad_e if l2_grad is None else grad_e.add_(l2_grad)
-    optimizer.step()
+    if l2_grad is not None: grad_e += l2_grad
+    _adam(state, grad_e, learning_rate(state.step, self.n_steps, self.settings))
     return loss
 
 # %% ../nbs/04_training.ipynb #edea138d
@@ -348,16 +348,13 @@ def run_epoch(self: Run,
     most: int|None = None,         # steps, if the epoch is to end early
 ) -> float: # mean loss, NaN as soon as a step's loss is not finite
     "Pass over the data once."
-    e, losses, optimizer = state.embedding, [], _adam(state)
+    e, losses = state.embedding, []
     buffers = Buffers(torch.empty_like(e), torch.zeros_like(e), torch.zeros_like(e))
     with own_threads(), self._explained_memory(e):
         for batch in itertools.islice(self.batches(state.epoch), most):
-            optimizer.param_groups[0]['lr'] = learning_rate(state.step, self.n_steps, self.settings)
-            losses.append(self.step(optimizer, batch, buffers))
+            losses.append(self.step(state, batch, buffers))
             if not math.isfinite(losses[-1]): return math.nan
-            state.step += 1
             if on_step: on_step(losses[-1])
-    e.grad = None
     return float(np.mean(losses))
 
 # %% ../nbs/04_training.ipynb #edea13b2
