@@ -140,9 +140,10 @@ def test_dates_are_read_in_the_form_that_the_doctor_finds(read, look, file):
     assert read(f"04-dates-other-than-iso/{file}", **found).events.event_time.min() == pd.Timestamp(first, tz="UTC")
 
 
-def test_a_rounded_time_is_refused(read):
+@pytest.mark.parametrize("form", ["auto", "milliseconds", "nanoseconds"])
+def test_a_rounded_time_is_refused(read, form):
     with pytest.raises(DataError, match="2,245 event_time is rounded: scientific notation"):
-        read("04-dates-other-than-iso/epoch_sci.csv")
+        read("04-dates-other-than-iso/epoch_sci.csv", timestamps=form)
 
 
 def test_a_date_that_could_be_two_is_refused_with_the_forms(read):

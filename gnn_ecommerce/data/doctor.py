@@ -204,13 +204,14 @@ def _look_at_columns(con: ibis.BaseBackend, sample: Sample, found: Diagnosis):
     if 'price' in at: _look_at_prices(con, sample, at['price'], found)
 
 # %% ../../nbs/data/06_doctor.ipynb #6dbfd57e
-_FORMS = 8 # files that are looked at, at most
+_FORMS = 8 # files to look at, at most
 _ONCE = ('header', 'encoding', 'timestamps', 'decimal') # settings that hold for all files
 
 def _one_of_each_form(files: list[Path], work: Path) -> list[Path]: # the first one first
-    "Choose a file of each first line, or of each set of columns."
+    "Choose a file of each first line."
     def top(path):
-        if file_format(path) == 'parquet': return str(pq.read_schema(path).names)
+        if file_format(path) == 'parquet':
+            return str(pq.read_schema(path).names)
         return beginning(path, work/'top.csv', 1 << 16).read_bytes().partition(b'\n')[0]
     return list({top(path): path for path in reversed(files)}.values())[::-1][:_FORMS]
 
@@ -222,12 +223,14 @@ def _look_at_another(con: ibis.BaseBackend, path: Path, work: Path, found: Diagn
     differ = [f'{key} {theirs[key]}' for key in _ONCE if theirs[key] != ours[key]]
     for column in EVENT_LAYOUT.read:
         name = theirs['columns'].get(column, column)
-        if ours['columns'].get(column, column) in names or column in ours['constants']: continue
-        if name in names: differ.append(f'{column} is column {name!r}')
-        elif column in EVENT_LAYOUT.required: differ.append(f'no column {column}')
+        there = ours['columns'].get(column, column) in names or column in ours['constants']
+        if not there and name in names:
+            differ.append(f'{column} is column {name!r}')
+        elif not there and column in EVENT_LAYOUT.required:
+            differ.append(f'no column {column}')
     if not differ: return
-    found.open.append(f'{path.name} is not written as the first file: {", ".join(differ)}; write them alike, or read '
-                      'only some with data_prep.pattern')
+    found.open.append(f'{path.name} is not written as the first file: {", ".join(differ)}; write them alike, '
+                      'or read some with data_prep.pattern')
 
 # %% ../../nbs/data/06_doctor.ipynb #98be5ccb
 def _try(con: ibis.BaseBackend, path: Path, work: Path, found: Diagnosis):

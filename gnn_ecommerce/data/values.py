@@ -69,16 +69,14 @@ def _utc_of(timezone, local):
 def _local_of(timezone, time):
     "Local time of a time in UTC."
 
-def _later(time, minutes: int): return _from_us(epoch_us(time)+minutes*60_000_000)
-
 def in_zone(local, timezone: str = 'UTC'): # a name of the zone database
     "A local time in UTC; null if clocks skip or repeat it."
     if timezone == 'UTC': return local.cast(TIMESTAMP)
-    time = _utc_of(timezone, local)
-    offset = lambda t: epoch_us(_local_of(timezone, t).cast(TIMESTAMP))-epoch_us(t)
-    no_change = offset(_later(local.cast(TIMESTAMP), -900)) == offset(_later(local.cast(TIMESTAMP), 900))
+    time, later = _utc_of(timezone, local), lambda t, minutes: _from_us(epoch_us(t)+minutes*60_000_000)
+    offset = lambda minutes: epoch_us(_local_of(timezone, later(local.cast(TIMESTAMP), minutes)).cast(TIMESTAMP))
+    no_change = offset(900)-offset(-900) == 1800*60_000_000
     exists = _local_of(timezone, time) == local
-    twice = ibis.or_(*(_local_of(timezone, _later(time, m)) == local for m in (-120, -60, -30, 30, 60, 120)))
+    twice = ibis.or_(*(_local_of(timezone, later(time, m)) == local for m in (-120, -60, -30, 30, 60, 120)))
     return ibis.cases((no_change, time), (exists & ~twice, time))
 
 # %% ../../nbs/data/00_values.ipynb #e0fb8d92
