@@ -135,14 +135,13 @@ def parse_time(
     if form not in ('auto', 'text'): return _counted(bare, form)
     rees46 = text.try_cast('timestamp').epoch_seconds().as_timestamp('s').cast(TIMESTAMP)
     tidy = bare.replace('/', '-').replace(' +', '+').replace(' -', '-')
-    of_text, count = in_zone(_local_time(text), timezone), _counted(bare, 'auto')
-    counts = [(bare.re_search(_COMPACT), ibis.coalesce(of_text, count)), (bare.re_search(_COUNT), count)]
+    other = ~text.like('____-__-__ __:__:__') # than the form that is read fast
+    is_count = other & bare.re_search(_COUNT) & ~bare.re_search(_COMPACT)
     return ibis.cases(
         (text.like('____-__-__ __:__:__ UTC'), rees46),
-        (text.like('____-__-__ __:__:__'), in_zone(text.try_cast('timestamp'), timezone)),
-        *(counts if form == 'auto' else ()),
-        (tidy.re_search(_WITH_ZONE), tidy.try_cast(TIMESTAMP)),
-        else_=of_text,
+        *([(is_count, _counted(bare, 'auto'))] if form == 'auto' else ()),
+        (other & tidy.re_search(_WITH_ZONE), tidy.try_cast(TIMESTAMP)),
+        else_=in_zone(_local_time(text), timezone),
     )
 
 # %% ../../nbs/data/00_values.ipynb #b763379d
