@@ -34,6 +34,7 @@ from pydantic import (
     AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -541,10 +542,15 @@ def _filters(category, brand, min_price, max_price, only=None) -> Filters|None:
     filters = Filters(**names, min_price=min_price, max_price=max_price, products=only)
     return filters if filters != Filters() else None
 
+class _IdInPath(PathConvertor):
+    "An id as a path holds it, slashes and line ends included."
+    regex = '(?s:.*)'
+
+register_url_convertor('id', _IdInPath())
 list_routes = APIRouter(tags=['recommendations'], dependencies=[needs('recommend'), OnlyKnown])
 _list_out: dict[str, Any] = {'response_model': ListOut, 'response_model_exclude_none': True}
 
-@list_routes.get('/v1/customers/{customer_id:path}/recommendations', summary='A list for a customer', **_list_out)
+@list_routes.get('/v1/customers/{customer_id:id}/recommendations', summary='A list for a customer', **_list_out)
 async def recommendations(
     shop: TheShop, record: TheRecord, customer_id: PathId, category: Strings, brand: Strings, k: ListLength = 20,
     exclude: Exclude = 'bought', purpose: Purpose = 'auto', min_price: QueryPrice|None = None,
@@ -557,7 +563,7 @@ async def recommendations(
 
 # %% ../nbs/09_api_server.ipynb #09c0a023
 @list_routes.get(
-    '/v1/customers/{customer_id:path}/explanations', summary='A list for a customer, with reasons', **_list_out
+    '/v1/customers/{customer_id:id}/explanations', summary='A list for a customer, with reasons', **_list_out
 )
 async def explanations(
     shop: TheShop, record: TheRecord, customer_id: PathId, k: ListLength = 5,
@@ -566,7 +572,7 @@ async def explanations(
     "Each product's score as shares of what the customer did; they add up."
     return await shop.recommend(Request(k=k, explain=True, reasons=reasons), customer_id, 'explanation', record)
 
-@list_routes.get('/v1/products/{product_id:path}/similar', summary='Products close to one', **_list_out)
+@list_routes.get('/v1/products/{product_id:id}/similar', summary='Products close to one', **_list_out)
 async def similar_products(shop: TheShop, record: TheRecord, product_id: PathId, k: ListLength = 10):
     "404 for a product that the model does not know."
     return await shop.similar(product_id, k, record)
@@ -630,7 +636,7 @@ async def take_events(
 
 # %% ../nbs/09_api_server.ipynb #09c0a028
 @event_routes.delete(
-    '/v1/customers/{customer_id:path}', summary='Forget a customer', tags=['customers'],
+    '/v1/customers/{customer_id:id}', summary='Forget a customer', tags=['customers'],
     dependencies=[needs('customers')], response_model=DeletedOut,
     responses=_spooled(DeletedOut, 'hidden now, removed as soon as it is back.'),
 )

@@ -159,9 +159,10 @@ def read_basket(
 ) -> list: # `BasketItem` of each product
     "Read a typed basket. Raises `UnknownIdError` for a product that the model does not know."
     from gnn_ecommerce.serving.protocol import BasketItem
-    words = [word.strip() for text in typed or [] for word in text.split(',') if word.strip()]
+    words = [part for text in typed or [] for part in ([text] if text in ids else text.split(','))]
+    words = [word if word in ids else word.strip() for word in words if word.strip()]
     events = ('view', 'cart', 'remove_from_cart', 'purchase')
-    pairs = [(id, event) if id and event in events else (word, 'cart')
+    pairs = [(id, event) if id and event in events and word not in ids else (word, 'cart')
              for word in words for id, _, event in [word.rpartition(':')]]
     products = as_ids([id for id, _ in pairs], ids, 'product')
     ids.encode(products)

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['IdType', 'Word', 'ORDER', 'OUTPUTS', 'WINDOW', 'REPEATED', 'FORGET', 'GIVEN_BACK', 'COLOURS', 'EventOrigin',
            'EventFiles', 'EventFormat', 'EventQuantities', 'DataPrepSettings', 'check_settings', 'meaning_of',
-           'split_points', 'part_of', 'clean_events', 'target_pairs', 'attributes_seen', 'product_table', 'leaks',
-           'check_split', 'DataPrep', 'part_sizes', 'activity', 'reject_reasons', 'Checked', 'check_rejected',
-           'odd_types', 'warnings_of', 'work_folder', 'saying_what_to_do', 'copy_table', 'time_windows', 'each_once',
-           'sorted_windows', 'write_events', 'find_catalogue', 'open_inputs', 'check_all', 'forgotten', 'leave_out',
-           'leave_forgotten_out', 'given_back', 'take_returns_off', 'describe', 'odd_events', 'prepare', 'plot_events',
-           'plot_rejects', 'plot_targets', 'plot_activity', 'write_prep_report', 'run_data_prep']
+           'split_points', 'part_of', 'clean_events', 'bought_pairs', 'target_pairs', 'attributes_seen',
+           'product_table', 'leaks', 'check_split', 'DataPrep', 'part_sizes', 'activity', 'reject_reasons', 'Checked',
+           'check_rejected', 'odd_types', 'warnings_of', 'work_folder', 'saying_what_to_do', 'copy_table',
+           'time_windows', 'each_once', 'sorted_windows', 'write_events', 'find_catalogue', 'open_inputs', 'check_all',
+           'forgotten', 'leave_out', 'leave_forgotten_out', 'given_back', 'take_returns_off', 'describe', 'odd_events',
+           'prepare', 'plot_events', 'plot_rejects', 'plot_targets', 'plot_activity', 'write_prep_report',
+           'run_data_prep']
 
 # %% ../nbs/01_data_prep.ipynb #c459fea3
 import contextlib, json, operator, os, shutil, tempfile
@@ -41,8 +42,8 @@ from gnn_ecommerce.data.events import (
     open_files, read_rows, rejects, settle_id_types, sql_text, stage_rows, unread_price, write_rejects
 )
 from gnn_ecommerce.data.sanity import (
-    Numbers, Oddity, check_id_forms, check_targets, giants, odd_numbers, repeated_products, single_visits, thousandths,
-    unknown_words, unmatched_catalogue
+    Numbers, Oddity, check_id_forms, check_targets, each_of, giants, odd_numbers, repeated_products, single_visits,
+    thousandths, unknown_words, unmatched_catalogue
 )
 from .data.sources.lightgcn import GIVEN_SPLIT
 from .data.sources.readers import left_out_counts, read_source, source_settings
@@ -231,13 +232,12 @@ def clean_events(
     return unique.select(*columns, split=part_of(unique, settings, points)).order_by(*ORDER)
 
 # %% ../nbs/01_data_prep.ipynb #bb4edf9b
-def target_pairs(
+def bought_pairs(
     events: ibis.Table, # of `clean_events`
     part: str,          # 'val' or 'test'
     types: list[str],   # event types that count
-    again: bool = False, # those that were bought before, instead of the new ones
-) -> ibis.Table: # user_id, product_id, first_time, n_events, known_user, known_item
-    "User-product pairs that are bought for the first time in a part, or again; `first_time` is that of the part."
+) -> ibis.Table: # user_id, product_id, first_time, n_events, known_user, known_item, again: bought before
+    "User-product pairs that are bought in a part; `first_time` is that of the part."
     earlier = {'val': ['train'], 'test': ['train', 'val']}[part]
     bought = events.filter(events.event_type.isin(types))
     now = (
@@ -245,14 +245,17 @@ def target_pairs(
         .group_by('user_id', 'product_id')
         .aggregate(first_time=ibis._.event_time.min(), n_events=ibis._.count())
     )
-    before = bought.filter(bought.split.isin(earlier)).select('user_id', 'product_id').distinct()
-    kept = now.semi_join if again else now.anti_join
-    new, train = kept(before, ['user_id', 'product_id']), events.filter(events.split == 'train')
-    for column, name in (('user_id', 'known_user'), ('product_id', 'known_item')):
-        in_train = train.select(**{f'{name}_id': train[column]}).distinct().mutate(**{name: True})
-        new = new.left_join(in_train, new[column] == in_train[f'{name}_id']).drop(f'{name}_id')
-    flags = {name: ibis.coalesce(new[name], False) for name in ('known_user', 'known_item')}
-    return new.mutate(**flags).order_by('user_id', 'first_time', 'product_id')
+    before, train = bought.filter(bought.split.isin(earlier)), events.filter(events.split == 'train')
+    for name, known, columns in (('known_user', train, ['user_id']), ('known_item', train, ['product_id']),
+                                 ('again', before, ['user_id', 'product_id'])):
+        there = known.select(columns).distinct().mutate(**{name: True})
+        now = now.left_join(there, columns).drop(*(f'{c}_right' for c in columns))
+        now = now.mutate(**{name: ibis.coalesce(now[name], False)})
+    return now
+
+def target_pairs(pairs: ibis.Table, again: bool = False) -> ibis.Table: # pairs: of `bought_pairs`
+    "Pairs that are bought for the first time, or again."
+    return pairs.filter(pairs.again == again).drop('again').order_by('user_id', 'first_time', 'product_id')
 
 # %% ../nbs/01_data_prep.ipynb #9d446b0d
 def attributes_seen(events: ibis.Table) -> ibis.Table: # product_id, the attributes, seen_at, n_events
@@ -871,8 +874,9 @@ def _write_train_and_targets(con: ibis.BaseBackend, events: ibis.Table, settings
     columns = 'user_id', 'product_id', 'event_type', 'event_time', 'price'
     copy_table(con, train.select(*columns), files['train_events'], 'train_events')
     for part in ('val', 'test'):
-        copy_table(con, target_pairs(events, part, settings.targets), files[part], 'targets')
-        copy_table(con, target_pairs(events, part, settings.targets, again=True), files[f'{part}_again'], 'targets')
+        pairs = con.create_table(f'{part}_pairs', bought_pairs(events, part, settings.targets), temp=True)
+        copy_table(con, target_pairs(pairs), files[part], 'targets')
+        copy_table(con, target_pairs(pairs, again=True), files[f'{part}_again'], 'targets')
 
 # %% ../nbs/01_data_prep.ipynb #a4f8ab91
 def _write_rejects(con: ibis.BaseBackend, tables: list, sources: list[Source], path: Path):
@@ -881,9 +885,11 @@ def _write_rejects(con: ibis.BaseBackend, tables: list, sources: list[Source], p
 
 def odd_events(con: ibis.BaseBackend, events: ibis.Table, catalogue: ibis.Table|None) -> list[Oddity]:
     "Find what rarely is right in clean events, and in the catalogue beside them."
-    odd = giants(con, events)+single_visits(con, events)+thousandths(con, events)
+    customers, products = (con.create_table(f'each_{column}', each_of(events, column), temp=True)
+                           for column in ('user_id', 'product_id'))
+    odd = giants(con, customers, products)+single_visits(con, customers)+thousandths(con, events)
     if catalogue is None: return odd
-    return odd+unmatched_catalogue(con, events, catalogue)+repeated_products(con, catalogue)
+    return odd+unmatched_catalogue(con, products, catalogue)+repeated_products(con, catalogue)
 
 # %% ../nbs/01_data_prep.ipynb #9cd96339
 def prepare(

@@ -8,7 +8,7 @@ __all__ = ['KNOWN', 'InferenceSettings', 'outside_users', 'check_ids', 'read_use
            'methods', 'describe_model', 'evaluate_methods', 'events_per_user', 'new_user_lists', 'breakdowns',
            'cold_groups', 'plot_groups', 'printable', 'differences', 'choose_customers', 'describe_customer',
            'InferenceResult', 'read_again', 'compare_tasks', 'compare_on_test', 'plot_recall', 'plot_by_activity',
-           'plot_by_popularity', 'write_inference_report', 'served_job', 'run_inference']
+           'plot_by_popularity', 'write_inference_report', 'nothing_to_compare', 'served_job', 'run_inference']
 
 # %% ../nbs/05_inference.ipynb #8339dd92
 import time
@@ -542,7 +542,7 @@ class InferenceResult:
     counts: dict                  # of recommendations and of the test split
     evaluations: list[Evaluation] = field(default_factory=list, repr=False) # the model first
     comparison: pd.DataFrame = _empty(['method', 'metric', 'mean', 'low', 'high'])
-    differences: pd.DataFrame = _empty()
+    differences: pd.DataFrame = _empty(['model', 'method', 'metric', 'difference', 'low', 'high', 'better', 'worse'])
     by_activity: pd.DataFrame = _empty()
     by_popularity: pd.DataFrame = _empty()
     cold: pd.DataFrame = _empty() # see `cold_groups`
@@ -665,10 +665,10 @@ def write_inference_report(
     _write_csv(result.curves, folder/'recall_at_k.csv', index=True)
     with atomic_path(folder/'customers.txt') as tmp:
         tmp.write_text(result.customers+'\n', encoding='utf8')
-    if not result.evaluations: return
-    _write_plot(plot_recall(result), folder/'recall_at_k.png')
-    _write_plot(plot_by_activity(result), folder/'by_activity.png')
-    _write_plot(plot_by_popularity(result), folder/'by_popularity.png')
+    plots = dict(recall_at_k=plot_recall, by_activity=plot_by_activity, by_popularity=plot_by_popularity)
+    for name, plot in plots.items():
+        if result.evaluations: _write_plot(plot(result), folder/f'{name}.png')
+        else: (folder/f'{name}.png').unlink(missing_ok=True) # of an earlier run
 
 # %% ../nbs/05_inference.ipynb #c34c90cf
 def _count_line(counts: dict, purpose: str) -> str:
@@ -701,12 +701,19 @@ def _cold_lines(result: InferenceResult, model: str) -> str:
     return '\n'.join(lines)
 
 # %% ../nbs/05_inference.ipynb #c04e4d80
+def nothing_to_compare(counts: dict) -> str: # counts: of the test split
+    "Say why no customer of the test period could be compared, and what would change it."
+    if not counts['test_pairs']:
+        return ('Nobody bought anything new in the test period: nothing to compare. A longer one '
+                '(data_prep.test_days) or other event types to predict (data_prep.targets) would change that.')
+    return ('No customer who bought something new in the test period is known to the model, with a product that it '
+            'knows: nothing to compare. A longer training period (fewer data_prep.test_days) would change that.')
+
 def _summary(result: InferenceResult, model: Recommender, settings: InferenceSettings) -> str:
     "What a person wants to know of the comparison."
     head = _split_line(result.counts)
     if not result.evaluations:
-        return (f'{head}\nNo user of the test split is known to the model: nothing to compare. '
-            'A longer training period or a later split would help.')
+        return f'{head}\n{nothing_to_compare(result.counts)}'
     metrics = [f'{m}@{result.k}' for m in ('recall', 'ndcg', 'mark', 'hit_rate', 'coverage')]
     t = result.comparison
     plain = t[t.metric.isin(metrics[2:])].assign(low=np.nan) # without intervals, to fit the line

@@ -227,8 +227,6 @@ def resolve(s: TrainingSettings, graph: InteractionGraph) -> TrainingSettings: #
     if graph.n_edges == 0:
         raise DataError(expected('training', 'a graph with edges', 'none',
                                  'look at the filters of graph_build and at what data_prep kept'))
-    if graph.n_items < 2:
-        raise DataError(expected('training', 'at least two items to tell apart', graph.n_items))
     s = with_batch_size(s, graph).model_copy(update=dict(device=str(compute_device(s.device))))
     if s.epochs: return s
     return s.model_copy(update=dict(epochs=min(60, max(2, 600//len(training_loss(graph, s))))))
@@ -728,7 +726,8 @@ def _validation(graph: InteractionGraph, s: TrainingSettings, targets: sp.csr_ma
     if targets is not None and targets.shape != shape:
         raise DataError(expected('training', f'validation targets of shape {shape}', targets.shape))
     if targets is not None and targets.nnz: return Validation(graph, s, targets)
-    print('no validation targets: the last epoch is kept and the graph filter stays out (b = 0)')
+    print('no validation targets: the last epoch is kept and the graph filter stays out (b = 0); '
+          'more data_prep.val_days or other data_prep.targets would let validation choose')
 
 # %% ../nbs/04_training.ipynb #724a9328
 def _interrupted(last: Path|None, resume: str, identity: str, device: str) -> TrainState|None:

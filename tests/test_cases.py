@@ -2,6 +2,7 @@
 
 The inputs lie outside of the repository (`cases/` of the real data)."""
 
+import gzip
 from functools import cached_property
 
 import numpy as np
@@ -139,9 +140,10 @@ def test_dates_are_read_in_the_form_that_the_doctor_finds(read, look, file):
     assert read(f"04-dates-other-than-iso/{file}", **found).events.event_time.min() == pd.Timestamp(first, tz="UTC")
 
 
-def test_a_rounded_time_is_refused(read):
+@pytest.mark.parametrize("form", ["auto", "milliseconds", "nanoseconds"])
+def test_a_rounded_time_is_refused(read, form):
     with pytest.raises(DataError, match="2,245 event_time is rounded: scientific notation"):
-        read("04-dates-other-than-iso/epoch_sci.csv")
+        read("04-dates-other-than-iso/epoch_sci.csv", timestamps=form)
 
 
 def test_a_date_that_could_be_two_is_refused_with_the_forms(read):
@@ -229,3 +231,28 @@ def test_category_levels_with_another_separator(read):
 def test_no_id_is_none(ids):
     with pytest.raises(DataError, match="expected all integers or all texts"):
         IdMap(ids)
+
+
+# our own: files of several makers in one folder
+
+
+FIRST = "event_time,event_type,product_id,user_id\n2024-01-31 10:00:00,view,1,7\n"
+OTHERS = {
+    "times": ("event_time,user_id,product_id,event_type\n31.01.2024 10:00,7,1,view\n", "timestamps DD.MM.YYYY HH:mm"),
+    "names": ("time,event_type,product_id,customer\n2024-01-31,view,1,7\n", "event_time is column 'time', user_id is"),
+    "a column is not there": ("event_time,event_type,product_id\n2024-01-31,view,1\n", "no column user_id"),
+}
+
+
+@pytest.mark.parametrize("text, differs", OTHERS.values(), ids=OTHERS)
+def test_the_doctor_names_a_file_that_is_not_written_as_the_first(tmp_path, text, differs):
+    (tmp_path / "a.csv").write_text(FIRST)
+    (tmp_path / "b.csv").write_text(text)
+    assert f"b.csv is not written as the first file: {differs}" in " ".join(diagnose(tmp_path).open)
+
+
+def test_the_doctor_takes_files_of_one_form_as_one(tmp_path):
+    (tmp_path / "a.csv").write_text(FIRST)
+    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(FIRST.replace("7", "8").encode()))
+    (tmp_path / "c.csv").write_text("brand,event_time,event_type,product_id,user_id\nB,2024-01-31,view,1,7\n")
+    assert diagnose(tmp_path).readable

@@ -30,6 +30,7 @@ from gnn_ecommerce.data_prep import (
     product_table,
     run_data_prep,
     target_pairs,
+    bought_pairs,
 )
 from gnn_ecommerce.data.events import (
     EVENT_LAYOUT,
@@ -452,7 +453,7 @@ def test_expressions_are_not_bound_to_duckdb(spark, split):
     events = clean_events(checked, settings, points)
     written = ibis.table(events.schema(), name="written")
     train = written.filter(written.split == "train")
-    val, test = (target_pairs(written, part, ["purchase"]) for part in ("val", "test"))
+    val, test = (target_pairs(bought_pairs(written, part, ["purchase"])) for part in ("val", "test"))
     products = product_table(written.select("product_id").distinct(), attributes_seen(written), catalogue)
     tables = [events, count_events(checked), rejects(checked), val, test, products]
     for table in (*tables, *stage.leaks(train, val, test, settings, points).values()):

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import ibis
 import pandas as pd
+import pyarrow.parquet as pq
 
 from ..core import DataError, dump_yaml
 from gnn_ecommerce.data.events import (
@@ -202,6 +203,35 @@ def _look_at_columns(con: ibis.BaseBackend, sample: Sample, found: Diagnosis):
     if 'event_time' in at: _look_at_times(con, sample, at['event_time'], found)
     if 'price' in at: _look_at_prices(con, sample, at['price'], found)
 
+# %% ../../nbs/data/06_doctor.ipynb #6dbfd57e
+_FORMS = 8 # files to look at, at most
+_ONCE = ('header', 'encoding', 'timestamps', 'decimal') # settings that hold for all files
+
+def _one_of_each_form(files: list[Path], work: Path) -> list[Path]: # the first one first
+    "Choose a file of each first line."
+    def top(path):
+        if file_format(path) == 'parquet':
+            return str(pq.read_schema(path).names)
+        return beginning(path, work/'top.csv', 1 << 16).read_bytes().partition(b'\n')[0]
+    return list({top(path): path for path in reversed(files)}.values())[::-1][:_FORMS]
+
+def _look_at_another(con: ibis.BaseBackend, path: Path, work: Path, found: Diagnosis):
+    "Say what differs in a file from the first one."
+    other, sample = Diagnosis(str(path), [], data_prep=dict(READING)), take_sample(con, path, work)
+    _look_at_columns(con, sample, other)
+    ours, theirs, names = found.data_prep, other.data_prep, sample.header.names
+    differ = [f'{key} {theirs[key]}' for key in _ONCE if theirs[key] != ours[key]]
+    for column in EVENT_LAYOUT.read:
+        name = theirs['columns'].get(column, column)
+        there = ours['columns'].get(column, column) in names or column in ours['constants']
+        if not there and name in names:
+            differ.append(f'{column} is column {name!r}')
+        elif not there and column in EVENT_LAYOUT.required:
+            differ.append(f'no column {column}')
+    if not differ: return
+    found.open.append(f'{path.name} is not written as the first file: {", ".join(differ)}; write them alike, '
+                      'or read some with data_prep.pattern')
+
 # %% ../../nbs/data/06_doctor.ipynb #98be5ccb
 def _try(con: ibis.BaseBackend, path: Path, work: Path, found: Diagnosis):
     "Read the sample with the settings that were found; say what would be rejected."
@@ -235,7 +265,9 @@ def diagnose(path: str|Path, pattern: str = '*') -> Diagnosis: # path: a file, a
     if not tables: raise DataError(found.files[0].partition(': ')[2])
     con = connect()
     with tempfile.TemporaryDirectory(prefix='gnn_ecommerce_') as folder:
-        _look_at_columns(con, take_sample(con, tables[0], Path(folder)), found)
-        if found.readable: _try(con, tables[0], Path(folder), found)
+        first, *others = _one_of_each_form(tables, Path(folder))
+        _look_at_columns(con, take_sample(con, first, Path(folder)), found)
+        for other in others: _look_at_another(con, other, Path(folder), found)
+        if found.readable: _try(con, first, Path(folder), found)
     con.disconnect()
     return found

@@ -33,7 +33,7 @@ from fastcore.basics import patch
 from ..core import DataError, expected
 from .packing import BLOCK, unpacked
 from gnn_ecommerce.data.values import (
-    TIMESTAMP, IdForms, canonical_id, epoch_us, id_form, is_missing, parse_price, parse_time, stands_for_none,
+    TIMESTAMP, IdForms, canonical_id, epoch_us, id_form, is_missing, parse_price, parse_time, stands_for_none, stripped,
     time_problem
 )
 
@@ -849,7 +849,7 @@ def guess_id_types(
 ) -> dict[str, str]: # column -> 'integer', 'string' or 'exact'
     "Resolve `auto` by the first rows."
     t = rows.filter(rows.problem.isnull()).limit(limit)
-    return settle_id_types(count_forms(con, t.select(**{f'{c}_form': id_form(t[c].strip()) for c in IDS})), asked)
+    return settle_id_types(count_forms(con, t.select(**{f'{c}_form': id_form(stripped(t[c])) for c in IDS})), asked)
 
 def settle_id_types(forms: dict[str, IdForms], asked: dict[str, str]) -> dict[str, str]: # as above
     "Resolve `auto` by the forms of all rows."
@@ -929,7 +929,7 @@ def _quantity_reasons(t: ibis.Table) -> list:
 # %% ../../nbs/data/01_events.ipynb #7ca3fd0d
 def _with_ids(rows: ibis.Table, columns: tuple, id_types: dict[str, str]) -> ibis.Table:
     "`rows` with {id}_form and {id}_value for each of these columns."
-    bare = rows.mutate(**{c: rows[c].strip() for c in columns})
+    bare = rows.mutate(**{c: stripped(rows[c]) for c in columns})
     return bare.mutate(**{f'{c}_form': id_form(bare[c]) for c in columns},
                        **{f'{c}_value': canonical_id(bare[c], id_types[c]) for c in columns})
 

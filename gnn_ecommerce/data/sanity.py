@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['EVENT_WORDS', 'check_id_forms', 'propose_types', 'unknown_words', 'Oddity', 'check_targets', 'Numbers',
-           'odd_numbers', 'giants', 'single_visits', 'thousandths', 'unmatched_catalogue', 'repeated_products']
+           'odd_numbers', 'each_of', 'giants', 'single_visits', 'thousandths', 'unmatched_catalogue',
+           'repeated_products']
 
 # %% ../../nbs/data/05_sanity.ipynb #87454233
 from typing import NamedTuple
@@ -133,12 +134,19 @@ def odd_numbers(numbers: Numbers) -> list[Oddity]:
 # %% ../../nbs/data/05_sanity.ipynb #0515c981
 _GIANT = .2 # of all events
 
-def giants(con: ibis.BaseBackend, events: ibis.Table) -> list[Oddity]:
+def each_of(events: ibis.Table, column: str) -> ibis.Table: # the column; rows, first, last
+    "Count the events of each customer or product, with its first and last time."
+    return events.group_by(column).aggregate(rows=ibis._.count(), first=events.event_time.min(),
+                                             last=events.event_time.max())
+
+def giants(con: ibis.BaseBackend, *tables: ibis.Table) -> list[Oddity]: # tables: of `each_of`
     "Find a customer or product with more than a fifth of all events."
-    odd, n = [], con.execute(events.count())
-    for column, name, fix in (('user_id', 'customer', 'guests? Leave them out: graph_build.max_user_events: {}'),
-                              ('product_id', 'product', 'is it a product, or shipping, a bag, a test?')):
-        each = events.group_by(column).aggregate(rows=events.count())
+    odd = []
+    names = dict(user_id=('customer', 'guests? Leave them out: graph_build.max_user_events: {}'),
+                 product_id=('product', 'is it a product, or shipping, a bag, a test?'))
+    for each in tables:
+        column, n = each.columns[0], con.execute(each.rows.sum())
+        name, fix = names[column]
         top = con.execute(each.order_by(ibis.desc('rows'), column).limit(2))
         first, second = (*top.rows.tolist(), 0, 0)[:2]
         if first > _GIANT*n:
@@ -147,9 +155,8 @@ def giants(con: ibis.BaseBackend, events: ibis.Table) -> list[Oddity]:
     return odd
 
 # %% ../../nbs/data/05_sanity.ipynb #4e6806d4
-def single_visits(con: ibis.BaseBackend, events: ibis.Table) -> list[Oddity]:
+def single_visits(con: ibis.BaseBackend, each: ibis.Table) -> list[Oddity]: # each: customer, of `each_of`
     "Find a shop to which nearly no customer comes back."
-    each = events.group_by('user_id').aggregate(first=events.event_time.min(), last=events.event_time.max())
     one_day = (epoch_us(each['last'])-epoch_us(each['first']) < 86_400*10**6).cast('int64').sum()
     n, once = con.execute(each.aggregate(n=each.count(), once=one_day)).fillna(0).astype(int).iloc[0]
     if n < 20 or once < .95*n: return []
@@ -166,9 +173,9 @@ def thousandths(con: ibis.BaseBackend, events: ibis.Table) -> list[Oddity]:
     return [Oddity('prices have three decimals', len(broken), f'{broken.min()}', fix)]
 
 # %% ../../nbs/data/05_sanity.ipynb #aa2fe330
-def unmatched_catalogue(con: ibis.BaseBackend, events: ibis.Table, catalogue: ibis.Table) -> list[Oddity]:
+def unmatched_catalogue(con: ibis.BaseBackend, each: ibis.Table, catalogue: ibis.Table) -> list[Oddity]:
     "Find a catalogue that knows less than half of the products of the events."
-    sold, listed = (t.select('product_id').distinct() for t in (events, catalogue))
+    sold, listed = (t.select('product_id').distinct() for t in (each, catalogue))
     n, known = con.execute(sold.count()), con.execute(sold.semi_join(listed, 'product_id').count())
     if known >= .5*n: return []
     some = lambda t: ', '.join(map(repr, con.execute(t.order_by('product_id').limit(2)).product_id.tolist()))

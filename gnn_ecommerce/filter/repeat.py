@@ -132,6 +132,7 @@ def fit_repeat(
     l2: float = 1.,
 ) -> RepeatModel|None: # None if there is too little to learn from
     "Learn which pairs are bought again, from customers of whom one is."
+    if again.nnz < least: return None
     t = pair_times(graph)
     x, bought = repeat_features(graph, t), again.astype(bool)
     y = np.asarray(bought[graph.user[t.edge], graph.item[t.edge]]).ravel().astype(np.float64)

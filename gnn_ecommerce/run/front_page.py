@@ -18,7 +18,8 @@ import pandas as pd
 
 from ..core import ArtifactError, GnnEcommerceError, ProjectPaths, atomic_path, project_root, read_json
 from gnn_ecommerce.run.pipeline import (
-    comparison, customer_story, example_customers, list_reasons, product_texts, project_engine, refit_note, stage_costs
+    comparison, comparison_note, customer_story, example_customers, list_reasons, product_texts, project_engine,
+    refit_note, stage_costs
 )
 
 # %% ../../nbs/run/06_front_page.ipynb #2e6bf3d9
@@ -131,7 +132,7 @@ def front_page(
     metadata, engine = read_json(paths.checkpoints/'metadata.json', 'training'), project_engine(paths)
     paired = paths.report('inference')/'differences.csv'
     ships = shipped_note(frame, pd.read_csv(paired), metadata['settings']['monitor']) if paired.is_file() else ''
-    sentences = [*verdict(frame), ships, metadata.get('purpose', ''), refit_note(paths)]
+    sentences = [*(verdict(frame) or [comparison_note(root)]), ships, metadata.get('purpose', ''), refit_note(paths)]
     values = dict(
         verdict=''.join(f'<p>{escape(s)}</p>' for s in sentences if s),
         pictures=picture_cards(root/'reports'),

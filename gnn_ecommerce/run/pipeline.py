@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['NEXT', 'stage_needs', 'StageEngine', 'StageFailed', 'run_notebook', 'note_peak', 'stage_costs',
            'cost_table', 'settings_class', 'check_params', 'apply_overlay', 'own_events', 'built_in_shop', 'comparison',
-           'terminal_comparison', 'model_note', 'refit_note', 'paired_table', 'example_customers', 'product_texts',
-           'customer_story', 'list_reasons', 'customer_view', 'explained_view', 'explained_page', 'project_engine',
-           'show_results', 'run_pipeline', 'alone', 'demo', 'settings_to_read', 'own_export', 'tune', 'main']
+           'comparison_note', 'terminal_comparison', 'model_note', 'refit_note', 'paired_table', 'example_customers',
+           'product_texts', 'customer_story', 'list_reasons', 'customer_view', 'explained_view', 'explained_page',
+           'project_engine', 'show_results', 'run_pipeline', 'alone', 'demo', 'settings_to_read', 'own_export', 'tune',
+           'main']
 
 # %% ../../nbs/run/01_pipeline.ipynb #ae107da8
 import argparse, atexit, contextlib, gc, importlib, os, re, subprocess, sys, tempfile
@@ -314,6 +315,12 @@ def comparison(root: str|Path) -> pd.DataFrame: # a row for each recommender
         raise ArtifactError(expected('', f'the comparison in {path}', 'no file', 'run `dvc repro inference`'))
     return pd.read_csv(path)
 
+def comparison_note(root: str|Path) -> str: # '' if something was compared
+    "Say why the comparison is empty, and what would change it."
+    from gnn_ecommerce.inference import nothing_to_compare
+    counts = read_json(ProjectPaths(root).report('inference')/'metrics.json', 'inference')
+    return '' if counts['comparable_users'] else nothing_to_compare(counts)
+
 # %% ../../nbs/run/01_pipeline.ipynb #5c2ba9db
 def terminal_comparison(
     frame: pd.DataFrame, # as `comparison` gives it: method, metric, mean, low, high
@@ -568,7 +575,8 @@ def show_results(
     root, console = Path(root or project_root()), console or Console()
     paths = ProjectPaths(root)
     plain = dict(markup=False, highlight=False, soft_wrap=True)
-    console.print(terminal_comparison(comparison(root)))
+    frame = comparison(root)
+    console.print(terminal_comparison(frame) if len(frame) else comparison_note(root))
     metadata = read_json(paths.checkpoints/'metadata.json', 'training')
     about = [model_note(metadata), refit_note(paths), metadata.get('purpose', '')]
     console.print('\n'.join(filter(None, about))+'\n', markup=False, highlight=False)
