@@ -207,7 +207,8 @@ LIST_HEAD = ['', 'product', 'name', 'brand', 'category', 'price', 'score', 'beca
 
 def _list_row(item: dict) -> list: # cells under `LIST_HEAD`
     price = f'{item["price"]:.2f}' if 'price' in item else ''
-    about = [item.get(key, '') for key in ('name', 'brand', 'category')]
+    from gnn_ecommerce.graph.wording import category_path
+    about = item.get('name', ''), item.get('brand', ''), category_path(item.get('category'))
     return [item['rank'], str(item['product_id']), *about, price, item['score'], item.get('because', '')]
 
 def _with_reasons(trained: TrainedProject, listed: Any) -> dict: # the protocol's `Result`, and `because` of each item
@@ -297,9 +298,10 @@ def _reason_line(reason: dict) -> str:
 
 def explanation_text(result: dict) -> str: # of `explained_list`
     "Write a list and its reasons for people."
+    from gnn_ecommerce.graph.wording import product_name
     lines = [_who(result)]
     for item in result['items']:
-        name = item.get('name') or ' '.join(filter(None, (item.get('brand'), item.get('category'))))
+        name = product_name(*(item.get(key) for key in ('name', 'brand', 'category')), item['product_id'])
         lines += ['', f'{item["rank"]}. {name} ({item["product_id"]}), score {item["score"]:.4f}',
                   f'   {item["sentence"]}', *map(_reason_line, item['reasons'])]
     return '\n'.join(lines)
