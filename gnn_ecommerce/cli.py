@@ -22,16 +22,17 @@ from gnn_ecommerce.core import (
 # %% auto #0
 __all__ = ['app', 'Project', 'Json', 'Basket', 'CustomerIds', 'Length', 'ListFor', 'LeaveOut', 'Categories', 'Brands',
            'MinPrice', 'MaxPrice', 'ContentWeight', 'LIST_HEAD', 'Customer', 'Products', 'Explained', 'Reasons',
-           'Weeks', 'Period', 'bundle_app', 'BundleName', 'NewBundle', 'CustomerShare', 'ModelUrl', 'Offline',
-           'keys_app', 'events_app', 'Database', 'KEY_HEAD', 'Scopes', 'MONITOR_TABLES', 'Days', 'Window', 'LiveBundle',
-           'LiveProject', 'SpoolFolder', 'Exported', 'Html', 'Listen', 'Every', 'EventsPath', 'OverlayOut', 'Servers',
-           'Port', 'ModelPort', 'BundleToServe', 'Workers', 'add_group', 'command', 'show', 'text_table',
-           'TrainedProject', 'open_project', 'as_ids', 'read_basket', 'list_request', 'list_text', 'recommend',
-           'explained_list', 'explanation_text', 'explain', 'backtest_text', 'backtest', 'bundle_summary',
-           'summary_text', 'bundle_folder', 'bundle_build', 'bundle_verify', 'bundle_list', 'difference_text',
-           'bundle_diff', 'bundle_activate', 'store_address', 'open_store', 'as_time', 'public_key', 'keys_create',
-           'keys_list', 'keys_revoke', 'events_export', 'MonitorOptions', 'reference_of', 'live_tables', 'monitor_text',
-           'live_report', 'serve_metrics', 'monitor', 'doctor', 'start_server', 'serve', 'main']
+           'Weeks', 'Period', 'experiments_app', 'bundle_app', 'BundleName', 'NewBundle', 'CustomerShare', 'ModelUrl',
+           'Offline', 'keys_app', 'events_app', 'Database', 'KEY_HEAD', 'Scopes', 'MONITOR_TABLES', 'Days', 'Window',
+           'LiveBundle', 'LiveProject', 'SpoolFolder', 'Exported', 'Html', 'Listen', 'Every', 'EventsPath',
+           'OverlayOut', 'Servers', 'Port', 'ModelPort', 'BundleToServe', 'Workers', 'add_group', 'command', 'show',
+           'text_table', 'TrainedProject', 'open_project', 'as_ids', 'read_basket', 'list_request', 'list_text',
+           'recommend', 'explained_list', 'explanation_text', 'explain', 'backtest_text', 'backtest', 'runs_list',
+           'runs_apply', 'bundle_summary', 'summary_text', 'bundle_folder', 'bundle_build', 'bundle_verify',
+           'bundle_list', 'difference_text', 'bundle_diff', 'bundle_activate', 'store_address', 'open_store', 'as_time',
+           'public_key', 'keys_create', 'keys_list', 'keys_revoke', 'events_export', 'MonitorOptions', 'reference_of',
+           'live_tables', 'monitor_text', 'live_report', 'serve_metrics', 'monitor', 'doctor', 'start_server', 'serve',
+           'main']
 
 # %% ../nbs/11_cli.ipynb #8e30dffd
 app = typer.Typer(
@@ -60,18 +61,22 @@ def command(
 ) -> Callable: # a decorator
     "Make a function a command whose `GnnEcommerceError` is a message and exit code 1."
     def add(function: Callable) -> Callable:
-        @functools.wraps(function)
-        def run(*args, **kwargs):
-            try: return function(*args, **kwargs)
-            except GnnEcommerceError as err: message = str(err)
-            except BrokenPipeError:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                return None
-            typer.echo(f'gnn-ecommerce {name}: {message}', err=True)
-            raise typer.Exit(1)
-        group.command(name)(run)
+        group.command(name)(_guarded(function, name))
         return function
     return add
+
+def _guarded(function: Callable, name: str) -> Callable:
+    "End a command with a message and exit code 1 if it raises `GnnEcommerceError`."
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        try: return function(*args, **kwargs)
+        except GnnEcommerceError as err: message = str(err)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return None
+        typer.echo(f'gnn-ecommerce {name}: {message}', err=True)
+        raise typer.Exit(1)
+    return run
 
 @app.callback()
 def _start(
@@ -362,6 +367,32 @@ def backtest(
         found = replay(project_root(project)/'params.yaml', BacktestSettings(weeks, every, k, exclude))
     rows = found.rows.assign(start=[start.isoformat() for start in found.rows.start])
     show({'advice': found.advice, 'weeks': rows.to_dict('records')}, as_json, backtest_text)
+
+# %% ../nbs/11_cli.ipynb #10add887
+experiments_app = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
+app.add_typer(experiments_app, name='experiments')
+
+def runs_list(context: typer.Context, project: Project = None, as_json: Json = False):
+    """Print the runs that DVC keeps side by side: what differs, validation, test recall with its interval.
+
+    gnn-ecommerce experiments
+    """
+    if context.invoked_subcommand is not None: return
+    from gnn_ecommerce.run.experiments import experiments, runs_text
+    table = experiments(project_root(project))
+    show(_records(table.set_index('run')), as_json, lambda _: runs_text(table))
+
+experiments_app.callback()(_guarded(runs_list, 'experiments'))
+
+@command(experiments_app, 'apply')
+def runs_apply(name: Annotated[str, typer.Argument(help='Name of the run.')], project: Project = None):
+    """Bring settings, model, lists and reports back as they were after a run.
+
+    gnn-ecommerce experiments apply demo
+    """
+    from gnn_ecommerce.run.experiments import apply_run
+    apply_run(project_root(project), name)
+    typer.echo(f'The workspace holds run {name} again. A running shop needs a restart: make serve')
 
 # %% ../nbs/11_cli.ipynb #b32933d9
 bundle_app = add_group('bundle', 'Manage bundles: all that a model server needs, in one folder that never changes.')

@@ -565,6 +565,9 @@ class InferenceResult:
 def metrics(self: InferenceResult) -> dict:
     "Numbers for metrics.json."
     numbers = dict(self.evaluations[0].metrics) if self.evaluations else {}
+    recall = self.comparison[self.comparison.metric == f'recall@{self.k}'].head(1) if numbers else []
+    for end in ('low', 'high') if len(recall) else ():
+        numbers[f'recall@{self.k} {end}'] = float(recall[end].iloc[0])
     for e in self.evaluations[1:]:
         numbers |= {f'{e.name} {m}@{self.k}': e.metrics[f'{m}@{self.k}'] for m in ('recall', 'ndcg')}
     new = self.by_activity[self.by_activity.group == 'new'] if len(self.by_activity) else []
