@@ -697,12 +697,14 @@ def live_tables(options: MonitorOptions) -> dict: # ready for JSON
 # %% ../nbs/11_cli.ipynb #44a5c8cc
 def monitor_text(live: dict) -> str: # of `live_tables`
     "Write the tables for people."
+    from gnn_ecommerce.monitoring import headline, readable
     start, end = (live[name][:16].replace('T', ' ') for name in ('from', 'to'))
-    lines = [f'{start} to {end} UTC: {live["lists"]:,} lists, {live["events"]:,} events', '',
-             *(live['findings'] or ['All is within its limits.'])]
-    for name in MONITOR_TABLES:
-        if live[name]:
-            lines += ['', name, text_table([list(row.values()) for row in live[name]], list(live[name][0]))]
+    lines = [headline(live['findings']), *live['findings'][1:], '',
+             f'{start} to {end} UTC: {live["lists"]:,} lists, {live["events"]:,} events']
+    waiting = [{'what': row['what'], '': readable(row['value'], row['unit'])} for row in live['backlog']]
+    for name, rows in {**{name: live[name] for name in MONITOR_TABLES}, 'backlog': waiting}.items():
+        if rows:
+            lines += ['', name, text_table([list(row.values()) for row in rows], list(rows[0]))]
     return '\n'.join(lines)
 
 # %% ../nbs/11_cli.ipynb #cbe3eb9e
