@@ -62,7 +62,7 @@ lab: $(VENV)/.full ## JupyterLab at index.ipynb, the executed notebooks of the l
 	@PYTHONSTARTUP='$(CURDIR)/tools/lab_startup.py' $(BIN)/jupyter lab --config=tools/lab_config.py $(ARGS)
 
 explore: $(VENV)/.full ## the explorer as a page without code, on the trained project or a small shop
-	@$(BIN)/voila nbs/guides/explorer.ipynb --Voila.ip=127.0.0.1 --TagRemovePreprocessor.remove_cell_tags=static $(ARGS)
+	@JUPYTER_PATH=tools/jupyter $(BIN)/voila nbs/guides/explorer.ipynb --Voila.ip=127.0.0.1 --TagRemovePreprocessor.remove_cell_tags=static --VoilaConfiguration.template=offline --MappingKernelManager.cull_idle_timeout=120 --MappingKernelManager.cull_interval=30 $(ARGS)
 
 docs: $(VENV)/.full ## the site, into _docs/index.html
 	@$(BIN)/python tools/notebooks.py site
