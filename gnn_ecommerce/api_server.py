@@ -218,7 +218,8 @@ class ListOut(BaseModel):
     fallback: bool = Field(description='is the model server away?')
     model_version: str|None = None
     items: list[ItemOut]
-    note: str|None = Field(None, description='why a list of what is bought again is empty')
+    note: str|None = Field(None, description='why a list of what is bought again is empty, or '
+        'which products of a basket the model does not know')
 
 # %% ../nbs/09_api_server.ipynb #f0f8dca8
 State = Literal['stored', 'spooled']

@@ -493,7 +493,8 @@ class Encoder:
         "Put the head of a list before its encoded rows."
         customer, source = encode(listed.request.customer), listed.source.encode()
         head = b'{"customer":%b,"source":"%b","model_version":%b,"items":[' % (customer, source, self._version)
-        note = b',"note":%b' % encode(listed.note) if listed.note else b''
+        text = listed.note or self.not_known(listed.request)
+        note = b',"note":%b' % encode(text) if text else b''
         return head+b','.join(rows)+b']%b}' % note
 
     def rows(self, listed: Listed) -> list[bytes]: # an `Item` each
@@ -505,6 +506,13 @@ class Encoder:
         return [b''.join(row) for row in zip(heads, _RANKS, _score_texts(listed), tails)]
 
 # %% ../../nbs/serving/02_engine.ipynb #104c9e52
+@patch
+def not_known(self: Encoder, request: Request) -> str: # 'not known to the model: 999'; '' if all are
+    "Name products of a basket that played no part."
+    ids = [getattr(entry, 'product_id', entry) for entry in request.basket or ()]
+    unknown = [str(id)[:80] for id in ids if self.parts.item_ids.find(id) < 0]
+    return f'not known to the model: {", ".join(unknown[:5])}' if unknown else ''
+
 @patch
 def _keep(self: Encoder, item: int):
     "Encode what does not change of a product."
