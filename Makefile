@@ -58,11 +58,11 @@ bench-full: $(VENV)/.full ## all benchmarks: an hour or two
 torchserve-archive: $(VENV)/.full ## the newest bundle as model-checkpoints/torchserve/lightgcn.mar, for those who run TorchServe
 	@$(BIN)/python -m gnn_ecommerce.serving.torchserve $(ARGS)
 
-lab: $(VENV)/.full ## JupyterLab on nbs/
-	@$(BIN)/jupyter lab nbs $(ARGS)
+lab: $(VENV)/.full ## JupyterLab at index.ipynb, the executed notebooks of the last run beside it
+	@PYTHONSTARTUP='$(CURDIR)/tools/lab_startup.py' $(BIN)/jupyter lab --config=tools/lab_config.py $(ARGS)
 
 explore: $(VENV)/.full ## the explorer as a page without code, on the trained project or a small shop
-	@$(BIN)/voila nbs/guides/explorer.ipynb --Voila.ip=127.0.0.1 --TagRemovePreprocessor.remove_cell_tags=static $(ARGS)
+	@JUPYTER_PATH=tools/jupyter $(BIN)/voila nbs/guides/explorer.ipynb --Voila.ip=127.0.0.1 --TagRemovePreprocessor.remove_cell_tags=static --VoilaConfiguration.template=offline --MappingKernelManager.cull_idle_timeout=120 --MappingKernelManager.cull_interval=30 $(ARGS)
 
 docs: $(VENV)/.full ## the site, into _docs/index.html
 	@$(BIN)/python tools/notebooks.py site

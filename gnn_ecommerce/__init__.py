@@ -1,4 +1,4 @@
-"""A graph neural network recommender for online shops. The ten names that a notebook needs, loaded when used."""
+"""A graph neural network recommender for online shops. The names that a notebook needs, loaded when used."""
 
 import importlib
 
@@ -16,6 +16,7 @@ _NAMES = {
     "load_checkpoint": "models.checkpoint",
     "Explainer": "explain.shares",
     "PathExplorer": "explore.page",
+    "recommend_from_events": "run.from_events",
 }
 __all__ = sorted(_NAMES)
 

@@ -6,18 +6,19 @@
 __all__ = ['IdSetting', 'AnyId', 'PathId', 'ShortString', 'Strings', 'ListLength', 'QueryPrice', 'BodyPrice', 'Exclude',
            'ExpiryTime', 'EventTime', 'IdOut', 'State', 'NOT_PERSONAL', 'NO_KEYS', 'TheShop', 'TheRecord', 'OnlyKnown',
            'ERROR_HANDLERS', 'list_routes', 'SESSION_EXAMPLES', 'event_routes', 'EVENT_EXAMPLES', 'admin_routes',
-           'health_routes', 'NOT_READY', 'NetworkSettings', 'ApiSettings', 'api_settings', 'StrictInput', 'BasketIn',
-           'SessionIn', 'EventIn', 'EventsIn', 'KeyIn', 'ReasonOut', 'ItemOut', 'ListOut', 'EventsOut', 'DeletedOut',
-           'ProblemOut', 'KeyOut', 'ShopService', 'Answer', 'KeyAuth', 'needs', 'problem_answer', 'recommendations',
-           'explanations', 'similar_products', 'session_request', 'session_list', 'take_events', 'forget',
-           'check_expiry', 'keys', 'create_key', 'revoke', 'status', 'livez', 'readyz', 'metrics', 'ApiServer',
-           'create_app', 'connect_shop', 'run_server', 'main']
+           'health_routes', 'NOT_READY', 'PROBLEMS', 'WITH_KEY', 'NetworkSettings', 'ApiSettings', 'api_settings',
+           'StrictInput', 'BasketIn', 'SessionIn', 'EventIn', 'EventsIn', 'KeyIn', 'ReasonOut', 'ItemOut', 'ListOut',
+           'EventsOut', 'DeletedOut', 'ProblemOut', 'KeyOut', 'ShopService', 'Answer', 'KeyAuth', 'needs',
+           'problem_answer', 'recommendations', 'explanations', 'similar_products', 'session_request', 'session_list',
+           'take_events', 'forget', 'check_expiry', 'keys', 'create_key', 'revoke', 'status', 'livez', 'readyz', 'docs',
+           'metrics', 'ApiServer', 'create_app', 'connect_shop', 'run_server', 'main']
 
 # %% ../nbs/09_api_server.ipynb #00b3cab0
 import asyncio, contextlib, difflib, functools, logging, math, re, resource, sys, time, uuid
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -26,7 +27,7 @@ import uvicorn
 from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Query, Request as HttpRequest
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastcore.basics import patch
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -218,7 +219,8 @@ class ListOut(BaseModel):
     fallback: bool = Field(description='is the model server away?')
     model_version: str|None = None
     items: list[ItemOut]
-    note: str|None = Field(None, description='why a list of what is bought again is empty')
+    note: str|None = Field(None, description='why a list of what is bought again is empty, or '
+        'which products of a basket the model does not know')
 
 # %% ../nbs/09_api_server.ipynb #f0f8dca8
 State = Literal['stored', 'spooled']
@@ -698,21 +700,38 @@ async def readyz(shop: TheShop) -> dict[str, Any]:
     if shop.recorder.cache.keys is None: raise HTTPException(503, NO_KEYS)
     return {'status': 'ok', **await shop.state()}
 
+# %% ../nbs/09_api_server.ipynb #21eff99f
+@health_routes.get('/', include_in_schema=False)
+@health_routes.get('/docs', include_in_schema=False)
+async def docs():
+    "A page that shows the routes and sends requests; it needs nothing from the network."
+    return HTMLResponse(files('gnn_ecommerce.shop').joinpath('docs.html').read_bytes())
+
 async def metrics(shop: TheShop):
     return Response(generate_latest(shop.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 # %% ../nbs/09_api_server.ipynb #09c0a034
+#: what each error means, in openapi.json
+PROBLEMS = {
+    '401': 'No key, or one that is not valid.', '403': 'The key lacks the scope that this needs.',
+    '404': 'There is no such thing.', '422': 'A value is not as expected; `errors` say where.',
+    '429': 'Too many requests; Retry-After says when to come again.', '503': 'Not now; Retry-After says when.',
+    'default': 'A problem.',
+}
+WITH_KEY = '401', '403', '429', '503'
+
 class ApiServer(FastAPI):
     "The routes, described with problems."
     def openapi(self) -> dict:
         if self.openapi_schema is not None: return self.openapi_schema
         schema, content = super().openapi(), {PROBLEM: {'schema': {'$ref': '#/components/schemas/ProblemOut'}}}
-        a_problem = {'description': 'A problem.', 'content': content}
-        for route in (route for path in schema['paths'].values() for route in path.values()):
-            for status in ('422', '503', '404'):
-                if status in route['responses']:
-                    route['responses'][status] = a_problem
-            route['responses']['default'] = a_problem
+        for path, routes in schema['paths'].items():
+            for route in routes.values():
+                named = {*route['responses'], 'default', *(WITH_KEY if path.startswith('/v1/') else ())}
+                if 'parameters' in route or 'requestBody' in route:
+                    named.add('422')
+                route['responses'] |= {status: {'description': text, 'content': content}
+                    for status, text in PROBLEMS.items() if status in named}
         for name in ('HTTPValidationError', 'ValidationError'):
             schema['components']['schemas'].pop(name, None)
         return schema
@@ -732,7 +751,8 @@ def create_app(
         finally: await shop.stop()
     app = ApiServer(
         title='gnn_ecommerce', version='1', description='Recommendations for an online shop.', lifespan=lifespan,
-        docs_url=None, redoc_url=None, redirect_slashes=False, exception_handlers=ERROR_HANDLERS,
+        docs_url=None, redoc_url=None, servers=[{'url': '/', 'description': 'this server'}],
+        redirect_slashes=False, exception_handlers=ERROR_HANDLERS,
         responses={'default': {'model': ProblemOut, 'description': 'A problem.'}},
     )
     app.state.shop, app.state.auth = shop, KeyAuth(settings, shop.recorder)

@@ -22,16 +22,17 @@ from gnn_ecommerce.core import (
 # %% auto #0
 __all__ = ['app', 'Project', 'Json', 'Basket', 'CustomerIds', 'Length', 'ListFor', 'LeaveOut', 'Categories', 'Brands',
            'MinPrice', 'MaxPrice', 'ContentWeight', 'LIST_HEAD', 'Customer', 'Products', 'Explained', 'Reasons',
-           'Weeks', 'Period', 'bundle_app', 'BundleName', 'NewBundle', 'CustomerShare', 'ModelUrl', 'Offline',
-           'keys_app', 'events_app', 'Database', 'KEY_HEAD', 'Scopes', 'MONITOR_TABLES', 'Days', 'Window', 'LiveBundle',
-           'LiveProject', 'SpoolFolder', 'Exported', 'Html', 'Listen', 'Every', 'EventsPath', 'OverlayOut', 'Servers',
-           'Port', 'ModelPort', 'BundleToServe', 'Workers', 'add_group', 'command', 'show', 'text_table',
-           'TrainedProject', 'open_project', 'as_ids', 'read_basket', 'list_request', 'list_text', 'recommend',
-           'explained_list', 'explanation_text', 'explain', 'backtest_text', 'backtest', 'bundle_summary',
-           'summary_text', 'bundle_folder', 'bundle_build', 'bundle_verify', 'bundle_list', 'difference_text',
-           'bundle_diff', 'bundle_activate', 'store_address', 'open_store', 'as_time', 'public_key', 'keys_create',
-           'keys_list', 'keys_revoke', 'events_export', 'MonitorOptions', 'reference_of', 'live_tables', 'monitor_text',
-           'live_report', 'serve_metrics', 'monitor', 'doctor', 'start_server', 'serve', 'main']
+           'Weeks', 'Period', 'experiments_app', 'bundle_app', 'BundleName', 'NewBundle', 'CustomerShare', 'ModelUrl',
+           'Offline', 'keys_app', 'events_app', 'Database', 'KEY_HEAD', 'Scopes', 'MONITOR_TABLES', 'Days', 'Window',
+           'LiveBundle', 'LiveProject', 'SpoolFolder', 'Exported', 'Html', 'Listen', 'Every', 'EventsPath',
+           'OverlayOut', 'Servers', 'Port', 'ModelPort', 'BundleToServe', 'Workers', 'add_group', 'command', 'show',
+           'text_table', 'TrainedProject', 'open_project', 'as_ids', 'read_basket', 'list_request', 'list_text',
+           'recommend', 'explained_list', 'explanation_text', 'explain', 'backtest_text', 'backtest', 'runs_list',
+           'runs_apply', 'bundle_summary', 'summary_text', 'bundle_folder', 'bundle_build', 'bundle_verify',
+           'bundle_list', 'difference_text', 'bundle_diff', 'bundle_activate', 'store_address', 'open_store', 'as_time',
+           'public_key', 'keys_create', 'keys_list', 'keys_revoke', 'events_export', 'MonitorOptions', 'reference_of',
+           'live_tables', 'monitor_text', 'live_report', 'serve_metrics', 'monitor', 'doctor', 'start_server', 'serve',
+           'main']
 
 # %% ../nbs/11_cli.ipynb #8e30dffd
 app = typer.Typer(
@@ -60,18 +61,22 @@ def command(
 ) -> Callable: # a decorator
     "Make a function a command whose `GnnEcommerceError` is a message and exit code 1."
     def add(function: Callable) -> Callable:
-        @functools.wraps(function)
-        def run(*args, **kwargs):
-            try: return function(*args, **kwargs)
-            except GnnEcommerceError as err: message = str(err)
-            except BrokenPipeError:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                return None
-            typer.echo(f'gnn-ecommerce {name}: {message}', err=True)
-            raise typer.Exit(1)
-        group.command(name)(run)
+        group.command(name)(_guarded(function, name))
         return function
     return add
+
+def _guarded(function: Callable, name: str) -> Callable:
+    "End a command with a message and exit code 1 if it raises `GnnEcommerceError`."
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        try: return function(*args, **kwargs)
+        except GnnEcommerceError as err: message = str(err)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return None
+        typer.echo(f'gnn-ecommerce {name}: {message}', err=True)
+        raise typer.Exit(1)
+    return run
 
 @app.callback()
 def _start(
@@ -208,7 +213,8 @@ LIST_HEAD = ['', 'product', 'name', 'brand', 'category', 'price', 'score', 'beca
 
 def _list_row(item: dict) -> list: # cells under `LIST_HEAD`
     price = f'{item["price"]:.2f}' if 'price' in item else ''
-    about = [item.get(key, '') for key in ('name', 'brand', 'category')]
+    from gnn_ecommerce.graph.wording import category_path
+    about = item.get('name', ''), item.get('brand', ''), category_path(item.get('category'))
     return [item['rank'], str(item['product_id']), *about, price, item['score'], item.get('because', '')]
 
 def _with_reasons(trained: TrainedProject, listed: Any) -> dict: # the protocol's `Result`, and `because` of each item
@@ -298,9 +304,10 @@ def _reason_line(reason: dict) -> str:
 
 def explanation_text(result: dict) -> str: # of `explained_list`
     "Write a list and its reasons for people."
+    from gnn_ecommerce.graph.wording import product_name
     lines = [_who(result)]
     for item in result['items']:
-        name = item.get('name') or ' '.join(filter(None, (item.get('brand'), item.get('category'))))
+        name = product_name(*(item.get(key) for key in ('name', 'brand', 'category')), item['product_id'])
         lines += ['', f'{item["rank"]}. {name} ({item["product_id"]}), score {item["score"]:.4f}',
                   f'   {item["sentence"]}', *map(_reason_line, item['reasons'])]
     return '\n'.join(lines)
@@ -361,6 +368,32 @@ def backtest(
         found = replay(project_root(project)/'params.yaml', BacktestSettings(weeks, every, k, exclude))
     rows = found.rows.assign(start=[start.isoformat() for start in found.rows.start])
     show({'advice': found.advice, 'weeks': rows.to_dict('records')}, as_json, backtest_text)
+
+# %% ../nbs/11_cli.ipynb #10add887
+experiments_app = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
+app.add_typer(experiments_app, name='experiments')
+
+def runs_list(context: typer.Context, project: Project = None, as_json: Json = False):
+    """Print the runs that DVC keeps side by side: what differs, validation, test recall with its interval.
+
+    gnn-ecommerce experiments
+    """
+    if context.invoked_subcommand is not None: return
+    from gnn_ecommerce.run.experiments import experiments, runs_text
+    table = experiments(project_root(project))
+    show(_records(table.set_index('run')), as_json, lambda _: runs_text(table))
+
+experiments_app.callback()(_guarded(runs_list, 'experiments'))
+
+@command(experiments_app, 'apply')
+def runs_apply(name: Annotated[str, typer.Argument(help='Name of the run.')], project: Project = None):
+    """Bring settings, model, lists and reports back as they were after a run.
+
+    gnn-ecommerce experiments apply demo
+    """
+    from gnn_ecommerce.run.experiments import apply_run
+    apply_run(project_root(project), name)
+    typer.echo(f'The workspace holds run {name} again. A running shop needs a restart: make serve')
 
 # %% ../nbs/11_cli.ipynb #b32933d9
 bundle_app = add_group('bundle', 'Manage bundles: all that a model server needs, in one folder that never changes.')
@@ -665,12 +698,14 @@ def live_tables(options: MonitorOptions) -> dict: # ready for JSON
 # %% ../nbs/11_cli.ipynb #44a5c8cc
 def monitor_text(live: dict) -> str: # of `live_tables`
     "Write the tables for people."
+    from gnn_ecommerce.monitoring import headline, readable
     start, end = (live[name][:16].replace('T', ' ') for name in ('from', 'to'))
-    lines = [f'{start} to {end} UTC: {live["lists"]:,} lists, {live["events"]:,} events', '',
-             *(live['findings'] or ['All is within its limits.'])]
-    for name in MONITOR_TABLES:
-        if live[name]:
-            lines += ['', name, text_table([list(row.values()) for row in live[name]], list(live[name][0]))]
+    lines = [headline(live['findings']), *live['findings'][1:], '',
+             f'{start} to {end} UTC: {live["lists"]:,} lists, {live["events"]:,} events']
+    waiting = [{'what': row['what'], '': readable(row['value'], row['unit'])} for row in live['backlog']]
+    for name, rows in {**{name: live[name] for name in MONITOR_TABLES}, 'backlog': waiting}.items():
+        if rows:
+            lines += ['', name, text_table([list(row.values()) for row in rows], list(rows[0]))]
     return '\n'.join(lines)
 
 # %% ../nbs/11_cli.ipynb #cbe3eb9e

@@ -117,13 +117,17 @@ def reason(self: Explainer,
     if history[lead[0]] == item:
         return because('seen', lead[:1], parts[lead[0]])
     lead = lead[history[lead] != item]
-    part, (people, buyers, through) = parts[lead].sum(), self._people_behind(shares, k, lead)
+    part = parts[lead].sum()
+    if len(history) < len(self.graph.edges_of(user=shares.user)): # some is taken out: others are not counted
+        return because('products', lead, part, 0, 0, np.nan)
+    people, buyers, through = self._people_behind(shares, k, lead)
     return because('products', lead, part, people, buyers, through/part)
 
 # %% ../nbs/06_explainability.ipynb #c5f0f596
 @patch
 def _about_people(self: Reason) -> str:
     "The part of a sentence that is about others."
+    if np.isnan(self.through_people): return ''
     if self.through_people < .25 or not self.people:
         return ', to which this is close in what customers like'
     it, n = 'it' if len(self.products) == 1 else 'one of them', self.buyers or self.people

@@ -39,6 +39,7 @@ from .graph.interactions import InteractionGraph, pairs_csr
 from .ranking.recommender import Popular, Recommender
 from .filter.parts import EmbeddingSum
 from .models.checkpoint import load_checkpoint
+from .explain.spreadsheet import lists_in_words
 from .filter.purposes import Tasks, evaluate_tasks, for_purpose, purpose_text, tasks_table, tasks_text
 from .filter.personal import FadingCounts, TifuKnn, read_purchases
 from .filter.repeat import knows_times, repeat_of
@@ -55,6 +56,8 @@ class _ListSettings(StageSettings):
     purpose: Literal['auto', 'discover', 'buy_again', 'all'] = Field('auto', description='what the lists are for: new '
         "products, those that are bought again, or both; auto: both if enough of validation's purchases repeat a pair")
     chunk: int = Field(16_384, ge=1, le=10_000_000, description='users whose lists are in memory at a time')
+    spreadsheet: int|None = Field(5_000, ge=0, description='customers whose lists are written to recommendations.csv '
+        'too, with names and reasons; null: all of them')
 
 # %% ../nbs/05_inference.ipynb #64c17e98
 class InferenceSettings(_ListSettings):
@@ -562,6 +565,9 @@ class InferenceResult:
 def metrics(self: InferenceResult) -> dict:
     "Numbers for metrics.json."
     numbers = dict(self.evaluations[0].metrics) if self.evaluations else {}
+    recall = self.comparison[self.comparison.metric == f'recall@{self.k}'].head(1) if numbers else []
+    for end in ('low', 'high') if len(recall) else ():
+        numbers[f'recall@{self.k} {end}'] = float(recall[end].iloc[0])
     for e in self.evaluations[1:]:
         numbers |= {f'{e.name} {m}@{self.k}': e.metrics[f'{m}@{self.k}'] for m in ('recall', 'ndcg')}
     new = self.by_activity[self.by_activity.group == 'new'] if len(self.by_activity) else []
@@ -753,6 +759,7 @@ def run_inference(
     print(f'{_count_line(counts, job.purpose)} in {time.perf_counter()-start:.1f} s -> {file.relative_to(paths.root)}')
     result = InferenceResult({})
     del job # two models are not needed at once
+    print(lists_in_words(paths, settings.spreadsheet))
     if settings.report:
         graph = InteractionGraph.load(paths.graph)
         model, (val, _) = load_checkpoint(paths.checkpoints, graph), read_val(paths.processed/'val.parquet', graph)

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SERVED', 'EVENTS', 'CLICKS', 'typed_events', 'typed_served', 'read_store', 'traffic', 'sources',
-           'attribute', 'rates', 'example_traffic', 'coverage', 'training_like', 'drift_bins', 'drift', 'Reference',
-           'backlog', 'AlertLimits', 'findings', 'Monitor', 'listen', 'write_report']
+           'attribute', 'design_effect', 'rates', 'example_traffic', 'coverage', 'training_like', 'drift_bins', 'drift',
+           'Reference', 'backlog', 'AlertLimits', 'findings', 'headline', 'readable', 'Monitor', 'listen',
+           'write_report']
 
 # %% ../nbs/10_monitoring.ipynb #7f9f8a1e
 import json, logging, math, threading, time
@@ -24,7 +25,7 @@ from fastcore.basics import patch
 
 from .core import DataError, GnnEcommerceError, ProjectPaths, expected, read_table, rng
 from .data.event_profile import OTHER, UNKNOWN, Profile, bin_shares, brand_counts, price_counts, visits_of
-from .ranking.evaluation import bootstrap_ci, wilson
+from .ranking.evaluation import wilson
 from .shop.spool import spool_counts
 
 # %% ../nbs/10_monitoring.ipynb #3ffa201b
@@ -158,15 +159,20 @@ def _outcomes(events: pd.DataFrame, served: pd.DataFrame, window: timedelta, by:
     times = [t for t in (events.event_time.max(), served.served_at.max()) if t is not pd.NaT]
     return s.assign(open=s.served_at+window > max(times, default=pd.Timestamp.now(UTC)))
 
-def _by_customer(s: pd.DataFrame, by: list[str], column: str, level: float, seed: int) -> tuple[list, list]:
-    "Bootstrap intervals of a rate, customers drawn."
-    low, high = [], []
-    for _, part in s.groupby(by):
-        c = part.groupby('customer')[column].agg(['sum', 'size'])
-        ci = bootstrap_ci(c['sum'].to_numpy(float), level=level, seed=seed, weights=c['size'].to_numpy(float)).iloc[0]
-        low.append(ci.low)
-        high.append(ci.high)
-    return low, high
+# %% ../nbs/10_monitoring.ipynb #54954f5c
+def design_effect(
+    s: pd.DataFrame, # a row for each list, with `customer`
+    by: list[str],   # columns of the groups
+    column: str,     # whose mean is the rate: true or false
+) -> pd.Series: # a row for each group; 1 or more
+    "Measure how much wider customers who come back make the interval of a rate, as a factor of its variance."
+    c = s.groupby([*by, 'customer'])[column].agg(['sum', 'size'])
+    total, customers = c.groupby(by).sum(), c.groupby(by).size()
+    lists, rate = total['size'], total['sum']/total['size']
+    squares = (c['sum']-c['size']*rate.reindex(c.index.droplevel('customer')).to_numpy())**2
+    by_customer = squares.groupby(by).sum()*customers/(customers-1).clip(lower=1)
+    by_list = lists*rate*(1-rate)*lists/(lists-1).clip(lower=1)
+    return (by_customer/by_list.where(by_list > 0)).fillna(1.).clip(lower=1.)
 
 # %% ../nbs/10_monitoring.ipynb #mo000008
 _RATES = ['lists', 'customers', 'clicked', 'click_rate', 'click_low', 'click_high',
@@ -177,21 +183,16 @@ def rates(
     served: pd.DataFrame, # the same
     window: timedelta = timedelta(hours=24), # how long after the list an event counts
     by: str|list[str] = 'model_version', # or 'source', 'route', or several
-    interval: str = 'wilson', # or 'bootstrap': over customers
     level: float = .95,   # of the intervals
-    seed: int = 0,        # of the bootstrap
 ) -> pd.DataFrame: # a row for each group, with the columns of `_RATES`; open: lists whose window is not over
     "Share of the lists from which something was clicked, or bought."
-    if interval not in ('wilson', 'bootstrap'):
-        raise GnnEcommerceError(expected('interval', "'wilson' or 'bootstrap'", repr(interval)))
     by = [by] if isinstance(by, str) else list(by)
     s = _outcomes(events, served, window, by)
     sums = {name: (name, 'sum') for name in ('clicked', 'bought', 'open')}
     table = s.groupby(by).agg(lists=('clicked', 'size'), customers=('customer', 'nunique'), **sums)
     for name, count in (('click', 'clicked'), ('purchase', 'bought')):
-        if interval == 'wilson':
-            low, high = wilson(table[count], table.lists, level=level)
-        else: low, high = _by_customer(s, by, count, level, seed)
+        effect = design_effect(s, by, count)
+        low, high = wilson(table[count]/effect, table.lists/effect, level=level)
         table = table.assign(**{f'{name}_rate': table[count]/table.lists, f'{name}_low': low, f'{name}_high': high})
     return table[_RATES]
 
@@ -455,6 +456,19 @@ def findings(
         texts.append(f'{name} of the events has drifted from the training: PSI {row.psi:.2f} ({row.most}).')
     return texts if waiting is None else texts+_about_backlog(waiting.value, limits)
 
+# %% ../nbs/10_monitoring.ipynb #55b592d0
+def headline(problems: list[str]) -> str: # problems: from `findings`
+    "Say in one line whether all is well."
+    if not problems: return 'Well: everything is within its limits.'
+    return f'Look here: {problems[0]}' + (f' And {len(problems)-1} more.' if len(problems) > 1 else '')
+
+def readable(value: float, unit: str) -> str: # '6.8 days', '27'
+    "Write a number of `backlog` for people: seconds as minutes, hours or days if there are many."
+    if unit != 's': return f'{value:,.0f}'
+    sizes = (('days', 86_400., 2*86_400.), ('hours', 3600., 7200.), ('min', 60., 120.))
+    word, size = next(((word, size) for word, size, least in sizes if value >= least), ('s', 1.))
+    return f'{value/size:,.{0 if value/size >= 100 else 1}f} {word}'
+
 # %% ../nbs/10_monitoring.ipynb #4a70431c
 @dataclass(eq=False)
 class Monitor:
@@ -558,19 +572,25 @@ def listen(
         raise GnnEcommerceError(expected('', f'a free port at {host}:{port}', err.strerror or err)) from None
 
 # %% ../nbs/10_monitoring.ipynb #664814fe
+_WITHOUT_PREAMBLE = {'HTMLExporter': {'preprocessors': ['nbconvert.preprocessors.TagRemovePreprocessor']},
+                     'TagRemovePreprocessor': {'remove_cell_tags': ['guide'], 'enabled': True}}
+
 def write_report(
     output: str|Path,          # the HTML file; the executed notebook stays beside it
     parameters: dict|None = None, # of the notebook: database, params, days, window_hours, spool, exported
     notebook: str|Path = 'nbs/guides/monitoring.ipynb', # the report
 ) -> Path: # the HTML file
     "Run the report and write it as one HTML file, without code. Raises `StageFailed`, `SettingsError`."
+    from importlib.resources import files
     from nbconvert import HTMLExporter
     from gnn_ecommerce.core import atomic_path
     from gnn_ecommerce.run.pipeline import run_notebook
     output = Path(output)
     executed = output.with_suffix('.ipynb')
     run_notebook(notebook, executed, parameters, everything=True)
-    exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
-    html, _ = exporter.from_filename(str(executed))
-    with atomic_path(output) as tmp: tmp.write_text(html, encoding='utf8')
+    body, _ = HTMLExporter(template_name='basic', exclude_input=True, exclude_input_prompt=True,
+        exclude_output_prompt=True, config=_WITHOUT_PREAMBLE).from_filename(str(executed))
+    page = files('gnn_ecommerce.run').joinpath('report.html').read_text(encoding='utf8')
+    with atomic_path(output) as tmp:
+        tmp.write_text(page.replace('$body', body), encoding='utf8')
     return output

@@ -159,6 +159,19 @@ def test_openapi_describes_it(shop):
     assert "HTTPValidationError" not in json.dumps(schema)
     paths = {"/v1/customers/{customer_id}/recommendations", "/v1/events", SESSION, "/v1/admin/keys", "/metrics"}
     assert paths <= set(schema["paths"])
+    assert schema["servers"] == [{"url": "/", "description": "this server"}]
+    errors = schema["paths"][SESSION]["post"]["responses"]
+    assert {"200", "401", "403", "422", "429", "503", "default"} <= set(errors)
+    assert (
+        list(errors["429"]["content"]) == ["application/problem+json"] and "Retry-After" in errors["429"]["description"]
+    )
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_a_page_shows_the_routes_without_key_and_network(shop, path):
+    page = shop.get(path)
+    assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
+    assert "/openapi.json" in page.text and "https:" not in page.text and "http:" not in page.text
 
 
 @pytest.mark.parametrize("path", ["/v1/events", SESSION])

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -15,6 +16,8 @@ import pandas as pd
 import pytest
 from postgres import free_port
 from conftest import ROOT
+
+from gnn_ecommerce.graph.wording import short_name
 
 sys.path.insert(0, str(ROOT))
 from benchmarks.explorer import CHROMIUM, jupyterlab  # noqa: E402
@@ -101,6 +104,11 @@ def test_what_if_is_what_the_explainer_says_and_can_be_undone(state):
     assert np.abs(effect.change).max() > 1e-4
     new = state.recommendations()
     assert (np.diff(new.score) <= 1e-12).all()
+    explainer, name = state.model.explainer, short_name(state.model.graph, item)
+    assert np.allclose(explainer.shares(state.view.user, new.item, [item]).total, new.score, atol=1e-5)
+    assert not new.reason.str.contains(re.escape(name) + r"\b").any() and (new.reason.str.len() > 10).all()
+    for state.selection in [replace(state.selection, item=int(i)) for i in new.item]:
+        assert not any(item in path[1:-1] for path in state.paths().path.map(lambda p: p[1::2] + p[-1:]))
     assert (new.rank_before > 0).all()
     assert not set(new.item) & set(state.history().item[state.history().event == "purchase"]), (
         "what was bought stays out"
@@ -473,7 +481,7 @@ def test_page_of_make_explore(project, browser, tmp_path):
         server = subprocess.Popen(
             [sys.executable, "-m", "voila", "explorer.ipynb", *shlex.split(options), "--no-browser", f"--port={port}"],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "JUPYTER_PATH": str(ROOT / "tools/jupyter")},
             stdout=log,
             stderr=log,
         )
@@ -486,6 +494,7 @@ def test_page_of_make_explore(project, browser, tmp_path):
         context.set_default_timeout(180_000)
         view = context.new_page()
         view.on("pageerror", lambda e: problems.append(str(e)))
+        view.on("request", lambda r: problems.append(r.url) if r.url.startswith("https:") else None)
         view.goto(f"http://127.0.0.1:{port}")
         for name in ("history", "paths", "shares", "effect"):
             drawn(view, name)

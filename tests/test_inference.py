@@ -183,12 +183,31 @@ def test_again_gives_the_same_bytes(project):
         "customers.txt",
         "recall_at_k.png",
     ]
-    files = [paths.recommendations / "recommendations.parquet", *(paths.report("inference") / n for n in names)]
+    lists = [paths.recommendations / f"recommendations.{kind}" for kind in ("parquet", "csv")]
+    files = [*lists, *(paths.report("inference") / n for n in names)]
     run(chunk=1000)
     first = [f.read_bytes() for f in files]
     run(chunk=1000)
     for f, before in zip(files, first):
         assert f.read_bytes() == before, f.name
+
+
+def test_lists_in_words_say_the_same_as_the_parquet_file(project):
+    run, paths = project
+    run(report=False, spreadsheet=3, k=5)
+    table, words = written(paths), pd.read_csv(paths.recommendations / "recommendations.csv")
+    customers = table.user_id.unique()[:3]
+    same = table[table.user_id.isin(customers)].reset_index()
+    assert (
+        words[["customer", "product_id", "rank"]]
+        .rename(columns={"customer": "user_id"})
+        .equals(same[["user_id", "product_id", "rank"]].astype("int64"))
+    )
+    products = InteractionGraph.load(paths.served.graph).items.set_index("product_id").loc[words.product_id]
+    assert words.name.tolist() == products.name.tolist()
+    assert words.price.tolist() == pytest.approx(products.price.round(4).tolist(), nan_ok=True)
+    assert words.reason.str.endswith(".").all()
+    assert not words.category.astype(str).str.fullmatch(r"\d{6,}").any()
 
 
 def test_a_test_split_that_nothing_can_be_said_of(project, capsys):
@@ -244,7 +263,8 @@ def test_a_failure_leaves_the_old_file(project, monkeypatch):
     with pytest.raises(MemoryError):
         run(report=False, chunk=20)
     assert (paths.recommendations / "recommendations.parquet").read_bytes() == before
-    assert [o.name for o in paths.recommendations.iterdir()] == ["recommendations.parquet"]
+    names = sorted(o.name for o in paths.recommendations.iterdir())
+    assert names == ["recommendations.csv", "recommendations.parquet"]
 
 
 class Flat(Recommender):

@@ -1,6 +1,7 @@
 """Monitoring of a shop whose answers are known: clicks, purchases, drift, backlog, the report."""
 
 import json
+import re
 from datetime import timedelta
 
 import numpy as np
@@ -47,7 +48,7 @@ def test_rates_are_those_that_were_put_in():
     assert found.click_rate.to_dict() == {"v1": 0.25, "v2": 0.1}
     low, high = m.wilson(50, 200)
     assert (
-        (found.click_low["v1"], found.click_high["v1"]) == (low, high)
+        (found.click_low["v1"], found.click_high["v1"]) == pytest.approx((float(low), float(high)))
         and low == pytest.approx(0.1951, abs=1e-4)
         and high == pytest.approx(0.3143, abs=1e-4)
     )
@@ -184,3 +185,5 @@ def test_the_report_is_one_html_file_with_plots_and_without_code(tmp_path):
     text = out.read_text(encoding="utf8")
     assert text.count("data:image/png;base64") >= 5 and "import pandas" not in text
     assert "Clicks and purchases" in text and "fallback" in text
+    assert re.search(r"<h2[^>]*>Look here: \d+\.\d% of the lists are fallbacks", text)
+    assert "https:" not in text and "gnn-ecommerce monitor" not in text

@@ -188,6 +188,20 @@ def test_experiment_with_two_settings_changed(project):
     assert table[table.Experiment == "narrow"].iloc[0]["training.dim"] == 8
 
 
+def test_the_demo_is_a_run_to_compare_with_and_to_go_back_to(project):
+    run(project, "dvc", "exp", "run", "-S", "inference.bootstrap=101", "--name", "draws")
+    command = (sys.executable, "-m", "gnn_ecommerce.cli", "experiments")
+    lines = run(project, *command).stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["demo", "main", "draws"]
+    assert re.match(r"draws \(here\) +inference.bootstrap=101  0\.\d{4} .*0\.\d{4} \[0\.\d+, 0\.\d+\]", lines[3])
+    page = Path(run(project, "dvc", "plots", "diff", "demo", "draws").stdout.strip().removeprefix("file://"))
+    assert not re.search(r"""(src|href)=["']?https?:""", page.read_text(encoding="utf8"))
+    run(project, *command, "apply", "demo")
+    assert read_params(project / "params.yaml")["inference"]["bootstrap"] == 100
+    assert changed(project) == []
+    assert "one of demo, main, draws" in run(project, *command, "apply", "nobody", ok=False).stdout
+
+
 def test_a_fresh_clone_pulls_instead_of_training(project, tmp_path):
     run(project, "dvc", "remote", "add", "--default", "store", str(tmp_path / "store"))
     commit(project, "a remote")

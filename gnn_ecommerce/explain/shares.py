@@ -221,7 +221,9 @@ def table_entries(
 @patch
 def _first_step(self: Explainer, user: int, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]: # float64 (d,), (h, d)
     "alpha_0 E_u, and A_ux Y_x of each edge of the user: z_u is the sum of all."
-    value = self.adjacency.values.numpy()[edges].astype(np.float64)
+    value, all_edges = self.adjacency.values.numpy()[edges].astype(np.float64), self.graph.edges_of(user=user)
+    if len(edges) < len(all_edges): # the customer's degree is smaller without some
+        value *= np.sqrt(self._edge_weights(all_edges).sum()/max(self._edge_weights(edges).sum(), 1e-30))
     return self.alpha[0]*self.embedding[user].astype(np.float64), value[:, None]*self.after[self.graph.item[edges]]
 
 @patch
@@ -303,11 +305,13 @@ def _event_parts(self: Explainer, edges: np.ndarray) -> tuple[tuple[str, ...], n
 def shares(self: Explainer,
     user: int,            # user index
     items: Iterable[int], # item indices, such as the user's recommendations
+    without: Iterable[int] = (), # item indices: products of the history that are left out, as in `what_if`
 ) -> Shares:
     "Split the scores of `items` for `user`. Raises `GnnEcommerceError` for an index that the graph does not have."
     graph, items = self.graph, check_indices(items, self.graph.n_items, 'items')
     user = int(check_indices(user, graph.n_users, 'users')[0])
     edges, z_i = graph.edges_of(user=user), self._z_items(items)
+    edges = edges[~np.isin(graph.item[edges], list(without))]
     own, step = self._first_step(user, edges)
     z_u = own+step.sum(0)
     c, filter, low_rank = self._norms(z_u, z_i), self._filter_step(edges, items), self._low_rank_step(edges, items)
@@ -569,6 +573,7 @@ def effects(self: Explainer,
 ) -> np.ndarray: # float64 (h, k), `-what_if(...).change` for each product of the history
     "By how much each score would fall if one product of the history alone were taken out."
     edges = self.graph.edges_of(user=shares.user)
+    edges = edges[np.isin(self.graph.item[edges], shares.history)]
     if not len(edges): return np.zeros((0, len(shares.items)))
     own, step = self._first_step(shares.user, edges)
     z_i = self._z_items(shares.items)

@@ -540,10 +540,10 @@ def _list_without(self: CustomerView, without: frozenset) -> pd.DataFrame:
     items = _ranked(after, allowed)[:model.k]
     table = model.facts(items)
     table.insert(0, 'rank', np.arange(1, len(table)+1))
-    whole = self.recommendations()
-    reasons = dict(zip(whole.item, whole.reason))
-    return table.assign(score=after[items], reason=[reasons.get(int(i), 'New in the list.') for i in items],
-                        rank_before=rank[items], score_before=before[items])
+    shares = model.explainer.shares(self.user, items, without)
+    effects = model.explainer.effects(shares)
+    reasons = [model.explainer.sentence(shares, int(i), effects) for i in items]
+    return table.assign(score=after[items], reason=reasons, rank_before=rank[items], score_before=before[items])
 
 # %% ../../nbs/explore/02_state.ipynb #6a0c50e3
 @patch
@@ -596,11 +596,14 @@ def paths(self: CustomerView,
     item: int|None, # item index
     mode: str = 'shares', # one of MODES
     top: int = 5,   # paths at most
+    without: frozenset = frozenset(), # items taken out of the history: paths through them are left out
 ) -> pd.DataFrame: # kind, share, part (of the score), path (tuple of indices, customer first), text
     "The `top` heaviest or shortest paths to a product."
     if item is None or not self.personal:
         return pd.DataFrame(columns=['kind', 'share', 'part', 'path', 'text'])
-    return self.made('_paths', item, mode).head(top)
+    table = self.made('_paths', item, mode)
+    through = [bool(without.intersection(path[1:-1:2])) for path in table.path]
+    return table[~np.array(through, bool)].head(top)
 
 # %% ../../nbs/explore/02_state.ipynb #401b8db5
 #: what parts of a score are called
@@ -805,7 +808,7 @@ class _SelectedTables:
     def score(self): return self.view.score(self.selection.item)
     def paths(self):
         chosen = self.selection
-        return self.view.paths(chosen.item, chosen.mode, chosen.top)
+        return self.view.paths(chosen.item, chosen.mode, chosen.top, chosen.without)
     def products(self): return self.view.products(self.selection.item)
     def splits(self): return self.view.splits(self.selection.item)
     def similar(self, k: int = 10):

@@ -12,8 +12,16 @@ import numpy as np
 from .interactions import InteractionGraph
 
 # %% auto #0
-__all__ = ['DID', 'product_name', 'short_name', 'listed', 'what_they_did', 'leading', 'sentence', 'in_short',
-           'as_sentence']
+__all__ = ['DID', 'category_path', 'product_name', 'short_name', 'listed', 'what_they_did', 'leading', 'sentence',
+           'in_short', 'as_sentence']
+
+# %% ../../nbs/graph/05_wording.ipynb #dfacaca5
+def category_path(
+    category: str|None, # such as 'hair.brush'
+) -> str: # 'hair > brush'; '' if there are no words in it, as in '1487580005092295511'
+    "Write a category for people."
+    if not any(letter.isalpha() for letter in category or ''): return ''
+    return ' > '.join(category.replace('_', ' ').split('.'))
 
 # %% ../../nbs/graph/05_wording.ipynb #d0e1b006
 def product_name(
@@ -24,7 +32,7 @@ def product_name(
 ) -> str:
     "Name a product: its name; else brand, category and id; else its id."
     if name: return name
-    words = [word for word in (brand, (category or '').split('.')[-1]) if word]
+    words = [word for word in (brand, category_path(category).split(' > ')[-1]) if word]
     return ' '.join([*words, str(id)]) if words else f'product {id}'
 
 def short_name(

@@ -572,3 +572,30 @@ def reason(self: ScoreShares,
 def sentence(self: ScoreShares, k: int, name: Callable[[int], str]) -> str: # 'Because you bought ...'
     "Say in one line why a product was recommended."
     return wording.sentence(*self.reason(k, name))
+
+# %% ../../nbs/models/05_fold_in.ipynb #7657cf42
+@patch
+def repeat_shares(self: Scorer, user: int, items: np.ndarray) -> np.ndarray: # float64 (k,)
+    "What being bought again adds to scores of everything."
+    again = dict(zip(*map(np.ndarray.tolist, self.again(user))))
+    weight = self.repeat['weight'] if again else 0.
+    return weight*np.array([again.get(int(item), 0.) for item in items])
+
+@patch
+def again_in_short(self: Scorer, user: int, item: int) -> str: # 'you buy this about every 23 days'
+    return self.again_reason(user, int(item)).split(';')[0]
+
+@patch
+def in_short(self: Scorer,
+    shares: ScoreShares, # of a customer's list
+    repeat: np.ndarray,  # float64 (k,), what being bought again adds
+    user: int,           # user index
+    name: Callable[[int], str], # item index -> what it is called
+) -> list[str]: # 'you bought Lip balm 3', 'you buy this about every 23 days', 'popular this week'
+    "Say in a few words why each product of a list is there."
+    recently = {7.: ' this week', 30.: ' this month'}.get(self.half_life, '')
+    def words(k):
+        cause, events, names, _ = shares.reason(k, name)
+        return wording.in_short(cause, events, names, f'popular{recently}')
+    return [self.again_in_short(user, item) if again > max(score, 0.) else words(k)
+        for k, (item, again, score) in enumerate(zip(shares.items, repeat, shares.score))]

@@ -7,8 +7,8 @@ __all__ = ['NEXT', 'stage_needs', 'StageEngine', 'StageFailed', 'run_notebook', 
            'cost_table', 'settings_class', 'check_params', 'apply_overlay', 'own_events', 'built_in_shop', 'comparison',
            'comparison_note', 'terminal_comparison', 'model_note', 'refit_note', 'paired_table', 'example_customers',
            'product_texts', 'customer_story', 'list_reasons', 'customer_view', 'explained_view', 'explained_page',
-           'project_engine', 'show_results', 'run_pipeline', 'alone', 'demo', 'settings_to_read', 'own_export', 'tune',
-           'main']
+           'project_engine', 'show_results', 'run_pipeline', 'save_run', 'alone', 'demo', 'settings_to_read',
+           'own_export', 'tune', 'main']
 
 # %% ../../nbs/run/01_pipeline.ipynb #ae107da8
 import argparse, atexit, contextlib, gc, importlib, os, re, subprocess, sys, tempfile
@@ -651,6 +651,17 @@ def run_pipeline(
         code = f'dvc repro {" ".join(targets)} ended with exit code {done.returncode}; its own message is above'
         raise StageFailed(reason.read_text(encoding='utf8').strip() or code)
 
+# %% ../../nbs/run/01_pipeline.ipynb #262f8d79
+def save_run(
+    root: str|Path,     # the project
+    name: str = 'demo', # of the experiment; an older one of this name is replaced
+    targets: tuple[str, ...] = ('explainability', 'bundle'), # its last stages
+) -> bool: # False if DVC could not
+    "Keep the results in the workspace as an experiment; nothing to do in a folder that is no Git repository."
+    if not _own_repository(Path(root)): return True
+    command = [sys.executable, '-m', 'dvc', 'exp', 'save', '--quiet', '--force', '--name', name, *targets]
+    return subprocess.run(command, cwd=root, capture_output=True).returncode == 0
+
 # %% ../../nbs/run/01_pipeline.ipynb #b8cf5bb0
 @contextlib.contextmanager
 def alone(root: Path):
@@ -691,6 +702,8 @@ def demo(
     with alone(root):
         _prepare(root, events, overlay, console, size, source)
         run_pipeline(root)
+        if not save_run(root):
+            console.print('The run could not be saved for comparisons: see dvc exp save')
     console.rule('results')
     show_results(root, console, NEXT)
 
@@ -773,7 +786,7 @@ NEXT = '''[bold]Where things are[/]
   make demo FROM=shopify EVENTS=export  your shop, from where its data lies: nbs/guides/bring_your_shop.ipynb
   make tune BUDGET=30m                  search for better settings
   source .venv/bin/activate             then, an experiment beside this run:
-  dvc exp run -S training.dim=32 && dvc exp show'''
+  dvc exp run -S training.dim=32 && gnn-ecommerce experiments'''
 
 # %% ../../nbs/run/01_pipeline.ipynb #aa7031e2
 def tune(

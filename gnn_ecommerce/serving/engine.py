@@ -20,7 +20,7 @@ from ..bundle import Bundle, MappedIds
 from ..core import ProjectPaths, expected, read_json, read_table, rng
 from ..filter.purposes import choose_purpose
 from ..graph.interactions import InteractionGraph
-from ..graph.wording import as_sentence, in_short, product_name
+from ..graph.wording import as_sentence, product_name
 from ..models.catalogue import Catalogue, blend, blend_factor
 from ..models.fold_in import Customers, EdgeRule, Scorer, ScoreShares, basket_history
 from ..ranking.recommender import Popular
@@ -418,8 +418,7 @@ def _together(model: ScoreShares, content: np.ndarray) -> ScoreShares: # content
 def repeat_shares(self: Engine, listed: Listed) -> np.ndarray: # float64 (k,)
     "What being bought again adds to each score of a list of everything."
     if listed.request.purpose != 'all': return np.zeros(len(listed.items))
-    scores = np.zeros((1, self.parts.n_items), np.float32)
-    return (1-listed.weight)*self.scorer.add_again(scores, np.array([listed.user]))[0, listed.items].astype(np.float64)
+    return (1-listed.weight)*self.scorer.repeat_shares(listed.user, listed.items)
 
 @patch
 def _again_sentence(self: Engine, user: int, item: int) -> str:
@@ -441,17 +440,10 @@ def because(self: Engine,
     "Say in a few words why each product of a list is there."
     if listed.source in _IN_SHORT:
         return [_IN_SHORT[listed.source]]*len(listed.items)
-    def every(item):
-        return self.scorer.again_reason(listed.user, int(item)).split(';')[0]
     if listed.source == 'buy_again':
-        return [every(item) for item in listed.items]
-    both, repeat = _together(*self._all_shares(listed)), self.repeat_shares(listed)
-    recently = {7.: ' this week', 30.: ' this month'}.get(self.scorer.half_life, '')
-    def words(column):
-        cause, events, names, _ = both.reason(column, self.name)
-        return in_short(cause, events, names, f'popular{recently}')
-    return [every(item) if again > max(score, 0.) else words(column)
-        for column, (item, again, score) in enumerate(zip(both.items, repeat, both.score))]
+        return [self.scorer.again_in_short(listed.user, item) for item in listed.items]
+    both = _together(*self._all_shares(listed))
+    return self.scorer.in_short(both, self.repeat_shares(listed), listed.user, self.name)
 
 # %% ../../nbs/serving/02_engine.ipynb #e8d96ae0
 @patch
@@ -501,7 +493,8 @@ class Encoder:
         "Put the head of a list before its encoded rows."
         customer, source = encode(listed.request.customer), listed.source.encode()
         head = b'{"customer":%b,"source":"%b","model_version":%b,"items":[' % (customer, source, self._version)
-        note = b',"note":%b' % encode(listed.note) if listed.note else b''
+        text = listed.note or self.not_known(listed.request)
+        note = b',"note":%b' % encode(text) if text else b''
         return head+b','.join(rows)+b']%b}' % note
 
     def rows(self, listed: Listed) -> list[bytes]: # an `Item` each
@@ -513,6 +506,13 @@ class Encoder:
         return [b''.join(row) for row in zip(heads, _RANKS, _score_texts(listed), tails)]
 
 # %% ../../nbs/serving/02_engine.ipynb #104c9e52
+@patch
+def not_known(self: Encoder, request: Request) -> str: # 'not known to the model: 999'; '' if all are
+    "Name products of a basket that played no part."
+    ids = [getattr(entry, 'product_id', entry) for entry in request.basket or ()]
+    unknown = [str(id)[:80] for id in ids if self.parts.item_ids.find(id) < 0]
+    return f'not known to the model: {", ".join(unknown[:5])}' if unknown else ''
+
 @patch
 def _keep(self: Encoder, item: int):
     "Encode what does not change of a product."

@@ -112,7 +112,7 @@ class Result(Struct, omit_defaults=True):
     source: ListSource
     model_version: str
     items: list[Item]
-    note: str = '' # why a list of what is bought again is empty
+    note: str = '' # why a list of what is bought again is empty, or what of a basket is not known
 
 class RecommendResponse(Struct):
     "Answer of `POST /recommend`."
