@@ -51,8 +51,9 @@ SKIPS = {
 }
 
 
-#: files that take minutes come first, so that no processor waits for them at the end
-LONG = ["test_pipeline", "test_site", "test_resume", "test_closed_chain", "test_tuning", "test_explorer"]
+#: files that take minutes come first, so that no processor waits for them at the end; the first of them compiles the
+#: kernels of training, which the clones of test_pipeline then copy
+LONG = ["test_resume", "test_site", "test_pipeline", "test_closed_chain", "test_explorer", "test_tuning"]
 
 
 @pytest.hookimpl(optionalhook=True)
