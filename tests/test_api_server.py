@@ -434,7 +434,6 @@ def test_wrong_addresses(shop):
     ):
         is_problem(shop.get(GET, params=bad), 422)
     for path in (
-        "/",
         "/v1",
         "/v2/customers/1",
         "/v1/customers",

@@ -175,25 +175,19 @@ def test_a_changed_setting_concerns_its_stage_alone(project):
     assert changed(project) == ["graph_build", "training", "refit"]
 
 
-def test_experiment_with_two_settings_changed(project):
-    settings = ("-S", "training.dim=8", "-S", "graph_build.scheme=log_count")
-    printed = run(project, "dvc", "exp", "run", *settings, "--name", "narrow").stdout
-    assert ran(printed) == list(STAGES)[2:]
-    metadata = json.loads((project / "model-checkpoints/lightgcn/metadata.json").read_text(encoding="utf8"))
-    assert metadata["settings"]["dim"] == 8
-    assert json.loads((project / "data/processed/graph/graph.json").read_text(encoding="utf8"))["scheme"] == "log_count"
-    assert "reports/graph_build/metrics.json" in run(project, "dvc", "metrics", "diff", "--json").stdout
+def test_an_experiment_with_two_settings_is_compared_with_the_demo_which_comes_back(project):
+    settings = ("-S", "inference.bootstrap=101", "-S", "explainability.k=2")
+    printed = run(project, "dvc", "exp", "run", *settings, "--name", "draws").stdout
+    assert ran(printed) == ["inference", "explainability"]
+    assert "reports/explainability/metrics.json" in run(project, "dvc", "metrics", "diff", "--json").stdout
     shown = run(project, "dvc", "exp", "show", "--csv").stdout
     table = pd.read_csv(io.StringIO(shown[shown.index("Experiment") :]))
-    assert table[table.Experiment == "narrow"].iloc[0]["training.dim"] == 8
-
-
-def test_the_demo_is_a_run_to_compare_with_and_to_go_back_to(project):
-    run(project, "dvc", "exp", "run", "-S", "inference.bootstrap=101", "--name", "draws")
+    assert table[table.Experiment == "draws"].iloc[0]["explainability.k"] == 2
     command = (sys.executable, "-m", "gnn_ecommerce.cli", "experiments")
     lines = run(project, *command).stdout.splitlines()
     assert [line.split()[0] for line in lines[1:4]] == ["demo", "main", "draws"]
-    assert re.match(r"draws \(here\) +inference.bootstrap=101  0\.\d{4} .*0\.\d{4} \[0\.\d+, 0\.\d+\]", lines[3])
+    differs = r"inference.bootstrap=101, explainability.k=2"
+    assert re.match(rf"draws \(here\) +{differs} +0\.\d{{4}} +0\.\d{{4}} \[0\.\d+, 0\.\d+\]", lines[3])
     page = Path(run(project, "dvc", "plots", "diff", "demo", "draws").stdout.strip().removeprefix("file://"))
     assert not re.search(r"""(src|href)=["']?https?:""", page.read_text(encoding="utf8"))
     run(project, *command, "apply", "demo")
