@@ -92,6 +92,8 @@ $(VENV)/.base: requirements.lock settings.ini setup.py pyproject.toml
 	@echo "Building the environment in $(VENV) from requirements.lock: a few minutes, once."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) --editable .
+	@echo "Compiling the kernels: a minute, once."
+	@$(BIN)/python tools/compile_kernels.py
 	@touch $@
 
 $(VENV)/.serve: $(VENV)/.base

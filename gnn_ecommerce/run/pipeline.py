@@ -775,7 +775,7 @@ NEXT = '''[bold]Where things are[/]
   reports/index.html       the whole run on one page
   reports/notebooks/       each stage's notebook as executed, with its plots
   reports/inference/       the comparison, whole and in groups
-  model-recommendations/   recommendations for every customer
+  model-recommendations/   recommendations for every customer; recommendations.csv for a spreadsheet
   model-checkpoints/       the model, and bundles/ for servers
   reports/why.html         reasons of one customer, to click through
 [bold]What to type next[/]
