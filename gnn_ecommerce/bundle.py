@@ -276,11 +276,11 @@ def top_lists(
     "Rank the lists of all known customers. What they buy again needs no list: it stands in their histories."
     if not k: return {}
     items, scores = np.full((scorer.n_users, k), -1, np.int32), np.full((scorer.n_users, k), np.nan, np.float32)
-    everything = EverythingScorer(scorer), 'none', None
-    ranker, exclude, hidden = everything if purpose == 'all' else (scorer, exclude, hidden)
+    everything = purpose == 'all'
+    ranker, out = (EverythingScorer(scorer), ('none', None)) if everything else (scorer, (exclude, hidden))
     for first in progress(range(0, scorer.n_users, 8192), 'lists'):
         users = np.arange(first, min(first+8192, scorer.n_users))
-        items[users], scores[users] = ranker.recommend(users, k, exclude, hidden)
+        items[users], scores[users] = ranker.recommend(users, k, *out)
     return {'lists.items': items, 'lists.scores': scores}
 
 # %% ../nbs/07_bundle.ipynb #a03e7d23

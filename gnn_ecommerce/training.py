@@ -319,7 +319,7 @@ def _adam(state: TrainState, grad: torch.Tensor, lr: float) -> None:
     "Take a step of torch's fused Adam; the state's embedding and moments change in place."
     state.step += 1
     step = torch.tensor(float(state.step), device=grad.device)
-    torch._fused_adam_(
+    torch._fused_adam_( # pyright: ignore[reportPrivateImportUsage]
         [state.embedding], [grad], [state.exp_avg], [state.exp_avg_sq], [], [step], lr=lr, beta1=.9, beta2=.999,
         weight_decay=0., eps=1e-8, amsgrad=False, maximize=False
     )

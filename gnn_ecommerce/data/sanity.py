@@ -145,7 +145,7 @@ def giants(con: ibis.BaseBackend, *tables: ibis.Table) -> list[Oddity]: # tables
     names = dict(user_id=('customer', 'guests? Leave them out: graph_build.max_user_events: {}'),
                  product_id=('product', 'is it a product, or shipping, a bag, a test?'))
     for each in tables:
-        column, n = each.columns[0], con.execute(each.rows.sum())
+        column, n = each.columns[0], int(con.execute(each.rows.sum()))
         name, fix = names[column]
         top = con.execute(each.order_by(ibis.desc('rows'), column).limit(2))
         first, second = (*top.rows.tolist(), 0, 0)[:2]
@@ -176,7 +176,7 @@ def thousandths(con: ibis.BaseBackend, events: ibis.Table) -> list[Oddity]:
 def unmatched_catalogue(con: ibis.BaseBackend, each: ibis.Table, catalogue: ibis.Table) -> list[Oddity]:
     "Find a catalogue that knows less than half of the products of the events."
     sold, listed = (t.select('product_id').distinct() for t in (each, catalogue))
-    n, known = con.execute(sold.count()), con.execute(sold.semi_join(listed, 'product_id').count())
+    n, known = (int(con.execute(t.count())) for t in (sold, sold.semi_join(listed, 'product_id')))
     if known >= .5*n: return []
     some = lambda t: ', '.join(map(repr, con.execute(t.order_by('product_id').limit(2)).product_id.tolist()))
     shown = f'{known:,} of {n:,}; {some(sold)} in the events, {some(listed)} in the catalogue'

@@ -226,7 +226,7 @@ def advice(
     settings: BacktestSettings,
 ) -> str:
     "Say in a sentence how often to retrain."
-    rows = rows[rows.metric == f'ndcg@{settings.k}']
+    rows = rows.loc[rows.metric == f'ndcg@{settings.k}']
     gain, mean = rows[rows.method == 'gain'].sort_values('start'), rows.groupby('method')['mean'].mean()
     stale, share = weeks_until_stale(gain), mean['gain']/max(mean['first week'], 1e-9)
     lasted = f'Over {len(gain)} periods of {settings.every}, retraining each time was worth {share:+.0%} NDCG'

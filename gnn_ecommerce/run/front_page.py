@@ -52,8 +52,8 @@ def shipped_note(
 ) -> str: # a sentence; '' if no row is above the model's
     "Say why the model ships although another method has more recall on test."
     rows = frame[frame.metric == 'recall@20'].set_index('method')['mean']
-    if not len(rows) or rows.idxmax() == rows.index[0]: return ''
-    model, above = rows.index[0], rows.idxmax()
+    model, above = (str(rows.index[0]), str(rows.idxmax())) if len(rows) else ('', '')
+    if model == above: return ''
     found = paired[(paired.model == model) & (paired.method == above) & (paired.metric == 'recall@20')]
     text = f'{above} has more recall in this test ({rows[above]:.3f} against {rows[model]:.3f}). '
     text += f'{model} ships because validation chose it by {monitor}'
