@@ -19,8 +19,8 @@ from pydantic import Field, model_validator
 
 from gnn_ecommerce.core import (
     DURATION, ArtifactError, DataError, GnnEcommerceError, ProjectPaths, StageSettings, TimeBudget, array_hash,
-    atomic_path, check_memory, expected, load_settings, progress, read_table, resolve_params, rng, seconds_of,
-    seed_everything, write_json
+    atomic_path, check_memory, expected, load_settings, progress, progress_around, read_table, resolve_params, rng,
+    seconds_of, seed_everything, write_json
 )
 from .graph.interactions import InteractionGraph
 from .graph.kernels import compute_device, own_threads
@@ -638,7 +638,7 @@ def _race(
     s, steps = pilots.settings, len(training_loss(graph, pilots.settings))
     half, others = max(1, s.epochs//2), _other_weights(s)
     total = (len(TEMPERATURES)*half+2*(s.epochs-half)+len(others)*s.epochs)*steps
-    with progress(desc='race of temperatures and layer weights', total=total) as bar:
+    with progress(desc='choose temperature and layer weights (race)', total=total) as bar:
         tried = [_Pilot(graph, pilots, first, t).advance(half, bar, on_try) for t in TEMPERATURES]
         leaders = sorted(tried, key=lambda pilot: -pilot.value)[:2]
         best = max([pilot.advance(s.epochs, bar, on_try) for pilot in leaders], key=lambda pilot: pilot.value)
@@ -935,12 +935,19 @@ def _write_table(table: pd.DataFrame|None, path: Path):
         table.to_csv(tmp, index=False)
 
 # %% ../nbs/04_training.ipynb #0d70370c
+#: parts of the stage's bar, in percent
+_PARTS_OF_BAR = {
+    **{f'choose the graph filter ({method})': 12 for method in ('paths', 'chebyshev', 'regression')},
+    'choose temperature': 34, 'training': 20, 'choose parts': 10
+}
+
 @contextlib.contextmanager
 def _live(folder: Path, s: TrainingSettings) -> Iterator[Callable[[dict], None]]:
-    "Give a function that takes each epoch's row to dvclive and to the live curve."
+    "Open the stage's bar; give a function that takes each epoch's row to dvclive and to the live curve."
     from dvclive.live import Live
     curve = LiveCurve(s.monitor)
-    with Live(str(folder), save_dvc_exp=False, dvcyaml=None, report=None) as live:
+    bar = progress_around('training', _PARTS_OF_BAR, seconds_of(s.budget))
+    with Live(str(folder), save_dvc_exp=False, dvcyaml=None, report=None) as live, bar:
         def log(row):
             for name, value in row.items():
                 if name not in ('epoch', 'filter'):
