@@ -70,6 +70,9 @@ class Walk:
         self._do(1, users, items, scale)
 
 # %% ../../nbs/graph/04_spectral.ipynb #8da97474
+#: rounds after which a small matrix is solved directly
+_FEW = 6
+
 def truncated_svd(
     matrix: sp.csr_array, # (n, m)
     rank: int,            # triplets wanted, at most
@@ -77,21 +80,24 @@ def truncated_svd(
     tol: float = 1e-3,    # largest residual of A^T A v = lambda v, of the last lambda
     rounds: int = 40,     # at most
     numba: bool = HAS_NUMBA,
-    small: int = 2560,    # rows or columns up to which it is solved directly
+    small: int = 4096,    # rows or columns up to which it is solved directly after `_FEW` rounds
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # float32 U (n, r), s (r,) descending, V (m, r)
     "Compute the leading singular triplets, repeatably. Raises `GnnEcommerceError` if it does not converge."
     rank = min(rank, min(matrix.shape))
     width = Walk.width*-(-(rank+max(Walk.width, rank//2))//Walk.width)
-    if rank == 0 or matrix.nnz == 0 or min(matrix.shape) <= max(3*width, small):
+    if rank == 0 or matrix.nnz == 0 or min(matrix.shape) <= 3*width:
         return _small_svd(matrix, rank)
+    if min(matrix.shape) <= small: rounds = min(rounds, _FEW)
     vectors = _leading_vectors(matrix, rank, width, (tol, rounds), rng(seed, 'svd'), numba)
     if vectors is not None: return _triplets(matrix, *vectors)
-    return _small_svd(matrix, rank)
+    if min(matrix.shape) <= small: return _small_svd(matrix, rank)
+    raise GnnEcommerceError(expected('svd', f'residuals below {tol:g} after {rounds} rounds', 'larger ones',
+                                     'ask for a smaller rank or a larger tol'))
 
 # %% ../../nbs/graph/04_spectral.ipynb #70a95579
 def _leading_vectors(
     matrix, rank: int, width: int, limits: tuple[float, int], draw: np.random.Generator, numba: bool
-) -> tuple[np.ndarray, np.ndarray]|None: # eigenvalues of A^T A (rank,), vectors (m, rank); None: solve it directly
+) -> tuple[np.ndarray, np.ndarray]|None: # eigenvalues of A^T A (rank,), vectors (m, rank); None: no end
     "Iterate until the residuals are small."
     (tol, rounds), walk = limits, Walk(sp.csr_array(matrix, dtype=np.float32), numba)
     v = _filtered(walk, draw.standard_normal((matrix.shape[1], width), np.float32), 1., 0)
@@ -100,9 +106,7 @@ def _leading_vectors(
         if residual <= tol*values[rank-1]: return values[:rank], v[:, :rank]
         steepness = np.arccosh(np.sqrt(values[0]/values[-1]))
         v = _filtered(walk, v, values[-1], int(np.clip(np.log(2e8)/(2*steepness+.1), 1, 20)))
-    if rounds < 40 or min(matrix.shape) > 4096:
-        raise GnnEcommerceError(expected('svd', f'residuals below {tol:g} after {rounds} rounds',
-                                         f'{residual/values[rank-1]:.2g}', 'ask for a smaller rank or a larger tol'))
+
 
 # %% ../../nbs/graph/04_spectral.ipynb #1fa8e120
 def _triplets(matrix, values, v) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
