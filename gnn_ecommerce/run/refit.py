@@ -4,9 +4,9 @@
 
 # %% ../../nbs/run/04_refit.ipynb #fd307ee5
 from __future__ import annotations
-import math, shutil, tempfile, time
+import shutil, tempfile, time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -17,25 +17,24 @@ import torch
 from pydantic import Field
 
 # %% auto #0
-__all__ = ['PARTS', 'WARM_STEPS', 'RefitSettings', 'graph_of', 'graph_until', 'chosen_settings', 'Refitted',
-           'first_state', 'train_chosen', 'fit_filter', 'fit_chosen', 'refit', 'open_refitted', 'last_final',
-           'refit_until', 'read_targets', 'lists_before_test', 'evaluate_by_id', 'measure_served', 'final_metadata',
-           'save_final', 'point_to', 'RefitResult', 'check_on_test', 'run_refit']
+__all__ = ['PARTS', 'RefitSettings', 'graph_of', 'graph_until', 'chosen_settings', 'Refitted', 'carried_embedding',
+           'train_chosen', 'fit_filter', 'fit_chosen', 'refit', 'open_refitted', 'last_final', 'refit_until',
+           'read_targets', 'lists_before_test', 'evaluate_by_id', 'measure_served', 'final_metadata', 'save_final',
+           'point_to', 'RefitResult', 'check_on_test', 'run_refit']
 
 # %% ../../nbs/run/04_refit.ipynb #0083afc7
 from gnn_ecommerce.core import (
     ArtifactError, GnnEcommerceError, IdMap, ProjectPaths, StageSettings, atomic_path, check_memory, expected,
-    load_settings, progress, read_json, read_table, resolve_params, seed_everything, write_json
+    load_settings, progress, read_json, read_table, resolve_params, rng, seed_everything, write_json
 )
 from ..filter.graph_filter import GraphFilter
 from ..graph.interactions import InteractionGraph, pairs_csr
 from ..graph.spectral import degrees
 from ..graph_build import GraphBuildSettings, build_graph, duckdb_events, find_scheme
 from ..inference import InferenceSettings, Recommending, outside_users, read_val
-from ..models.carry import carry_embedding, carry_factors, carry_filter, old_places
-from gnn_ecommerce.models.checkpoint import (
-    TrainState, build_filter, build_recommender, load_model, save_model
-)
+from ..lightgcn import init_embedding
+from ..models.carry import carry_embedding, carry_factors, carry_filter, node_places, old_places
+from ..models.checkpoint import build_filter, build_recommender, load_model, save_model
 from ..ranking.evaluation import Evaluation, compare, comparison_table
 from ..ranking.recommender import Recommender
 from ..filter.parts import added_parts
@@ -91,9 +90,6 @@ def chosen_settings(
     return TrainingSettings(**metadata['settings']).model_copy(update=chosen)
 
 # %% ../../nbs/run/04_refit.ipynb #1492a2f6
-#: steps of a warm start, as a part of those of a cold one
-WARM_STEPS = 1/10
-
 class Refitted(NamedTuple):
     "A model that has learned from more than the training period."
     graph: InteractionGraph
@@ -103,15 +99,15 @@ class Refitted(NamedTuple):
     start: dict        # mode (warm, cold), model (it went on from), nights (warm in a row), epochs, seconds
     version: str|None = None # of the model, if it was saved
 
-def first_state(
-    run: Run,
-    begin: Refitted|None, # what to go on from; None: a cold start
-) -> TrainState:
-    "Make the state before the first step."
-    if begin is None: return run.initial_state()
-    settings, learned = run.settings, begin.tensors['embedding.weight']
-    embedding = carry_embedding(learned, begin.graph, run.graph, settings.weighted, settings.seed)
-    return replace(run.initial_state(embedding.to(run.device)), epoch=begin.start['nights']+1)
+def carried_embedding(
+    graph: InteractionGraph,
+    begin: Refitted, # what to go on from
+    settings: TrainingSettings,
+) -> torch.Tensor: # float32 (n_users + n_items, d), layer 0
+    "Turn what a model has learned to the start of a graph with more events."
+    then, now = (init_embedding(g, settings.dim, settings.init, rng(settings.seed, 'init'), settings.weighted)
+                 for g in (begin.graph, graph))
+    return carry_embedding(begin.tensors['embedding.weight'], then, now, node_places(begin.graph, graph))
 
 # %% ../../nbs/run/04_refit.ipynb #987b219b
 def train_chosen(
@@ -119,14 +115,13 @@ def train_chosen(
     metadata: dict, # of the evaluated checkpoint
     begin: Refitted|None = None, # what to go on from; None: a cold start
 ) -> tuple[Run, torch.Tensor]: # the run, layer-0 embeddings
-    "Train without validation. Raises `GnnEcommerceError` if the loss is not finite."
-    settings, share = chosen_settings(metadata), WARM_STEPS if begin else 1
+    "Train without validation, or carry over. Raises `GnnEcommerceError` if the loss is not finite."
+    settings = chosen_settings(metadata)
     check_memory(memory_needed(graph, settings), 'refit', 'lower training.dim or training.batch')
-    epochs = metadata['best_epoch']
-    if begin:
-        settings = settings.model_copy(update=dict(epochs=math.ceil(share*epochs)))
     run = Run(graph, resolve(settings, graph))
-    state, steps = first_state(run, begin), math.ceil(share*epochs*len(run.loss))
+    if begin:
+        return run, carried_embedding(graph, begin, run.settings).to(run.device)
+    state, steps = run.initial_state(), metadata['best_epoch']*len(run.loss)
     with progress(desc='refit', total=steps) as bar:
         while state.step < steps:
             if not np.isfinite(run.run_epoch(state, lambda loss: bar.step(), steps-state.step)):
@@ -174,13 +169,12 @@ def refit(
     metadata: dict,     # of the evaluated checkpoint
     begin: Refitted|None = None, # what to go on from
 ) -> Refitted:
-    "Train what validation chose on a graph, and note how."
+    "Train what validation chose on a graph, or carry it over, and note how."
     clock = time.perf_counter()
     tensors, scoring = fit_chosen(graph, metadata, begin)
     start = dict(mode='cold', model=None, nights=0, epochs=metadata['best_epoch'])
     if begin:
-        start = dict(mode='warm', model=begin.version, nights=begin.start['nights']+1,
-                     epochs=WARM_STEPS*metadata['best_epoch'])
+        start = dict(mode='warm', model=begin.version, nights=begin.start['nights']+1, epochs=0)
     return Refitted(graph, last, tensors, scoring, start|dict(seconds=round(time.perf_counter()-clock, 2)))
 
 # %% ../../nbs/run/04_refit.ipynb #19cfe363
@@ -188,6 +182,8 @@ def _why_cold(model: dict, evaluated: dict, last: pd.Timestamp, nights: int) -> 
     "Say why a refit cannot go on from a final model; nothing if it can."
     if model.get('evaluated_version') != evaluated['model_version']:
         return 'training has run since the last one'
+    if evaluated['settings'].get('init') != 'svd':
+        return 'training.init is not svd, so there is no start to turn'
     if pd.Timestamp(model['until']) >= last:
         return 'the last one knows all these events'
     in_a_row = model.get('start', {}).get('nights', 0)
