@@ -462,7 +462,8 @@ def check_rejected(con: ibis.BaseBackend, checked: Checked, settings: DataPrepSe
     counts = checked.counts
     by = counts.dropna(subset='reason').groupby('reason').rows.sum().sort_values(ascending=False)
     read, lost = int(counts.rows.sum()), int(by.sum())
-    if lost < read and lost <= settings.max_rejected_share*read and by.get(TURNED, 0) <= .001*read: return
+    few = lost <= settings.max_rejected_share*read and by.get(TURNED, 0) <= .001*read
+    if few and lost < read: return
     examples = fill_raw(con.execute(rejects(checked.rows).limit(5)), checked.sources)
     notes = sorted({f'{s.name}: {s.header.problem}' for s in checked.sources if s.header.problem})
     lines = [

@@ -228,7 +228,8 @@ def _decode_line(line: bytes, encoding: str) -> tuple[str, str|None]: # text, wh
 # %% ../../nbs/data/01_events.ipynb #a1d5844b
 def _holds_rows(fields: list[str], delimiter: str) -> bool:
     "Has a line inside of a field as many delimiters as a row? Then a quote was lost, and the field has swallowed rows."
-    return any(line.count(delimiter) >= len(fields)-1 > 0 for text in fields if '\n' in text for line in text.split('\n'))
+    lines = (line for text in fields if '\n' in text for line in text.split('\n'))
+    return any(line.count(delimiter) >= len(fields)-1 > 0 for line in lines)
 
 def _quoted_record(lines: list[bytes], at: int, delimiter: str, n_fields: int, encoding: str, more: bool) -> Record:
     "The record whose first line ends inside of quotes: all of its lines, or the first one as a rejected line."
@@ -400,7 +401,7 @@ def notes(self: Source) -> list[str]:
     if not self.rows and self.format != 'parquet':
         notes.append('file is empty' if problem == NO_HEADER else 'file has a header only')
     if self.cut_off: notes.append(CUT_OFF)
-    if self.open_end: notes.append('the last line has no end: is the file whole?')
+    if self.open_end: notes.append('last line has no end: is it whole?')
     if problem: notes.append(problem)
     if problem or not self.rows: return notes
     constants, index = self.header.constants, self.header.column_index

@@ -76,7 +76,9 @@ def _zst_blocks(path: Path) -> Iterator[bytes]:
     with pa.CompressedInputStream(pa.OSFile(str(path)), 'zstd') as f:
         try:
             while block := f.read(1 << 16): yield block
-        except OSError as err: raise EOFError('zstd ends too early') if 'Truncated' in str(err) else err from None
+        except OSError as err:
+            if 'Truncated' in str(err): raise EOFError('zstd ends too early') from None
+            raise
 
 # %% ../../nbs/data/00_packing.ipynb #25f2e721
 def _blocks(file) -> Iterator[bytes]: # file: open, unpacks as it is read; closed in the end

@@ -28,6 +28,7 @@ def stands_for_none(text):
 
 def is_missing(text): return text.isnull() | stands_for_none(text)
 
+# %% ../../nbs/data/00_values.ipynb #d19df1b0
 _BLANKS = ' \t\n\r\v\f\u00a0\u1680\u2000-\u200b\u2028\u2029\u202f\u205f\u2060\u3000\ufeff'
 
 @ibis.udf.scalar.builtin(name='strlen', signature=(('string',), 'int64'))
