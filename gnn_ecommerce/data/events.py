@@ -93,13 +93,16 @@ def match_columns(
 
 # %% ../../nbs/data/01_events.ipynb #bdbfd65e
 SYNONYMS = {
-    'event_time': ('timestamp', 'time', 'datetime', 'date', 'created_at', 'ts', 'invoicedate', 't_dat'),
+    'event_time': ('timestamp', 'time', 'datetime', 'date', 'created_at', 'ts', 'invoicedate', 't_dat',
+                   'order_date', 'event_date', 'datum', 'fecha'),
     'event_type': ('event', 'type', 'action', 'behavior', 'behaviour', 'behavior_type', 'interaction', 'kind'),
-    'product_id': ('item', 'item_id', 'itemid', 'product', 'sku', 'stockcode', 'article_id', 'asin', 'id'),
+    'product_id': ('item', 'item_id', 'itemid', 'product', 'sku', 'stockcode', 'article_id', 'asin', 'artikelnummer',
+                   'id'),
     'user_id': ('user', 'visitorid', 'visitor_id', 'visitor', 'customer', 'customer_id', 'customer id', 'client_id',
-                'uid', 'session', 'session_id'),
+                'uid', 'kunde', 'kundennummer', 'cliente', 'session', 'session_id'),
     'user_session': ('session', 'session_id'),
-    'price': ('amount', 'unit_price', 'unitprice'),
+    'price': ('amount', 'unit_price', 'unitprice', 'preis'),
+    'quantity': ('qty', 'units', 'menge', 'quantity_ordered'),
     'brand': ('manufacturer', 'vendor'),
     'category_id': ('category', 'categoryid'),
     'category_code': ('category_name', 'category_path'),
@@ -635,6 +638,12 @@ def scan_csv(
 def _no_value(kind: pa.DataType) -> bool: # can no text stand for what such a column holds?
     return pa.types.is_nested(kind) or pa.types.is_boolean(kind) or pa.types.is_time(kind)
 
+def _leaves(fields, before: str = '') -> Iterator[tuple[str, pa.DataType]]: # names with dots for fields of structs
+    for column in fields:
+        if pa.types.is_struct(column.type): yield from _leaves(column.type, f'{before}{column.name}.')
+        else: yield before+column.name, column.type
+
+# %% ../../nbs/data/01_events.ipynb #6675d9c3
 def _open_parquet(name: str, path: Path, layout: Layout, form: FileForm) -> Source:
     "Read schema and number of rows of a Parquet file. Raises `DataError` if it is damaged."
     try: file = pq.ParquetFile(path)
@@ -642,8 +651,8 @@ def _open_parquet(name: str, path: Path, layout: Layout, form: FileForm) -> Sour
         where, damage = f'data_prep.{layout.name}', f'damage ({str(err)[:80]})'
         fix = 'fetch the file again or take it out'
         raise DataError(expected(where, f'a Parquet file in {path}', damage, fix)) from None
-    columns = file.schema_arrow.names
-    types = {column: file.schema_arrow.field(column).type for column in columns}
+    types = dict(_leaves(file.schema_arrow))
+    columns = [*types]
     index, problem = match_columns(columns, layout, form.names, form.constants)
     useless = [c for c, i in index.items() if _no_value(types[columns[i]])]
     for column in useless:
@@ -658,6 +667,7 @@ def _open_parquet(name: str, path: Path, layout: Layout, form: FileForm) -> Sour
 def _keys(value: dict, before: str = '') -> Iterator[str]: # names of the fields, with dots for fields of fields
     for key, inner in value.items():
         if isinstance(inner, dict): yield from _keys(inner, f'{before}{key}.')
+        elif isinstance(inner, list) and inner and isinstance(inner[0], dict): yield f'{before}{key}[]'
         else: yield f'{before}{key}'
 
 def _json_objects(path: Path) -> str: # SQL: a table with column json, null where there is no JSON
@@ -710,6 +720,8 @@ def _values_for_names(names: list[str]) -> bool:
 def _remedy(source: Source, form: FileForm) -> str:
     "What to set so that a file's columns are recognized."
     names, setting = source.header.names, f'data_prep.{source.layout.setting}'
+    if inside := [name for name in names if name.endswith('[]')]:
+        return f"its rows stand in the list {inside[0][:-2]}: write one a line, as jq -c '.{inside[0]}' does"
     if len(names) == 1:
         return 'set data_prep.delimiter to what separates the columns'
     if form.header and _values_for_names(names):
@@ -800,11 +812,15 @@ def _whole_numbers(name: str, text: str, kind: pa.DataType) -> str:
     return (f"CASE WHEN {name} <> trunc({name}) THEN {text} WHEN abs({name}) <= {exact} "
             f"THEN CAST(CAST({name} AS BIGINT) AS VARCHAR) ELSE format('{{:e}}', CAST({name} AS DOUBLE)) END")
 
+def _path_of(name: str, s: Source) -> list[str]:
+    "A Parquet column, or the names down to a field of a struct."
+    return [name] if name in pq.read_schema(s.path).names else name.split('.')
+
 def _parquet_text(s: Source, column: str) -> str:
     "SQL of one Parquet column as text."
     if column not in s.header.column_index: return _constant(s, column)
     original = s.header.names[s.header.column_index[column]]
-    name, kind = _name(original), s.header.types[original]
+    name, kind = '.'.join(map(_name, _path_of(original, s))), s.header.types[original]
     text, numeric = f'CAST({name} AS VARCHAR)', pa.types.is_floating(kind) or pa.types.is_decimal(kind)
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
         text = f'coalesce(try(decode({name})), lower(hex({name})))'
