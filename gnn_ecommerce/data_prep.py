@@ -42,8 +42,8 @@ from gnn_ecommerce.data.events import (
     open_files, read_rows, rejects, settle_id_types, sql_text, stage_rows, unread_price, write_rejects
 )
 from gnn_ecommerce.data.sanity import (
-    Numbers, Oddity, case_twins, check_id_forms, check_targets, each_of, giants, odd_numbers, repeated_products, single_visits,
-    thousandths, unknown_words, unmatched_catalogue
+    Numbers, Oddity, case_twins, check_id_forms, check_targets, each_of, giants, odd_numbers, repeated_products,
+    single_visits, thousandths, unknown_words, unmatched_catalogue
 )
 from .data.sources.lightgcn import GIVEN_SPLIT
 from .data.sources.readers import left_out_counts, read_source, source_settings
@@ -890,7 +890,8 @@ def odd_events(con: ibis.BaseBackend, events: ibis.Table, catalogue: ibis.Table|
     "Find what rarely is right in clean events, and in the catalogue beside them."
     customers, products = (con.create_table(f'each_{column}', each_of(events, column), temp=True)
                            for column in ('user_id', 'product_id'))
-    odd = giants(con, customers, products)+case_twins(con, customers, products)+single_visits(con, customers)+thousandths(con, events)
+    odd = giants(con, customers, products)+case_twins(con, customers, products)
+    odd += single_visits(con, customers)+thousandths(con, events)
     if catalogue is None: return odd
     return odd+unmatched_catalogue(con, products, catalogue)+repeated_products(con, catalogue)
 

@@ -626,10 +626,11 @@ def scan_csv(
     "Look at every line of a file, and set apart those that the fast reader should not see."
     scan = _Scan(path, layout, header, work, encoding)
     with open(path, 'rb') as file: _feed(scan, file)
+    plain = scan.copy.close()
     _check_encoding(name, scan)
     if rest is not None: scan.side.add(scan.line, _readable(rest), CUT_OFF)
     return Source(
-        name, scan.copy.close(), layout, 'csv', header, scan.rows+(rest is not None), scan.blank,
+        name, plain, layout, 'csv', header, scan.rows+(rest is not None), scan.blank,
         lines=0 if header.problem else scan.line-1-header.lines, side=scan.side.close(), side_rows=scan.side.n,
         has_placeholders=scan.copy.out is not None, cut_off=rest is not None, open_end=scan.open_end and rest is None,
     )
@@ -640,7 +641,8 @@ def _no_value(kind: pa.DataType) -> bool: # can no text stand for what such a co
 
 def _leaves(fields, before: str = '') -> Iterator[tuple[str, pa.DataType]]: # names with dots for fields of structs
     for column in fields:
-        if pa.types.is_struct(column.type): yield from _leaves(column.type, f'{before}{column.name}.')
+        if pa.types.is_struct(column.type):
+            yield from _leaves(column.type, f'{before}{column.name}.')
         else: yield before+column.name, column.type
 
 # %% ../../nbs/data/01_events.ipynb #6675d9c3
@@ -667,7 +669,8 @@ def _open_parquet(name: str, path: Path, layout: Layout, form: FileForm) -> Sour
 def _keys(value: dict, before: str = '') -> Iterator[str]: # names of the fields, with dots for fields of fields
     for key, inner in value.items():
         if isinstance(inner, dict): yield from _keys(inner, f'{before}{key}.')
-        elif isinstance(inner, list) and inner and isinstance(inner[0], dict): yield f'{before}{key}[]'
+        elif isinstance(inner, list) and isinstance(next(iter(inner), None), dict):
+            yield f'{before}{key}[]'
         else: yield f'{before}{key}'
 
 def _json_objects(path: Path) -> str: # SQL: a table with column json, null where there is no JSON

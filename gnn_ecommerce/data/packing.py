@@ -77,8 +77,8 @@ def _zst_blocks(path: Path) -> Iterator[bytes]:
         try:
             while block := f.read(1 << 16): yield block
         except OSError as err:
-            if 'Truncated' in str(err): raise EOFError('zstd ends too early') from None
-            raise
+            if 'Truncated' not in str(err): raise
+            raise EOFError('zstd ends too early') from None
 
 # %% ../../nbs/data/00_packing.ipynb #25f2e721
 def _blocks(file) -> Iterator[bytes]: # file: open, unpacks as it is read; closed in the end
