@@ -432,7 +432,7 @@ def other_edges(edges, read, reasons, cut_off, what):
     other = Counter(plain(read)) - Counter(plain(edges))
     other.update(key for key, (*_, price) in zip(plain(read), read) if price not in prices.get(key, {price}))
     lost = len(edges) - len(read) - rejected
-    noted = cut_off or (what == "end gone" and rejected)
+    noted = cut_off or what == "end gone"  # a file may end between two rows
     return {**other, **({"lost": lost} if lost > 0 and not noted else {})}
 
 

@@ -1,5 +1,6 @@
 """What is around a run: Ctrl-C, proxies, a second command, another shop's settings."""
 
+import errno
 import json
 import os
 import signal
@@ -7,12 +8,13 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from conftest import ROOT
 
-from gnn_ecommerce import cli
+from gnn_ecommerce import cli, model_server
 from gnn_ecommerce.core import read_params
 from gnn_ecommerce.run import pipeline
 from gnn_ecommerce.run.pipeline import alone, main, own_events, without_other_shop
@@ -74,3 +76,13 @@ def test_another_shop_takes_back_how_the_first_was_read(project):
     same, other = (without_other_shop(own_events(f"{name}.csv", project), project) for name in ("first", "second"))
     assert "timestamps" not in same["data_prep"]
     assert (other["data_prep"]["timestamps"], other["data_prep"]["constants"]) == ("auto", {})
+
+
+def test_a_server_on_a_read_only_disk_keeps_no_pointer(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(model_server, "write_json", refuse)
+    supervisor = SimpleNamespace(settings=SimpleNamespace(pointer=tmp_path / "active.json"), _stamp=lambda: None)
+    model_server.Supervisor._point(supervisor, {"active": "a", "canary": None, "share": 0.0, "previous": None})
+    assert "cannot be written (Read-only file system): a restart begins as this one" in capsys.readouterr().out
