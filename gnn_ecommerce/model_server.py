@@ -715,7 +715,8 @@ class Supervisor:
 @patch
 def _point(self: Supervisor, state: dict):
     "Write the pointer, unless its disk is read-only."
-    try: write_json({k: state[k] for k in ('active', 'canary', 'share', 'previous')}, self.settings.pointer)
+    try:
+        write_json({k: state[k] for k in ('active', 'canary', 'share', 'previous')}, self.settings.pointer)
     except OSError as err:
         if err.errno not in (errno.EROFS, errno.EACCES): raise
         print(f'{self.settings.pointer} cannot be written ({err.strerror}): a restart begins as this one', flush=True)
