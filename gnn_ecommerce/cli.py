@@ -66,16 +66,17 @@ def command(
     return add
 
 def _guarded(function: Callable, name: str) -> Callable:
-    "End a command with a message and exit code 1 if it raises `GnnEcommerceError`."
+    "End a command with a message: exit code 1 if it raises `GnnEcommerceError`, 130 after Ctrl-C."
     @functools.wraps(function)
     def run(*args, **kwargs):
         try: return function(*args, **kwargs)
-        except GnnEcommerceError as err: message = str(err)
+        except GnnEcommerceError as err: message, code = str(err), 1
+        except KeyboardInterrupt: message, code = 'stopped', 130
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return None
         typer.echo(f'gnn-ecommerce {name}: {message}', err=True)
-        raise typer.Exit(1)
+        raise typer.Exit(code)
     return run
 
 @app.callback()
@@ -493,6 +494,15 @@ def _refusal(err: Any) -> str: # err: an `HTTPError`
     except (ValueError, TypeError, KeyError): return err.reason
 
 # %% ../nbs/11_cli.ipynb #270ff071
+def _open_url(request: Any, timeout: float) -> Any: # an HTTP response
+    "Open an address; one on this machine without a proxy, whatever the environment says."
+    import urllib.parse
+    import urllib.request
+    local = urllib.parse.urlsplit(request.full_url).hostname in ('localhost', '127.0.0.1', '::1')
+    handlers = [urllib.request.ProxyHandler({})] if local else []
+    return urllib.request.build_opener(*handlers).open(request, timeout=timeout)
+
+# %% ../nbs/11_cli.ipynb #cd8e2db2
 def _post(url: str, body: dict) -> dict:
     "Call a model server. Raises `GnnEcommerceError` with the server's reason, or why there is no answer."
     import urllib.error
@@ -501,8 +511,7 @@ def _post(url: str, body: dict) -> dict:
     headers = {'Content-Type': 'application/json'} | ({'Authorization': f'Bearer {token}'} if token else {})
     try:
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=330) as response:
-            return json.load(response)
+        with _open_url(request, 330) as response: return json.load(response)
     except urllib.error.HTTPError as err:
         status = f'status {err.code}: {_refusal(err)}'
         raise GnnEcommerceError(expected('', 'the server to activate the bundle', status)) from None

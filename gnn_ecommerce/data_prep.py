@@ -42,12 +42,12 @@ from gnn_ecommerce.data.events import (
     open_files, read_rows, rejects, settle_id_types, sql_text, stage_rows, unread_price, write_rejects
 )
 from gnn_ecommerce.data.sanity import (
-    Numbers, Oddity, check_id_forms, check_targets, each_of, giants, odd_numbers, repeated_products, single_visits,
-    thousandths, unknown_words, unmatched_catalogue
+    Numbers, Oddity, case_twins, check_id_forms, check_targets, each_of, giants, odd_numbers, repeated_products,
+    single_visits, thousandths, unknown_words, unmatched_catalogue
 )
 from .data.sources.lightgcn import GIVEN_SPLIT
 from .data.sources.readers import left_out_counts, read_source, source_settings
-from .data.values import TIME_FORMS, TIMESTAMP, canonical_id, epoch_us, strptime_format
+from .data.values import TIME_FORMS, TURNED, TIMESTAMP, canonical_id, epoch_us, strptime_format
 
 # %% ../nbs/01_data_prep.ipynb #76af21d7
 IdType = Literal['auto', 'integer', 'string']
@@ -441,6 +441,8 @@ class Checked:
 _FIXES = {
     'event_time is': f'if times have another form, set data_prep.timestamps: {", ".join(TIME_FORMS)}, or a pattern '
         'such as DD.MM.YYYY HH:mm',
+    TURNED: 'some times cannot be as data_prep.timestamps says, so those that could be both ways are not sure: set the '
+        'order of DD and MM as the files have it, and write them alike',
     'event_time names': 'write offsets (+01:00) or no zone, and set data_prep.timezone: Europe/Berlin or another',
     'user_id is missing': 'guests? To leave them out, set data_prep.max_rejected_share: {share:.2f}; to take visits '
         'for customers, map data_prep.columns: {{user_id: ...}} to the session',
@@ -460,7 +462,8 @@ def check_rejected(con: ibis.BaseBackend, checked: Checked, settings: DataPrepSe
     counts = checked.counts
     by = counts.dropna(subset='reason').groupby('reason').rows.sum().sort_values(ascending=False)
     read, lost = int(counts.rows.sum()), int(by.sum())
-    if lost < read and lost <= settings.max_rejected_share*read: return
+    few = lost <= settings.max_rejected_share*read and by.get(TURNED, 0) <= .001*read
+    if few and lost < read: return
     examples = fill_raw(con.execute(rejects(checked.rows).limit(5)), checked.sources)
     notes = sorted({f'{s.name}: {s.header.problem}' for s in checked.sources if s.header.problem})
     lines = [
@@ -887,7 +890,8 @@ def odd_events(con: ibis.BaseBackend, events: ibis.Table, catalogue: ibis.Table|
     "Find what rarely is right in clean events, and in the catalogue beside them."
     customers, products = (con.create_table(f'each_{column}', each_of(events, column), temp=True)
                            for column in ('user_id', 'product_id'))
-    odd = giants(con, customers, products)+single_visits(con, customers)+thousandths(con, events)
+    odd = giants(con, customers, products)+case_twins(con, customers, products)
+    odd += single_visits(con, customers)+thousandths(con, events)
     if catalogue is None: return odd
     return odd+unmatched_catalogue(con, products, catalogue)+repeated_products(con, catalogue)
 

@@ -4,7 +4,8 @@
 
 # %% ../nbs/08_model_server.ipynb #16cd5d49
 from __future__ import annotations
-import argparse, asyncio, bisect, hmac, ipaddress, json, logging, mmap, os, re, selectors, signal, socket, sys, time
+import argparse, asyncio, bisect, errno, hmac, ipaddress, json, logging, mmap, os, re, selectors, signal, socket, sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -713,8 +714,12 @@ class Supervisor:
 # %% ../nbs/08_model_server.ipynb #fb9f3134
 @patch
 def _point(self: Supervisor, state: dict):
-    "Write the pointer."
-    write_json({k: state[k] for k in ('active', 'canary', 'share', 'previous')}, self.settings.pointer)
+    "Write the pointer, unless its disk is read-only."
+    try:
+        write_json({k: state[k] for k in ('active', 'canary', 'share', 'previous')}, self.settings.pointer)
+    except OSError as err:
+        if err.errno not in (errno.EROFS, errno.EACCES): raise
+        print(f'{self.settings.pointer} cannot be written ({err.strerror}): a restart begins as this one', flush=True)
     self.pointed = self._stamp()
 
 @patch

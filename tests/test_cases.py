@@ -256,3 +256,53 @@ def test_the_doctor_takes_files_of_one_form_as_one(tmp_path):
     (tmp_path / "b.csv.gz").write_bytes(gzip.compress(FIRST.replace("7", "8").encode()))
     (tmp_path / "c.csv").write_text("brand,event_time,event_type,product_id,user_id\nB,2024-01-31,view,1,7\n")
     assert diagnose(tmp_path).readable
+
+
+def test_the_doctor_knows_words_by_their_letters(tmp_path):
+    words = ["Add To Cart", "addToCart", "add-to-cart", "PageView", "Order Placed"]
+    rows = "".join(f"2024-01-31 10:00:00,{word},1,7\n" for word in words)
+    (tmp_path / "a.csv").write_text("event_time,event_type,product_id,user_id\n" + rows)
+    assert diagnose(tmp_path).data_prep["event_types"] == dict(zip(words, ["cart"] * 3 + ["view", "purchase"]))
+
+
+def test_the_doctor_finds_how_many_were_sold(tmp_path):
+    (tmp_path / "a.csv").write_text("order_date,customer_id,sku,qty,unit_price\n2024-01-31,7,1,-1,3.5\n")
+    found = diagnose(tmp_path)
+    assert found.data_prep["columns"]["quantity"] == "qty" and "rejected 1: a return" in str(found)
+
+
+def test_the_doctor_names_an_empty_file(tmp_path):
+    (tmp_path / "a.csv").write_text(FIRST.split("\n")[0])
+    with pytest.raises(DataError, match="events: expected events, found no row in a.csv"):
+        diagnose(tmp_path)
+
+
+def test_parts_of_parquet_columns_have_names_with_dots(tmp_path):
+    event = {"event_time": pd.Timestamp("2024-01-31"), "event_type": "view", "item": {"id": 1}, "user": {"id": 7}}
+    pd.DataFrame([event]).to_parquet(tmp_path / "a.parquet")
+    assert diagnose(tmp_path).data_prep["columns"] == {"product_id": "item.id", "user_id": "user.id"}
+
+
+OWN = "event_time,event_type,product_id,user_id\n{}"
+REFUSED = {
+    "days and months": (
+        {"timestamps": "DD/MM/YYYY"},
+        "01/12/2024,view,1,7\n01/13/2024,view,1,7\n",
+        "the order of DD and MM",
+    ),
+    "UTF-8 for Windows": ({"encoding": "cp1252"}, "2024-01-31,view,1,Jürgen\n", "cp1252 in a.csv, found UTF-8"),
+    "one column for two": ({"columns": {"user_id": "product_id"}}, "2024-01-31,view,1,7\n", "one means two things"),
+}
+
+
+@pytest.mark.parametrize("settings, rows, message", REFUSED.values(), ids=REFUSED)
+def test_what_would_be_misread_is_refused(tmp_path, settings, rows, message):
+    (tmp_path / "a.csv").write_text(OWN.format(rows), encoding="utf8")
+    with pytest.raises(DataError, match=message):
+        Shop(tmp_path, tmp_path / "a.csv", settings)
+
+
+def test_a_list_inside_of_json_is_said(tmp_path):
+    (tmp_path / "a.json").write_text('{"events": [{"event_time": "2024-01-31"}]}')
+    with pytest.raises(DataError, match=r"its rows stand in the list events: write one a line, as jq -c '.events\[\]'"):
+        Shop(tmp_path, tmp_path / "a.json", {})

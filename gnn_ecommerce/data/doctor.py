@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from ..core import DataError, dump_yaml
 from gnn_ecommerce.data.events import (
-    EVENT_LAYOUT, EVENT_TYPES, IDS, FileForm, Header, Layout, Meaning, Source, check_events, connect, count_forms,
+    EVENT_LAYOUT, EVENT_TYPES, IDS, MARK, FileForm, Header, Layout, Meaning, Source, check_events, connect, count_forms,
     find_files, guess_id_types, open_files, propose_columns, read_header, read_rows
 )
 from .packing import beginning, file_format
@@ -48,22 +48,22 @@ def _plain_form(path: Path) -> FileForm:
     return FileForm(header=named, delimiter=best.delimiter, encoding=encoding)
 
 # %% ../../nbs/data/06_doctor.ipynb #ee6ae56c
-def _as_it_comes(path: Path, work: Path) -> tuple[Source, FileForm]:
+def _as_it_comes(name: str, path: Path, work: Path) -> tuple[Source, FileForm]:
     "Open a file with every column under a name of its own: c0, c1, ..."
     form = _plain_form(path) if file_format(path) == 'csv' else FileForm()
-    (source,) = open_files([(path.name, path)], Layout('sample', 'columns', (), ()), work, form)
+    (source,) = open_files([(name, path)], Layout('events', 'columns', (), ()), work, form)
     if source.format == 'csv' and form.header:
         with open(path, 'rb') as file:
             lines = [file.readline() for _ in range(20)]
         headers = [read_header(line, EVENT_LAYOUT, form) for line in lines]
         source = replace(source, header=max(headers, key=lambda header: len(header.names)))
     names = {f'c{i}': name for i, name in enumerate(source.header.names)}
-    layout = Layout('sample', 'columns', tuple(names), tuple(names))
-    return open_files([(path.name, path)], layout, work, replace(form, names=names))[0], form
+    layout = Layout('events', 'columns', tuple(names), ())
+    return open_files([(name, path)], layout, work, replace(form, names=names))[0], form
 
 def take_sample(con: ibis.BaseBackend, path: Path, work: Path) -> Sample:
     "Read the beginning of a file as text. Raises `DataError` for a file that is no table."
-    source, form = _as_it_comes(beginning(path, work/'beginning.csv'), work)
+    source, form = _as_it_comes(path.name, beginning(path, work/'beginning.csv'), work)
     rows = read_rows(con, [source])
     texts = con.execute(rows.filter(rows.problem.isnull()).select(*source.layout.columns).limit(_ROWS))
     return Sample(source.header, form, ibis.memtable(texts.astype('str').where(texts.notna(), None),
@@ -168,7 +168,7 @@ def _look_at_times(con: ibis.BaseBackend, sample: Sample, column: str, found: Di
 def _look_at_types(con: ibis.BaseBackend, sample: Sample, column: str, found: Diagnosis):
     words = _words(con, sample, column)
     meant = {w: t for w, t in propose_types(words.index.tolist()).items() if w.lower() not in EVENT_TYPES}
-    strange = [w for w in words.index if w not in meant and w.lower() not in EVENT_TYPES]
+    strange = [w for w in words.index if w not in meant and w.lower() not in EVENT_TYPES and re.search(r'\w', w)]
     found.data_prep['event_types'] = meant
     found.lines.append('events: '+', '.join(f'{w} ({n:,})' for w, n in words.head(8).items()))
     if strange:
@@ -182,7 +182,11 @@ def _look_at_prices(con: ibis.BaseBackend, sample: Sample, column: str, found: D
 
 # %% ../../nbs/data/06_doctor.ipynb #910bb431
 _INVOICE = re.compile('invoice|order|quantity|qty|receipt|basket', re.I)
+#: what else may be said about a column that is not there
+_INSTEAD = {'event_type': ', or data_prep.constants: {event_type: purchase} if every row is one',
+            'user_id': '; without customers, orders or visits can stand for them: {user_id: order_id}'}
 
+# %% ../../nbs/data/06_doctor.ipynb #d5bf6a76
 def _look_at_columns(con: ibis.BaseBackend, sample: Sample, found: Diagnosis):
     "Say what the columns mean and in which forms their values are."
     names, settings = sample.header.names, found.data_prep
@@ -197,7 +201,7 @@ def _look_at_columns(con: ibis.BaseBackend, sample: Sample, found: Diagnosis):
         settings['constants'] = {'event_type': 'purchase'}
     lost = [c for c in EVENT_LAYOUT.required if c not in at and c not in settings['constants']]
     if lost:
-        found.open.append(f'which column is {", ".join(lost)}: set data_prep.columns, or constants')
+        found.open.append(f'which column is {", ".join(lost)}: set data_prep.columns{_INSTEAD.get(lost[0], "")}')
     if not sample.form.header:
         found.lines.append('no names: columns are guessed by content and order, check them')
     if 'event_time' in at: _look_at_times(con, sample, at['event_time'], found)
@@ -241,6 +245,7 @@ def _try(con: ibis.BaseBackend, path: Path, work: Path, found: Diagnosis):
     id_types = guess_id_types(con, rows, dict.fromkeys(IDS, 'auto'))
     meaning = Meaning(s['event_types'], s['timestamps'], decimal=s['decimal'])
     checked = check_events(rows, id_types, meaning, s['columns'])
+    checked = checked.filter(checked.reason.isnull() | (checked.reason != MARK))
     for column, forms in count_forms(con, checked).items():
         written = ', '.join(f'{n:,} {form}' for form, n in forms.counts.items())
         found.lines.append(f'{column}: {id_types[column]}s ({written})')

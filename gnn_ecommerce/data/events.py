@@ -14,6 +14,7 @@ __all__ = ['EVENT_LAYOUT', 'PRODUCTS', 'EVENT_TYPES', 'SYNONYMS', 'SUFFIXES', 'M
 
 # %% ../../nbs/data/01_events.ipynb #eec05c67
 import difflib, itertools, json, os, re
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -85,17 +86,23 @@ def match_columns(
         if len(places) > 1: problem = problem or f'column {name} stands twice'
         if not places and column in layout.required and column not in (constants or {}):
             problem = problem or f'no column {name}'
+    needed = {header[at]: c for c, at in column_index.items() if c in layout.required}
+    if len(needed) < len({*layout.required} & {*column_index}):
+        problem = problem or f'column {", ".join(needed)} for {", ".join(layout.required)}: one means two things'
     return column_index, problem
 
 # %% ../../nbs/data/01_events.ipynb #bdbfd65e
 SYNONYMS = {
-    'event_time': ('timestamp', 'time', 'datetime', 'date', 'created_at', 'ts', 'invoicedate', 't_dat'),
+    'event_time': ('timestamp', 'time', 'datetime', 'date', 'created_at', 'ts', 'invoicedate', 't_dat',
+                   'order_date', 'event_date', 'datum', 'fecha'),
     'event_type': ('event', 'type', 'action', 'behavior', 'behaviour', 'behavior_type', 'interaction', 'kind'),
-    'product_id': ('item', 'item_id', 'itemid', 'product', 'sku', 'stockcode', 'article_id', 'asin', 'id'),
+    'product_id': ('item', 'item_id', 'itemid', 'product', 'sku', 'stockcode', 'article_id', 'asin', 'artikelnummer',
+                   'id'),
     'user_id': ('user', 'visitorid', 'visitor_id', 'visitor', 'customer', 'customer_id', 'customer id', 'client_id',
-                'uid', 'session', 'session_id'),
+                'uid', 'kunde', 'kundennummer', 'cliente', 'session', 'session_id'),
     'user_session': ('session', 'session_id'),
-    'price': ('amount', 'unit_price', 'unitprice'),
+    'price': ('amount', 'unit_price', 'unitprice', 'preis'),
+    'quantity': ('qty', 'units', 'menge', 'quantity_ordered'),
     'brand': ('manufacturer', 'vendor'),
     'category_id': ('category', 'categoryid'),
     'category_code': ('category_name', 'category_path'),
@@ -200,7 +207,7 @@ MAX_SPAN, MAX_LINE, MAX_RAW = 100, 1 << 20, 4096
 NOT_UTF8, NUL = 'not in the expected encoding', 'NUL byte'
 UNTERMINATED, AFTER_QUOTE = 'unterminated quote', 'text after a closing quote'
 TOO_FEW, TOO_MANY, TOO_LONG = 'too few fields', 'too many fields', 'line too long'
-CUT_OFF = 'compressed file is cut off or damaged'
+CUT_OFF = 'compressed file is cut off'
 
 @dataclass(frozen=True)
 class Record:
@@ -222,6 +229,11 @@ def _decode_line(line: bytes, encoding: str) -> tuple[str, str|None]: # text, wh
     return text, None
 
 # %% ../../nbs/data/01_events.ipynb #a1d5844b
+def _holds_rows(fields: list[str], delimiter: str) -> bool:
+    "Has a line inside of a field as many delimiters as a row? Then a quote was lost, and the field has swallowed rows."
+    lines = (line for text in fields if '\n' in text for line in text.split('\n'))
+    return any(line.count(delimiter) >= len(fields)-1 > 0 for line in lines)
+
 def _quoted_record(lines: list[bytes], at: int, delimiter: str, n_fields: int, encoding: str, more: bool) -> Record:
     "The record whose first line ends inside of quotes: all of its lines, or the first one as a rejected line."
     unterminated = Record(problem=UNTERMINATED, raw=lines[at].decode(encoding))
@@ -230,7 +242,7 @@ def _quoted_record(lines: list[bytes], at: int, delimiter: str, n_fields: int, e
         try: text = b'\n'.join(lines[at:end]).decode(encoding)
         except UnicodeDecodeError: return unterminated
         fields, state = split_record(text, delimiter)
-        if state == 'ok' and len(fields) == n_fields:
+        if state == 'ok' and len(fields) == n_fields and not _holds_rows(fields, delimiter):
             return Record(end-at, fields, None, text)
         if state != 'open': return unterminated
     return Record(0) if more and len(lines) < at+MAX_SPAN else unterminated
@@ -382,6 +394,7 @@ class Source:
     side_rows: int = 0      # how many
     has_placeholders: bool = False # does a mark stand wherever lines were taken out?
     cut_off: bool = False   # could the end not be unpacked?
+    open_end: bool = False  # has the last line no end?
 
 # %% ../../nbs/data/01_events.ipynb #9cf6c829
 @patch(as_prop=True)
@@ -391,6 +404,7 @@ def notes(self: Source) -> list[str]:
     if not self.rows and self.format != 'parquet':
         notes.append('file is empty' if problem == NO_HEADER else 'file has a header only')
     if self.cut_off: notes.append(CUT_OFF)
+    if self.open_end: notes.append('last line has no end: is it whole?')
     if problem: notes.append(problem)
     if problem or not self.rows: return notes
     constants, index = self.header.constants, self.header.column_index
@@ -462,6 +476,7 @@ class _Scan:
         self.copy = RepairedCopy(path, work.with_suffix('.copy.csv'), header.lines)
         self.line, self.offset = header.lines+1, 0 # of the next byte that is not yet used
         self.rows = self.blank = 0
+        self.foreign, self.is_utf8, self.open_end = False, True, False
         self.placeholder = (MARK + header.delimiter*(len(header.names)-1)).encode() + header.newline
 
 # %% ../../nbs/data/01_events.ipynb #376a2d57
@@ -486,8 +501,26 @@ def take_regular(self: _Scan, block: bytes) -> bool: # False, and nothing is tak
 def take(self: _Scan, block: bytes, more: bool) -> int: # bytes used
     "Take in whole lines. `more`: does the file go on after them?"
     if not block: return 0
+    self.look_at_encoding(block)
     if self.header.problem: return self.reject_all(block)
     return len(block) if self.take_regular(block) else self.irregular(block, more)
+
+# %% ../../nbs/data/01_events.ipynb #e4co0001
+@patch
+def look_at_encoding(self: _Scan, block: bytes):
+    "Note what letters beyond ASCII would be in UTF-8, if another encoding is set."
+    if self.encoding == 'utf-8' or block.isascii(): return
+    try: block.decode()
+    except UnicodeDecodeError: self.is_utf8 = False
+    self.foreign = self.foreign or ('cp1252' if re.search(rb'[\x80-\x9f]', block) else 'latin-1')
+
+def _check_encoding(name: str, scan: _Scan):
+    "Raise `DataError` if a file is written in another encoding than the one that is set."
+    is_windows = scan.encoding == 'latin-1' and scan.foreign == 'cp1252'
+    found = '' if not scan.foreign else 'UTF-8' if scan.is_utf8 else 'cp1252' if is_windows else ''
+    if not found: return
+    fix = 'leave it out' if found == 'UTF-8' else f'set it to {found}'
+    raise DataError(expected('data_prep.encoding', f'{scan.encoding} in {name}', found, fix))
 
 # %% ../../nbs/data/01_events.ipynb #f42534b9
 STRETCH = 64 # lines that are looked at together in a block that is not regular
@@ -564,6 +597,8 @@ def _skip_line(file: BinaryIO) -> int: # bytes up to the next line end
 def _feed(scan: _Scan, file: BinaryIO):
     "Hand a file's lines to a scan, a block at a time."
     header = b''.join(file.readline() for _ in range(scan.header.lines))
+    if not header and file.peek(3)[:3] == BOM_UTF8: header = file.read(3)
+    scan.look_at_encoding(header)
     scan.offset, carry, more = len(header), b'', True
     if not header.isascii(): scan.copy.begin(scan.offset)
     while more:
@@ -571,6 +606,7 @@ def _feed(scan: _Scan, file: BinaryIO):
         data, more = carry+chunk, bool(chunk)
         if not more and data and not data.endswith(b'\n'):
             data += scan.header.newline
+            scan.open_end = True
         end = data.rfind(b'\n')+1
         if not end and len(data) > MAX_LINE:
             scan.reject_line(data[:MAX_RAW], len(data)+_skip_line(file), TOO_LONG)
@@ -590,17 +626,26 @@ def scan_csv(
     "Look at every line of a file, and set apart those that the fast reader should not see."
     scan = _Scan(path, layout, header, work, encoding)
     with open(path, 'rb') as file: _feed(scan, file)
+    plain = scan.copy.close()
+    _check_encoding(name, scan)
     if rest is not None: scan.side.add(scan.line, _readable(rest), CUT_OFF)
     return Source(
-        name, scan.copy.close(), layout, 'csv', header, scan.rows+(rest is not None), scan.blank,
+        name, plain, layout, 'csv', header, scan.rows+(rest is not None), scan.blank,
         lines=0 if header.problem else scan.line-1-header.lines, side=scan.side.close(), side_rows=scan.side.n,
-        has_placeholders=scan.copy.out is not None, cut_off=rest is not None,
+        has_placeholders=scan.copy.out is not None, cut_off=rest is not None, open_end=scan.open_end and rest is None,
     )
 
 # %% ../../nbs/data/01_events.ipynb #0799ae61
 def _no_value(kind: pa.DataType) -> bool: # can no text stand for what such a column holds?
     return pa.types.is_nested(kind) or pa.types.is_boolean(kind) or pa.types.is_time(kind)
 
+def _leaves(fields, before: str = '') -> Iterator[tuple[str, pa.DataType]]: # names with dots for fields of structs
+    for column in fields:
+        if pa.types.is_struct(column.type):
+            yield from _leaves(column.type, f'{before}{column.name}.')
+        else: yield before+column.name, column.type
+
+# %% ../../nbs/data/01_events.ipynb #6675d9c3
 def _open_parquet(name: str, path: Path, layout: Layout, form: FileForm) -> Source:
     "Read schema and number of rows of a Parquet file. Raises `DataError` if it is damaged."
     try: file = pq.ParquetFile(path)
@@ -608,8 +653,8 @@ def _open_parquet(name: str, path: Path, layout: Layout, form: FileForm) -> Sour
         where, damage = f'data_prep.{layout.name}', f'damage ({str(err)[:80]})'
         fix = 'fetch the file again or take it out'
         raise DataError(expected(where, f'a Parquet file in {path}', damage, fix)) from None
-    columns = file.schema_arrow.names
-    types = {column: file.schema_arrow.field(column).type for column in columns}
+    types = dict(_leaves(file.schema_arrow))
+    columns = [*types]
     index, problem = match_columns(columns, layout, form.names, form.constants)
     useless = [c for c, i in index.items() if _no_value(types[columns[i]])]
     for column in useless:
@@ -624,6 +669,8 @@ def _open_parquet(name: str, path: Path, layout: Layout, form: FileForm) -> Sour
 def _keys(value: dict, before: str = '') -> Iterator[str]: # names of the fields, with dots for fields of fields
     for key, inner in value.items():
         if isinstance(inner, dict): yield from _keys(inner, f'{before}{key}.')
+        elif isinstance(inner, list) and isinstance(next(iter(inner), None), dict):
+            yield f'{before}{key}[]'
         else: yield f'{before}{key}'
 
 def _json_objects(path: Path) -> str: # SQL: a table with column json, null where there is no JSON
@@ -676,6 +723,8 @@ def _values_for_names(names: list[str]) -> bool:
 def _remedy(source: Source, form: FileForm) -> str:
     "What to set so that a file's columns are recognized."
     names, setting = source.header.names, f'data_prep.{source.layout.setting}'
+    if inside := [name for name in names if name.endswith('[]')]:
+        return f"its rows stand in the list {inside[0][:-2]}: write one a line, as jq -c '.{inside[0]}' does"
     if len(names) == 1:
         return 'set data_prep.delimiter to what separates the columns'
     if form.header and _values_for_names(names):
@@ -766,11 +815,15 @@ def _whole_numbers(name: str, text: str, kind: pa.DataType) -> str:
     return (f"CASE WHEN {name} <> trunc({name}) THEN {text} WHEN abs({name}) <= {exact} "
             f"THEN CAST(CAST({name} AS BIGINT) AS VARCHAR) ELSE format('{{:e}}', CAST({name} AS DOUBLE)) END")
 
+def _path_of(name: str, s: Source) -> list[str]:
+    "A Parquet column, or the names down to a field of a struct."
+    return [name] if name in pq.read_schema(s.path).names else name.split('.')
+
 def _parquet_text(s: Source, column: str) -> str:
     "SQL of one Parquet column as text."
     if column not in s.header.column_index: return _constant(s, column)
     original = s.header.names[s.header.column_index[column]]
-    name, kind = _name(original), s.header.types[original]
+    name, kind = '.'.join(map(_name, _path_of(original, s))), s.header.types[original]
     text, numeric = f'CAST({name} AS VARCHAR)', pa.types.is_floating(kind) or pa.types.is_decimal(kind)
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
         text = f'coalesce(try(decode({name})), lower(hex({name})))'
@@ -865,7 +918,7 @@ def _id_reasons(form, value, column: str) -> list: # form: of `id_form`; value: 
     ]
 
 # %% ../../nbs/data/01_events.ipynb #30a3a18e
-def _reason(t: ibis.Table, now: datetime, timezone: str):
+def _reason(t: ibis.Table, now: datetime, meaning: 'Meaning'):
     "The first reason why a row of `_with_values` cannot be used, null if it can."
     at = lambda text: ibis.literal(text).cast(TIMESTAMP)
     late = at((now+timedelta(days=1)).strftime('%Y-%m-%d %H:%M:%S'))
@@ -876,7 +929,7 @@ def _reason(t: ibis.Table, now: datetime, timezone: str):
         *_id_reasons(t.user_id_form, t.user_id_value, 'user_id'),
         *_id_reasons(t.product_id_form, t.product_id_value, 'product_id'),
         (is_missing(t.event_time), 'event_time is missing'),
-        (t.when.isnull(), time_problem(t.event_time, timezone)),
+        (t.when.isnull(), time_problem(t.event_time, meaning.timezone, meaning.timestamps)),
         (t.when < at('1990-01-01 00:00:00'), 'event_time is before 1990'),
         (t.when > late, 'event_time is in the future'),
         (t.known_type.isnull(), 'unknown event type'),
@@ -964,7 +1017,7 @@ def check_events(
 ) -> ibis.Table: # file, line, first, reason, raw, and the columns of `EVENT_LAYOUT` in their types
     "Give every row its values, and the reason if it cannot be used."
     t = _with_values(rows, id_types, meaning, names or {})
-    t = t.mutate(reason=_reason(t, now or datetime.now(UTC), meaning.timezone))
+    t = t.mutate(reason=_reason(t, now or datetime.now(UTC), meaning))
     session = _or_null(t.user_session)
     return t.select(
         'file', 'line', 'first', 'reason', 'user_id_form', 'product_id_form',

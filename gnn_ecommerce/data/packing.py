@@ -72,9 +72,13 @@ def _gz_blocks(path: Path) -> Iterator[bytes]:
         if not unpack.eof: raise EOFError('gzip ends too early')
 
 def _zst_blocks(path: Path) -> Iterator[bytes]:
-    "Unpack Zstandard. Raises `OSError` if data end too early or are damaged."
+    "Unpack Zstandard. Raises `EOFError` or `OSError` if data end too early or are damaged."
     with pa.CompressedInputStream(pa.OSFile(str(path)), 'zstd') as f:
-        while block := f.read(1 << 16): yield block
+        try:
+            while block := f.read(1 << 16): yield block
+        except OSError as err:
+            if 'Truncated' not in str(err): raise
+            raise EOFError('zstd ends too early') from None
 
 # %% ../../nbs/data/00_packing.ipynb #25f2e721
 def _blocks(file) -> Iterator[bytes]: # file: open, unpacks as it is read; closed in the end
@@ -101,8 +105,8 @@ def _utf16_blocks(path: Path) -> Iterator[bytes]:
     with open(path, 'rb') as f:
         marked = f.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
     decode = codecs.getincrementaldecoder('utf-16' if marked else 'utf-16-le')('replace').decode
-    for block in _blocks(open(path, 'rb')):
-        yield decode(block).encode('utf8', 'replace')
+    for block in (*_blocks(open(path, 'rb')), b''):
+        yield decode(block, not block).encode('utf8', 'replace').replace('\ufffd'.encode(), b'\xff')
 
 def _cr_blocks(path: Path) -> Iterator[bytes]:
     for block in _blocks(open(path, 'rb')): yield block.replace(b'\r', b'\n')
@@ -113,14 +117,14 @@ _BLOCKS = {
 }
 
 # %% ../../nbs/data/00_packing.ipynb #6bd29b63
-_DAMAGE = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, OSError)
+_DAMAGE = (zlib.error, lzma.LZMAError, zipfile.BadZipFile, OSError)
 
 def unpack(
     path: Path,   # a packed file
     to: Path,     # where the unpacked lines go
     packing: str, # of `file_format`
-) -> bytes|None: # None, or what is left of the line at which damaged data end
-    "Unpack a file. Where it is cut off or damaged, whole lines before that place are kept."
+) -> bytes|None: # None, or what is left of the line at which a file that is cut off ends
+    "Unpack a file; of one that is cut off, whole lines. Raises `DataError` for damage."
     rest = b''
     with open(to, 'wb') as out:
         try:
@@ -128,9 +132,11 @@ def unpack(
                 *lines, rest = (rest+block).rsplit(b'\n', 1)
                 for line in lines: out.write(line+b'\n')
             out.write(rest)
+        except EOFError: return rest
         except _DAMAGE as err:
             if getattr(err, 'errno', None): raise
-            return rest
+            what, fix = f'{path.name} as it was packed', 'fetch the file again or take it out'
+            raise DataError(expected('data_prep.events', what, f'damage ({err})', fix)) from None
     return None
 
 # %% ../../nbs/data/00_packing.ipynb #ee809574

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['EVENT_WORDS', 'check_id_forms', 'propose_types', 'unknown_words', 'Oddity', 'check_targets', 'Numbers',
-           'odd_numbers', 'each_of', 'giants', 'single_visits', 'thousandths', 'unmatched_catalogue',
+           'odd_numbers', 'each_of', 'giants', 'case_twins', 'single_visits', 'thousandths', 'unmatched_catalogue',
            'repeated_products']
 
 # %% ../../nbs/data/05_sanity.ipynb #87454233
+import re
 from typing import NamedTuple
 
 import ibis
@@ -66,16 +67,19 @@ def check_id_forms(
 # %% ../../nbs/data/05_sanity.ipynb #23013e5e
 #: words for events that we have met; they propose a setting and never decide
 EVENT_WORDS = {
-    'view': ('pv', 'click', 'detail', 'browse', 'impression', 'view_item', 'product viewed', 'seen'),
-    'cart': ('addtocart', 'add_to_cart', 'add', 'basket', 'product added', 'fav', 'favorite', 'wishlist'),
-    'remove_from_cart': ('remove', 'removefromcart', 'product removed'),
-    'purchase': ('buy', 'bought', 'order', 'transaction', 'sale', 'checkout', 'purchased', 'order completed'),
+    'view': ('pv', 'click', 'detail', 'browse', 'impression', 'view_item', 'product viewed', 'seen', 'pageview',
+             'product view'),
+    'cart': ('addtocart', 'add', 'basket', 'product added', 'fav', 'favorite', 'wishlist'),
+    'remove_from_cart': ('remove', 'product removed'),
+    'purchase': ('buy', 'bought', 'order', 'transaction', 'sale', 'checkout', 'purchased', 'order completed',
+                 'order placed'),
 }
 
 def propose_types(words: list[str]) -> dict[str, str]: # word of the shop -> our event type
     "Propose what the shop's words for events mean, as far as they are known."
-    ours = {word: t for t, known in EVENT_WORDS.items() for word in (t, *known)}
-    return {word: ours[word.strip().lower()] for word in words if word.strip().lower() in ours}
+    bare = lambda word: re.sub('[^a-z0-9]', '', word.lower()) # Add To Cart, addToCart and add-to-cart are the same
+    ours = {bare(word): t for t, known in EVENT_WORDS.items() for word in (t, *known)}
+    return {word: ours[bare(word)] for word in words if bare(word) in ours}
 
 def unknown_words(con: ibis.BaseBackend, checked: ibis.Table) -> pd.Series: # word -> rows, most frequent first
     "Count the words of rows that were rejected for theirs."
@@ -152,6 +156,19 @@ def giants(con: ibis.BaseBackend, *tables: ibis.Table) -> list[Oddity]: # tables
         if first > _GIANT*n:
             shown = f'{top[column].tolist()[0]!r}, {first/n:.0%} of all; the next has {second:,}'
             odd.append(Oddity(f'one {name} has a large part of the events', first, shown, fix.format(second or first)))
+    return odd
+
+# %% ../../nbs/data/05_sanity.ipynb #e7co0001
+def case_twins(con: ibis.BaseBackend, *tables: ibis.Table) -> list[Oddity]: # tables: of `each_of`
+    "Find ids that differ only in small and capital letters."
+    odd = []
+    for each in (t for t in tables if t[t.columns[0]].type().is_string()):
+        ids = each.group_by(small=each[each.columns[0]].lower()).aggregate(
+            n=each.count(), first=each[each.columns[0]].min(), last=each[each.columns[0]].max())
+        twins = con.execute(ids.filter(ids.n > 1).order_by('small'))
+        if twins.empty: continue
+        example, fix = f'{twins["first"][0]!r} and {twins["last"][0]!r}', 'if they are the same, export them alike'
+        odd.append(Oddity(f'{each.columns[0]} in small and in capital letters', len(twins), example, fix))
     return odd
 
 # %% ../../nbs/data/05_sanity.ipynb #4e6806d4

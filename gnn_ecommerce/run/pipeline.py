@@ -7,8 +7,8 @@ __all__ = ['NEXT', 'stage_needs', 'StageEngine', 'StageFailed', 'run_notebook', 
            'cost_table', 'settings_class', 'check_params', 'apply_overlay', 'own_events', 'built_in_shop', 'comparison',
            'comparison_note', 'terminal_comparison', 'model_note', 'refit_note', 'paired_table', 'example_customers',
            'product_texts', 'customer_story', 'list_reasons', 'customer_view', 'explained_view', 'explained_page',
-           'project_engine', 'show_results', 'run_pipeline', 'save_run', 'alone', 'demo', 'settings_to_read',
-           'own_export', 'tune', 'main']
+           'project_engine', 'show_results', 'run_pipeline', 'save_run', 'alone', 'demo', 'without_other_shop',
+           'settings_to_read', 'own_export', 'tune', 'main']
 
 # %% ../../nbs/run/01_pipeline.ipynb #ae107da8
 import argparse, atexit, contextlib, gc, importlib, os, re, subprocess, sys, tempfile
@@ -708,6 +708,18 @@ def demo(
     show_results(root, console, NEXT)
 
 # %% ../../nbs/run/01_pipeline.ipynb #c4ab7520
+def without_other_shop(
+    own: dict,      # an overlay that names events
+    root: str|Path, # the project
+) -> dict: # an overlay
+    "Add to an overlay what takes back how another shop's files were read; nothing if the shop is the same."
+    from gnn_ecommerce.data.doctor import READING
+    before = read_params(Path(root)/'params.yaml').get('data_prep', {})
+    same = all(before.get(key, '') == own['data_prep'][key] for key in ('events', 'source'))
+    if same: return own
+    return merge_params({'data_prep': {**READING, 'targets': ['purchase']}}, own)
+
+# %% ../../nbs/run/01_pipeline.ipynb #aa0a7380
 def settings_to_read(
     events: str,         # a file, a folder or a glob
     root: str|Path,      # the project
@@ -717,9 +729,8 @@ def settings_to_read(
     "Make the settings that read these events. Raises `DataError` if a person must say what the files mean."
     from gnn_ecommerce.data.doctor import READING, diagnose
     own = own_events(events, root)
-    before = read_params(Path(root)/'params.yaml').get('data_prep', {})
-    if before.get('events') == own['data_prep']['events']: return own
-    new = merge_params({'data_prep': {**READING, 'targets': ['purchase']}}, own)
+    new = without_other_shop(own, root)
+    if new == own: return own
     if set(overlay.get('data_prep', {})) & (set(READING)-{'pattern', 'products', 'max_rejected_share'}):
         return new
     found = diagnose(ProjectPaths(root).resolve(own['data_prep']['events']), own['data_prep']['pattern'])
@@ -761,11 +772,14 @@ def _prepare(
     "Put events and overlay into params.yaml, check every section, get DVC ready."
     _check_named(events, size, source)
     changes = read_params(overlay) if overlay else {}
-    if source: changes = merge_params(own_export(source, events, root), changes)
+    if source:
+        changes = merge_params(without_other_shop(own_export(source, events, root), root), changes)
     elif events:
         changes = merge_params(settings_to_read(events, root, changes, console), changes)
     if size:
-        changes = merge_params(built_in_shop(size, read_params(root/'params.yaml').get('data_prep')), changes)
+        before = read_params(root/'params.yaml').get('data_prep', {})
+        own = built_in_shop(size, before if before.get('events') == 'data/raw/sample' else None)
+        changes = merge_params(without_other_shop(own, root), changes)
     if changes: _change_params(root, changes, console)
     check_params(root/'params.yaml')
     _prepare_dvc(root)
@@ -802,10 +816,11 @@ def tune(
         raise SettingsError(expected('tune', 'the package optuna', 'it missing', fix))
     if budget:
         seconds_of(budget, 'tuning.budget')
-    _prepare(root, events, overlay, console)
-    run_pipeline(root, SIDE_STAGES['tuning'][1])
-    run_notebook(root/'nbs/run/02_tuning.ipynb', root/'reports/notebooks/run/02_tuning.ipynb',
-                 {'params': str(root/'params.yaml'), 'budget': budget})
+    with alone(root):
+        _prepare(root, events, overlay, console)
+        run_pipeline(root, SIDE_STAGES['tuning'][1])
+        run_notebook(root/'nbs/run/02_tuning.ipynb', root/'reports/notebooks/run/02_tuning.ipynb',
+                     {'params': str(root/'params.yaml'), 'budget': budget})
 
 # %% ../../nbs/run/01_pipeline.ipynb #b51421c1
 def _parser() -> argparse.ArgumentParser:
@@ -857,7 +872,9 @@ def main(
             demo(args.events, args.params, size=args.size, source=args.source)
         elif args.command == 'tune': tune(args.budget, args.events, args.params)
         elif args.command == 'show': show_results()
-        else: _change_params(project_root(), read_params(args.file), Console())
+        else:
+            with alone(project_root()):
+                _change_params(project_root(), read_params(args.file), Console())
     except GnnEcommerceError as err: return _fail(err)
     except KeyboardInterrupt:
         print('\nStopped. The same command goes on where it was.', file=sys.stderr, flush=True)
