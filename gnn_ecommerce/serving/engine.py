@@ -578,7 +578,8 @@ def known_customers(self: Engine,
 ) -> list[KnownCustomer]:
     "Describe customers whom the model knows."
     ids, history = self.parts.user_ids, self.scorer.history
-    if prefix: users = islice((user for user in range(len(ids)) if str(ids.id(user)).startswith(prefix)), k)
+    if prefix:
+        users = islice((user for user in range(len(ids)) if str(ids.id(user)).startswith(prefix)), k)
     else:
         bought = np.diff(np.concatenate([[0], np.cumsum(history.bought)])[history.indptr])
         users = np.argsort(-np.minimum(bought, 12), kind='stable')[:k]

@@ -197,6 +197,7 @@ async def similar(self: ModelClient, product_id: str|int, k: int = 10, request_i
     path = f'/products/{quote(str(product_id), safe="")}/similar?k={k}'
     return await self.call('GET', path, SimilarResponse, request_id=request_id)
 
+# %% ../../nbs/shop/04_model_client.ipynb #db4f7b94
 @patch
 async def version(self: ModelClient) -> VersionResponse:
     "Ask what is being served."
