@@ -4,6 +4,7 @@ import asyncio
 import re
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -12,6 +13,7 @@ from shop import Api, Model, wait_for
 
 from gnn_ecommerce import monitoring
 from gnn_ecommerce.api_server import WINDOW_SCOPES, api_settings, create_app
+from gnn_ecommerce.model_server import ModelMetrics, Shared
 from gnn_ecommerce.shop.stores import Store
 
 CHROMIUM = "/usr/bin/chromium"
@@ -136,6 +138,16 @@ def test_the_monitor_reads_what_prometheus_reads(shop):
     assert (body["model"], body["bundles"]) == (None, []), "this model server has neither metrics nor versions"
 
 
+@pytest.mark.parametrize("name", ["alerts.yml", "grafana.json"])
+def test_every_metric_that_rules_and_dashboard_name_exists(shop, name):
+    body = shop.get("/v1/admin/monitor").json()
+    model = ModelMetrics(Shared(1), SimpleNamespace(engines=list), 1).text().decode()
+    served = "".join(re.findall(r"# TYPE (\w+ )", body["api"] + body["monitor"] + model))
+    text = (ROOT / "deploy" / "monitoring" / name).read_text(encoding="utf8")
+    named = {metric.removesuffix("_bucket") for metric in re.findall(r"\bgnn_\w+", text)} - {"gnn_ecommerce"}
+    assert len(named) >= 8 and named - set(served.split()) == set()
+
+
 # In a browser
 
 
@@ -243,12 +255,13 @@ def test_a_new_visitor_sees_what_is_popular_and_then_what_fits(page):
     page.locator("#for-you .badge", has_text="folded in").wait_for()
 
 
-def test_the_monitor_draws_what_it_reads_for_a_key_with_the_scope(page, api):
+def test_the_monitor_draws_what_it_reads_for_a_key_with_the_scope(page, api, shop):
+    shop.get("/v1/customers/17/recommendations")
     page.goto("/monitor")
     page.get_by_label("Key").fill(api.key)
     page.get_by_role("button", name="Look").click()
     page.locator("#clicks .dot").first.wait_for()
     routes, drift = page.locator("#routes").inner_text(), page.locator("#drift").inner_text()
-    assert "/v1/events" in routes and "/v1/sessions/recommendations" in routes
+    assert "/v1/customers/{customer_id}/recommendations" in routes
     assert [name in drift for name in ("event type", "price", "brand", "hour")] == [True] * 4
     assert "within" in page.locator("#headline").inner_text()

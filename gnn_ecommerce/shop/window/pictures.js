@@ -134,6 +134,11 @@ const SHAPES = {
     path('M44 24q16 12 32 0l-4 10q-12 6-24 0z', c.pale),
     disc(60, 66, 9, c.other)
   ],
+  glove: c => [
+    path('M44 84V62L32 50q-4-9 4-11l10 9V28q2-10 12-10h14q12 1 12 13v53z', c.main),
+    box(40, 84, 48, 18, 6, c.dark),
+    path('M46 48V28q2-10 10-10v40z', c.pale)
+  ],
   shoe: c => [
     path('M22 58q10 6 20-8l30 20q22 4 26 16v8H22z', c.main),
     box(20, 90, 80, 9, 4, c.dark),
@@ -176,7 +181,7 @@ const SHAPES = {
 const WORDS = [
   ['tweezers', /tweezer|scissor|clipper|\bfile|nipper|knife|tool|spatula|buffer/],
   ['polish', /polish|lacquer|lak|nail|base coat|top coat|cuticle|gel color/],
-  ['lipstick', /lip(stick| |$)|gloss|balm|rouge/],
+  ['lipstick', /lip(stick| |$)|gloss|balm/],
   ['brush', /brush|mascara|liner|pencil|marker|pen\b/],
   ['comb', /comb|hair (clip|band)/],
   ['compact', /powder|bronzer|blush|shadow|highlight|contour|foundation|palette|concealer/],
@@ -185,6 +190,7 @@ const WORDS = [
   ['pump', /soap|lotion|wash|shampoo|conditioner|sanit|gel|foam/],
   ['tube', /tooth|tube|hand |foot|sun|primer|paste|serum/],
   ['bottle', /oil|water|toner|spray|perfume|cologne|drink|juice|milk|beer|wine|sauce|cleanser|remover|tonic|bottle/],
+  ['glove', /glove|mitten/],
   ['bag', /bag|purse|wallet|backpack|suitcase|accessor/],
   ['shoe', /shoe|boot|sneaker|sandal|slipper/],
   ['shirt', /shirt|dress|jacket|coat|sweater|jean|trouser|skirt|sock|apparel|wear|cloth/],

@@ -9,6 +9,7 @@ const state = {
   session: [], // [{product_id, event_type}], newest last
   cart: new Map(), // product id -> product
   looked: [], // products, newest first
+  bought: [], // the same
   product: null, // that is being looked at, with the list it stood in
   calls: 0,
   round: 0
@@ -25,7 +26,7 @@ function curlLine(method, path, body) {
 
 function showCall(method, path, body, answer) {
   state.calls += 1
-  byId('asked').textContent = `${count(state.calls, 'call')}, the last one in ${number(answer.ms, 1)} ms`
+  byId('asked').textContent = `${number(state.calls)}, the last in ${number(answer.ms, 1)} ms`
   const text = JSON.stringify(answer.body, null, 1) ?? ''
   const shown = text.length > 6000 ? `${text.slice(0, 6000)}\n... ${number(text.length - 6000)} characters more` : text
   const verdict = make('span', {class: answer.status < 400 ? 'ok' : 'no'}, `${answer.status}`)
@@ -88,16 +89,20 @@ function eventOf(type, product) {
   }
 }
 
+const first = (product, others) => [product, ...others.filter(other => other.product_id !== product.product_id)]
+
 function remember(type, product) {
   state.session = state.session.filter(entry => entry.product_id !== product.product_id)
   if (type !== 'remove_from_cart') state.session.push({product_id: product.product_id, event_type: type})
   if (type === 'cart') state.cart.set(product.product_id, product)
   else if (type !== 'view') state.cart.delete(product.product_id)
-  if (type === 'view') state.looked = [product, ...state.looked.filter(p => p.product_id !== product.product_id)]
+  if (type === 'view') state.looked = first(product, state.looked)
+  if (type === 'purchase') state.bought = first(product, state.bought)
 }
 
 /** Send events of one type, then ask for every shelf again. */
 async function act(type, products) {
+  const place = placeOf(document.activeElement)
   try {
     await call('POST', '/v1/events', {events: products.map(product => eventOf(type, product))})
     for (const product of products) remember(type, product)
@@ -106,8 +111,10 @@ async function act(type, products) {
   } catch (error) {
     complain(error)
   }
+  showMe()
   showCart()
   await refresh()
+  refocus(place)
 }
 
 async function look(product) {
@@ -360,8 +367,7 @@ async function fill(shelf, round) {
 }
 
 async function refresh() {
-  const round = (state.round += 1),
-    focused = document.activeElement?.getAttribute('aria-label')
+  const round = (state.round += 1)
   try {
     await Promise.all(SHELVES.map(shelf => fill(shelf, round)))
   } catch (error) {
@@ -369,13 +375,19 @@ async function refresh() {
   }
   if (round !== state.round) return
   if (state.product) byId('product').querySelector('.do')?.replaceWith(buttons(state.product, true))
-  if (focused && document.activeElement === document.body) refocus(focused)
 }
 
-/** A shelf that is drawn anew takes the keyboard's place away: give it back, or go to the shelves. */
-function refocus(label) {
-  const same = Array.from(document.querySelectorAll('[aria-label]')).find(e => e.getAttribute('aria-label') === label)
-  ;(same ?? byId('shelves')).focus({preventScroll: true})
+/** A button that is drawn anew takes the keyboard's place away: give it back, to the product or to its shelf. */
+function placeOf(element) {
+  const label = element?.getAttribute('aria-label') ?? ''
+  return {section: element?.closest('section')?.id, name: label.split(': ')[1] ?? label, hadFocus: Boolean(label)}
+}
+
+function refocus({section, name, hadFocus}) {
+  if (!hadFocus || document.activeElement !== document.body) return
+  const buttons = Array.from((byId(section) ?? byId('shelves')).querySelectorAll('button'))
+  const same = buttons.find(button => button.getAttribute('aria-label')?.endsWith(name))
+  ;(same ?? buttons[0] ?? byId('shelves')).focus({preventScroll: true})
 }
 
 // The product that is looked at
@@ -455,13 +467,13 @@ function toggleCart() {
 // Who you are
 
 function showMe() {
-  const {customer, known, products, bought, recent} = state.customer
+  const {customer, known, products, bought} = state.customer
   const text = known
     ? `The model knows ${count(products, 'product')} of your history; you bought ${number(bought)} of them.`
     : 'The model does not know you: what you click in this visit is all that it goes by.'
-  const drawn = (recent ?? []).map(item =>
-    make('li', {title: nameOf(item)}, picture(item), make('span', {class: 'skip'}, nameOf(item)))
-  )
+  const drawn = state.bought
+    .slice(0, 8)
+    .map(item => make('li', {title: nameOf(item)}, picture(item), make('span', {class: 'skip'}, nameOf(item))))
   byId('me').replaceChildren(
     make(
       'div',
@@ -473,7 +485,7 @@ function showMe() {
       ? make(
           'div',
           {},
-          make('p', {class: 'soft small'}, bought ? 'Bought last' : 'Looked at last'),
+          make('p', {class: 'soft small'}, known && !bought ? 'Last' : 'Bought last'),
           make('ul', {class: 'recent'}, drawn)
         )
       : null
@@ -482,7 +494,14 @@ function showMe() {
 
 /** Become somebody: a known customer as the API describes them, or a new visitor. */
 async function be(customer) {
-  Object.assign(state, {customer, session: [], looked: [], product: null, cart: new Map()})
+  Object.assign(state, {
+    customer,
+    session: [],
+    looked: [],
+    bought: customer.recent ?? [],
+    product: null,
+    cart: new Map()
+  })
   byId('product').hidden = true
   byId('customer').value = ''
   for (const shelf of SHELVES) byId(shelf.id).replaceChildren()
