@@ -539,6 +539,13 @@ def test_serve_starts_monitoring_where_a_port_is_set(project, bundle, tmp_path):
             url = f"http://127.0.0.1:{ports['MONITOR_PORT']}/metrics"
             text = urllib.request.urlopen(url, timeout=30).read().decode()
             assert "gnn_ecommerce_monitor_up 1.0" in text and 'what="spool: records"} 0.0' in text
+            shop, key = f"http://127.0.0.1:{ports['PORT']}", (project / "data/store/monitor-key").read_text().strip()
+            assert f"Open {shop}:" in (tmp_path / "log").read_text()
+            assert "Shop window" in urllib.request.urlopen(shop, timeout=30).read().decode()
+            assert json.load(urllib.request.urlopen(f"{shop}/window/key", timeout=30))["key"] != key
+            asked = urllib.request.Request(f"{shop}/v1/admin/monitor", headers={"Authorization": f"Bearer {key}"})
+            body = json.load(urllib.request.urlopen(asked, timeout=30))
+            assert "gnn_ecommerce_monitor_up 1.0" in body["monitor"] and len(body["bundles"]) == 1
         finally:
             server.send_signal(signal.SIGTERM)
             server.wait(60)
