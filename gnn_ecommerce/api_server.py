@@ -775,7 +775,9 @@ async def window_key(shop: TheShop, request: HttpRequest):
     '/v1/window/customers', summary='Whom one may be', tags=['recommendations'], response_model=list[dict[str, Any]],
     dependencies=[needs('recommend'), OnlyKnown],
 )
-async def window_customers(shop: TheShop, record: TheRecord, prefix: ShortString = '', k: ListLength = 10):
+async def window_customers(
+    shop: TheShop, record: TheRecord, prefix: ShortString = '', k: Annotated[int, Query(ge=1, le=50)] = 10
+):
     "Customers by the beginning of their ids, with what they bought last."
     try:
         customers = (await shop.model.customers(prefix, k, record.request_id)).customers

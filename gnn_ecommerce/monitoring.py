@@ -447,7 +447,7 @@ def _drift_checks(drifted: pd.DataFrame, limits: AlertLimits) -> list[Check]:
 def _backlog_checks(values: pd.Series, limits: AlertLimits) -> list[Check]:
     lag, records = values.get('export: lag', 0)/3600, values.get('spool: records', 0)
     late = f'The export for training lags {lag:.0f} hours behind the store (limit {limits.export_hours:.0f}).'
-    many = f'{records:,.0f} records wait in the spool (limit {limits.spool:,}): is the store down?'
+    many = f'{records:,.0f} records wait in the spool (limit {limits.spool:,.0f}): is the store down?'
     exported = [Check('export_hours', lag, limits.export_hours, late)]*('export: lag' in values)
     return exported+[Check('spool', records, limits.spool, many)]*('spool: records' in values)
 

@@ -259,6 +259,14 @@ def test_monitor_says_what_is_in_the_store(run, tmp_path):
     assert code == 3 and "No list was given out." in out
 
 
+def test_a_limit_of_the_alerts_can_be_set(run, tmp_path):
+    url = store(tmp_path)
+    code, out, _ = run("monitor", "-d", url, "--limit", "p95_ms=0.001")
+    assert code == 3 and "(limit 0 ms)" in out
+    code, _, err = run("monitor", "-d", url, "--limit", "p95=1")
+    assert code == 2 and "one of fallback, empty, p95_ms" in " ".join(err.split()), err
+
+
 def live(project, tmp_path, factor):
     "A store with events of the training, of now, at another price; nothing else of the project is needed."
 

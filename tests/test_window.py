@@ -238,6 +238,7 @@ def test_clicks_are_events_and_the_shelves_follow(page, api, request):
     assert api.env["WINDOW_KEY"] not in page.content()
 
 
+@pytest.mark.parametrize("page", ["light"], indirect=True)
 def test_a_product_that_is_named_like_markup_is_a_name(page):
     page.goto("/#17")
     name = "<script>document.title = 'run'</script>"
@@ -247,6 +248,7 @@ def test_a_product_that_is_named_like_markup_is_a_name(page):
     assert page.title() == "Shop window"
 
 
+@pytest.mark.parametrize("page", ["light"], indirect=True)
 def test_a_new_visitor_sees_what_is_popular_and_then_what_fits(page):
     page.goto("/#somebody-new")
     page.locator("#popular .tile").first.wait_for()
