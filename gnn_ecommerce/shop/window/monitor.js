@@ -340,10 +340,9 @@ function versions({bundles, monitor}) {
     'Models that answer',
     about,
     table(
-      [['Version'], ['Bundle', 'hide'], ['Share', 'n'], ['Age', 'n'], ['Customers', 'n hide'], ['Products', 'n hide']],
+      [['Version'], ['Share', 'n'], ['Age', 'n'], ['Customers', 'n hide'], ['Products', 'n hide']],
       bundles.map(b => [
-        rowHead(b.model_version),
-        cell(b.bundle, false, 'hide'),
+        make('th', {scope: 'row'}, b.model_version, make('span', {class: 'soft small block'}, `bundle ${b.bundle}`)),
         cell(percent(b.share, 0)),
         cell(age(b.created)),
         cell(number(b.n_users), true, 'hide'),
