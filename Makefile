@@ -25,7 +25,7 @@ demo: $(VENV)/.base ## the pipeline on the built-in shop, then its results; SIZE
 	@$(BIN)/python -m gnn_ecommerce.run.pipeline demo $(if $(SIZE),--size '$(SIZE)') $(if $(FROM)$(SHOP),--from '$(or $(FROM),$(SHOP))') $(if $(EVENTS),--events '$(EVENTS)') $(if $(PARAMS),--params '$(PARAMS)') $(ARGS)
 	@$(BIN)/python -m gnn_ecommerce.run.front_page
 
-serve: $(VENV)/.serve ## the shop's servers on 127.0.0.1: API on PORT (8000), model on MODEL_PORT (8001), Prometheus on MONITOR_PORT (if set); builds what is missing, prints what to try
+serve: $(VENV)/.serve ## the shop's servers on 127.0.0.1: API on PORT (8000), model on MODEL_PORT (8001), Prometheus on MONITOR_PORT (any); builds what is missing, prints the page to open and calls to try
 	@$(BIN)/python -m gnn_ecommerce.run.processes $(ARGS)
 
 repro: $(VENV)/.base ## run the stages that are out of date (dvc repro)

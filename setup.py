@@ -24,7 +24,7 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=[cfg["lib_path"], f"{cfg['lib_path']}.*"]),
     include_package_data=True,
-    package_data={cfg["lib_name"]: ["py.typed", "explore/*.js", "explore/*.css", "*/*.html"]},
+    package_data={cfg["lib_name"]: ["py.typed", "explore/*.js", "explore/*.css", "*/*.html", "shop/window/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require=extras,

@@ -6,12 +6,14 @@
 __all__ = ['IdSetting', 'AnyId', 'PathId', 'ShortString', 'Strings', 'ListLength', 'QueryPrice', 'BodyPrice', 'Exclude',
            'ExpiryTime', 'EventTime', 'IdOut', 'State', 'NOT_PERSONAL', 'NO_KEYS', 'TheShop', 'TheRecord', 'OnlyKnown',
            'ERROR_HANDLERS', 'list_routes', 'SESSION_EXAMPLES', 'event_routes', 'EVENT_EXAMPLES', 'admin_routes',
-           'health_routes', 'NOT_READY', 'PROBLEMS', 'WITH_KEY', 'NetworkSettings', 'ApiSettings', 'api_settings',
-           'StrictInput', 'BasketIn', 'SessionIn', 'EventIn', 'EventsIn', 'KeyIn', 'ReasonOut', 'ItemOut', 'ListOut',
-           'EventsOut', 'DeletedOut', 'ProblemOut', 'KeyOut', 'ShopService', 'Answer', 'KeyAuth', 'needs',
-           'problem_answer', 'recommendations', 'explanations', 'similar_products', 'session_request', 'session_list',
-           'take_events', 'forget', 'check_expiry', 'keys', 'create_key', 'revoke', 'status', 'livez', 'readyz', 'docs',
-           'metrics', 'ApiServer', 'create_app', 'connect_shop', 'run_server', 'main']
+           'health_routes', 'NOT_READY', 'PAGE_HEADERS', 'PAGE_TYPES', 'page_routes', 'WINDOW_SCOPES', 'window_routes',
+           'PROBLEMS', 'WITH_KEY', 'NetworkSettings', 'ApiSettings', 'api_settings', 'StrictInput', 'BasketIn',
+           'SessionIn', 'EventIn', 'EventsIn', 'KeyIn', 'ReasonOut', 'ItemOut', 'ListOut', 'EventsOut', 'DeletedOut',
+           'ProblemOut', 'KeyOut', 'ShopService', 'Answer', 'KeyAuth', 'needs', 'problem_answer', 'recommendations',
+           'explanations', 'similar_products', 'session_request', 'session_list', 'take_events', 'forget',
+           'check_expiry', 'keys', 'create_key', 'revoke', 'status', 'all_metrics', 'livez', 'readyz', 'docs',
+           'metrics', 'page_file', 'monitor_page', 'window_page', 'window_key', 'window_customers', 'ApiServer',
+           'create_app', 'connect_shop', 'run_server', 'main']
 
 # %% ../nbs/09_api_server.ipynb #00b3cab0
 import asyncio, contextlib, difflib, functools, logging, math, re, resource, sys, time, uuid
@@ -74,7 +76,10 @@ class NetworkSettings(BaseSettings):
         'data/store/spool', description='folder for events while the database is away; one for each server'
     )
     spool_limit: int = Field(1 << 30, ge=1, description='bytes of it')
+    monitor_url: str = Field('', pattern='^(https?://.*)?$', description='of `gnn-ecommerce monitor --listen`')
     cors_origins: str = Field('', description='origins whose pages may call, separated by commas; empty: none')
+    shop_window: Literal['on', 'off'] = Field('off', description='a shop to click in at /; for trying things out')
+    window_key: str = Field('', repr=False, description='key that the window hands to whoever opens it')
 
 # %% ../nbs/09_api_server.ipynb #09c0a003
 class ApiSettings(NetworkSettings):
@@ -316,6 +321,13 @@ async def state(self: ShopService) -> dict:
         'popular': len(self.fallback.items or self.fallback.products),
     }
 
+# %% ../nbs/09_api_server.ipynb #7ef0bd6b
+@patch
+async def bundles(self: ShopService) -> list[dict]: # as `ServedBundle`
+    "Say which models answer; none if the model server does not."
+    try: return msgspec.to_builtins((await self.model.version()).serving)
+    except (ModelDown, ProblemError): return []
+
 # %% ../nbs/09_api_server.ipynb #10770cee
 @patch
 async def _refresh_loop(self: ShopService):
@@ -448,7 +460,7 @@ class KeyAuth:
 
     async def check(self, key: str|None, scope: str, address: str) -> ApiKey:
         "Find the record of a key that may do this. Raises `HTTPException`."
-        record = await self._find(key) if key else None
+        record = await self.find(key) if key else None
         if record is None: raise self._unknown(address)
         if scope not in record.scopes:
             scopes = ', '.join(record.scopes)
@@ -471,7 +483,8 @@ def _slow_down(seconds: float) -> HTTPException:
 
 # %% ../nbs/09_api_server.ipynb #09c0a021
 @patch
-async def _find(self: KeyAuth, key: str) -> ApiKey|None:
+async def find(self: KeyAuth, key: str) -> ApiKey|None:
+    "Find the record of a valid key."
     record, now = self.recorder.cache.find(key), time.monotonic()
     if record is not None or not self.recorder.up or now-self._looked <= 1:
         return record
@@ -686,6 +699,16 @@ async def revoke(shop: TheShop, key_id: PathId):
 async def status(shop: TheShop):
     return {**await shop.state(), 'recorder': shop.recorder.counts, 'model_calls': shop.model.counts}
 
+@admin_routes.get('/v1/admin/monitor', summary='What Prometheus reads', response_model=dict[str, Any])
+async def all_metrics(shop: TheShop):
+    "Metrics of this server, of the model server and of the monitoring, as text; null: it does not answer."
+    url, read = shop.settings.monitor_url, shop.model.text
+    model, looked, bundles = await asyncio.gather(
+        read('/metrics'), read(f'{url}/metrics', 8.) if url else asyncio.sleep(0), shop.bundles()
+    )
+    api = generate_latest(shop.metrics.registry).decode()
+    return {'api': api, 'model': model, 'monitor': looked, 'bundles': bundles, 'state': await shop.state()}
+
 # %% ../nbs/09_api_server.ipynb #fd812ba8
 health_routes = APIRouter(tags=['health'])
 NOT_READY = {503: {'model': ProblemOut, 'description': 'Not yet, or not any more.'}}
@@ -709,6 +732,58 @@ async def docs():
 
 async def metrics(shop: TheShop):
     return Response(generate_latest(shop.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+# %% ../nbs/09_api_server.ipynb #67c6caa8
+PAGE_HEADERS = {
+    'Content-Security-Policy': "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+                               "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    'X-Content-Type-Options': 'nosniff', 'Referrer-Policy': 'no-referrer', 'Cache-Control': 'no-cache',
+}
+PAGE_TYPES = {'.html': 'text/html', '.css': 'text/css', '.js': 'text/javascript', '.svg': 'image/svg+xml'}
+page_routes = APIRouter(include_in_schema=False)
+
+@page_routes.get('/window/{name}')
+async def page_file(name: str):
+    "Answer with a file of the pages."
+    file = {f.name: f for f in files('gnn_ecommerce.shop').joinpath('window').iterdir()}.get(name)
+    if file is None or Path(name).suffix not in PAGE_TYPES:
+        raise HTTPException(404, expected('page', 'a file of the shop window', 'another'))
+    return Response(file.read_bytes(), media_type=PAGE_TYPES[Path(name).suffix], headers=PAGE_HEADERS)
+
+@page_routes.get('/monitor')
+async def monitor_page(): return await page_file('monitor.html')
+
+# %% ../nbs/09_api_server.ipynb #6b5c8432
+WINDOW_SCOPES = ('events', 'recommend')
+window_routes = APIRouter()
+
+@window_routes.get('/', include_in_schema=False)
+async def window_page(): return await page_file('window.html')
+
+@window_routes.get('/window/key', include_in_schema=False)
+async def window_key(shop: TheShop, request: HttpRequest):
+    "Hand out the window's key."
+    key = shop.settings.window_key
+    record = await request.app.state.auth.find(key)
+    if record is None or set(record.scopes) != set(WINDOW_SCOPES):
+        wanted = f'a valid key with the scopes {" and ".join(WINDOW_SCOPES)} alone'
+        raise HTTPException(503, expected('WINDOW_KEY', wanted, 'another or none'))
+    return JSONResponse({'key': key}, headers={'Cache-Control': 'no-store'})
+
+# %% ../nbs/09_api_server.ipynb #b1e0b305
+@window_routes.get(
+    '/v1/window/customers', summary='Whom one may be', tags=['recommendations'], response_model=list[dict[str, Any]],
+    dependencies=[needs('recommend'), OnlyKnown],
+)
+async def window_customers(
+    shop: TheShop, record: TheRecord, prefix: ShortString = '', k: Annotated[int, Query(ge=1, le=50)] = 10
+):
+    "Customers by the beginning of their ids, with what they bought last."
+    try:
+        customers = (await shop.model.customers(prefix, k, record.request_id)).customers
+    except ModelDown: customers = []
+    deleted = [(await shop.recorder.history(customer.customer)).deleted for customer in customers]
+    return msgspec.to_builtins([customer for customer, gone in zip(customers, deleted) if not gone])
 
 # %% ../nbs/09_api_server.ipynb #09c0a034
 #: what each error means, in openapi.json
@@ -756,7 +831,7 @@ def create_app(
         responses={'default': {'model': ProblemOut, 'description': 'A problem.'}},
     )
     app.state.shop, app.state.auth = shop, KeyAuth(settings, shop.recorder)
-    _add_routes(app, settings.metrics_public)
+    _add_routes(app, settings)
     _add_middleware(app, settings, shop.metrics)
     return app
 
@@ -768,12 +843,13 @@ def connect_shop(settings: ApiSettings) -> ShopService:
     return ShopService(settings, recorder, model)
 
 # %% ../nbs/09_api_server.ipynb #09c0a035
-def _add_routes(app: ApiServer, metrics_public: bool):
-    for router in (list_routes, event_routes, admin_routes, health_routes):
+def _add_routes(app: ApiServer, settings: ApiSettings):
+    window = [window_routes]*(settings.shop_window == 'on')
+    for router in (list_routes, event_routes, admin_routes, *window, page_routes, health_routes):
         app.include_router(router)
     app.add_api_route(
         '/metrics', metrics, summary='Metrics for Prometheus', tags=['health'], response_class=Response,
-        dependencies=[] if metrics_public else [needs('admin')],
+        dependencies=[] if settings.metrics_public else [needs('admin')],
         responses={200: {'content': {'text/plain': {'schema': {'type': 'string'}}}}},
     )
 

@@ -24,15 +24,15 @@ __all__ = ['app', 'Project', 'Json', 'Basket', 'CustomerIds', 'Length', 'ListFor
            'MinPrice', 'MaxPrice', 'ContentWeight', 'LIST_HEAD', 'Customer', 'Products', 'Explained', 'Reasons',
            'Weeks', 'Period', 'experiments_app', 'bundle_app', 'BundleName', 'NewBundle', 'CustomerShare', 'ModelUrl',
            'Offline', 'keys_app', 'events_app', 'Database', 'KEY_HEAD', 'Scopes', 'MONITOR_TABLES', 'Days', 'Window',
-           'LiveBundle', 'LiveProject', 'SpoolFolder', 'Exported', 'Html', 'Listen', 'Every', 'EventsPath',
+           'LiveBundle', 'LiveProject', 'SpoolFolder', 'Exported', 'Html', 'Listen', 'Every', 'Limit', 'EventsPath',
            'OverlayOut', 'Servers', 'Port', 'ModelPort', 'BundleToServe', 'Workers', 'add_group', 'command', 'show',
            'text_table', 'TrainedProject', 'open_project', 'as_ids', 'read_basket', 'list_request', 'list_text',
            'recommend', 'explained_list', 'explanation_text', 'explain', 'backtest_text', 'backtest', 'runs_list',
            'runs_apply', 'bundle_summary', 'summary_text', 'bundle_folder', 'bundle_build', 'bundle_verify',
            'bundle_list', 'difference_text', 'bundle_diff', 'bundle_activate', 'store_address', 'open_store', 'as_time',
-           'public_key', 'keys_create', 'keys_list', 'keys_revoke', 'events_export', 'MonitorOptions', 'reference_of',
-           'live_tables', 'monitor_text', 'live_report', 'serve_metrics', 'monitor', 'doctor', 'start_server', 'serve',
-           'main']
+           'public_key', 'keys_create', 'keys_list', 'keys_revoke', 'events_export', 'MonitorOptions', 'alert_limits',
+           'reference_of', 'live_tables', 'monitor_text', 'live_report', 'serve_metrics', 'monitor', 'doctor',
+           'start_server', 'serve', 'main']
 
 # %% ../nbs/11_cli.ipynb #8e30dffd
 app = typer.Typer(
@@ -668,6 +668,23 @@ class MonitorOptions:
     project: Path|None    # whose bundles are meant, or whose training events
     spool: Path|None
     exported: Path|None
+    limits: tuple[str, ...] = () # 'fallback=0.1'
+
+# %% ../nbs/11_cli.ipynb #d571f589
+def alert_limits(texts: Sequence[str]) -> Any: # `AlertLimits`
+    "Read limits such as 'fallback=0.1'; the others keep their values."
+    from dataclasses import asdict
+    from gnn_ecommerce.monitoring import AlertLimits
+    values = asdict(AlertLimits())
+    for text in texts:
+        name, _, value = text.partition('=')
+        try: number = float(value)
+        except ValueError: number = -1.
+        if name not in values or not number >= 0:
+            what = f'one of {", ".join(values)}, and a number from 0 on'
+            raise typer.BadParameter(expected('--limit', what, repr(text[:60])))
+        values[name] = number
+    return AlertLimits(**values)
 
 # %% ../nbs/11_cli.ipynb #f2bd8228
 def reference_of(options: MonitorOptions) -> Callable[[], Any]: # gives a `Reference`; another one after a swap
@@ -701,8 +718,9 @@ def live_tables(options: MonitorOptions) -> dict: # ready for JSON
     backlog = monitoring.backlog(events, options.spool, options.exported, reference.trained, now)
     rates = monitoring.rates(events, served, timedelta(hours=options.window_hours))
     tables = monitoring.sources(served), rates, monitoring.coverage(served, reference.n_items), drift, backlog
+    findings = monitoring.findings(served, drift, backlog, alert_limits(options.limits))
     return {'from': since.isoformat(), 'to': now.isoformat(), 'lists': len(served), 'events': len(events),
-            'findings': monitoring.findings(served, drift, backlog), **dict(zip(MONITOR_TABLES, map(_records, tables)))}
+            'findings': findings, **dict(zip(MONITOR_TABLES, map(_records, tables)))}
 
 # %% ../nbs/11_cli.ipynb #44a5c8cc
 def monitor_text(live: dict) -> str: # of `live_tables`
@@ -749,7 +767,8 @@ def serve_metrics(options: MonitorOptions, port: int, every: float):
     reference, store, stop = reference_of(options), open_store(options.database), threading.Event()
     reference() # a bundle that is not there is an error now
     monitor = monitoring.Monitor(lambda since: monitoring.read_store(store, since), reference, 24*options.days, every,
-                                 timedelta(hours=options.window_hours), options.spool, options.exported)
+                                 timedelta(hours=options.window_hours), options.spool, options.exported,
+                                 limits=alert_limits(options.limits))
     server, _ = monitoring.listen(monitor, port)
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: stop.set())
@@ -773,13 +792,15 @@ Html = Annotated[Path|None, typer.Option(help='Write the report with plots into 
 Listen = Annotated[int|None, typer.Option(min=0, max=65535, metavar='PORT',
     help='Answer Prometheus at http://127.0.0.1:PORT/metrics until told to stop; 0: a free port.')]
 Every = Annotated[float, typer.Option(min=.1, help='Seconds between two looks at the store, with --listen.')]
+Limit = Annotated[list[str]|None, typer.Option(metavar='NAME=VALUE', help='From which value on somebody should look: '
+    'fallback, empty, p95_ms, psi, export_hours or spool. May be given several times.')]
 
 # %% ../nbs/11_cli.ipynb #820c05fc
 @command(app, 'monitor')
 def monitor(
     database: Database = None, days: Days = 14., window_hours: Window = 24., bundle: LiveBundle = None,
     project: LiveProject = None, spool: SpoolFolder = None, exported: Exported = None, html: Html = None,
-    listen: Listen = None, every: Every = 300., as_json: Json = False,
+    listen: Listen = None, every: Every = 300., limit: Limit = None, as_json: Json = False,
 ):
     """Report on live traffic: sources, clicks, purchases, coverage, drift, backlog.
 
@@ -789,7 +810,7 @@ def monitor(
 
     gnn-ecommerce monitor --bundle active --days 1 --listen 8002
     """
-    options = MonitorOptions(database, days, window_hours, bundle, project, spool, exported)
+    options = MonitorOptions(database, days, window_hours, bundle, project, spool, exported, tuple(limit or ()))
     if listen is not None:
         if html is None and not as_json:
             return serve_metrics(options, listen, every)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import parse_qs, unquote
 
 import numpy as np
@@ -25,9 +25,9 @@ from .core import ArtifactError, GnnEcommerceError, expected, write_json
 from .serving.engine import Engine, Job, Listed, in_share
 from .serving.http_server import HttpServer, Limits, problem_response
 from gnn_ecommerce.serving.protocol import (
-    INTERNAL_ERROR, MAX_K, MAX_REQUESTS, ROUTES, ActivateRequest, ActivateResponse, InferRequest, InferResponse,
-    InferTensor, ModelMetadata, ProblemError, RecommendRequest, Request, ServedBundle, ServerMetadata, SimilarResponse,
-    TensorInfo, VersionResponse, decode, encode, openapi
+    INTERNAL_ERROR, MAX_K, MAX_REQUESTS, ROUTES, ActivateRequest, ActivateResponse, CustomersResponse, InferRequest,
+    InferResponse, InferTensor, ListSource, ModelMetadata, ProblemError, RecommendRequest, Request, ServedBundle,
+    ServerMetadata, SimilarResponse, TensorInfo, VersionResponse, decode, encode, openapi
 )
 
 log = logging.getLogger('gnn_ecommerce.model_server')
@@ -62,7 +62,7 @@ def bundle_info(engine: Engine, share: float) -> ServedBundle:
     return ServedBundle(share=share, metrics=metrics, **{key: manifest[key] for key in keys})
 
 # %% ../nbs/08_model_server.ipynb #22289dbc
-SOURCES = ('model', 'fold_in', 'content', 'popular', 'popular_in_category', 'random')
+SOURCES = get_args(ListSource)
 #: pattern of a path -> its name in the metrics; the first that fits counts
 ROUTE_GROUPS = {re.compile(pattern): group for pattern, group in (
     (r'/recommend', 'recommend'), (r'/products/.*', 'similar'), (r'.*/infer', 'infer'), (r'/admin.*', 'admin'),
@@ -321,14 +321,27 @@ def lists(self: App, state: ServedState, requests, respond, build):
 @patch
 def similar(self: App, request, respond, id):
     "`GET /products/{id}/similar`."
-    engine, k = self.state().active, parse_qs(request.query).get('k', ['10'])[0]
-    if not (k.isascii() and k.isdigit() and 1 <= int(k[:9]) <= MAX_K):
-        raise ProblemError(422, expected('k', f'an integer in 1..{MAX_K}', repr(k[:40])))
+    engine, k = self.state().active, _list_length(request)
     ids = engine.bundle.item_ids
     key = id if ids.is_text else int(id) if re.fullmatch(r'-?[0-9]{1,19}', id) else None
     if ids.find(key) < 0:
         raise ProblemError(404, expected('product', 'one that the model knows', repr(id[:80])))
-    self.batcher.add(Task(lambda: encode(SimilarResponse(key, engine.version, engine.similar(key, int(k)))), respond))
+    self.batcher.add(Task(lambda: encode(SimilarResponse(key, engine.version, engine.similar(key, k))), respond))
+
+def _list_length(request: Any) -> int:
+    "Read `k` of a query. Raises `ProblemError`."
+    k = parse_qs(request.query).get('k', ['10'])[0]
+    if k.isascii() and k.isdigit() and 1 <= int(k[:9]) <= MAX_K: return int(k)
+    raise ProblemError(422, expected('k', f'an integer in 1..{MAX_K}', repr(k[:40])))
+
+# %% ../nbs/08_model_server.ipynb #1f4c43ee
+@patch
+def customers(self: App, request, respond):
+    "`GET /customers`."
+    engine, k, prefix = self.state().active, _list_length(request), parse_qs(request.query).get('prefix', [''])[0]
+    def body():
+        return encode(CustomersResponse(engine.version, engine.known_customers(prefix, k)))
+    self.batcher.add(Task(body, respond))
 
 @patch
 def version(self: App, request, respond):
@@ -484,6 +497,7 @@ def _tensors(body: InferRequest, k: int, lists: list[Listed], engines: list[Engi
 #: (method, path) -> who answers
 ROUTES_OF = {
     ('POST', '/recommend'): App.recommend,
+    ('GET', '/customers'): App.customers,
     ('GET', '/version'): App.version,
     ('POST', '/admin/activate'): App.admin,
     ('GET', '/livez'): App.live,

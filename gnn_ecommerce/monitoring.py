@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SERVED', 'EVENTS', 'CLICKS', 'typed_events', 'typed_served', 'read_store', 'traffic', 'sources',
            'attribute', 'design_effect', 'rates', 'example_traffic', 'coverage', 'training_like', 'drift_bins', 'drift',
-           'Reference', 'backlog', 'AlertLimits', 'findings', 'headline', 'readable', 'Monitor', 'listen',
-           'write_report']
+           'Reference', 'backlog', 'AlertLimits', 'Check', 'checks', 'findings', 'headline', 'readable', 'Monitor',
+           'listen', 'write_report']
 
 # %% ../nbs/10_monitoring.ipynb #7f9f8a1e
 import json, logging, math, threading, time
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -416,32 +416,51 @@ class AlertLimits:
     fallback: float = .05     # share of lists that did not come from the model server
     empty: float = .01        # share of lists without products
     p95_ms: float = 200.      # time of a list
+    psi: float = .25          # drift of a variable, unless chance alone reaches more
     export_hours: float = 48. # lag of the export
     spool: int = 1000         # records in the spool
 
-def _about_lists(served: pd.DataFrame, limits: AlertLimits) -> list[str]:
-    "Sentences about the lists."
-    n = len(served)
-    if not n: return ['No list was given out.']
-    fallback, empty = (served.source == 'fallback').sum()/n, (served.products.map(len) == 0).sum()/n
-    why = 'of the lists are fallbacks: the model server could not be asked'
-    rows = [(fallback, limits.fallback, why), (empty, limits.empty, 'of the lists are empty: filters leave nothing')]
-    texts = [f'{share:.1%} {text} (limit {most:.0%}).' for share, most, text in rows if share > most]
-    p95 = served.seconds.quantile(.95)*1000
-    if p95 > limits.p95_ms:
-        texts.append(f'One list in 20 takes more than {p95:.0f} ms (limit {limits.p95_ms:.0f} ms).')
-    return texts
+class Check(NamedTuple):
+    "A number that is watched."
+    name: str
+    value: float
+    limit: float # beyond which somebody should look
+    text: str    # what to tell them
+
+# %% ../nbs/10_monitoring.ipynb #eb9fdf82
+def _list_checks(served: pd.DataFrame, limits: AlertLimits) -> list[Check]:
+    if not len(served): return []
+    fallback, empty = (served.source == 'fallback').mean(), (served.products.map(len) == 0).mean()
+    p95, share = served.seconds.quantile(.95)*1000, '{:.1%} of the lists are {} (limit {:.0%}).'.format
+    slow = f'One list in 20 takes more than {p95:.0f} ms (limit {limits.p95_ms:.0f} ms).'
+    why = 'fallbacks: the model server could not be asked', 'empty: filters leave nothing'
+    return [Check('fallback', fallback, limits.fallback, share(fallback, why[0], limits.fallback)),
+            Check('empty', empty, limits.empty, share(empty, why[1], limits.empty)),
+            Check('p95_ms', p95, limits.p95_ms, slow)]
 
 # %% ../nbs/10_monitoring.ipynb #mo000016
-def _about_backlog(values: pd.Series, limits: AlertLimits) -> list[str]:
-    "Sentences about what has not arrived."
-    texts, lag, records = [], values.get('export: lag', 0), values.get('spool: records', 0)
-    if lag > limits.export_hours*3600:
-        limit = f'(limit {limits.export_hours:.0f})'
-        texts.append(f'The export for training lags {lag/3600:.0f} hours behind the store {limit}.')
-    if records > limits.spool:
-        texts.append(f'{records:,.0f} records wait in the spool (limit {limits.spool:,}): is the store down?')
-    return texts
+def _drift_checks(drifted: pd.DataFrame, limits: AlertLimits) -> list[Check]:
+    text = '{} of the events has drifted from the training: PSI {:.2f} ({}).'.format
+    return [Check(f'psi_{name}', row.psi, max(limits.psi, row.chance), text(name, row.psi, row.most))
+            for name, row in drifted.iterrows()]
+
+def _backlog_checks(values: pd.Series, limits: AlertLimits) -> list[Check]:
+    lag, records = values.get('export: lag', 0)/3600, values.get('spool: records', 0)
+    late = f'The export for training lags {lag:.0f} hours behind the store (limit {limits.export_hours:.0f}).'
+    many = f'{records:,.0f} records wait in the spool (limit {limits.spool:,.0f}): is the store down?'
+    exported = [Check('export_hours', lag, limits.export_hours, late)]*('export: lag' in values)
+    return exported+[Check('spool', records, limits.spool, many)]*('spool: records' in values)
+
+# %% ../nbs/10_monitoring.ipynb #11813d6e
+def checks(
+    served: pd.DataFrame,   # from `read_store`
+    drifted: pd.DataFrame|None = None, # from `drift`
+    waiting: pd.DataFrame|None = None, # from `backlog`
+    limits: AlertLimits = AlertLimits(),
+) -> list[Check]:
+    "List the numbers that are watched, with their limits."
+    drift = _drift_checks(drifted, limits) if drifted is not None else []
+    return _list_checks(served, limits)+drift+(_backlog_checks(waiting.value, limits) if waiting is not None else [])
 
 def findings(
     served: pd.DataFrame,   # from `read_store`
@@ -450,11 +469,8 @@ def findings(
     limits: AlertLimits = AlertLimits(),
 ) -> list[str]: # sentences; empty: all is well
     "Say what is not as it should be."
-    texts = _about_lists(served, limits)
-    for name, row in (drifted.iterrows() if drifted is not None else ()):
-        if row.level != 'drift': continue
-        texts.append(f'{name} of the events has drifted from the training: PSI {row.psi:.2f} ({row.most}).')
-    return texts if waiting is None else texts+_about_backlog(waiting.value, limits)
+    texts = [check.text for check in checks(served, drifted, waiting, limits) if check.value > check.limit]
+    return texts if len(served) else ['No list was given out.', *texts]
 
 # %% ../nbs/10_monitoring.ipynb #55b592d0
 def headline(problems: list[str]) -> str: # problems: from `findings`
@@ -482,6 +498,7 @@ class Monitor:
     spool: str|Path|None = None   # folder of the API server's spool
     exported: str|Path|None = None # Parquet file of the last export for training
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    limits: AlertLimits = AlertLimits()
 
     def __post_init__(self):
         self._lock, self._looked, self._series, self._up = threading.Lock(), -math.inf, {}, 0
@@ -500,11 +517,11 @@ class Monitor:
         self._series = series | {'look_seconds': ('time of the last look', [], [((), time.perf_counter()-start)])}
 
 # %% ../nbs/10_monitoring.ipynb #232f499b
-def _rate_series(table: pd.DataFrame) -> dict: # of `rates`
-    "Click and purchase rates with their bounds, by model version."
-    bounds, labels = (('', 'rate'), ('low', 'low'), ('high', 'high')), ['model_version', 'bound']
+def _rate_series(table: pd.DataFrame, suffix: str = '') -> dict: # of `rates`
+    "Click and purchase rates with their bounds, by what the table is by."
+    bounds, labels = (('', 'rate'), ('low', 'low'), ('high', 'high')), [table.index.name, 'bound']
     return {
-        f'{name}_rate': (f'share of lists that were followed by a {name}', labels,
+        f'{name}_rate{suffix}': (f'share of lists that were followed by a {name}', labels,
                          [((v, bound), row[f'{name}_{c}']) for v, row in table.iterrows() for bound, c in bounds])
         for name in ('click', 'purchase')
     }
@@ -516,12 +533,22 @@ def _coverage_series(table: pd.DataFrame) -> dict: # of `coverage`
     ratio = {'coverage_ratio': (text, ['model_version'], series['coverage'])} if table.coverage.notna().any() else {}
     return {'products': ('different products recommended', ['model_version'], series['products'])} | ratio
 
+# %% ../nbs/10_monitoring.ipynb #8592dbc8
 def _drift_series(table: pd.DataFrame) -> dict: # of `drift`
     "Drift of each variable."
     text = 'population stability index of live events against the training'
+    chance = 'PSI that so few events reach by chance in one of a hundred cases'
     return {'psi': (text, ['variable'], [((v,), x) for v, x in table.psi.items()]),
+            'psi_chance': (chance, ['variable'], [((v,), x) for v, x in table.chance.items()]),
             'drift': ('1 if the variable has drifted', ['variable'],
                       [((v,), level == 'drift') for v, level in table.level.items()])}
+
+def _alert_series(watched: list[Check], waiting: pd.DataFrame) -> dict: # waiting: of `backlog`
+    "What is watched, with its limits, and what waits."
+    rows = [((what, row.unit), row.value) for what, row in waiting.iterrows()]
+    return {'alert_value': ('number that is watched', ['alert'], [((c.name,), c.value) for c in watched]),
+            'alert_limit': ('limit of it', ['alert'], [((c.name,), c.limit) for c in watched]),
+            'backlog': ('what has not arrived yet, in the unit that it names', ['what', 'unit'], rows)}
 
 # %% ../nbs/10_monitoring.ipynb #mo000018
 @patch
@@ -535,12 +562,13 @@ def series(self: Monitor) -> dict[str, tuple[str, list[str], list]]: # name: hel
     series = {'events': ('events by type', ['event_type'], types),
               'lists': ('lists given out', ['source', 'model_version'], list(lists.items()))}
     series |= _rate_series(rates(events, served, self.window))
+    series |= _rate_series(rates(events, served, self.window, 'source'), '_by_source')
     series |= _coverage_series(coverage(served, reference.n_items))
-    if reference.profile is not None and len(live):
-        series |= _drift_series(drift(reference.profile, live))
+    known = reference.profile is not None and len(live)
+    drifted = drift(reference.profile, live) if known else None
+    if drifted is not None: series |= _drift_series(drifted)
     waiting = backlog(events, self.spool, self.exported, reference.trained, self.now())
-    rows = [((what, row.unit), row.value) for what, row in waiting.iterrows()]
-    return series | {'backlog': ('what has not arrived yet, in the unit that it names', ['what', 'unit'], rows)}
+    return series | _alert_series(checks(served, drifted, waiting, self.limits), waiting)
 
 # %% ../nbs/10_monitoring.ipynb #mo000020
 @patch

@@ -33,9 +33,19 @@ CATALOGUE = {p: ("lips.gloss" if p % 2 else "nails", "brand%d" % (p % 5), float(
 
 def item(p, n):
     category, brand, price = CATALOGUE[p]
-    return Item(p, n, 1 / n, "product %d" % p, brand, category, price)
+    name = "<script>document.title = 'run'</script>" if p == 19 else "product %d" % p
+    return Item(p, n, 1 / n, name, brand, category, price)
 
 def items(ranked): return [item(p, n) for n, p in enumerate(ranked, 1)]
+
+def explained(items, product, event_type):
+    for i in items:
+        own = ReasonItem("product", i.score + .25, product, "product %d" % product, event_type)
+        i.reasons = [own, ReasonItem("self", -.25)]
+        i.sentence = "Because of product %d." % product
+    return items
+
+def customer(c): return KnownCustomer(c, 3, 2, items([c % N + 1, (c + 1) % N + 1]))
 
 def result(r):
     basket = [b if isinstance(b, int | str) else b.product_id for b in r.basket]
@@ -45,7 +55,10 @@ def result(r):
     hidden = r.hide if r.purpose in ("auto", "discover") else []
     out = set(r.exclude_products) | set(hidden) | (set(basket) if r.exclude != "none" else set())
     ranked = [p for p in ((start + i) % N + 1 for i in range(N)) if p not in out and p in CATALOGUE]
-    return Result(r.customer, "model" if known else "fold_in" if basket else "popular", "test-1", items(ranked[:r.k]))
+    listed = items(ranked[:r.k])
+    if r.explain and (known or basket):
+        listed = explained(listed, *((basket[-1], "view") if basket else (r.customer % N + 1, "purchase")))
+    return Result(r.customer, "model" if known else "fold_in" if basket else "popular", "test-1", listed)
 
 async def answer(path, query, body):
     if path == "/control": state.update(json.loads(body)); return 200, b"{}"
@@ -60,6 +73,10 @@ async def answer(path, query, body):
         name, k = path.split("/")[2], int(query.split("k=")[1])
         if not name.isdigit() or int(name) not in CATALOGUE: raise ProblemError(404, "no such product")
         return 200, encode(SimilarResponse(int(name), "test-1", items([p for p in CATALOGUE if p != int(name)][:k])))
+    if path == "/customers":
+        prefix = query.partition("prefix=")[2].partition("&")[0]
+        found = [customer(c) for c in range(1, 1001) if str(c).startswith(prefix)][:10]
+        return 200, encode(CustomersResponse("test-1", found))
     raise ProblemError(404, path)
 
 async def app(scope, receive, send):

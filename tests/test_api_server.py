@@ -240,6 +240,7 @@ CALLS = {
     ("POST", "/v1/admin/keys"): "admin",
     ("DELETE", "/v1/admin/keys/x"): "admin",
     ("GET", "/v1/admin/status"): "admin",
+    ("GET", "/v1/admin/monitor"): "admin",
 }
 BODIES = {
     SESSION: {},

@@ -259,6 +259,14 @@ def test_monitor_says_what_is_in_the_store(run, tmp_path):
     assert code == 3 and "No list was given out." in out
 
 
+def test_a_limit_of_the_alerts_can_be_set(run, tmp_path):
+    url = store(tmp_path)
+    code, out, _ = run("monitor", "-d", url, "--limit", "p95_ms=0.001")
+    assert code == 3 and "(limit 0 ms)" in out
+    code, _, err = run("monitor", "-d", url, "--limit", "p95=1")
+    assert code == 2 and "one of fallback, empty, p95_ms" in " ".join(err.split()), err
+
+
 def live(project, tmp_path, factor):
     "A store with events of the training, of now, at another price; nothing else of the project is needed."
 
@@ -539,6 +547,13 @@ def test_serve_starts_monitoring_where_a_port_is_set(project, bundle, tmp_path):
             url = f"http://127.0.0.1:{ports['MONITOR_PORT']}/metrics"
             text = urllib.request.urlopen(url, timeout=30).read().decode()
             assert "gnn_ecommerce_monitor_up 1.0" in text and 'what="spool: records"} 0.0' in text
+            shop, key = f"http://127.0.0.1:{ports['PORT']}", (project / "data/store/monitor-key").read_text().strip()
+            assert f"Open {shop}:" in (tmp_path / "log").read_text()
+            assert "Shop window" in urllib.request.urlopen(shop, timeout=30).read().decode()
+            assert json.load(urllib.request.urlopen(f"{shop}/window/key", timeout=30))["key"] != key
+            asked = urllib.request.Request(f"{shop}/v1/admin/monitor", headers={"Authorization": f"Bearer {key}"})
+            body = json.load(urllib.request.urlopen(asked, timeout=30))
+            assert "gnn_ecommerce_monitor_up 1.0" in body["monitor"] and len(body["bundles"]) == 1
         finally:
             server.send_signal(signal.SIGTERM)
             server.wait(60)

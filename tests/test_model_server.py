@@ -261,9 +261,19 @@ def test_tensors_hold_the_same_lists(server):
 PATHS = "/livez /readyz /version /v2 /v2/health/ready /v2/models/recommender /v2/models/recommender/ready".split()
 
 
-@pytest.mark.parametrize("path", [*PATHS, "/products/5/similar?k=3", "/openapi.json"])
+@pytest.mark.parametrize("path", [*PATHS, "/products/5/similar?k=3", "/customers?k=3", "/openapi.json"])
 def test_what_can_be_read(server, path):
     assert server.status("GET", path) == 200
+
+
+def test_customers_are_found_by_the_beginning_of_their_ids(server):
+    found = server.ask("GET", "/customers?prefix=4&k=3")[1]["customers"]
+    assert [str(customer["customer"])[0] for customer in found] == ["4"] * 3
+    assert server.status("GET", "/customers?k=0") == 422
+
+
+def test_a_list_of_what_is_bought_again_is_an_answer_too(server):
+    assert server.recommend({"customer": 4, "k": 3, "purpose": "buy_again"})["results"][0]["source"] == "buy_again"
 
 
 def counter(server, name):

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['open_local', 'HELP', 'Program', 'ProcessRunner', 'demo_key', 'curl_lines', 'programs', 'some_customer',
-           'calls_to_try', 'env_port', 'check_ports', 'serve_shop', 'main']
+           'calls_to_try', 'pages_to_open', 'env_port', 'check_ports', 'free_port', 'demo_settings', 'with_keys',
+           'serve_shop', 'main']
 
 # %% ../../nbs/run/03_processes.ipynb #7b8dff42
 import argparse, ctypes, json, os, signal, socket, subprocess, sys, time, urllib.error, urllib.request, uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from fastcore.basics import patch
 from gnn_ecommerce.core import (
     ArtifactError, GnnEcommerceError, ProjectPaths, SettingsError, expected, project_root
 )
-from ..api_server import ApiSettings, api_settings
+from ..api_server import WINDOW_SCOPES, ApiSettings, api_settings
 from ..shop.spool import Spool
 from ..shop.stores import SCOPES, Store, check_key
 
@@ -136,12 +137,13 @@ def end(self: ProcessRunner):
 def demo_key(
     store: Store,
     path: str|Path, # file that keeps it
+    scopes: Iterable[str] = tuple(scope for scope in SCOPES if scope != 'admin'),
 ) -> str:
-    "Return a key for trying things out, with all scopes but `admin`; the same at each start."
+    "Return a key for trying things out; the same at each start."
     path = Path(path)
     key = path.read_text().strip() if path.is_file() else ''
     if check_key(key, store.keys()): return key
-    key, _ = store.create_key('demo', [s for s in SCOPES if s != 'admin'])
+    key, _ = store.create_key(path.name, scopes)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY|os.O_CREAT|os.O_EXCL, 0o600), 'w') as f:
@@ -172,7 +174,7 @@ def programs(
     paths: ProjectPaths,
     settings: ApiSettings,
     model_port: int,
-    monitor_port: int|None = None, # port for Prometheus, with the metrics of the last day; None: no monitoring
+    monitor_port: int, # for the page /monitor and Prometheus, with the metrics of the last day
 ) -> list[Program]:
     "List the servers of a shop."
     logs, root = paths.root/'data'/'store', str(paths.root)
@@ -181,12 +183,12 @@ def programs(
         command = [sys.executable, '-m', f'gnn_ecommerce.{module}', *args]
         log = logs/f'{name.replace(" ", "_").replace("API", "api")}.log'
         return Program(name, command, env, f'http://127.0.0.1:{port}/{page}', cwd=root, log=log)
-    api = {'MODEL_URL': settings.model_url, 'PORT': str(settings.port)}
+    names = 'model_url', 'model_timeout', 'port', 'monitor_url', 'shop_window', 'window_key'
+    api = {name.upper(): str(getattr(settings, name)) for name in names}
     servers = [program('model server', 'model_server', ['--port', str(model_port)], {}, model_port),
                program('API server', 'api_server', [], api, settings.port)]
-    if monitor_port is None: return servers
     look = ['monitor', '--bundle', 'active', '--days', '1', '--spool', settings.spool, '--project', root,
-            '--listen', str(monitor_port)]
+            '--listen', str(monitor_port), '--every', '15']
     database = {'DATABASE_URL': settings.database_url}
     return [*servers, program('monitoring', 'cli', look, database, monitor_port, 'metrics')]
 
@@ -208,12 +210,18 @@ def calls_to_try(paths: ProjectPaths, settings: ApiSettings, key: str) -> str:
         products = [item['product_id'] for item in json.load(response)['items']]
     return (f'The shop answers at {url}. In another terminal:\n\nKEY={key}\n{curl_lines(url, customer, products)}\n\n'
             'What is away, what waits (scope admin): gnn-ecommerce keys create me --scope admin; GET /v1/admin/status\n'
-            'Ctrl+C stops it. Logs: data/store/*.log')
+            f'Ctrl+C stops it. Logs: data/store/*.log\n\n{pages_to_open(url, settings.shop_window)}')
+
+# %% ../../nbs/run/03_processes.ipynb #83fe3bd0
+def pages_to_open(url: str, shop_window: str) -> str:
+    "Name the pages."
+    shop = f'Open {url}: click as a customer, and see the lists change.\n'*(shop_window == 'on')
+    return f'{shop}How it is doing: {url}/monitor, key in data/store/monitor-key.'
 
 # %% ../../nbs/run/03_processes.ipynb #7136ed63
 HELP = """Model server and API server of this project, started again when one dies, until Ctrl+C. Without a bundle the
-pipeline runs first. Settings are environment variables: PORT (8000), MODEL_PORT (8001), MONITOR_PORT (none: no metrics
-for Prometheus), DATABASE_URL, MODEL_URL, API_HOST and the others of notebook 09_api_server."""
+pipeline runs first. Settings are environment variables: PORT (8000), MODEL_PORT (8001), MONITOR_PORT (a free one),
+SHOP_WINDOW (on), DATABASE_URL, MODEL_URL, API_HOST and the others of notebook 09_api_server."""
 
 def env_port(
     name: str,                # of the environment variable
@@ -252,6 +260,26 @@ def check_ports(
                 fix = f'end it, or set another {name}'
                 raise ArtifactError(expected(name, 'a free port', f'{port} used by {_holder(port)}', fix)) from None
 
+# %% ../../nbs/run/03_processes.ipynb #10ffb7ad
+def free_port() -> int:
+    "Find a port that nobody has."
+    with socket.create_server(('127.0.0.1', 0)) as probe:
+        return probe.getsockname()[1]
+
+def demo_settings(model_port: int, monitor_port: int) -> ApiSettings:
+    "Read the settings of the environment; what it leaves open is set for a demo. Raises `SettingsError`."
+    url, local = 'http://127.0.0.1', os.environ.get('API_HOST', '127.0.0.1') in ('127.0.0.1', 'localhost', '::1')
+    demo = {'model_url': f'{url}:{model_port}', 'monitor_url': f'{url}:{monitor_port}', 'model_timeout': 2.,
+            'shop_window': 'on' if local else 'off'}
+    return api_settings(**{name: value for name, value in demo.items() if not os.environ.get(name.upper())})
+
+def with_keys(settings: ApiSettings, folder: Path) -> tuple[ApiSettings, str]: # with the window's key; for own calls
+    "Make the keys of a demo, or read them."
+    store = Store(settings.database_url)
+    demo_key(store, folder/'monitor-key', ['admin'])
+    window = demo_key(store, folder/'window-key', WINDOW_SCOPES) if settings.shop_window == 'on' else ''
+    return settings.model_copy(update={'window_key': window}), demo_key(store, folder/'demo-key')
+
 # %% ../../nbs/run/03_processes.ipynb #pr000013
 def _build_bundle(paths: ProjectPaths):
     "Run the pipeline unless there is a bundle."
@@ -262,12 +290,12 @@ def _build_bundle(paths: ProjectPaths):
 
 def serve_shop(paths: ProjectPaths):
     "Run the servers until a signal ends them. Raises `GnnEcommerceError`."
-    model_port, monitor_port = env_port('MODEL_PORT', 8001), env_port('MONITOR_PORT')
-    settings = api_settings(**({} if 'MODEL_URL' in os.environ else {'model_url': f'http://127.0.0.1:{model_port}'}))
+    model_port, monitor_port = env_port('MODEL_PORT', 8001), env_port('MONITOR_PORT') or free_port()
+    settings = demo_settings(model_port, monitor_port)
     check_ports({'PORT': settings.port, 'MODEL_PORT': model_port, 'MONITOR_PORT': monitor_port})
     Spool(settings.spool).close() # raises if another process has it
     _build_bundle(paths)
-    key = demo_key(Store(settings.database_url), paths.root/'data'/'store'/'demo-key')
+    settings, key = with_keys(settings, paths.root/'data'/'store')
     say = lambda text: print(text, flush=True)
     runner = ProcessRunner(programs(paths, settings, model_port, monitor_port), say)
     for name in (signal.SIGINT, signal.SIGTERM):
@@ -275,7 +303,7 @@ def serve_shop(paths: ProjectPaths):
     try:
         runner.start()
         if not runner.stopping: say(calls_to_try(paths, settings, key))
-        if monitor_port and not runner.stopping:
+        if os.environ.get('MONITOR_PORT') and not runner.stopping:
             say(f'Metrics for Prometheus, and how the last day went: http://127.0.0.1:{monitor_port}/metrics')
         runner.run()
     finally: runner.end()

@@ -8,6 +8,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ from ..models.fold_in import Customers, EdgeRule, Scorer, ScoreShares, basket_hi
 from ..ranking.recommender import Popular
 from ..ranking.topk import TopK, clean_mask
 from gnn_ecommerce.serving.protocol import (
-    MAX_K, BasketItem, Filters, Item, ProblemError, ReasonItem, Request, Result, encode
+    MAX_K, BasketItem, Filters, Item, KnownCustomer, ProblemError, ReasonItem, Request, Result, encode
 )
 
 # %% auto #0
@@ -568,6 +569,30 @@ def in_share(
     data = str(customer).encode('utf8', 'surrogatepass')
     digest = hashlib.blake2b(data, digest_size=8, person=b'canary').digest()
     return int.from_bytes(digest, 'little') < share*2**64
+
+# %% ../../nbs/serving/02_engine.ipynb #e0a4c4c6
+@patch
+def known_customers(self: Engine,
+    prefix: str, # beginning of the id; '': customers who bought a dozen products or more, or else the most
+    k: int,      # how many
+) -> list[KnownCustomer]:
+    "Describe customers whom the model knows."
+    ids, history = self.parts.user_ids, self.scorer.history
+    if prefix:
+        users = islice((user for user in range(len(ids)) if str(ids.id(user)).startswith(prefix)), k)
+    else:
+        bought = np.diff(np.concatenate([[0], np.cumsum(history.bought)])[history.indptr])
+        users = np.argsort(-np.minimum(bought, 12), kind='stable')[:k]
+    return [self._known_customer(int(user)) for user in users]
+
+@patch
+def _known_customer(self: Engine, user: int, most: int = 8) -> KnownCustomer:
+    history, ids = self.scorer.history.rows(np.array([user])), self.parts.item_ids
+    age = np.zeros(len(history.items)) if history.age is None else history.age
+    newest = np.lexsort((age, ~history.bought))[:min(most, int(history.bought.sum()) or most)].tolist()
+    items = [int(history.items[place]) for place in newest]
+    recent = [Item(ids.id(item), n, None, **self.catalogue.describe(item)) for n, item in enumerate(items, 1)]
+    return KnownCustomer(self.parts.user_ids.id(user), len(history.items), int(history.bought.sum()), recent)
 
 # %% ../../nbs/serving/02_engine.ipynb #58361de3
 def project_parts(

@@ -6,9 +6,10 @@
 __all__ = ['MAX_K', 'MAX_BASKET', 'MAX_PRODUCTS', 'MAX_REQUESTS', 'MAX_VALUES', 'MAX_BODY', 'MAX_ANSWER', 'Id', 'Text',
            'K', 'Price', 'Share', 'EventType', 'Purpose', 'ListSource', 'PROBLEM', 'INTERNAL_ERROR', 'TITLES', 'ROUTES',
            'BasketItem', 'Filters', 'Request', 'RecommendRequest', 'ReasonItem', 'Item', 'Result', 'RecommendResponse',
-           'SimilarResponse', 'ServedBundle', 'VersionResponse', 'ActivateRequest', 'ActivateResponse', 'InferTensor',
-           'InferOutput', 'InferRequest', 'InferResponse', 'TensorInfo', 'ModelMetadata', 'ServerMetadata', 'problem',
-           'ProblemError', 'Problem', 'decode', 'encode', 'openapi']
+           'SimilarResponse', 'KnownCustomer', 'CustomersResponse', 'ServedBundle', 'VersionResponse',
+           'ActivateRequest', 'ActivateResponse', 'InferTensor', 'InferOutput', 'InferRequest', 'InferResponse',
+           'TensorInfo', 'ModelMetadata', 'ServerMetadata', 'problem', 'ProblemError', 'Problem', 'decode', 'encode',
+           'openapi']
 
 # %% ../../nbs/serving/01_protocol.ipynb #bd89b603
 from typing import Annotated, Any, Literal
@@ -124,6 +125,19 @@ class SimilarResponse(Struct):
     product_id: Id
     model_version: str
     items: list[Item]
+
+# %% ../../nbs/serving/01_protocol.ipynb #2d401dd3
+class KnownCustomer(Struct):
+    "A customer whom the model knows."
+    customer: Id
+    products: int      # in their history
+    bought: int        # of these
+    recent: list[Item] # bought last; looked at last, if they bought nothing
+
+class CustomersResponse(Struct):
+    "Answer of `GET /customers`."
+    model_version: str
+    customers: list[KnownCustomer]
 
 # %% ../../nbs/serving/01_protocol.ipynb #c08eda5b
 class ServedBundle(Struct):
@@ -289,6 +303,7 @@ def encode(value: Any) -> bytes:
 ROUTES = {
     ('post', '/recommend'): ('Lists for customers and baskets.', RecommendRequest, RecommendResponse),
     ('get', '/products/{id}/similar'): ('Products close to one.', None, SimilarResponse),
+    ('get', '/customers'): ('Customers whom the model knows, by the beginning of their ids.', None, CustomersResponse),
     ('get', '/version'): ('What is being served.', None, VersionResponse),
     ('post', '/admin/activate'): ('Put another bundle in place.', ActivateRequest, ActivateResponse),
     ('get', '/livez'): ('Is the process there?', None, None),
@@ -308,11 +323,13 @@ def _content(cls: type|None, media_type: str = 'application/json') -> dict:
     return {'content': {media_type: {'schema': {'$ref': f'#/components/schemas/{cls.__name__}'}}}} if cls else {}
 
 def _parameters(path: str) -> list[dict]:
-    "The names in a path, and the length of a list of similar products."
+    "The names in a path, and those in a query."
     names = [part[1:-1] for part in path.split('/') if part.startswith('{')]
     named = [{'name': name, 'in': 'path', 'required': True, 'schema': {'type': 'string'}} for name in names]
-    k = {'type': 'integer', 'minimum': 1, 'maximum': MAX_K, 'default': 10}
-    return named + [{'name': 'k', 'in': 'query', 'schema': k}]*path.endswith('similar')
+    query = {'prefix': {'type': 'string', 'default': ''}} if path == '/customers' else {}
+    if path.endswith(('similar', 'customers')):
+        query['k'] = {'type': 'integer', 'minimum': 1, 'maximum': MAX_K, 'default': 10}
+    return named+[{'name': name, 'in': 'query', 'schema': schema} for name, schema in query.items()]
 
 def _operation(path: str, summary: str, body: type|None, answer: type|None) -> dict:
     "What OpenAPI says of one route."

@@ -18,8 +18,8 @@ from fastcore.basics import patch
 
 from ..core import GnnEcommerceError, expected
 from gnn_ecommerce.serving.protocol import (
-    PROBLEM, Item, Problem, ProblemError, RecommendRequest, RecommendResponse, Request, SimilarResponse,
-    VersionResponse, encode, problem,
+    PROBLEM, CustomersResponse, Item, Problem, ProblemError, RecommendRequest, RecommendResponse, Request,
+    SimilarResponse, VersionResponse, encode, problem,
 )
 
 # %% ../../nbs/shop/04_model_client.ipynb #b8f81049
@@ -151,9 +151,17 @@ async def is_up(self: ModelClient,
     timeout: float = .25, # seconds
 ) -> bool:
     "Say whether the model server answers now."
-    try: answer = await self.http.get('/livez', timeout=timeout)
-    except NO_ANSWER: return False
-    return answer.status_code == 200
+    return await self.text('/livez', timeout) is not None
+
+@patch
+async def text(self: ModelClient,
+    address: str,        # path on the model server, or an address elsewhere
+    timeout: float = .5, # seconds
+) -> str|None: # None: no answer
+    "Read a text, such as metrics; outside the circuit breaker."
+    try: answer = await self.http.get(address, timeout=timeout)
+    except NO_ANSWER: return None
+    return answer.text if answer.status_code == 200 else None
 
 # %% ../../nbs/shop/04_model_client.ipynb #04b0a012
 @patch
@@ -189,10 +197,17 @@ async def similar(self: ModelClient, product_id: str|int, k: int = 10, request_i
     path = f'/products/{quote(str(product_id), safe="")}/similar?k={k}'
     return await self.call('GET', path, SimilarResponse, request_id=request_id)
 
+# %% ../../nbs/shop/04_model_client.ipynb #db4f7b94
 @patch
 async def version(self: ModelClient) -> VersionResponse:
     "Ask what is being served."
     return await self.call('GET', '/version', VersionResponse)
+
+@patch
+async def customers(self: ModelClient, prefix: str, k: int, request_id: str = '') -> CustomersResponse:
+    "Ask for customers by the beginning of their ids."
+    path = f'/customers?prefix={quote(prefix, safe="")}&k={k}'
+    return await self.call('GET', path, CustomersResponse, request_id=request_id)
 
 # %% ../../nbs/shop/04_model_client.ipynb #18981f67
 def _any_of(value: Any, wanted: Any) -> bool:
