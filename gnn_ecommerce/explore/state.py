@@ -635,7 +635,8 @@ def _product_split(self: CustomerView, item: int, n: int, without: frozenset = f
 @patch
 def _other_splits(self: CustomerView, item: int, without: frozenset) -> list[tuple]:
     tables = {'events': self.shares([item], without).by_event_type()}
-    if not without: tables['people'] = self.model.explainer.people(self.user, [item])
+    if not without:
+        tables['people'] = self.model.explainer.people(self.user, [item])
     rows = [(split, part, _PART_LABELS.get(part, part.replace('_', ' ')), share)
             for split, table in tables.items() for part, share in table.iloc[0].items()]
     if without: return rows
@@ -809,12 +810,14 @@ class _SelectedTables:
     def buy_again(self): return self.view.buy_again(self.selection.without)
     def timeline(self): return self.view.timeline()
     def effect(self): return self.view.effect(self.selection.without)
-    def score(self): return self.view.score(self.selection.item, self.selection.without)
+    def score(self):
+        return self.view.score(self.selection.item, self.selection.without)
     def paths(self):
         chosen = self.selection
         return self.view.paths(chosen.item, chosen.mode, chosen.top, chosen.without)
     def products(self): return self.view.products(self.selection.item)
-    def splits(self): return self.view.splits(self.selection.item, without=self.selection.without)
+    def splits(self):
+        return self.view.splits(self.selection.item, without=self.selection.without)
     def similar(self, k: int = 10):
         return self.model.similar(self.selection.item, k)
     def similar_customers(self, k: int = 10):
