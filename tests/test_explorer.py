@@ -489,6 +489,14 @@ def listens(port):
         return s.connect_ex(("127.0.0.1", port)) == 0
 
 
+def ink(view, place):
+    "Red of the text and of the ground of an element: 0 is dark."
+    colours = view.evaluate(
+        "e => [getComputedStyle(e).color, getComputedStyle(e).backgroundColor]", view.query_selector(place)
+    )
+    return [int(re.findall(r"\d+", colour)[0]) for colour in colours]
+
+
 @pytest.mark.slow
 def test_page_of_make_explore(project, browser, tmp_path):
     "Voila with the options of `make explore`: the explorer, none of the cells that are only for the site, no error."
@@ -527,6 +535,10 @@ def test_page_of_make_explore(project, browser, tmp_path):
             and not view.locator("h2", has_text="One customer").count()
         )
         assert view.evaluate("document.documentElement.scrollWidth <= innerWidth") and not problems
+        light = [ink(view, place) for place in ("body", ".gx-head")]
+        view.emulate_media(color_scheme="dark")
+        dark = [ink(view, place) for place in ("body", ".gx-head")]
+        assert light[0][1] > 200 > 90 > light[1][0] and dark[0][1] < 60 < 200 < dark[1][0], (light, dark)
         context.close()
     finally:
         server.terminate()
