@@ -210,7 +210,7 @@ SEARCHED = {
     "recall": "nbs/ranking/03_evaluation",
     "cold start": "nbs/models/05_fold_in",
     "shopify export": "nbs/guides/bring_your_shop",
-    "run every night": "guides/serving",
+    "run every night": "guides/papermill",
     "api key": "guides/serving",
     "csv": "nbs/guides/own_shop",
     "how often to retrain": "nbs/guides/backtest",

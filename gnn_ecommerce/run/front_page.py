@@ -124,9 +124,11 @@ def customer_card(
 #: where it is, what it is
 LINKS = {
     'why.html': 'Why these products? Lists, reasons and paths of customers, to click through',
+    '../model-recommendations/recommendations.csv': 'The lists with names, prices and reasons, for a spreadsheet',
     'inference/comparison.csv': 'All methods and metrics, with intervals',
     'inference/tasks.csv': 'Something new, bought again, everything: the three tasks',
     'notebooks': 'Each stage\'s notebook as executed, with its plots (for JupyterLab)',
+    'run.log': 'Everything that the stages printed',
 }
 
 def _links(reports: Path) -> str:
