@@ -237,7 +237,7 @@ def test_pages_of_lists_are_cards(built):
         for card in cards:
             sentence = re.search(r'class="sd-card-text">(.+?)</p>', card, re.S)
             assert sentence and len(sentence[1]) > 20, card
-    assert text.count("sd-card-img-top") > 20
+    assert text.count("sd-card-img-top") > 15
 
 
 def test_a_page_that_is_not_there_says_where_home_is(built):
