@@ -493,10 +493,11 @@ def differences(
 # %% ../nbs/05_inference.ipynb #0cbaaa32
 def worth(
     evaluations: list[Evaluation],
-    prices: pd.Series|None, # of the items, missing where unknown; None: the shop names none
+    items: pd.DataFrame|None, # a row an item, perhaps with a price
     settings: InferenceSettings,
 ) -> pd.DataFrame: # method, mean, low, high: by 100 users, those without a hit among them
     "Add up the prices of the products in the longest measured lists that were then bought."
+    prices = None if items is None else items.get('price')
     columns, tables = ['mean', 'low', 'high'], []
     if prices is None or prices.isna().all():
         return pd.DataFrame(columns=['method', *columns])
@@ -640,7 +641,7 @@ def compare_on_test(
         by_activity=by_activity,
         by_popularity=by_popularity,
         cold=cold_groups(evaluations, test, graph, settings),
-        worth=worth(evaluations, graph.items.get('price'), settings),
+        worth=worth(evaluations, graph.items, settings),
         seconds=seconds,
         customers='\n\n'.join(stories),
     )
