@@ -4,10 +4,12 @@ Built from _proc/, which tools/notebooks.py writes. Nothing is executed and noth
 """
 
 import inspect
+import os
 import re
 import sys
 from configparser import ConfigParser
 from dataclasses import is_dataclass
+from html import escape
 from pathlib import Path
 
 import plotly
@@ -21,6 +23,8 @@ from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
+from notebooks import module, numbered  # noqa: E402
+
 settings = ConfigParser(delimiters=["="])
 settings.read(ROOT / "settings.ini", encoding="utf8")
 settings = settings["DEFAULT"]
@@ -30,7 +34,7 @@ author = settings["author"]
 copyright = settings["copyright"]
 version = release = settings["version"]
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_design"]
 viewcode_follow_imported_members = False
 exclude_patterns = ["_static"]
 default_role = "code"
@@ -39,6 +43,7 @@ nb_execution_mode = "off"
 nb_merge_streams = True
 nb_render_markdown_format = "gfm"  # tables in outputs too
 nb_ipywidgets_js = {}
+nb_code_prompt_show = nb_code_prompt_hide = "Code"
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist", "attrs_inline"]
 myst_heading_anchors = 3
 myst_update_mathjax = False
@@ -56,13 +61,20 @@ add_module_names = False
 
 html_theme = "pydata_sphinx_theme"
 html_title = project
+html_baseurl = os.environ.get("SITE_URL", "")  # where it is published, with a slash at its end: for 404.html
+html_search_scorer = str(ROOT / "docs" / "scorer.js")
+html_context = {
+    "edit_page_provider_name": "GitHub",
+    "edit_page_url_template": "https://github.com/{user}/{repo}/edit/{branch}/".format(**settings)
+    + "{{ source_of(file_name) }}",
+}
 html_static_path = ["_static", str(Path(plotly.__file__).parent / "package_data" / "plotly.min.js")]
 html_css_files = ["site.css"]
 html_js_files = [("figures.js", {"defer": "defer"})]
 html_favicon = "_static/mark.svg"
 html_show_sourcelink = False
 html_sidebars = {
-    page: [] for page in ("index", "tutorial", "nbs/guides/benchmarks", "design", "changelog", "contributing")
+    page: [] for page in ("index", "404", "tutorial", "nbs/guides/benchmarks", "design", "changelog", "contributing")
 }
 html_theme_options = {
     "logo": {"image_light": "_static/mark.svg", "image_dark": "_static/mark.svg", "text": project},
@@ -72,10 +84,36 @@ html_theme_options = {
     "header_links_before_dropdown": 6,
     "pygments_light_style": "tango",
     "pygments_dark_style": "github-dark",
-    "secondary_sidebar_items": {"**": ["page-toc"], "index": []},
+    "secondary_sidebar_items": {"**": ["page-toc", "edit-this-page"], "index": []},
+    "use_edit_page_button": True,
     "footer_start": ["copyright"],
     "footer_end": [],
 }
+
+
+def edited(page):
+    "The file of the project that a page of the site is written in."
+    if page.startswith("nbs/"):
+        return page
+    if page.startswith("api/"):
+        return (
+            "nbs/"
+            + next(f for f in numbered() if f"api/{module(f).replace('.', '/')}.md" == page)
+            .relative_to(ROOT / "nbs")
+            .as_posix()
+        )
+    return page.upper().replace(".MD", ".md") if page in ("changelog.md", "contributing.md") else f"docs/{page}"
+
+
+def describe(app, page, template, context, doctree):
+    "What search engines show of a page, its first sentence; where it is edited; where home is, for 404.html."
+    texts = (p.astext() for p in doctree.findall(nodes.paragraph)) if doctree else ()
+    text = next((t for t in texts if not t.startswith("Written in the notebook")), settings["description"])
+    context["source_of"] = edited
+    tag = f'<meta name="description" content="{escape(" ".join(text.split())[:200])}">'
+    context["metatags"] = context.get("metatags", "") + tag
+    if page == "404" and app.config.html_baseurl:
+        context["metatags"] += f'<base href="{escape(app.config.html_baseurl)}">'
 
 
 def rst(text):
@@ -169,6 +207,19 @@ def mathml(self, node):
     raise nodes.SkipNode
 
 
+#: page: how many of its sections are open when it opens
+OPEN = {"nbs/guides/benchmarks": 2}
+
+
+def fold(app, doctree):
+    "Fold the later sections of a long page, below their headings. A link to a place inside opens them."
+    page = app.env.current_document.docname
+    sections = [child for child in doctree[0].children if isinstance(child, nodes.section)] if page in OPEN else []
+    for section in sections[OPEN.get(page, 0) :]:
+        section.insert(1, nodes.raw("", '<details class="more"><summary>Show</summary>', format="html"))
+        section.append(nodes.raw("", "</details>", format="html"))
+
+
 class HomePicture(SphinxDirective):
     "The picture of the home page, drawn now."
 
@@ -191,5 +242,7 @@ def setup(app):
     app.add_directive("home-picture", HomePicture)
     app.add_directive("house-picture", HousePicture)
     app.add_html_math_renderer("mathml", (mathml, None), (mathml, None))
+    app.connect("doctree-read", fold)
+    app.connect("html-page-context", describe)
     app.connect("autodoc-process-docstring", process_docstring)
     app.connect("autodoc-process-signature", process_signature)

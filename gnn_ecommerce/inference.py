@@ -6,7 +6,7 @@
 __all__ = ['KNOWN', 'InferenceSettings', 'outside_users', 'check_ids', 'read_user_list', 'chosen_users', 'Recommending',
            'recommendations_schema', 'recommendation_rows', 'write_recommendations', 'HeldOut', 'read_val', 'read_test',
            'methods', 'describe_model', 'evaluate_methods', 'events_per_user', 'new_user_lists', 'breakdowns',
-           'cold_groups', 'plot_groups', 'printable', 'differences', 'choose_customers', 'describe_customer',
+           'cold_groups', 'plot_groups', 'printable', 'differences', 'worth', 'choose_customers', 'describe_customer',
            'InferenceResult', 'read_again', 'compare_tasks', 'compare_on_test', 'plot_recall', 'plot_by_activity',
            'plot_by_popularity', 'write_inference_report', 'nothing_to_compare', 'served_job', 'run_inference']
 
@@ -32,7 +32,7 @@ from gnn_ecommerce.core import (
     expected, load_settings, progress, read_table, resolve_params, seed_everything, table_mark, write_json
 )
 from gnn_ecommerce.ranking.evaluation import (
-    METRICS, Evaluation, by_item_group, by_user_group, compare, comparison_table, evaluate, plot_curve,
+    METRICS, Evaluation, bootstrap_ci, by_item_group, by_user_group, compare, comparison_table, evaluate, plot_curve,
     popularity_groups, quantile_groups
 )
 from .graph.interactions import InteractionGraph, pairs_csr
@@ -490,6 +490,23 @@ def differences(
     columns = ['model', 'method', 'metric', *values]
     return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
 
+# %% ../nbs/05_inference.ipynb #0cbaaa32
+def worth(
+    evaluations: list[Evaluation],
+    items: pd.DataFrame|None, # a row an item, perhaps with a price
+    settings: InferenceSettings,
+) -> pd.DataFrame: # method, mean, low, high: by 100 users, those without a hit among them
+    "Add up the prices of the products in the longest measured lists that were then bought."
+    prices = None if items is None else items.get('price')
+    columns, tables = ['mean', 'low', 'high'], []
+    if prices is None or prices.isna().all():
+        return pd.DataFrame(columns=['method', *columns])
+    for e in evaluations:
+        k = max(e.ks)
+        value = np.where(e.hits[:, :k], prices.fillna(0).to_numpy()[e.ranked[:, :k]], 0).sum(1)
+        tables.append(bootstrap_ci(value, **_bootstrap(settings))[columns].mul(100).assign(method=e.name))
+    return pd.concat(tables, ignore_index=True)[['method', *columns]]
+
 # %% ../nbs/05_inference.ipynb #66cba67d
 def choose_customers(
     graph: InteractionGraph,
@@ -550,6 +567,7 @@ class InferenceResult:
     by_popularity: pd.DataFrame = _empty()
     cold: pd.DataFrame = _empty() # see `cold_groups`
     tasks: pd.DataFrame = _empty(['task', 'method', 'metric', 'mean', 'low', 'high']) # see `tasks_table`
+    worth: pd.DataFrame = _empty(['method', 'mean', 'low', 'high']) # see `worth`
     seconds: pd.DataFrame = _empty()
     customers: str = ''           # a few users and their lists
 
@@ -623,6 +641,7 @@ def compare_on_test(
         by_activity=by_activity,
         by_popularity=by_popularity,
         cold=cold_groups(evaluations, test, graph, settings),
+        worth=worth(evaluations, graph.items, settings),
         seconds=seconds,
         customers='\n\n'.join(stories),
     )
@@ -665,7 +684,7 @@ def write_inference_report(
     "Write metrics.json, the tables as CSV, the plots as PNG and customers.txt."
     folder = Path(folder)
     write_json(result.metrics, folder/'metrics.json')
-    for name in ('comparison', 'differences', 'by_activity', 'by_popularity', 'cold', 'tasks'):
+    for name in ('comparison', 'differences', 'by_activity', 'by_popularity', 'cold', 'tasks', 'worth'):
         _write_csv(getattr(result, name), folder/f'{name}.csv')
     _write_csv(result.seconds, folder/'methods.csv')
     _write_csv(result.curves, folder/'recall_at_k.csv', index=True)

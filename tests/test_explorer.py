@@ -117,6 +117,26 @@ def test_what_if_is_what_the_explainer_says_and_can_be_undone(state):
     pd.testing.assert_frame_equal(state.recommendations(), before)
 
 
+def test_what_if_splits_the_new_score_and_names_nothing_that_was_taken_out(state):
+    from gnn_ecommerce.explore.figures import shares_figure
+
+    state.surprise("buyers")
+    item = int(state.products().item[0])
+    name = short_name(state.model.graph, item)
+    assert name in {bar.name for bar in shares_figure(state).data}
+    state.toggle(item)
+    chosen = state.selection.item
+    expected = state.model.explainer.what_if(state.view.user, [item], [chosen]).after.iloc[0]
+    assert state.score() == pytest.approx(expected, abs=1e-6)
+    sums = state.splits().groupby("split").share.sum()
+    assert list(sums.index) == ["events", "products"] and np.allclose(sums, expected, atol=1e-6)
+    figure = shares_figure(state)
+    assert name not in {bar.name for bar in figure.data}
+    assert figure.layout.title.text.startswith("score without what is taken out")
+    state.toggle(item)
+    assert state.splits().split.nunique() == 4
+
+
 def test_search_is_by_the_beginning_of_the_id(state):
     ids = state.model.graph.user_ids.ids
     for prefix in ("", "1", str(ids[3])[:2], str(ids[-1])):
@@ -469,6 +489,14 @@ def listens(port):
         return s.connect_ex(("127.0.0.1", port)) == 0
 
 
+def ink(view, place):
+    "Red of the text and of the ground of an element: 0 is dark."
+    colours = view.evaluate(
+        "e => [getComputedStyle(e).color, getComputedStyle(e).backgroundColor]", view.query_selector(place)
+    )
+    return [int(re.findall(r"\d+", colour)[0]) for colour in colours]
+
+
 @pytest.mark.slow
 def test_page_of_make_explore(project, browser, tmp_path):
     "Voila with the options of `make explore`: the explorer, none of the cells that are only for the site, no error."
@@ -507,6 +535,10 @@ def test_page_of_make_explore(project, browser, tmp_path):
             and not view.locator("h2", has_text="One customer").count()
         )
         assert view.evaluate("document.documentElement.scrollWidth <= innerWidth") and not problems
+        light = [ink(view, place) for place in ("body", ".gx-head")]
+        view.emulate_media(color_scheme="dark")
+        dark = [ink(view, place) for place in ("body", ".gx-head")]
+        assert light[0][1] > 200 > 90 > light[1][0] and dark[0][1] < 60 < 200 < dark[1][0], (light, dark)
         context.close()
     finally:
         server.terminate()

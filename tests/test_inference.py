@@ -178,6 +178,7 @@ def test_again_gives_the_same_bytes(project):
         "by_activity.csv",
         "by_popularity.csv",
         "cold.csv",
+        "worth.csv",
         "recall_at_k.csv",
         "differences.csv",
         "customers.txt",

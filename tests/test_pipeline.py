@@ -49,8 +49,8 @@ def demo(folder, *args, **options):
 
 
 def ran(text):
-    "Stages that `dvc repro` says it ran, in order."
-    return re.findall(r"Running stage '(\w+)'", text)
+    "Stages that `dvc repro` says it ran, or the log of a demo, in order."
+    return [a or b for a, b in re.findall(r"Running stage '(\w+)'|^(\w+): \d+\.\d s\. ", text, re.M)]
 
 
 def change(folder, values):
@@ -129,7 +129,10 @@ def test_repro_runs_every_stage_and_keeps_executed_notebooks(first_run):
         assert all(c.execution_count for c in staged) and any(c.outputs for c in staged), stage["cmd"]
     for stage in STAGES:
         assert json.loads((folder / "reports" / stage / "metrics.json").read_text(encoding="utf8"))
-    assert "epoch" in printed, "training's progress should reach the terminal"
+    assert re.search(r"^training: \d+\.\d s\. epoch \d+ of \d+ is the best", printed, re.M), printed
+    log = (folder / "reports/run.log").read_text(encoding="utf8")
+    assert ran(log) == list(STAGES) and "choose" in log, "the details of a run are in its log"
+    assert "Running stage" not in printed and "found early: " in printed
     assert "what is recommended" in printed
     events = sum(len(pd.read_csv(f)) for f in (folder / "data/raw/sample").glob("events-*.csv"))
     assert 1500 < events < 2500, events

@@ -205,6 +205,62 @@ def test_search_finds_pages(built, tab):
     tab.wait_for_selector("#search-results li a[href*='run/01_pipeline']")
 
 
+SEARCHED = {
+    "event weights": "nbs/02_graph_build",
+    "recall": "nbs/ranking/03_evaluation",
+    "cold start": "nbs/models/05_fold_in",
+    "shopify export": "nbs/guides/bring_your_shop",
+    "run every night": "guides/papermill",
+    "api key": "guides/serving",
+    "csv": "nbs/guides/own_shop",
+    "how often to retrain": "nbs/guides/backtest",
+    "negative sampling": "nbs/models/02_losses",
+    "save model": "nbs/models/03_checkpoint",
+}
+
+
+def test_search_brings_the_right_page_first(built, tab):
+    first = {}
+    for words in SEARCHED:
+        tab.goto(f"file://{built}/search.html?q={words.replace(' ', '+')}")
+        link = tab.locator("#search-results li a").first
+        first[words] = re.sub(r"\.html.*", "", link.get_attribute("href"))
+    assert first == SEARCHED
+
+
+def test_pages_of_lists_are_cards(built):
+    "Every guide and notebook has a card with a sentence and its minutes; pictures are files of the site."
+    for page in ("guides", "notebooks"):
+        text = (built / f"{page}.html").read_text(encoding="utf8")
+        cards = re.findall(r'class="sd-card .*?class="sd-stretched-link.*?</a>', text, re.S)
+        assert len(cards) == len(re.findall(r"\d+ min", text)) > 10
+        for card in cards:
+            sentence = re.search(r'class="sd-card-text">(.+?)</p>', card, re.S)
+            assert sentence and len(sentence[1]) > 20, card
+    assert text.count("sd-card-img-top") > 15
+
+
+def test_a_page_that_is_not_there_says_where_home_is(built):
+    text = (built / "404.html").read_text(encoding="utf8")
+    assert "No such page" in text and 'href="index.html"' in text
+
+
+def test_pages_have_a_title_a_description_and_the_file_they_are_written_in(built):
+    pages = {
+        "index": "docs/index.md",
+        "nbs/04_training": "nbs/04_training.ipynb",
+        "api/models/losses": "nbs/models/02_losses.ipynb",
+        "contributing": "CONTRIBUTING.md",
+    }
+    titles = set()
+    for page, file in pages.items():
+        text = (built / f"{page}.html").read_text(encoding="utf8")
+        titles.add(re.search(r"<title>\s*(.*?)\s*</title>", text, re.S)[1])
+        assert re.search(r'<meta name="description" content="[^"]{20,}"', text), page
+        assert page == "index" or f"/edit/main/{file}" in text, page
+    assert len(titles) == 4 and not any(title.startswith("gnn_ecommerce") for title in titles)
+
+
 # Workflows
 
 

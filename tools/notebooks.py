@@ -20,6 +20,8 @@ from importlib import metadata
 from pathlib import Path
 
 import nbformat
+import yaml
+from cards import with_cards
 from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,6 +29,8 @@ DIRECTIVE = re.compile(r"\s*#\s*\|")
 ALL = re.compile(r"^__all__ = \['.*?\]$", re.M | re.S)
 HIDDEN = {"hide", "default_exp"}
 ANCHOR = re.compile(r"(\]\((?:[\w./-]+\.ipynb)?)#([^)\s]+)\)")
+#: guides of which a reader wants the results: their code is folded
+RESULTS = {"benchmarks", "eda", "explorer", "monitoring", "tuning"}
 PLOTLY, WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
 
 
@@ -55,8 +59,8 @@ def directives(cell):
     return names
 
 
-def strip(nb):
-    "The notebook as a reader should see it: no directives, no hidden cells, no empty ones."
+def strip(nb, folded=False):
+    "The notebook as a reader should see it: no directives, no hidden cells, no empty ones; imports or all code folded."
     cells = []
     for cell in nb.cells:
         flags = directives(cell)
@@ -70,6 +74,8 @@ def strip(nb):
             cell.source = ANCHOR.sub(lambda m: f"{m[1]}#{slug(m[2])})", cell.source)
         if cell.cell_type == "code":
             cell.outputs = [out for out in map(for_a_page, cell.outputs) if out]
+            if folded or cell.metadata.get("jupyter", {}).get("source_hidden"):
+                cell.metadata["tags"] = [*cell.metadata.get("tags", ()), "hide-input"]
         cells.append(cell)
     nb.cells = cells
     nb.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
@@ -135,13 +141,31 @@ def site(root=ROOT, out=None):
             continue
         page = out / file.relative_to(root)
         page.parent.mkdir(parents=True, exist_ok=True)
-        nbformat.write(strip(nbformat.read(file, 4)), page)
+        nbformat.write(strip(nbformat.read(file, 4), folded=file.stem in RESULTS), page)
     for file in (root / "nbs").rglob("*.yaml"):
         shutil.copy(file, out / file.relative_to(root))
     for name in ("CHANGELOG.md", "CONTRIBUTING.md"):
         shutil.copy(root / name, out / name.lower())
     write_api(root, out)
+    for page in (out / "guides.md", out / "notebooks.md"):
+        page.write_text(with_cards(page.read_text(encoding="utf8"), out), encoding="utf8")
+    write_words(out)
     return out
+
+
+def write_words(out):
+    "The site's index: what docs/words.yaml says that people look for, below the title of the page that answers."
+    for page, words in yaml.safe_load((out / "words.yaml").read_text(encoding="utf8")).items():
+        entry = f"```{{index}} {', '.join(f'! {word}' for word in words)}\n```"
+        file = out / f"{page}.ipynb"
+        if file.is_file():
+            nb = nbformat.read(file, 4)
+            nb.cells.insert(1, nbformat.v4.new_markdown_cell(entry))
+            nbformat.write(nb, file)
+        else:
+            file = file.with_suffix(".md")
+            head, _, rest = file.read_text(encoding="utf8").partition("\n")
+            file.write_text(f"{head}\n\n{entry}\n{rest}", encoding="utf8")
 
 
 def write_api(root, out):

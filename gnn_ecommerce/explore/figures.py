@@ -204,7 +204,8 @@ def _path_line(a: Any, b: Any, event: str, text: str, line: dict) -> dict:
 # %% ../../nbs/explore/03_figures.ipynb #c69790c3
 def _path_lines(state: ExplorerState, nodes: pd.DataFrame, lines: pd.DataFrame, weighted: bool) -> list[dict]:
     "A trace for each line."
-    widest, score, seen, traces = max(lines.share.abs().max(), 1e-30), state.score(), set(), []
+    score = state.view.score(state.selection.item) # paths are those of the whole history
+    widest, seen, traces = max(lines.share.abs().max(), 1e-30), set(), []
     for r in lines.sort_values('share', key=abs).itertuples():
         event, text = _step(state, r.left, r.right)
         if weighted and score:
@@ -271,7 +272,8 @@ def paths_figure(
     paths = f'{len(table)} path{"s" if len(table) > 1 else ""}'
     listed = f'the shortest {paths}, {len(table.path.iloc[0])-1} steps at least'
     if weighted:
-        listed = f'the heaviest {paths}, {100*table.part.sum():.1f} % of the score'
+        before = ' before' if state.selection.without else ''
+        listed = f'the heaviest {paths}, {100*table.part.sum():.1f} % of the score{before}'
     title = f'{safe(short(short_name(state.model.graph, state.selection.item), 40))}: {listed}'
     traces = [*_path_lines(state, nodes, lines, weighted), *_path_nodes(state, nodes)]
     fig = blank(title, int(min(120+44*rows, 720)), traces, hovermode='closest')
@@ -307,7 +309,7 @@ def _share_bar(r: Any, color: str, score: float) -> dict:
 def shares_figure(
     state: ExplorerState,
 ) -> go.Figure:
-    "Draw the chosen product's score, taken apart four ways."
+    "Draw the chosen product's score, taken apart; with something taken out of the history, the score without it."
     if state.selection.item is None:
         return empty_figure('Choose a customer and a product.')
     if not state.view.personal:
@@ -321,7 +323,8 @@ def shares_figure(
         for k, r in enumerate(part.itertuples()):
             if abs(r.share*(100/score if score > 0 else 1.)) >= 1e-9*(100/score if score > 0 else 1.):
                 bars.append(_share_bar(r, _split_color(split, r.kind, k), score))
-    title = f'score {score:.3g}, taken apart four ways'
+    left = f' without what is taken out: {score:.3g}' if state.selection.without else f' {score:.3g}'
+    title = f'score{left}, taken apart {("two", "four")[table.split.nunique() > 2]} ways'
     fig = blank(title, 250, bars, barmode='relative', showlegend=False, bargap=.35)
     unit = '% of the score' if score > 0 else 'share'
     fig.update_xaxes(title=dict(text=unit, font=dict(size=11)), zeroline=True)

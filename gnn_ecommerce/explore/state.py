@@ -421,25 +421,27 @@ def _note(self: CustomerView) -> str:
 
 # %% ../../nbs/explore/02_state.ipynb #4b4f93c2
 @patch
-def _shares(self: CustomerView, items: tuple[int, ...]) -> Shares:
-    return self.model.explainer.shares(self.user, np.asarray(items, np.int64))
+def _shares(self: CustomerView, items: tuple[int, ...], without: frozenset) -> Shares:
+    return self.model.explainer.shares(self.user, np.asarray(items, np.int64), without)
 
 @patch
 def shares(self: CustomerView,
     items: np.ndarray, # int (m,) item indices
+    without: frozenset = frozenset(), # items taken out of the history
 ) -> Shares:
     "Split the scores of some products exactly. Raises `GnnEcommerceError` if they cannot be split."
     if not self.explained:
         what = 'a customer with history and a recommender whose score can be split'
         raise GnnEcommerceError(expected('shares', what, 'none'))
-    return self.made('_shares', tuple(int(i) for i in items))
+    return self.made('_shares', tuple(int(i) for i in items), without)
 
 @patch
 def score(self: CustomerView,
     item: int|None, # item index
+    without: frozenset = frozenset(), # items taken out of the history
 ) -> float:
-    "Score of a product, with the whole history; NaN if it cannot be split."
-    return float(self.shares([item]).score[0]) if self.explained and item is not None else np.nan
+    "Score of a product; NaN if it cannot be split."
+    return float(self.shares([item], without).score[0]) if self.explained and item is not None else np.nan
 
 # %% ../../nbs/explore/02_state.ipynb #8b6af096
 @patch
@@ -618,8 +620,8 @@ _PART_LABELS = {
 
 # %% ../../nbs/explore/02_state.ipynb #c278fd7d
 @patch
-def _product_split(self: CustomerView, item: int, n: int) -> list[tuple]:
-    shares = self.shares([item])
+def _product_split(self: CustomerView, item: int, n: int, without: frozenset = frozenset()) -> list[tuple]:
+    shares = self.shares([item], without)
     part, history = shares.products[:, 0], shares.history
     order = np.argsort(-np.abs(part), kind='stable')
     rows = [('products', f'product {int(history[e])}', short_name(self.graph, int(history[e])), part[e])
@@ -631,11 +633,13 @@ def _product_split(self: CustomerView, item: int, n: int) -> list[tuple]:
 
 # %% ../../nbs/explore/02_state.ipynb #aff30bda
 @patch
-def _other_splits(self: CustomerView, item: int) -> list[tuple]:
-    tables = {'events': self.shares([item]).by_event_type(),
-              'people': self.model.explainer.people(self.user, [item])}
+def _other_splits(self: CustomerView, item: int, without: frozenset) -> list[tuple]:
+    tables = {'events': self.shares([item], without).by_event_type()}
+    if not without:
+        tables['people'] = self.model.explainer.people(self.user, [item])
     rows = [(split, part, _PART_LABELS.get(part, part.replace('_', ' ')), share)
             for split, table in tables.items() for part, share in table.iloc[0].items()]
+    if without: return rows
     walks = self.made('_walks', item)
     labels = walks.kind.map(lambda part: _PART_LABELS.get(part, part))
     sums = walks.share.groupby(labels, sort=False).sum()
@@ -646,11 +650,12 @@ def _other_splits(self: CustomerView, item: int) -> list[tuple]:
 def splits(self: CustomerView,
     item: int|None, # item index
     n: int = 5,     # products of the history that are named
+    without: frozenset = frozenset(), # items taken out of the history
 ) -> pd.DataFrame: # split, kind, label, share; each split sums to the score
-    "Take a product's score apart four ways: by product, by type of event, by people, by paths."
+    "Take a product's score apart: by product, by type of event and, with the whole history, by people and by paths."
     rows = []
     if item is not None and self.explained:
-        rows = [*self._product_split(item, n), *self._other_splits(item)]
+        rows = [*self._product_split(item, n, without), *self._other_splits(item, without)]
     return pd.DataFrame(rows, columns=['split', 'kind', 'label', 'share'])
 
 # %% ../../nbs/explore/02_state.ipynb #2b621e8e
@@ -805,12 +810,14 @@ class _SelectedTables:
     def buy_again(self): return self.view.buy_again(self.selection.without)
     def timeline(self): return self.view.timeline()
     def effect(self): return self.view.effect(self.selection.without)
-    def score(self): return self.view.score(self.selection.item)
+    def score(self):
+        return self.view.score(self.selection.item, self.selection.without)
     def paths(self):
         chosen = self.selection
         return self.view.paths(chosen.item, chosen.mode, chosen.top, chosen.without)
     def products(self): return self.view.products(self.selection.item)
-    def splits(self): return self.view.splits(self.selection.item)
+    def splits(self):
+        return self.view.splits(self.selection.item, without=self.selection.without)
     def similar(self, k: int = 10):
         return self.model.similar(self.selection.item, k)
     def similar_customers(self, k: int = 10):
