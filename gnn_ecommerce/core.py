@@ -516,10 +516,11 @@ class progress:
         desc: str = '',           # what is being done
         total: int|None = None,   # how many; `len(items)` by default
         mode: Literal['bar', 'log', 'none']|None = None, # None: by environment
-        every: float = 30.,       # seconds between lines in a log
+        every: float|None = None, # seconds between lines in a log; None: GNN_ECOMMERCE_EVERY, or 30
         done: int = 0,            # how many an earlier run has done
     ):
-        self.items, self.desc, self.every = items, desc, every
+        self.items, self.desc = items, desc
+        self.every = every if every is not None else float(os.environ.get('GNN_ECOMMERCE_EVERY', 30))
         self.total = total if total is not None else len(items) if hasattr(items, '__len__') else None
         self.mode = mode or os.environ.get('GNN_ECOMMERCE_PROGRESS') or _progress_mode()
         self.numbers, self.done, self.first, self.around = {}, done, done, _AROUND.get()

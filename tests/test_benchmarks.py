@@ -196,8 +196,6 @@ def test_accuracy_figures_in_the_readme_are_those_of_the_files():
 
 
 def test_whole_shop_runs_every_stage_and_reads_what_each_took(tmp_path, monkeypatch):
-    import subprocess
-
     from benchmarks import shop
     from gnn_ecommerce.run import pipeline
 
@@ -208,16 +206,16 @@ def test_whole_shop_runs_every_stage_and_reads_what_each_took(tmp_path, monkeypa
         (folder / "params.yaml").write_text("sample_data:\n  events: 1\n  items: 5\n")
         return folder
 
-    def run(command, cwd, **more):
-        calls.append(command[command.index("repro") + 1 :])
-        (cwd / "reports" / "notebooks").mkdir(parents=True)
+    def repro(root, targets, *others):
+        calls.append(list(targets))
+        (root / "reports" / "notebooks").mkdir(parents=True)
         for n, stage in enumerate(list(shop.STAGES)[: 2 if calls[-1] == ["data_prep"] else None], 1):
             nb = nbformat.v4.new_notebook(metadata={"papermill": {"duration": float(n), "peak_gb": n / 10}})
-            nbformat.write(nb, cwd / "reports" / "notebooks" / f"0{n}_{stage}.ipynb")
-        return subprocess.CompletedProcess(command, 0)
+            nbformat.write(nb, root / "reports" / "notebooks" / f"0{n}_{stage}.ipynb")
+        return 0
 
     monkeypatch.setattr(shop, "clone", clone)
-    monkeypatch.setattr(pipeline.subprocess, "run", run)
+    monkeypatch.setattr(pipeline, "_repro", repro)
     rows = shop.rows_of("some", shop.costs_of(4000, tmp_path / "shop"))
     assert calls == [["explainability", "bundle"]] and "events: 4000" in (tmp_path / "shop" / "params.yaml").read_text()
     assert {(r["name"], r["metric"]): r["value"] for r in rows if r["name"] in ("data_prep", "total")} == {

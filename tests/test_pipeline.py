@@ -236,14 +236,11 @@ def test_demo_on_own_files_with_other_names(project, tmp_path):
     assert ran(again) == [] and "up to date" in again
     both = demo(project, "--events", f"{tmp_path}/mine", "--size", "4000", ok=False)
     assert both.returncode == 1 and "expected one of EVENTS, your own files, FROM or SHOP" in both.stdout
-    left = demo(project, "--size", "2k", ok=False)
-    assert left.returncode == 1 and "data_prep.columns, data_prep.event_types" in left.stdout
-    git(project, "checkout", "params.yaml")
-    assert changed(project)[0] == "data_prep", "the built-in shop again"
-    git(project, "checkout", "dvc.lock")
-    run(project, "dvc", "checkout", "--force")
     back = demo(project, "--size", "2k").stdout
-    assert ran(back) == [] and "what is recommended" in back
+    assert "data_prep.columns: {" in back and read_params(project / "params.yaml")["data_prep"]["columns"] == {}
+    assert set(ran(back)) <= {"data_prep"} and "what is recommended" in back
+    git(project, "checkout", "params.yaml", "dvc.lock")
+    run(project, "dvc", "checkout", "--force")
 
 
 def test_works_without_git(project, tmp_path):

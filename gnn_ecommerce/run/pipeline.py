@@ -666,6 +666,9 @@ def stage_result(
     except (KeyError, ValueError, TypeError, ArtifactError): return ''
 
 # %% ../../nbs/run/01_pipeline.ipynb #c2e0b09a
+#: how far a piece of work is: shown as long as it is true, not kept
+_GOING_ON = re.compile(r' in [\d.]+ s, \d+ s left')
+
 def follow(
     printed: Iterable[str], # lines of `dvc repro`
     root: str|Path,         # the project
@@ -676,7 +679,8 @@ def follow(
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open('w', encoding='utf8') as log, console.status('') as status:
         for line in printed:
-            print(line, end='', file=log, flush=True)
+            if not _GOING_ON.search(line):
+                print(line, end='', file=log, flush=True)
             if begun := re.match(r"Running stage '(\w+)'", line):
                 stage, start, odd = begun[1], time.monotonic(), []
             elif line.startswith(('  kept, but look', '  rejected')):
@@ -696,7 +700,8 @@ _REASON = 'GNN_ECOMMERCE_REASON'
 def _repro(root: str|Path, targets: tuple[str, ...], reason: Path, console: Console) -> int: # exit code
     "Run `dvc repro` and follow it."
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')])
-    env = {**os.environ, 'PATH': path, 'PYTHONUNBUFFERED': '1', _REASON: str(reason)}
+    env = {**os.environ, 'PATH': path, 'PYTHONUNBUFFERED': '1', 'GNN_ECOMMERCE_EVERY': '2',
+           _REASON: str(reason)}
     command, text = [sys.executable, '-m', 'dvc', 'repro', *targets], dict(encoding='utf8', errors='replace')
     with subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **text) as run:
         follow(run.stdout, root, console)

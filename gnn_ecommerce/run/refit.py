@@ -46,8 +46,7 @@ class RefitSettings(StageSettings):
     until: Literal['all', 'val', 'none'] = Field('all', description='which events the served model learns from: all, '
         'those before the test period (val), or only the training period (none: the evaluated model is served)')
     start: Literal['warm', 'cold'] = Field('cold', description='until all: train from the beginning (cold), or '
-        'go on from the last final model of the same training if there are newer events (warm): a fifth of the time, '
-        'a little worse')
+        'turn the last final model of the same training to newer events if there are any (warm): no training')
     nights: int = Field(10, ge=1, description='warm starts in a row before one that is cold')
     check: bool = Field(True, description='also refit up to the test period and measure that model on it')
     k: int = Field(20, ge=1, le=1000, description='length of the lists that are measured')
