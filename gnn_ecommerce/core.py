@@ -507,8 +507,6 @@ def seed_everything(seed: int) -> np.random.Generator:
     return rng(seed)
 
 # %% ../nbs/00_core.ipynb #2a03a438
-_AROUND: ContextVar[progress_around|None] = ContextVar('around', default=None)
-
 class progress:
     "Show a bar (terminal, notebook) or lines (log file). Iterate over it, or use it as a context and `step`."
     def __init__(self,
@@ -541,6 +539,9 @@ class progress:
         if self.mode == 'log': print(self._line(time.monotonic()), flush=True)
 
 # %% ../nbs/00_core.ipynb #core0032
+#: the bar that is open around others
+_AROUND: ContextVar[progress_around|None] = ContextVar('around', default=None)
+
 def _progress_mode() -> str: # 'bar' or 'log'
     "A bar if somebody watches."
     notebook = 'IPython' in sys.modules and getattr(sys.modules['IPython'].get_ipython(), 'kernel', None) is not None
