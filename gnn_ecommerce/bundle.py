@@ -5,7 +5,7 @@
 # %% ../nbs/07_bundle.ipynb #4738187b
 from __future__ import annotations
 import bisect, errno, hashlib, json, os, re, shutil, tempfile, time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -198,6 +198,29 @@ def decode(self: MappedIds, index: Iterable[int]) -> np.ndarray:
 
 @patch(as_prop=True)
 def ids(self: MappedIds) -> np.ndarray: return self.decode(np.arange(len(self)))
+
+# %% ../nbs/07_bundle.ipynb #a9b31c54
+def _ranges(prefix: str) -> Iterator[tuple[int, int]]: # first and last, shorter numbers first
+    "Integers of 64 bits that begin with a sign and digits."
+    digits, sign = prefix.lstrip('-'), -1 if prefix[0] == '-' else 1
+    for more in range(20-len(digits) if digits != '0' else 1):
+        first, last = sorted((sign*int(digits)*10**more, sign*((int(digits)+1)*10**more-1)))
+        first, last = max(first, -2**63), min(last, 2**63-1)
+        if first <= last: yield first, last
+
+@patch
+def starting(self: MappedIds,
+    prefix: str, # not empty
+    k: int,      # at most
+) -> np.ndarray: # int (up to k,) indices
+    "Find ids by their beginning."
+    key = prefix.encode(errors='replace')
+    if self.is_text: # no byte of UTF-8 is as large as the last
+        ends = [tuple(bisect.bisect_left(self.strings, end) for end in (key, key+b'\xff'))]
+    elif re.fullmatch('-?([1-9][0-9]{0,18}|0)', prefix):
+        ends = [(self.values.searchsorted(a), self.values.searchsorted(b, 'right')) for a, b in _ranges(prefix)]
+    else: ends = []
+    return np.array([i for first, last in ends for i in range(first, min(last, first+k))][:k], np.int64)
 
 # %% ../nbs/07_bundle.ipynb #70a598c3
 def stored(

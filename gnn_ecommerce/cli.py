@@ -493,25 +493,17 @@ def _refusal(err: Any) -> str: # err: an `HTTPError`
     try: return json.load(err)['detail']
     except (ValueError, TypeError, KeyError): return err.reason
 
-# %% ../nbs/11_cli.ipynb #270ff071
-def _open_url(request: Any, timeout: float) -> Any: # an HTTP response
-    "Open an address; one on this machine without a proxy, whatever the environment says."
-    import urllib.parse
-    import urllib.request
-    local = urllib.parse.urlsplit(request.full_url).hostname in ('localhost', '127.0.0.1', '::1')
-    handlers = [urllib.request.ProxyHandler({})] if local else []
-    return urllib.request.build_opener(*handlers).open(request, timeout=timeout)
-
 # %% ../nbs/11_cli.ipynb #cd8e2db2
 def _post(url: str, body: dict) -> dict:
     "Call a model server. Raises `GnnEcommerceError` with the server's reason, or why there is no answer."
     import urllib.error
     import urllib.request
+    from gnn_ecommerce.serving.protocol import open_url
     token = os.environ.get('GNN_ECOMMERCE_ADMIN_TOKEN')
     headers = {'Content-Type': 'application/json'} | ({'Authorization': f'Bearer {token}'} if token else {})
     try:
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-        with _open_url(request, 330) as response: return json.load(response)
+        with open_url(request, 330) as response: return json.load(response)
     except urllib.error.HTTPError as err:
         status = f'status {err.code}: {_refusal(err)}'
         raise GnnEcommerceError(expected('', 'the server to activate the bundle', status)) from None

@@ -607,7 +607,6 @@ class progress_around:
         if exc[0] is None: self.bar.step(100-self.bar.done)
         self.bar.__exit__(*exc)
 
-
 # %% ../nbs/00_core.ipynb #b42d3a61
 @patch
 def move(self: progress_around, part: progress):
@@ -620,7 +619,6 @@ def move(self: progress_around, part: progress):
     left = {} if self.seconds is None else {'at most': f'{max(0, self.seconds-time.monotonic()+self.bar._start):.0f} s'}
     self.bar.set(part=part.desc, **part.numbers, **left)
     self.bar.step(max(0, now-self.bar.done))
-
 
 # %% ../nbs/00_core.ipynb #c9ffdcbb
 def available_memory(

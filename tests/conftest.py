@@ -51,6 +51,20 @@ SKIPS = {
 }
 
 
+@pytest.fixture(scope="module")
+def browser():
+    "Chromium. Skips where there is none."
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if not path:
+        pytest.skip("no chromium on the PATH: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
 #: files that take minutes come first, so that no processor waits for them at the end; the first of them compiles the
 #: kernels of training, which the clones of test_pipeline then copy
 LONG = ["test_resume", "test_site", "test_pipeline", "test_closed_chain", "test_explorer", "test_tuning"]

@@ -20,7 +20,7 @@ from conftest import ROOT
 from gnn_ecommerce.graph.wording import short_name
 
 sys.path.insert(0, str(ROOT))
-from benchmarks.explorer import CHROMIUM, jupyterlab  # noqa: E402
+from benchmarks.explorer import jupyterlab  # noqa: E402
 
 OVERLAY = {
     "sample_data": {"events": 10_000, "users": None, "items": 200},
@@ -43,18 +43,6 @@ def state(project):
     from gnn_ecommerce.explore.state import ExplorerState
 
     return ExplorerState.from_project(project)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    "Debian's chromium. Skips where there is none."
-    if not Path(CHROMIUM).is_file():
-        pytest.skip(f"no {CHROMIUM}: apt-get install chromium")
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 # The state

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 
@@ -123,20 +122,6 @@ def test_a_figure_becomes_a_page_and_a_widget_does_not():
 
 
 # The pages in a browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    "Chromium without a network. Skips where there is none."
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if not path:
-        pytest.skip("no chromium on the PATH")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"Names with quotes, slashes, tags and line ends come through every door: files, lists, command line, pages and routes."
+"Names with quotes, slashes, tags and line ends come through every door: files, lists, command line, pages, routes."
 
 import csv
 import json

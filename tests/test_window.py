@@ -16,7 +16,6 @@ from gnn_ecommerce.api_server import WINDOW_SCOPES, api_settings, create_app
 from gnn_ecommerce.model_server import ModelMetrics, Shared
 from gnn_ecommerce.shop.stores import Store
 
-CHROMIUM = "/usr/bin/chromium"
 PAGES = {file.name: file for file in files("gnn_ecommerce.shop").joinpath("window").iterdir()}
 
 
@@ -149,18 +148,6 @@ def test_every_metric_that_rules_and_dashboard_name_exists(shop, name):
 
 
 # In a browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    "Debian's chromium. Skips where there is none."
-    if not Path(CHROMIUM).is_file():
-        pytest.skip(f"no {CHROMIUM}: apt-get install chromium")
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 #: names of controls, and the contrast of each text with what is behind it

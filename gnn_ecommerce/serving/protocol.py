@@ -9,9 +9,10 @@ __all__ = ['MAX_K', 'MAX_BASKET', 'MAX_PRODUCTS', 'MAX_REQUESTS', 'MAX_VALUES', 
            'SimilarResponse', 'KnownCustomer', 'CustomersResponse', 'ServedBundle', 'VersionResponse',
            'ActivateRequest', 'ActivateResponse', 'InferTensor', 'InferOutput', 'InferRequest', 'InferResponse',
            'TensorInfo', 'ModelMetadata', 'ServerMetadata', 'problem', 'ProblemError', 'Problem', 'decode', 'encode',
-           'openapi']
+           'open_url', 'openapi']
 
 # %% ../../nbs/serving/01_protocol.ipynb #bd89b603
+import urllib.parse, urllib.request
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -297,6 +298,17 @@ def decode(
 def encode(value: Any) -> bytes:
     "Write an object as JSON."
     return _encoder.encode(value)
+
+# %% ../../nbs/serving/01_protocol.ipynb #a90f6c58
+def open_url(
+    request: str|urllib.request.Request, # or the address alone
+    timeout: float, # seconds
+) -> Any: # an HTTP response
+    "Open an address; one on this machine without a proxy, whatever the environment says."
+    address = request if isinstance(request, str) else request.full_url
+    local = urllib.parse.urlsplit(address).hostname in ('localhost', '127.0.0.1', '::1')
+    handlers = [urllib.request.ProxyHandler({})] if local else []
+    return urllib.request.build_opener(*handlers).open(request, timeout=timeout)
 
 # %% ../../nbs/serving/01_protocol.ipynb #e0e9a61d
 #: (method, path) -> what it does, type of the body, type of the answer
