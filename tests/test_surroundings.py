@@ -1,6 +1,7 @@
 """What is around a run: Ctrl-C, proxies, a second command, another shop's settings."""
 
 import errno
+import functools
 import json
 import os
 import signal
@@ -31,7 +32,9 @@ def project(tmp_path, monkeypatch):
 def test_ctrl_c_is_one_sentence_and_130(tmp_path):
     os.mkfifo(tmp_path / "events.csv")
     command = [sys.executable, "-m", "gnn_ecommerce.cli", "doctor", str(tmp_path / "events.csv")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    # started in the background of a shell, as in a script, this process would ignore the signal, and so would its child
+    heeds = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heeds) as process:
         with open(tmp_path / "events.csv", "w"):  # goes on when the command reads
             process.send_signal(signal.SIGINT)
             _, err = process.communicate(timeout=60)
